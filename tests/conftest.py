@@ -1,0 +1,31 @@
+"""What every test starts from: float64, one thread, fixed seeds, an empty param store; and what it leaves behind."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import pytest
+import torch
+
+SEED = 0
+
+torch.set_num_threads(1)  # one thread a worker: the workers of pytest-xdist share the cores
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """Float64, fixed seeds and an empty param store around each test."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(SEED)  # seeds torch, random and numpy
+    yield
+    pyro.clear_param_store()
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def generator():
+    """A generator of its own, for code that takes one."""
+    return torch.Generator().manual_seed(SEED)
