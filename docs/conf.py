@@ -1,0 +1,53 @@
+"""Sphinx configuration. `make docs` builds with warnings as errors."""
+
+import shutil
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+# The executed notebooks live beside their text halves in tutorials/; Sphinx wants its sources under docs/.
+TUTORIALS = HERE / "tutorials"
+shutil.rmtree(TUTORIALS, ignore_errors=True)
+TUTORIALS.mkdir()
+for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
+    shutil.copy(notebook, TUTORIALS)
+
+project = "pyro_align"
+author = "The pyro_align developers"
+copyright = f"{author}, Apache-2.0"
+version = release = installed_version("pyro_align")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+
+html_theme = "furo"
+html_title = f"pyro_align {version}"
+html_static_path = ["_static"]
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are executed by tutorials/execute.py and shown as they are
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autosummary_generate = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# Every cross-reference inside the package must resolve. Names of other projects are not looked up: the build needs
+# no network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!pyro_align).*"),
+]

@@ -1,0 +1,201 @@
+"""Imports run downwards only, from the verbs a user calls to the mathematics.
+
+`ROOMS` is the house from the roof to the ground: a room may import the rooms below it and never those above.
+A new module or folder of `pyro_align/` gets one line in it, at its height.
+"""
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "pyro_align"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+
+ROOMS = (
+    "demo",
+    "align",
+    "barrier",
+    "draws",
+    "report",
+    "plots",
+    "paths",
+    "density",
+    "discovery",
+    "guides",
+    "matching",
+    "symmetry",
+    "_tables",
+    "axes",
+    "errors",
+)
+
+# Rooms that do not know a room below them either.
+STRANGERS = {
+    ("guides", "matching"),
+}
+
+# Rooms that may import nothing but the standard library, their lower rooms, and these.
+ONLY = {
+    "errors": set(),
+    "axes": {"torch"},
+    "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
+    "matching": {"torch", "numpy", "scipy"},
+}
+
+# What only these rooms may import: a module is reserved together with everything inside it.
+RESERVED = {
+    "torch.fx": {"discovery"},
+    "pyro.infer.autoguide": {"guides", "demo"},  # the demo fits its guides as a user would
+    "arviz": {"report"},
+    "matplotlib": {"plots", "demo"},
+    "sklearn": {"demo"},
+    "tests": set(),
+}
+
+ROOF = "__init__"  # the package's own __init__.py: re-exports only
+
+
+@dataclass(frozen=True)
+class Import:
+    """`name` is what is imported or used, dotted and absolute; `line` is where."""
+
+    name: str
+    line: int
+
+    @property
+    def room(self):
+        """The room of the package it leads to, "" for the package itself, None for a module of others."""
+        top, _, rest = self.name.partition(".")
+        return rest.split(".")[0] if top == PACKAGE else None
+
+
+def sources():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path, source=None):
+    """Every import in a file, inside functions too, and dotted uses such as `torch.fx.wrap` of an imported module.
+
+    What stands under `if TYPE_CHECKING:` is for type checkers and never runs; it does not count.
+    """
+    package = (PACKAGE, *path.relative_to(ROOT).parent.parts)
+    tree = ast.parse(path.read_text(encoding="utf-8") if source is None else source, str(path))
+    found, modules = [], set()
+    for node in walk_running(tree):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, node.lineno) for alias in node.names]
+            modules |= {alias.name.split(".")[0] for alias in node.names if alias.asname is None}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found += [Import(f"{base}.{alias.name}", node.lineno) for alias in node.names]
+    for node in walk_running(tree):
+        if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)) and dotted.split(".")[0] in modules:
+            found.append(Import(dotted, node.lineno))
+    return found
+
+
+def walk_running(tree):
+    """`ast.walk` without the bodies of `if TYPE_CHECKING:`."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)
+
+
+def dotted_name(node):
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
+
+
+def violations(room, imports):
+    """One sentence for each import that breaks a rule."""
+    for found in imports:
+        there = found.room
+        if there == "":
+            yield f"line {found.line}: imports {PACKAGE} itself; import the module that defines the name"
+        elif there is not None and there != room:
+            if there not in ROOMS:
+                if room != "demo":
+                    yield f"line {found.line}: {found.name} is not a room; import from the module that defines it"
+            elif ROOMS.index(there) < ROOMS.index(room):
+                yield f"line {found.line}: {room} imports {there}, which lies above it"
+            elif (room, there) in STRANGERS:
+                yield f"line {found.line}: {room} and {there} do not know each other"
+        elif there is None:
+            top = found.name.split(".")[0]
+            if room in ONLY and top not in ONLY[room] and top not in sys.stdlib_module_names:
+                yield f"line {found.line}: {room} may import {sorted(ONLY[room]) or 'nothing'}, not {top}"
+            for reserved, owners in RESERVED.items():
+                if f"{found.name}.".startswith(f"{reserved}.") and room not in owners:
+                    yield f"line {found.line}: {room} imports {found.name}; only {sorted(owners)} may import {reserved}"
+
+
+def test_every_module_has_its_room():
+    homeless = sorted({room_of(path) for path in sources()} - {ROOF, *ROOMS})
+    assert not homeless, f"{homeless} are not in ROOMS of tests/test_imports.py: add each at its height"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_downwards(room):
+    broken = [
+        f"{path.relative_to(ROOT.parent)}, {sentence}"
+        for path in sources()
+        if room_of(path) == room
+        for sentence in violations(room, imports_of(path))
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_the_roof_only_re_exports():
+    """`pyro_align/__init__.py`: a docstring, imports from rooms, a literal version, and `__all__`."""
+    path = ROOT / "__init__.py"
+    allowed, names = (ast.Import, ast.ImportFrom), set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets}
+            ast.literal_eval(node.value)  # setup.cfg and readers take these without running anything
+        else:
+            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert isinstance(node, allowed) or is_docstring, f"line {node.lineno}: more than a re-export"
+    assert names == {"__version__", "__all__"}
+    strange = [found for found in imports_of(path) if found.room not in ROOMS or found.room == "demo"]
+    assert not strange, f"imports of something other than a room below: {strange}"
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "sentence"),
+    [
+        ("guides/normal.py", "from pyro_align.align import align", "lies above"),
+        ("guides/normal.py", "from ..align import align", "lies above"),
+        ("guides/normal.py", "def f():\n    from ..matching import match", "do not know each other"),
+        ("guides/normal.py", "from .. import Symmetry", "not a room"),
+        ("paths.py", "import pyro_align", "itself"),
+        ("matching/lap.py", "import pyro", "may import"),
+        ("align.py", "import torch\ntorch.fx.wrap", "torch.fx"),
+        ("align.py", "from torch.fx.experimental.proxy_tensor import make_fx", "torch.fx"),
+        ("align.py", "from torch import fx", "torch.fx"),
+        ("align.py", "import pyro\npyro.infer.autoguide.AutoNormal", "pyro.infer.autoguide"),
+        ("errors.py", "import torch", "nothing"),
+        ("align.py", "from .guides import read\nfrom . import paths\nimport torch", None),
+        ("align.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .demo import x", None),
+    ],
+)
+def test_the_rules_catch_what_they_forbid(room, source, sentence):
+    path = ROOT / room
+    sentences = list(violations(room_of(path), imports_of(path, source)))
+    assert not sentences if sentence is None else any(sentence in found for found in sentences)
