@@ -25,6 +25,7 @@ ROOMS = (
     "density",
     "discovery",
     "guides",
+    "_effects",
     "matching",
     "symmetry",
     "_tables",
