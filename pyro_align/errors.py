@@ -1,0 +1,33 @@
+"""The exceptions of pyro_align. Every message names the site and the axis at fault and says what to do."""
+
+
+class PyroAlignError(Exception):
+    """Base class of every error that pyro_align raises on purpose."""
+
+
+class SymmetryError(PyroAlignError, ValueError):
+    """A symmetry does not fit its model, its tensors, or itself."""
+
+
+class TraceError(PyroAlignError, RuntimeError):
+    """A model could not be traced, so its symmetry cannot be found from it."""
+
+
+class GuideError(PyroAlignError, ValueError):
+    """A guide cannot be read, relabelled or moved."""
+
+
+class MatchError(PyroAlignError, ValueError):
+    """Two posteriors cannot be matched."""
+
+
+class BarrierError(PyroAlignError, ValueError):
+    """A path cannot be evaluated."""
+
+
+class ReproducibilityWarning(UserWarning):
+    """A result depends on something that a seed does not fix."""
+
+
+class DiagnosticWarning(UserWarning):
+    """A result is valid but should not be read at face value."""
