@@ -22,9 +22,9 @@ ROOMS = (
     "report",
     "plots",
     "paths",
-    "density",
     "discovery",
     "guides",
+    "density",  # the log joint that discovery traces
     "_effects",
     "matching",
     "symmetry",
