@@ -1,8 +1,9 @@
 """Sphinx configuration. `make docs` builds with warnings as errors."""
 
 import shutil
-from importlib.metadata import version as installed_version
 from pathlib import Path
+
+import pyro_align
 
 HERE = Path(__file__).parent
 
@@ -16,7 +17,7 @@ for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
 project = "pyro_align"
 author = "The pyro_align developers"
 copyright = f"{author}, Apache-2.0"
-version = release = installed_version("pyro_align")
+version = release = pyro_align.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
