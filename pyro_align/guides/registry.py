@@ -1,0 +1,102 @@
+"""The open verbs: reading a guide, relabelling a guide, and telling two guides apart.
+
+A reader is registered for one concrete type. A subclass does not inherit it: ``AutoIAFNormal`` is an ``AutoContinuous``
+and stores something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.modules import shared_tensors, warn_if_stale
+from pyro_align.guides.posterior import Posterior
+from pyro_align.symmetry import Permutation
+
+Reader = Callable[[Any], Posterior]
+
+
+@singledispatch
+def _readers(guide) -> Posterior:
+    raise GuideError(
+        f"there is no rule for reading a {type(guide).__name__}; register one with register_guide(type), "
+        "or describe the guide by a trace: trace_guide(guide, *args)"
+    )
+
+
+def register_guide(*types: type) -> Callable[[Reader], Reader]:
+    """Registers a reader ``guide -> Posterior`` for concrete guide types; subclasses need a registration of their own.
+
+    Example:
+        >>> from pyro_align.guides import register_guide, read_guide
+        >>> class Mine:
+        ...     pass
+        >>> @register_guide(Mine)
+        ... def read_mine(guide):
+        ...     raise NotImplementedError
+    """
+
+    def register(reader: Reader) -> Reader:
+        for cls in types:
+            _readers.register(cls, reader)
+        return reader
+
+    return register
+
+
+def registered_guides() -> tuple[type, ...]:
+    """The guide types that have a rule."""
+    return tuple(cls for cls in _readers.registry if cls is not object)
+
+
+def read_guide(guide: Any) -> Posterior:
+    """A snapshot of a guide that owns its tensors; the guide and the param store stay as they are.
+
+    The values are those of the guide's own parameters, also where the param store has been cleared, scoped or filled by
+    another guide since.
+
+    Args:
+        guide: A guide of a registered type, or a :class:`Posterior`, which is returned as it is.
+
+    Raises:
+        GuideError: There is no rule for the guide's type, it is untrained, or its parameters are NaN or infinite.
+    """
+    if isinstance(guide, Posterior):
+        return guide
+    reader = _readers.registry.get(type(guide), _readers.registry[object])
+    warn_if_stale(guide)
+    return reader(guide)
+
+
+def permute_guide(guide: Any, p: Permutation):
+    """A new guide of the same type whose draws are the relabelled draws of ``guide``, exactly.
+
+    Its log density at a relabelled draw equals the old one at the draw. The old guide stays as it is.
+
+    Raises:
+        GuideError: The guide cannot be read, or not be relabelled exactly; the message names the site and a remedy.
+    """
+    return read_guide(guide).permute(p).to_guide()
+
+
+def check_distinct(guide_a: Any, guide_b: Any) -> None:
+    """Refuses two guides that are one: they share parameters through the global param store.
+
+    Two guides of one class and one model have the same parameter names, and the param store hands the second the
+    tensors of the first. Passing one and the same guide object twice is allowed.
+
+    Raises:
+        GuideError: The guides share tensors.
+    """
+    if guide_a is guide_b:
+        return
+    shared = shared_tensors(guide_a, guide_b)
+    if shared:
+        raise GuideError(
+            f"the two guides share {len(shared)} parameters through Pyro's param store (first: '{shared[0]}'), so they "
+            "are one posterior: guides of one class have the same parameter names. Fit each inside its own "
+            "`with pyro.get_param_store().scope():`, or make them children of one module "
+            "(box = PyroModule(); box.a = AutoNormal(model); box.b = AutoNormal(model)), and build both anew"
+        )

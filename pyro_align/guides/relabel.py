@@ -1,0 +1,144 @@
+"""How a relabelling of constrained values acts on the unconstrained coordinates in which a guide lives.
+
+An elementwise bijection commutes with relabelling, so the action on the coordinates is the same indexing. A bijection
+that mixes an axis (stick-breaking, ordered, Cholesky) commutes only with relabellings of the *other* axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_align.axes import Fixed, axis_size, leaves
+from pyro_align.errors import GuideError, SymmetryError
+from pyro_align.guides.posterior import SiteSpec
+from pyro_align.symmetry import Permutation
+
+REMEDY = (
+    "use a parametrisation in which relabelling is linear (softmax or exponentials of real sites), "
+    "or relabel the guide exactly by wrapping it: wrap_guide(guide)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelling:
+    """One permutation, acting on the coordinates of a guide's sites."""
+
+    p: Permutation
+    sites: Mapping[str, SiteSpec]
+
+    def moves(self, site: str) -> bool:
+        """Whether the site's values change at all."""
+        terms = self.p.symmetry.sites.get(site, ())
+        moved = self.p.moved()
+        return any(moved.get(atom.name) and not atom.fixed for term in terms for atom in leaves(term))
+
+    def constrained(self, site: str, value: Tensor, *, batch_dims: int = 0) -> Tensor:
+        """The relabelled constrained values ``(*batch, *shape)``, a new tensor."""
+        if not self.moves(site):
+            return value.clone()
+        shape = tuple(value.shape[batch_dims:])
+        return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
+
+    def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
+        """The relabelled coordinates ``(*batch, *unconstrained_shape)``, a new tensor.
+
+        Raises:
+            GuideError: The site's bijection does not commute with this relabelling.
+        """
+        if not self.moves(site):
+            return value.clone()
+        action = self._action(site)
+        return action.apply_site(site, value, batch_dims=batch_dims, signs=signs)
+
+    def flat(self, order: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The action on the concatenated, flattened coordinates: index ``(D,)``, and signs ``(D,)`` or None."""
+        indices, signs, offset = [], [], 0
+        for site in order:
+            spec = self.sites[site]
+            places = torch.arange(1, spec.numel + 1).reshape(spec.unconstrained_shape)
+            moved = self.unconstrained(site, places).flatten()
+            indices.append(moved.abs() - 1 + offset)
+            signs.append(moved.sign())
+            offset += spec.numel
+        sign = torch.cat(signs)
+        return torch.cat(indices), None if bool((sign > 0).all()) else sign
+
+    def _action(self, site: str) -> Permutation:
+        spec = self.sites[site]
+        cache = self.__dict__.setdefault("_cache", {})
+        if site not in cache:
+            cache[site] = _unconstrained_action(self.p, spec)
+        return cache[site]
+
+
+def _unconstrained_action(p: Permutation, spec: SiteSpec) -> Permutation:
+    """The permutation with the site's terms rewritten for its unconstrained coordinates, checked to commute."""
+    terms = p.symmetry.sites[spec.name]
+    mixed, stored = spec.core_event_dims
+    inner = p
+    if mixed:
+        split = len(terms) - mixed
+        for axis, term in enumerate(terms[split:], start=split):
+            if any(not atom.fixed for atom in leaves(term)):
+                raise GuideError(
+                    f"site '{spec.name}', axis {axis} ({term}): its support {spec.support} is reached by a bijection "
+                    f"that mixes this axis, so the relabelled posterior leaves the guide's family; {REMEDY}"
+                )
+        sizes = spec.unconstrained_shape[len(spec.unconstrained_shape) - stored :]
+        inner = _restricted(p, spec.name, (*terms[:split], *(Fixed(n) for n in sizes)))
+    action = _fitted(inner, spec.name, spec.unconstrained_shape)
+    if not spec.is_real:
+        _check_commutes(_fitted(p, spec.name, spec.shape), action, spec)
+    return action
+
+
+def _check_commutes(p: Permutation, action: Permutation, spec: SiteSpec) -> None:
+    """Tries the bijection on one point: its bounds may differ along the axis, or it may not be odd under signs."""
+    point = torch.sin(torch.arange(1, spec.numel + 1, dtype=torch.float64, device=spec.device))
+    point = point.reshape(spec.unconstrained_shape)
+    before = p.apply_site(spec.name, spec.constrain(point))
+    after = spec.constrain(action.apply_site(spec.name, point))
+    if torch.allclose(before, after, rtol=1e-9, atol=1e-9):
+        return
+    if _changes_sign(p, spec.name):
+        raise GuideError(
+            f"site '{spec.name}': its support {spec.support} does not allow a change of sign; "
+            "leave the signs out of this site's axes, or use a symmetry without signs"
+        )
+    raise GuideError(
+        f"site '{spec.name}': its support {spec.support} is not the same for all interchangeable entries; {REMEDY}"
+    )
+
+
+def _changes_sign(p: Permutation, site: str) -> bool:
+    return any(atom.odd and atom.name in p.signs for term in p.symmetry.sites[site] for atom in leaves(term))
+
+
+def _fitted(p: Permutation, site: str, shape: tuple[int, ...]) -> Permutation:
+    """The permutation with the sizes of the site's fixed axes taken from ``shape`` (full or subsampled plates)."""
+    terms = p.symmetry.sites[site]
+    if tuple(axis_size(t) for t in terms) == shape:
+        return p
+    if len(terms) == len(shape):
+        fixed = [all(a.fixed for a in leaves(t)) for t in terms]
+        if all(f or axis_size(t) == n for f, t, n in zip(fixed, terms, shape, strict=True)):
+            new = tuple(t if axis_size(t) == n else Fixed(n) for t, n in zip(terms, shape, strict=True))
+            return _restricted(p, site, new)
+    raise SymmetryError(
+        f"site '{site}': the symmetry has shape {tuple(axis_size(t) for t in terms)} and axes "
+        f"{[str(t) for t in terms]}, the guide has shape {shape}"
+    )
+
+
+def _restricted(p: Permutation, site: str, terms: tuple) -> Permutation:
+    """The permutation of one site with these terms."""
+    symmetry = replace(p.symmetry, sites={site: terms}, certificate=None)
+    return Permutation(
+        symmetry,
+        {name: index for name, index in p.indices.items() if name in symmetry.atoms},
+        {name: sign for name, sign in p.signs.items() if name in symmetry.signed},
+    )
