@@ -168,13 +168,17 @@ class Density:
             evaluator = TraceEinsumEvaluator(trace, True, self.max_plate_nesting)
             return evaluator.log_prob(trace)
 
-    def initial_values(self, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def initial_values(
+        self, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype | None = None, fan_in: bool = False
+    ) -> dict[str, Tensor]:
         """Generic values in every site's support: Gaussian noise of the given scale, pushed through ``biject_to``.
 
         Args:
             seed: Seed of the draw.
             scale: Standard deviation in unconstrained space.
             dtype: Dtype of the values; each site's own by default.
+            fan_in: Whether to divide real sites by the square root of the size of their trailing axes, so that sums
+                over them stay of order one.
 
         Raises:
             TraceError: A site's support has no bijection from the real line (an integer latent, say).
@@ -190,8 +194,16 @@ class Density:
             transform = biject_to(site.support)
             shape = transform.inverse_shape(torch.Size(site.shape))
             noise = torch.randn(shape, generator=generator, dtype=torch.float64).mul_(scale)
+            if fan_in and _is_real(site.support):
+                noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
             values[name] = transform(noise).to(site.device, dtype or site.dtype)
         return values
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:

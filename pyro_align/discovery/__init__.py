@@ -1,0 +1,163 @@
+"""Discovery: from a model to the group of its permutation symmetries, by type inference over axes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_align._effects import untouched
+from pyro_align.density import Density
+from pyro_align.discovery.assemble import assemble
+from pyro_align.discovery.certify import GraphFunction, certify_graph
+from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.rules import rule
+from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
+from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.symmetry import Symmetry
+
+__all__ = ["certify", "find_symmetry", "rule"]
+
+
+def find_symmetry(
+    model: Any, *args: Any, scope: str = "joint", parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
+) -> Symmetry:
+    """Finds the relabellings that leave a model's log joint unchanged, from the model itself.
+
+    The log joint is traced to a graph of ATen operations; each operation says how its axes are related; what remains
+    free is the group. An operation without a rule fixes its axes and is listed in ``symmetry.opaque``: the answer may
+    miss a symmetry, it never invents one, and it ends with a numerical certificate in float64.
+
+    Args:
+        model: A Pyro model, or a plain ``torch.nn.Module``: then every parameter and floating-point buffer is a site,
+            and its output is what must not change.
+        args: The model's arguments; a small batch is enough, the axes of data keep their order anyway.
+        scope: ``"joint"``, or ``"likelihood"`` to leave the priors out (then use
+            :func:`~pyro_align.permute_model` beside :func:`~pyro_align.permute_guide`).
+        parameters: Whether learnable ``pyro.param`` and module parameters and buffers are sites too; otherwise they
+            are constants, and fix what they tell apart.
+        trials: Random relabellings in the certificate.
+        seed: Seed of the certificate's draw and relabellings.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        The symmetry, with its certificate.
+
+    Raises:
+        TraceError: The model cannot be run with these arguments or cannot be traced (data-dependent control flow,
+            random numbers outside sample sites, a structure that changes from run to run).
+        SymmetryError: The certificate failed, with the atom at fault.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
+        ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
+        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=torch.zeros(5, 2))
+        >>> {name: atom.size for name, atom in find_symmetry(model, torch.randn(5, 3)).atoms.items()}
+        {'w1': 8}
+    """
+    source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    traced = source.trace()
+    inference = Inference(traced)
+    if inference.opaque:  # only now are the source lines worth their price
+        inference = Inference(traced := source.trace(stack_traces=True))
+    symmetry = assemble(inference, scope=scope)
+    return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+
+
+def certify(
+    symmetry: Symmetry, model: Any, *args: Any, parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
+) -> Symmetry:
+    """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
+
+    Args:
+        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabelled.
+        model: A Pyro model or a plain ``torch.nn.Module``.
+        args: The model's arguments.
+        parameters: As for :func:`find_symmetry`.
+        trials: Random relabellings to try.
+        seed: Seed of the draw and of the relabellings.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        The symmetry with its sizes and its certificate.
+
+    Raises:
+        SymmetryError: It does not fit the model's sites, or a relabelling changes the log joint.
+        TraceError: As for :func:`find_symmetry`.
+    """
+    source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
+    traced = source.trace()
+    bound = symmetry.bind({name: tuple(v.shape) for name, v in traced.values.items()})
+    return _with_certificate(bound, source, traced, trials=trials, seed=seed)
+
+
+class _Source:
+    """What is traced: a Pyro model's density or a module's output."""
+
+    def __init__(self, model, args, kwargs, *, scope: str, parameters: bool, seed: int):
+        if scope not in ("joint", "likelihood"):
+            raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
+        self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters
+        self.is_module = isinstance(model, nn.Module) and not _has_sample_sites(model, args, kwargs)
+        self.density = None if self.is_module else Density(model, args, kwargs, parameters=parameters, seed=seed)
+
+    def trace(self, *, stack_traces: bool = False) -> TracedGraph:
+        if self.is_module:
+            return trace_module(self.model, self.args, self.kwargs, stack_traces=stack_traces)
+        return trace_density(self.density, scope=self.scope, parameters=self.parameters, stack_traces=stack_traces)
+
+    def generic_values(self, traced: TracedGraph, seed: int, scale: float) -> dict[str, Tensor]:
+        """A draw at which no two units look alike and sums stay moderate, in float64."""
+        if self.is_module:
+            generator = torch.Generator().manual_seed(seed)
+            return {
+                k: v.detach().double() + scale * 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device)
+                for k, v in traced.values.items()
+            }
+        values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
+        return {k: values[k] if k in values else v.double() for k, v in traced.values.items()}
+
+    def check_reproduces(self, traced: TracedGraph, values: dict[str, Tensor], reference: Tensor) -> None:
+        """The model itself, run again at new values, must agree with its graph."""
+        if self.is_module:
+            return
+        native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items()}
+        total = self.density.log_joint if self.scope == "joint" else self.density.log_likelihood
+        with untouched(self.model, seed=1), torch.no_grad():
+            again = float(total(native))
+        low = any(site.dtype != torch.float64 for site in self.density.latents.values())
+        if not abs(again - float(reference)) <= (1e-2 if low else 1e-6) * (1.0 + abs(float(reference))):
+            raise TraceError(
+                f"the model is not the same function when run again: its log joint is {again:.6g} nats where its trace "
+                f"gives {float(reference):.6g}. A model whose structure or noise changes between runs has no symmetry "
+                "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
+            )
+
+
+def _has_sample_sites(model, args, kwargs) -> bool:
+    """Whether running a module meets a Pyro primitive."""
+    with untouched(model, seed=0), torch.no_grad(), pyro.poutine.trace() as tracer:
+        try:
+            model(*args, **kwargs)
+        except Exception:
+            return isinstance(model, pyro.nn.PyroModule)  # the density reports the error with its advice
+    return any(n["type"] == "sample" for n in tracer.trace.nodes.values() if "fn" in n and n["type"] == "sample")
+
+
+def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, *, trials: int, seed: int) -> Symmetry:
+    failure: TraceError | None = None
+    for scale in (1.0, 0.1, 0.01):
+        values = source.generic_values(traced, seed, scale)
+        try:
+            certificate = certify_graph(symmetry, traced, values, trials=trials, seed=seed)
+        except TraceError as error:
+            failure = error
+            continue
+        source.check_reproduces(traced, values, GraphFunction(traced)(values) if not source.is_module else None)
+        return replace(symmetry, certificate=certificate)
+    raise SymmetryError(str(failure))

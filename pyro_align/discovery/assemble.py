@@ -1,0 +1,99 @@
+"""From inferred terms to a Symmetry: atoms get names, what is fixed is folded together."""
+
+from __future__ import annotations
+
+import re
+
+from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
+from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.nesting import nested
+from pyro_align.discovery.terms import Cat, Prod, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.symmetry import OpaqueOperation, Symmetry
+
+_SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
+
+
+def assemble(inference: Inference, *, scope: str) -> Symmetry:
+    """Names the free variables that the sites carry and writes every axis as a term over them."""
+    sites = {name: [resolve(t) for t in axes] for name, axes in inference.sites.items()}
+    carried = list(dict.fromkeys(v for axes in sites.values() for t in axes for v in variables(t) if v.size > 1))
+    rank = {v: i for i, v in enumerate([v for v in carried if v.fixed] + [v for v in carried if not v.fixed])}
+    within = nested(inference.tensors, rank)
+    outer = {o for around in within.values() for o in around}
+    names = _names(sites, {v for v in carried if not v.fixed or v in outer})
+    atoms = {
+        v: Atom(name, v.size, fixed=v.fixed, within=() if v.fixed else tuple(names[o] for o in within.get(v, ())))
+        for v, name in names.items()
+    }
+    axes = {name: tuple(_axis(t, atoms) for t in terms) for name, terms in sites.items()}
+    return Symmetry(axes, scope=scope, opaque=_opaque(inference, sites))
+
+
+def _axis(term: Term, atoms: dict[Var, Atom]) -> Axis:
+    if is_fixed(term) and not any(v in atoms for v in variables(term)):
+        return Fixed(size_of(term))
+    if isinstance(term, Var):
+        return atoms.get(term) or Fixed(term.size)
+    if isinstance(term, Uniform):
+        return Fixed(term.size)
+    if isinstance(term, Cat):
+        return Sum(*_joined([_axis(t, atoms) for t in term.terms], sum))
+    return _or_single(Product, _joined([_axis(f, atoms) for f in term.factors], _product))
+
+
+def _or_single(kind, parts):
+    return parts[0] if len(parts) == 1 else kind(*parts)
+
+
+def _product(sizes):
+    out = 1
+    for n in sizes:
+        out *= n
+    return out
+
+
+def _joined(parts: list[Axis], combine) -> list[Axis]:
+    """Neighbouring anonymous fixed parts become one."""
+    out: list[Axis] = []
+    for part in parts:
+        anonymous = isinstance(part, Atom) and not part.name
+        if anonymous and out and isinstance(out[-1], Atom) and not out[-1].name:
+            out[-1] = Fixed(combine([out[-1].size, part.size]))
+        else:
+            out.append(part)
+    return out
+
+
+def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
+    """A name for each variable: the site whose leading axis it is, where there is one."""
+    places: dict[Var, list[tuple[str, int, int, int]]] = {}
+    for site, axes in sites.items():
+        for i, term in enumerate(axes):
+            leaves = list(dict.fromkeys(variables(term)))
+            for k, var in enumerate(leaves):
+                places.setdefault(var, []).append((site, i, k, len(leaves)))
+    names: dict[Var, str] = {}
+    for var, found in places.items():
+        if var not in wanted:
+            continue
+        site, axis, k, count = next((p for p in found if p[1] == 0 and p[3] == 1), next((p for p in found if p[1] == 0), found[0]))
+        base = _SUFFIX.sub("", site) or site
+        if axis:
+            base = f"{base}[{axis}]"
+        name = base if count == 1 else f"{base}/{k}"
+        tries, unique = 2, name
+        while unique in names.values():
+            unique, tries = f"{name}:{tries}", tries + 1
+        names[var] = unique
+    return names
+
+
+def _opaque(inference: Inference, sites: dict[str, list[Term]]) -> tuple[OpaqueOperation, ...]:
+    found = []
+    for op in inference.opaque:
+        touched = {v for var in op.variables for v in variables(resolve(var))}
+        hit = tuple(name for name, axes in sites.items() if touched & {v for t in axes for v in variables(t)})
+        entry = OpaqueOperation(op.operation, op.where, hit)
+        if hit and entry not in found:
+            found.append(entry)
+    return tuple(found)

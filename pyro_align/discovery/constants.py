@@ -1,0 +1,61 @@
+"""What a constant tensor tells apart, and what it leaves interchangeable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_align.discovery.terms import ONE, Term, Uniform, Var, concat
+
+
+def constant_axes(value: Tensor) -> list[Term]:
+    """One term per axis of a constant.
+
+    An axis is uniform where all its slices are equal, a concatenation of runs where neighbours are equal, fixed
+    otherwise. Two axes along which the tensor is ``a I + b 11'`` may be relabelled together, and share a variable.
+    """
+    axes = [_runs(value, axis) for axis in range(value.dim())]
+    varying = [i for i, t in enumerate(axes) if not isinstance(t, Uniform)]
+    if len(varying) == 2 and value.shape[varying[0]] == value.shape[varying[1]]:
+        core = value[tuple(slice(None) if i in varying else 0 for i in range(value.dim()))]
+        if _is_scaled_identity(core):
+            shared = Var(core.shape[0])
+            for i in varying:
+                axes[i] = shared
+    return axes
+
+
+def _runs(value: Tensor, axis: int) -> Term:
+    n = value.shape[axis]
+    if n == 1:
+        return ONE
+    if value.numel() == 0:
+        return Var(n, fixed=True)
+    moved = value.movedim(axis, 0)
+    differs = (moved[1:] != moved[:-1]).reshape(n - 1, -1).any(-1)
+    if not bool(differs.any()):
+        return Uniform(n)
+    if bool(differs.all()):
+        return Var(n, fixed=True)
+    cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
+    lengths = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    return concat([Uniform(k) if k > 1 else Var(1, fixed=True) for k in lengths])
+
+
+def _is_scaled_identity(core: Tensor) -> bool:
+    n = core.shape[0]
+    diagonal = core.diagonal()
+    off = core[~torch.eye(n, dtype=torch.bool, device=core.device)]
+    return bool((diagonal == diagonal[0]).all()) and bool((off == off[0]).all())
+
+
+def identity_axis(index: Tensor, size: int) -> int | None:
+    """The axis along which an index tensor counts 0, 1, ..., size - 1 while it is uniform along all others."""
+    for axis, n in enumerate(index.shape):
+        if n != size or n == 1:
+            continue
+        shape = [1] * index.dim()
+        shape[axis] = size
+        if torch.equal(index, torch.arange(size, device=index.device, dtype=index.dtype).view(shape).expand(index.shape)):
+            return axis
+    return None

@@ -1,0 +1,148 @@
+"""Elementwise operations, reductions, and what runs along an axis."""
+
+from __future__ import annotations
+
+from pyro_align.discovery.rules import rule
+from pyro_align.discovery.terms import ONE, Uniform
+from torch.utils import _pytree as pytree
+
+
+def _tensors(args, kwargs):
+    return [a for a in pytree.tree_leaves((args, kwargs)) if hasattr(a, "axes")]
+
+
+@rule("tag.pointwise")
+def pointwise(call, *args, **kwargs):
+    """Axes that are lined up by broadcasting are relabelled alike."""
+    out = call.broadcast(*_tensors(args, kwargs))
+    if len(out) != len(call.shape):
+        raise call.unsupported()
+    return out
+
+
+@rule(
+    "aten.clone",
+    "aten._to_copy",
+    "aten.to",
+    "aten.alias",
+    "aten.detach",
+    "aten.lift_fresh_copy",
+    "aten.lift_fresh",
+    "aten.contiguous",
+    "aten.view_of",
+    "aten.view.dtype",
+    "aten._conj",
+    "aten._neg_view",
+    "prims.convert_element_type",
+    "prims.device_put",
+)
+def unchanged(call, x, *args, **kwargs):
+    """The same tensor again."""
+    if x.shape != call.shape:
+        raise call.unsupported()
+    return x.axes
+
+
+@rule("aten.copy")
+def copy(call, target, source, *args, **kwargs):
+    """The source, broadcast to the target's shape."""
+    return expand_to(source, call.shape)
+
+
+@rule("aten.fill", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.new_zeros",
+      "aten.new_ones", "aten.new_full", "aten.new_empty", "aten.new_empty_strided", "aten.zero")
+def constant_like(call, *args, **kwargs):
+    """A tensor of equal entries: only the shape of the argument matters."""
+    if any(a.ndim for a in _tensors(args[1:], kwargs)):
+        raise call.unsupported("filled with a tensor")
+    return [Uniform(n) for n in call.shape]
+
+
+def expand_to(x, shape):
+    """The axes of a tensor broadcast to a shape: new and stretched axes are uniform."""
+    lead = len(shape) - x.ndim
+    return [
+        Uniform(n) if i < lead or (x.shape[i - lead] == 1 and n != 1) else x.axes[i - lead] for i, n in enumerate(shape)
+    ]
+
+
+def axes_of(dim, ndim: int) -> list[int]:
+    """The axes that a ``dim`` argument names; None and an empty list name all."""
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(ndim))
+    dims = dim if isinstance(dim, list | tuple) else [dim]
+    return [d % ndim for d in dims] if ndim else []
+
+
+def reduce_axes(x, dims: list[int], keepdim: bool):
+    """What remains of a tensor's axes when some are summed away."""
+    if keepdim:
+        return [ONE if i in dims else t for i, t in enumerate(x.axes)]
+    return [t for i, t in enumerate(x.axes) if i not in dims]
+
+
+def _reduced(call, x, dim, keepdim: bool):
+    out = reduce_axes(x, axes_of(dim, x.ndim), keepdim)
+    if len(out) != len(call.shape):
+        raise call.unsupported()
+    return out
+
+
+@rule("aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.logsumexp", "aten.nansum")
+def reduction(call, x, dim=None, keepdim=False, **kwargs):
+    """A symmetric function of the entries along the reduced axes."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.any", "aten.all", "aten.prod", "aten.max.default", "aten.min.default", "aten.median.default",
+      "aten.count_nonzero")
+def reduction_one(call, x, dim=None, keepdim=False, **kwargs):
+    """The same, with one axis or all."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
+def spread(call, x, dim=None, *args, keepdim=False, **kwargs):
+    """Variance along axes."""
+    return _reduced(call, x, dim, keepdim or any(a is True for a in args[1:]))
+
+
+@rule("aten.var_mean.correction")
+def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
+    """Variance and mean along axes."""
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten.linalg_vector_norm")
+def vector_norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
+    """A norm along axes."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.max.dim", "aten.min.dim")
+def extremum(call, x, dim, keepdim=False):
+    """Values and positions; the positions tell the axis's indices apart."""
+    if any(user.args[1] == 1 for user in call.node.users):
+        call.fix(x.axes[dim])
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten._softmax", "aten._log_softmax", "aten._safe_softmax")
+def softmax(call, x, dim, *args, **kwargs):
+    """Normalises along an axis: symmetric in it, but it mixes its entries."""
+    call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
+    return x.axes
+
+
+@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.flip", "aten.roll")
+def along(call, x, dim, *args, **kwargs):
+    """Depends on the order along an axis."""
+    dims = axes_of(args[0] if call.node.target._opname == "roll" and args else dim, x.ndim)
+    for d in dims:
+        call.fix(x.axes[d])
+    call.witness(reduce_axes(x, dims, False))
+    if len(call.shapes) > 1:
+        return [list(x.axes) for _ in call.shapes]
+    return x.axes

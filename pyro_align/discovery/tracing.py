@@ -1,0 +1,228 @@
+"""From a model to the ATen graph of its log joint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from pyro_align._effects import untouched
+from pyro_align.density import Density
+from pyro_align.errors import PyroAlignError, TraceError
+
+_ADVICE = (
+    "If the model cannot be written without it, write the symmetry by hand with "
+    "Symmetry.from_axes({site: (axis, ...)}); it passes the same certificate."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TracedGraph:
+    """The graph of a function of named values.
+
+    Attributes:
+        module: The graph, with real constants as attributes.
+        values: Site name -> the value it was traced at.
+        nodes: Site name -> the nodes that stand for its value: a placeholder, or attributes of the module.
+        data: Nodes of the data.
+        fixed_output: Whether the output's own axes keep their order (a module's output, not a scalar).
+    """
+
+    module: GraphModule
+    values: Mapping[str, Tensor]
+    nodes: Mapping[str, tuple[Node, ...]]
+    data: Mapping[Node, Tensor]
+    fixed_output: bool = False
+    stack_traces: bool = field(default=False, compare=False)
+
+
+def trace_density(density: Density, *, scope: str, parameters: bool = False, stack_traces: bool = False) -> TracedGraph:
+    """Traces a Pyro model's log joint (or log likelihood)."""
+    values = density.initial_values(seed=density.seed)
+    leaves, spec = pytree.tree_flatten((density.args, density.kwargs))
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def function(sites: list[Tensor], data: list[Tensor]) -> Tensor:
+        filled = list(leaves)
+        for i, tensor in zip(slots, data, strict=True):
+            filled[i] = tensor
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        conditioned = copy.copy(density)
+        conditioned.args, conditioned.kwargs = args, kwargs
+        named = dict(zip(values, sites, strict=True))
+        return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
+
+    captured = dict(_captured(density.model)) if parameters else {}
+    data = [leaves[i] for i in slots]
+    module = _trace(function, list(values.values()), data, density.model, density.seed, stack_traces)
+    return _assemble(module, values, data, captured, fixed_output=False, stack_traces=stack_traces)
+
+
+def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False) -> TracedGraph:
+    """Traces a plain module: every parameter and floating-point buffer is a site, the output must not change."""
+    named = {n: p.detach() for n, p in module.named_parameters()}
+    named.update({n: b for n, b in module.named_buffers() if b.is_floating_point()})
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def function(sites: list[Tensor], data: list[Tensor]):
+        filled = list(leaves)
+        for i, tensor in zip(slots, data, strict=True):
+            filled[i] = tensor
+        a, k = pytree.tree_unflatten(filled, spec)
+        out = torch.func.functional_call(module, dict(zip(named, sites, strict=True)), a, k)
+        return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+    data = [leaves[i] for i in slots]
+    graph = _trace(function, list(named.values()), data, module, 0, stack_traces)
+    return _assemble(graph, named, data, {}, fixed_output=True, stack_traces=stack_traces)
+
+
+def _trace(function: Callable, sites: list[Tensor], data: list[Tensor], model, seed: int, stack_traces: bool) -> GraphModule:
+    with (
+        warnings.catch_warnings(),
+        untouched(model, seed=seed),
+        torch.no_grad(),
+        _decomposed_kernels(),
+    ):
+        try:
+            module = _make_graph(function, sites, data, stack_traces)
+            if any(_is_mutable(node) for node in module.graph.nodes):
+                _detach_attributes(module)
+                module = _make_graph(torch.func.functionalize(module, remove="mutations"), sites, data, stack_traces)
+        except PyroAlignError:
+            raise
+        except Exception as error:
+            text = str(error).strip().split("\n")[0]
+            raise TraceError(f"the model could not be traced ({type(error).__name__}): {text}. {_ADVICE}") from error
+    module.graph.eliminate_dead_code()
+    for node in module.graph.nodes:
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise TraceError(
+                f"the model draws random numbers outside its sample sites ({node.target}); switch dropout off with "
+                f".eval(), or make the noise a sample site. {_ADVICE}"
+            )
+    return module
+
+
+def _make_graph(function: Callable, sites: list[Tensor], data: list[Tensor], stack_traces: bool) -> GraphModule:
+    return make_fx(
+        function,
+        decomposition_table=_decompositions(),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+        record_stack_traces=stack_traces,
+    )(sites, data)
+
+
+def _is_mutable(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _detach_attributes(module: GraphModule) -> None:
+    """Lets in-place operations write to copies of the graph's constants (running statistics, say)."""
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and isinstance(_attribute(module, node.target), Tensor):
+            with module.graph.inserting_after(node):
+                copy_node = module.graph.call_function(torch.ops.aten.clone.default, (node,))
+            node.replace_all_uses_with(copy_node, delete_user_cb=lambda user, own=copy_node: user is not own)
+    module.recompile()
+
+
+@contextlib.contextmanager
+def _decomposed_kernels():
+    """Attention and recurrent layers as matrix products and elementwise operations, not as fused kernels."""
+    warnings.simplefilter("ignore")
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _decompositions() -> dict:
+    aten = torch.ops.aten
+    table = dict(core_aten_decompositions())
+    table.update(
+        get_decompositions(
+            [
+                aten.native_layer_norm,
+                aten.native_group_norm,
+                aten.native_batch_norm,
+                aten._native_batch_norm_legit,
+                aten._native_batch_norm_legit_no_training,
+                aten._softmax,
+                aten._log_softmax,
+            ]
+        )
+    )
+    return table
+
+
+def _assemble(module: GraphModule, values, data, captured: Mapping[str, Tensor], *, fixed_output, stack_traces) -> TracedGraph:
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    names = list(values)
+    nodes: dict[str, tuple[Node, ...]] = {name: (placeholders[i],) for i, name in enumerate(names)}
+    # make_fx keeps every placeholder, used or not, in the order of the flattened arguments
+    data_nodes = dict(zip(placeholders[len(names) :], data, strict=True))
+    values = dict(values)
+    if captured:
+        by_id = {id(t): name for name, t in captured.items()}
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                name = by_id.get(id(_attribute(module, node.target)))
+                if name is not None and name not in values:
+                    nodes[name] = (*nodes.get(name, ()), node)
+        values.update({name: captured[name].detach() for name in nodes if name in captured})
+    return TracedGraph(module, values, nodes, data_nodes, fixed_output, stack_traces)
+
+
+def _attribute(module: GraphModule, target: str):
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _captured(model) -> list[tuple[str, Tensor]]:
+    """Parameters and floating-point buffers of the modules that a model is, is bound to, or closes over."""
+    roots: list[tuple[str, nn.Module]] = []
+    if isinstance(model, nn.Module):
+        roots.append(("", model))
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        roots.append(("", owner))
+    function = getattr(model, "__func__", model)
+    for name, cell in zip(
+        getattr(getattr(function, "__code__", None), "co_freevars", ()), getattr(function, "__closure__", None) or ()
+    ):
+        with contextlib.suppress(ValueError):
+            if isinstance(cell.cell_contents, nn.Module):
+                roots.append((f"{name}.", cell.cell_contents))
+    code = getattr(function, "__code__", None)
+    for name in getattr(code, "co_names", ()):
+        value = getattr(function, "__globals__", {}).get(name)
+        if isinstance(value, nn.Module):
+            roots.append((f"{name}.", value))
+    found: dict[str, Tensor] = {}
+    for prefix, module in roots:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point():
+                found.setdefault(prefix + name, tensor)
+    return list(found.items())
