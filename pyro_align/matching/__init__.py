@@ -1,0 +1,24 @@
+"""Matching: which relabelling makes one set of tensors most like another. Plain tensors; knows nothing of Pyro.
+
+:func:`match` is the front door. A matcher is one algorithm in one file; ``MATCHERS`` holds them by name.
+"""
+
+from pyro_align.matching.coordinate import Coordinate
+from pyro_align.matching.exhaustive import Exhaustive, elements
+from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
+from pyro_align.matching.problem import Features, objective
+from pyro_align.matching.solve import Match, match
+
+__all__ = [
+    "MATCHERS",
+    "Coordinate",
+    "Exhaustive",
+    "Features",
+    "Match",
+    "Matcher",
+    "Run",
+    "elements",
+    "match",
+    "objective",
+    "register",
+]

@@ -1,0 +1,130 @@
+"""Blocks: a site's tensor seen as pieces whose every dimension is one atom.
+
+Axis terms are trees of products and sums. Splitting products and narrowing to the terms of sums turns each site into a
+few views, without copying, whose dimensions are plain atoms. All matchers work on these blocks: the objective is the
+sum over blocks and features of ``<fixed, P moving>``, with one index gather per free dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from torch import Tensor
+
+from pyro_align.axes import Atom, Axis, Fixed, Product, Sum, axis_size
+from pyro_align.errors import MatchError
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of a block.
+
+    Attributes:
+        name: The free atom along it, or ``""`` where the order is kept.
+        size: Number of indices.
+        odd: Whether odd features change sign with the atom's units here.
+        outer: Positions, in the block, of the dimensions of the atoms around this one, outermost first.
+        around: Names of those atoms.
+    """
+
+    name: str
+    size: int
+    odd: bool = False
+    outer: tuple[int, ...] = ()
+    around: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of a site.
+
+    Attributes:
+        site: The site's name.
+        dims: One entry per dimension of the view.
+        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and ``("narrow", dim, start, n)``.
+    """
+
+    site: str
+    dims: tuple[Dim, ...]
+    steps: tuple[tuple, ...] = ()
+
+    def view(self, value: Tensor) -> Tensor:
+        """The piece of the site's tensor, sharing its memory."""
+        for kind, dim, *rest in self.steps:
+            value = value.unflatten(dim, rest[0]) if kind == "split" else value.narrow(dim, *rest)
+        return value
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The free atoms of the block."""
+        return frozenset(d.name for d in self.dims if d.name)
+
+    def positions(self, name: str) -> tuple[int, ...]:
+        """The dimensions that carry an atom."""
+        return tuple(i for i, d in enumerate(self.dims) if d.name == name)
+
+    def inside(self, position: int) -> tuple[int, ...]:
+        """The dimensions nested, directly or not, in the one at ``position``, outer ones first."""
+        found = [i for i, d in enumerate(self.dims) if position in d.outer]
+        return tuple(sorted(found, key=lambda i: len(self.dims[i].outer)))
+
+
+def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
+    """The blocks of one site; those without a free atom are left out, as no relabelling changes them."""
+    blocks = []
+    for pieces in product(*(_pieces(term) for term in terms)):
+        steps, leaves, owner = [], [], []
+        for axis in reversed(range(len(terms))):  # last axis first, so that earlier dims keep their positions
+            steps += _shifted(pieces[axis][0], axis)
+        for axis, (_, atoms) in enumerate(pieces):
+            leaves += atoms
+            owner += [axis] * len(atoms)
+        dims = tuple(_dim(site, leaves, owner, i) for i in range(len(leaves)))
+        block = Block(site, dims, tuple(steps))
+        if block.names:
+            blocks.append(block)
+    return tuple(blocks)
+
+
+def _pieces(term: Axis) -> list[tuple[list[tuple], list[Atom]]]:
+    """Each way down an axis term: the steps that cut it (dims counted from the axis) and the atoms it leads to."""
+    if isinstance(term, Atom):
+        return [([], [term])]
+    if isinstance(term, Sum):
+        if all(t == term.terms[0] for t in term.terms):  # k equal terms are one product k x term: fewer, larger blocks
+            return _pieces(Product(Fixed(len(term.terms)), term.terms[0]))
+        found, start = [], 0
+        for part in term.terms:
+            n = axis_size(part)
+            found += [([("narrow", 0, start, n), *steps], atoms) for steps, atoms in _pieces(part)]
+            start += n
+        return found
+    sizes = tuple(axis_size(f) for f in term.factors)
+    found = []
+    for choice in product(*(_pieces(f) for f in term.factors)):
+        steps: list[tuple] = [("split", 0, sizes)]
+        for i in reversed(range(len(choice))):
+            steps += _shifted(choice[i][0], i)
+        found.append((steps, [a for _, atoms in choice for a in atoms]))
+    return found
+
+
+def _shifted(steps: Sequence[tuple], by: int) -> list[tuple]:
+    return [(kind, dim + by, *rest) for kind, dim, *rest in steps]
+
+
+def _dim(site: str, leaves: Sequence[Atom], owner: Sequence[int], i: int) -> Dim:
+    atom = leaves[i]
+    if atom.fixed or not atom.name:
+        return Dim("", atom.size)
+    outer = []
+    for name in atom.within:
+        # the nearest one before it on the same axis, as in `axes.axis_index`; else the only one on another axis
+        before = [j for j in range(i) if owner[j] == owner[i] and leaves[j].name == name]
+        elsewhere = [j for j in range(len(leaves)) if owner[j] != owner[i] and leaves[j].name == name]
+        if not before and len(elsewhere) != 1:
+            raise MatchError(f"site '{site}': cannot tell which '{name}' the nested atom '{atom.name}' belongs to")
+        outer.append(before[-1] if before else elsewhere[0])
+    return Dim(atom.name, atom.size, atom.odd, tuple(outer), atom.within)

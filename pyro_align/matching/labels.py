@@ -1,0 +1,126 @@
+"""The relabelling in the making: index and sign tensors per atom, and how a block is gathered by them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_align.matching.blocks import Block
+from pyro_align.symmetry import Permutation, Symmetry
+
+
+class Labels:
+    """Index and sign tensors per free atom, on the device of the problem.
+
+    A change replaces whole tensors in one step, so whatever interrupts a matcher leaves a valid relabelling behind.
+
+    Attributes:
+        indices: Atom -> int64 ``(*outer sizes, size)``, new position -> old.
+        signs: Signed atom -> +-1, same shape.
+        versions: Atom -> how often its relabelling has changed.
+    """
+
+    def __init__(self, permutation: Permutation, device: torch.device):
+        self.symmetry: Symmetry = permutation.symmetry
+        self.device = device
+        self.indices: Mapping[str, Tensor] = {k: v.to(device) for k, v in permutation.indices.items()}
+        self.signs: Mapping[str, Tensor] = {
+            k: permutation.signs.get(k, torch.ones_like(permutation.indices[k])).to(device)
+            for k in self.symmetry.signed
+        }
+        self.versions = dict.fromkeys(self.indices, 0)
+
+    def copy(self) -> Labels:
+        """Another that starts from the same tables; none is ever changed in place."""
+        other = object.__new__(Labels)
+        other.__dict__.update(self.__dict__)
+        other.versions = dict(self.versions)
+        return other
+
+    def replace(self, indices: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
+        """Sets some atoms' relabellings; the version of each that changes goes up."""
+        changed = {k for k, v in indices.items() if not torch.equal(v, self.indices[k])}
+        changed |= {k for k, v in signs.items() if not torch.equal(v, self.signs[k])}
+        self.indices, self.signs = {**self.indices, **indices}, {**self.signs, **signs}
+        for name in changed:
+            self.versions[name] += 1
+
+    def differs(self, other: Labels) -> bool:
+        """Whether this one and the copy it was taken from have parted."""
+        return self.versions != other.versions
+
+    def permutation(self) -> Permutation:
+        """The element of the group."""
+        return Permutation(self.symmetry, self.indices, self.signs)
+
+    def by_old(self, name: str, held: Collection[str], table: Tensor) -> Tensor:
+        """A table ``(*outer sizes, size)`` of a nested atom, with the outer atoms in ``held`` in their old order."""
+        where: dict[str, Tensor] = {}
+        for outer, g in self._grid(name, table):
+            where[outer] = g
+            if outer in held and outer in self.indices:
+                back = self.indices[outer].argsort(-1)
+                where[outer] = back[(*(where[o] for o in self.symmetry.atoms[outer].within), g)]
+        return table[tuple(where.values())]
+
+    def by_new(self, name: str, table: Tensor, held: Collection[str]) -> Tensor:
+        """The way back from :meth:`by_old`."""
+        grid = dict(self._grid(name, table))
+        where = dict(grid)
+        for outer in grid:
+            if outer in held and outer in self.indices:
+                around = tuple(grid[o] for o in self.symmetry.atoms[outer].within)
+                where[outer] = self.indices[outer][(*around, grid[outer])]
+        return table[tuple(where.values())]
+
+    def _grid(self, name: str, table: Tensor) -> list[tuple[str, Tensor]]:
+        around = self.symmetry.atoms[name].within
+        ranges = [torch.arange(n, device=self.device) for n in table.shape[: len(around)]]
+        return list(zip(around, torch.meshgrid(*ranges, indexing="ij"), strict=True))
+
+
+def relabelled(block: Block, value: Tensor, labels: Labels, *, free: Collection[int] = (), odd: bool = True) -> Tensor:
+    """A block's value with every dimension relabelled, but for those in ``free``, which keep their old order.
+
+    What is nested in a free dimension is carried along with it.
+
+    Args:
+        block: The block.
+        value: Its view of a moving feature.
+        labels: The relabelling.
+        free: Dimensions to leave as they are.
+        odd: Whether the feature changes sign with signed atoms.
+    """
+    for i in _outer_first(block):
+        dim = block.dims[i]
+        if not dim.name or i in free:
+            continue
+        index = labels.indices[dim.name]
+        sign = labels.signs.get(dim.name) if odd and dim.odd else None
+        held = {name for o, name in zip(dim.outer, dim.around, strict=True) if o in free}
+        if held:
+            index = labels.by_old(dim.name, held, index)
+            sign = None if sign is None else labels.by_old(dim.name, held, sign)
+        if dim.outer:
+            value = torch.take_along_dim(value, aligned(block, i, index), i)
+        else:
+            value = value.index_select(i, index)
+        if sign is not None:
+            value = value * aligned(block, i, sign).to(value.dtype)
+    return value
+
+
+def aligned(block: Block, i: int, table: Tensor) -> Tensor:
+    """A table ``(*outer sizes, size)`` laid out along the block's dimensions, the others of size one."""
+    places = (*block.dims[i].outer, i)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    shape = [1] * len(block.dims)
+    for place, n in zip(places, table.shape, strict=True):
+        shape[place] = n
+    return table.permute(order).reshape(shape)
+
+
+def _outer_first(block: Block) -> list[int]:
+    return sorted(range(len(block.dims)), key=lambda i: len(block.dims[i].outer))

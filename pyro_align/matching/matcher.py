@@ -1,0 +1,114 @@
+"""What a matcher is: one algorithm, configured by a frozen dataclass. The registry, and what a run may use.
+
+To add a matcher, write one file with a frozen dataclass that derives from :class:`Matcher`, decorate it with
+``@register("its name")``, and import the file in ``matching/__init__.py``. The laws in ``tests/test_matching_laws.py``
+then run over it. Its ``search`` starts from ``run.labels``, changes them only to valid relabellings, adds what it gains
+to ``run.value``, calls ``run.record()`` at the start and after each sweep, stops when ``run.stopped`` says so, and
+returns its status.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from pyro_align.errors import MatchError
+from pyro_align.matching.clock import Clock
+from pyro_align.matching.labels import Labels
+from pyro_align.matching.problem import Problem
+from pyro_align.symmetry import Permutation
+
+MATCHERS: dict[str, type[Matcher]] = {}
+
+
+@dataclass
+class Run:
+    """What one search works with.
+
+    Attributes:
+        problem: What is matched.
+        labels: The best relabelling so far; the search replaces it.
+        clock: Wall time by part, and the limit.
+        generator: The only source of randomness.
+        max_sweeps: Sweeps after which to stop.
+        anchored: Whether the search may choose its own start, as none was given.
+        progress: Called with (sweep, objective), or None.
+        value: Objective at present, up to a constant; the search adds each rise to it.
+        history: Value at the start and after each sweep.
+    """
+
+    problem: Problem
+    labels: Labels
+    clock: Clock
+    generator: torch.Generator
+    max_sweeps: int
+    anchored: bool = True
+    progress: Callable[[int, float], None] | None = None
+    value: float = 0.0
+    history: list[float] = field(default_factory=list)
+
+    def record(self) -> None:
+        """Notes the value at the end of a sweep; the first entry is that of the start."""
+        self.history.append(self.value)
+        if self.progress is not None:
+            self.progress(len(self.history) - 1, self.value)
+
+    @property
+    def sweeps(self) -> int:
+        """Sweeps done."""
+        return max(0, len(self.history) - 1)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search must stop now, or None."""
+        if self.clock.expired:
+            return "time_limit"
+        return "max_sweeps" if self.sweeps >= self.max_sweeps else None
+
+
+class Matcher(ABC):
+    """One algorithm that maximises the objective over relabellings."""
+
+    name = ""
+
+    @abstractmethod
+    def search(self, run: Run) -> str:
+        """Improves ``run.labels``.
+
+        Returns:
+            ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
+        """
+
+
+def register(name: str):
+    """Class decorator that makes a matcher known under a name."""
+
+    def add(cls: type[Matcher]) -> type[Matcher]:
+        cls.name = name
+        MATCHERS[name] = cls
+        return cls
+
+    return add
+
+
+def as_matcher(matcher: str | Matcher) -> Matcher:
+    """A matcher by name, with its defaults, or as configured by the caller."""
+    if isinstance(matcher, Matcher):
+        return matcher
+    if matcher not in MATCHERS:
+        raise MatchError(f"unknown matcher {matcher!r}; there are {sorted(MATCHERS)}")
+    return MATCHERS[matcher]()
+
+
+def print_progress(sweep: int, objective: float) -> None:
+    """One line a sweep on standard error."""
+    print(f"matching: sweep {sweep}, objective {objective:.8g}", file=sys.stderr)
+
+
+def start_labels(problem: Problem, init: Permutation | None) -> Labels:
+    """The relabelling to start from."""
+    return Labels(problem.symmetry.identity() if init is None else init, problem.device)

@@ -1,0 +1,161 @@
+"""The problem that every matcher solves: maximise the sum of ``<fixed, P moving>`` over sites and features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_align.errors import MatchError
+from pyro_align.matching.blocks import Block, site_blocks
+from pyro_align.symmetry import Permutation, Symmetry
+
+Features = Mapping[str, Sequence[Tensor]]
+_CHUNK = 1 << 20  # elements summed at a time in float64
+
+
+class Problem:
+    """Checked input of a matcher.
+
+    The tensors are read site by site when they are needed and never copied as a whole, so the mappings may read from
+    disk.
+
+    Args:
+        symmetry: The group, with known sizes.
+        fixed: Site -> features, tensors of the site's shape.
+        moving: Site -> as many features; these are relabelled.
+        odd: Which features change sign with the units of signed atoms (locations do, scales do not): one bool per
+            feature, or site -> such a sequence. Needed only where the symmetry has signs.
+
+    Raises:
+        MatchError: Sizes are unknown, a site is missing, shapes, dtypes or devices differ, a value is not finite.
+    """
+
+    def __init__(self, symmetry: Symmetry, fixed: Features, moving: Features, odd=None):
+        if not isinstance(symmetry, Symmetry):
+            raise TypeError(f"expected a Symmetry, got {type(symmetry).__name__}")
+        if not symmetry.is_bound:
+            raise MatchError("the symmetry's sizes are unknown; call symmetry.bind(shapes) first")
+        self.symmetry = symmetry
+        self._fixed, self._moving = fixed, moving
+        self._odd = _read_odd(symmetry, odd)
+        self.device: torch.device | None = None
+        self.dtype: torch.dtype | None = None
+        self.counts: dict[str, int] = {}
+        for site, shape in symmetry.shapes.items():
+            self._check(site, shape)
+        self.device = self.device or torch.device("cpu")
+        self.dtype = self.dtype or torch.get_default_dtype()
+        self.blocks: tuple[Block, ...] = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
+
+    @property
+    def work_dtype(self) -> torch.dtype:
+        """The dtype of gain matrices: that of the features, but at least float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def touching(self) -> Mapping[str, tuple[Block, ...]]:
+        """Free atom -> the blocks that carry it."""
+        return {name: tuple(b for b in self.blocks if name in b.names) for name in self.symmetry.atoms}
+
+    def features(self, site: str) -> list[tuple[Tensor, Tensor, bool]]:
+        """``(fixed, moving, odd)`` for each feature of a site."""
+        odd = self._odd(site, self.counts[site])
+        pairs = zip(self._fixed[site], self._moving[site], odd, strict=True)
+        return [(_matrix_dtype(f), _matrix_dtype(m), o) for f, m, o in pairs]
+
+    def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
+        """``(fixed, moving, odd)`` for each feature of a block, as views."""
+        return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
+
+    def objective(self, permutation: Permutation) -> float:
+        """The exact objective of one relabelling, summed in float64; every matcher is held against it."""
+        return math.fsum(
+            inner(f, permutation.apply_site(site, m, signs=odd))
+            for site in self.symmetry.sites
+            for f, m, odd in self.features(site)
+        )
+
+    def _check(self, site: str, shape: tuple[int, ...]) -> None:
+        for side, given in (("fixed", self._fixed), ("moving", self._moving)):
+            if site not in given:
+                raise MatchError(f"site '{site}' is missing from {side}=, which has {sorted(given)}")
+        fixed, moving = self._fixed[site], self._moving[site]
+        if isinstance(fixed, Tensor) or isinstance(moving, Tensor):
+            raise MatchError(f"site '{site}': expected a sequence of feature tensors, got one tensor: wrap it")
+        if len(fixed) != len(moving):
+            raise MatchError(f"site '{site}': {len(fixed)} features in fixed=, {len(moving)} in moving=")
+        self.counts[site] = len(fixed)
+        self._odd(site, len(fixed))
+        for side, features in (("fixed", fixed), ("moving", moving)):
+            for k, value in enumerate(features):
+                self._check_tensor(f"site '{site}', feature {k} of {side}=", value, shape)
+
+    def _check_tensor(self, what: str, value: Tensor, shape: tuple[int, ...]) -> None:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise MatchError(f"{what}: expected a tensor of real floating point numbers, got {kind}")
+        if tuple(value.shape) != shape:
+            raise MatchError(f"{what}: expected shape {shape}, as in the symmetry, got {tuple(value.shape)}")
+        self.device, self.dtype = self.device or value.device, self.dtype or value.dtype
+        if value.device != self.device:
+            raise MatchError(f"{what}: lies on {value.device}, the first site on {self.device}; move one of them")
+        if value.dtype != self.dtype:
+            raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
+        # one sum tells of any NaN or infinity; only a suspect one, which may be an overflow, pays for the full check
+        if not bool(value.detach().sum().isfinite()) and not bool(value.detach().isfinite().all()):
+            bad = int((~value.detach().isfinite()).sum())
+            raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
+
+
+def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:
+    """The quantity that matchers maximise: sum over sites and features of ``<fixed, permutation moving>``.
+
+    Args:
+        symmetry: The group, with known sizes.
+        fixed: Site -> features, tensors of the site's shape.
+        moving: Site -> as many features.
+        permutation: The relabelling of ``moving``.
+        odd: Which features change sign with signed units; see :func:`match`.
+
+    Example:
+        >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
+        >>> w = torch.tensor([1.0, 2.0, 3.0])
+        >>> objective(symmetry, {"w": (w,)}, {"w": (w,)}, symmetry.identity())
+        14.0
+    """
+    return Problem(symmetry, fixed, moving, odd).objective(permutation)
+
+
+def _read_odd(symmetry: Symmetry, odd):
+    if odd is None:
+        if symmetry.signed:
+            raise MatchError(
+                f"the atoms {sorted(symmetry.signed)} have signs, so odd= must say which features change sign with "
+                "them, one bool per feature: for locations and scales odd=(True, False)"
+            )
+        return lambda site, count: (False,) * count
+
+    def read(site: str, count: int) -> tuple[bool, ...]:
+        given = odd.get(site) if isinstance(odd, Mapping) else odd
+        if given is None or len(given) != count:
+            raise MatchError(f"site '{site}': odd= must hold one bool for each of its {count} features, got {given}")
+        return tuple(bool(o) for o in given)
+
+    return read
+
+
+def _matrix_dtype(value: Tensor) -> Tensor:
+    value = value.detach()
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors, summed in float64 a chunk at a time."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    return math.fsum(
+        float(torch.dot(x.double(), y.double())) for x, y in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
+    )

@@ -1,0 +1,142 @@
+"""Laws of every registered matcher, over problems of every structure."""
+
+import math
+
+import pytest
+import torch
+from matching_problems import STRUCTURES, features, relabel
+
+from pyro_align.matching import MATCHERS, match, objective
+from pyro_align.symmetry import Permutation
+
+SEARCHES = sorted(set(MATCHERS) - {"exhaustive"})
+SMALL = {name: s for name, s in STRUCTURES.items() if s.symmetry.log_order <= math.log(3000)}
+
+
+def independent(name, seed=1):
+    case = STRUCTURES[name]
+    return case, features(case.symmetry, seed), features(case.symmetry, seed + 100)
+
+
+def reference(case, fixed, moving, permutation):
+    """The objective in its plainest form."""
+    total = 0.0
+    for site in case.symmetry.sites:
+        for k, (f, m) in enumerate(zip(fixed[site], moving[site], strict=True)):
+            odd = case.odd[k] if case.odd else False
+            total += float((f * permutation.apply_site(site, m, signs=odd)).sum())
+    return total
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_valid_monotone_and_exact(name, matcher):
+    case, fixed, moving = independent(name)
+    found = match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher)
+    assert isinstance(found.permutation, Permutation)  # which checks that every index is a permutation
+    assert found.status == "converged"
+    assert found.objective == pytest.approx(reference(case, fixed, moving, found.permutation), rel=1e-12)
+    assert all(b >= a - 1e-9 for a, b in zip(found.history, found.history[1:], strict=False))
+    assert found.history[-1] == pytest.approx(found.objective, rel=1e-12)
+    assert found.objective >= reference(case, fixed, moving, case.symmetry.identity()) - 1e-9
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", SMALL)
+def test_never_above_the_oracle(name, matcher):
+    case, fixed, moving = independent(name, 2)
+    oracle = match(case.symmetry, fixed, moving, odd=case.odd, matcher="exhaustive")
+    found = match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher)
+    assert found.objective <= oracle.objective + 1e-9
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_equals_the_oracle(name, matcher, seed):
+    case = STRUCTURES[name]
+    moving = features(case.symmetry, seed)
+    planted = case.symmetry.random(seed + 10)
+    fixed = relabel(moving, planted, case.odd, noise=0.05, seed=seed)
+    oracle = match(case.symmetry, fixed, moving, odd=case.odd, matcher="exhaustive")
+    found = match(
+        case.symmetry, fixed, moving, odd=case.odd, matcher=matcher, restarts=20 if case.quadratic_only else 0
+    )
+    assert found.objective == pytest.approx(oracle.objective, rel=1e-12)
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", [n for n, s in STRUCTURES.items() if not s.quadratic_only])
+def test_a_relabelled_copy_is_recovered_exactly(name, matcher):
+    case = STRUCTURES[name]
+    moving = features(case.symmetry, 5)
+    fixed = relabel(moving, case.symmetry.random(6), case.odd)
+    found = match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher)
+    again = relabel(moving, found.permutation, case.odd)
+    for site in case.symmetry.sites:
+        for a, b in zip(fixed[site], again[site], strict=True):
+            assert torch.equal(a, b), site
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_same_seed_same_result(name, matcher):
+    case, fixed, moving = independent(name, 3)
+    state = torch.get_rng_state()
+    runs = [match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher, seed=4, restarts=1) for _ in range(2)]
+    assert runs[0].permutation == runs[1].permutation
+    assert runs[0].history == runs[1].history
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+def test_an_optimum_given_as_start_is_kept(matcher):
+    case, fixed, moving = independent("two layers", 7)
+    best = match(case.symmetry, fixed, moving, matcher="exhaustive").permutation
+    found = match(case.symmetry, fixed, moving, matcher=matcher, init=best)
+    assert found.permutation == best
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_never_below_its_start(name, matcher):
+    case, fixed, moving = independent(name, 8)
+    start = case.symmetry.random(3)
+    found = match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher, init=start)
+    assert found.objective >= objective(case.symmetry, fixed, moving, start, odd=case.odd) - 1e-9
+
+
+@pytest.mark.parametrize("matcher", sorted(MATCHERS))
+def test_an_expired_time_limit_gives_a_valid_start(matcher):
+    case, fixed, moving = independent("two layers")
+    found = match(case.symmetry, fixed, moving, matcher=matcher, time_limit=1e-9)
+    assert found.status == "time_limit"
+    assert found.objective >= objective(case.symmetry, fixed, moving, case.symmetry.identity()) - 1e-9
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+def test_restarts_never_lose(matcher):
+    case, fixed, moving = independent("only quadratic", 9)
+    one = match(case.symmetry, fixed, moving, matcher=matcher)
+    many = match(case.symmetry, fixed, moving, matcher=matcher, restarts=6)
+    assert many.objective >= one.objective - 1e-12
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+def test_an_interrupt_gives_the_best_so_far(matcher):
+    case, fixed, moving = independent("two layers")
+
+    def interrupt(sweep, value):
+        raise KeyboardInterrupt
+
+    found = match(case.symmetry, fixed, moving, matcher=matcher, progress=interrupt)
+    assert found.status == "interrupted"
+    assert found.objective == pytest.approx(reference(case, fixed, moving, found.permutation), rel=1e-12)
+
+
+@pytest.mark.parametrize("matcher", SEARCHES)
+def test_inputs_are_left_alone(matcher):
+    case, fixed, moving = independent("heads")
+    before = {s: tuple(t.clone() for t in v) for s, v in moving.items()}
+    match(case.symmetry, fixed, moving, matcher=matcher)
+    assert all(torch.equal(a, b) for s in moving for a, b in zip(before[s], moving[s], strict=True))
