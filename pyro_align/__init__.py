@@ -1,7 +1,48 @@
 """Align Bayesian posteriors modulo the permutation symmetries of their model."""
 
+from pyro_align.align import Alignment, align
+from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
+from pyro_align.barrier import Barrier, evaluate_barrier
+from pyro_align.discovery import certify, find_symmetry
+from pyro_align.errors import (
+    BarrierError,
+    DiagnosticWarning,
+    GuideError,
+    MatchError,
+    PyroAlignError,
+    SymmetryError,
+    TraceError,
+)
+from pyro_align.guides import permute_guide, read_guide
+from pyro_align.paths import Path, displacement
 from pyro_align.symmetry import Permutation, Symmetry
 
 __version__ = "0.1.0"
 
-__all__ = ["Permutation", "Symmetry", "__version__"]
+__all__ = [
+    "Alignment",
+    "Atom",
+    "Barrier",
+    "BarrierError",
+    "DiagnosticWarning",
+    "Fixed",
+    "GuideError",
+    "MatchError",
+    "Odd",
+    "Path",
+    "Permutation",
+    "Product",
+    "PyroAlignError",
+    "Sum",
+    "Symmetry",
+    "SymmetryError",
+    "TraceError",
+    "__version__",
+    "align",
+    "certify",
+    "displacement",
+    "evaluate_barrier",
+    "find_symmetry",
+    "permute_guide",
+    "read_guide",
+]

@@ -55,7 +55,7 @@ class SubstituteMessenger(Messenger):
 
     def _pyro_sample(self, msg):
         if isinstance(msg["fn"], _Subsample):
-            if msg["name"] in self.subsamples:
+            if msg["name"] in self.subsamples and msg["value"] is None:
                 msg["value"] = self.subsamples[msg["name"]]
                 msg["done"] = True
         elif msg["name"] in self.values and not msg["is_observed"]:
