@@ -1,0 +1,304 @@
+"""Many draws through the model: vectorised with ``torch.func.vmap`` in chunks, or one by one where that fails."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from pyro_align._effects import untouched
+from pyro_align.barrier import forward
+from pyro_align.barrier.forward import Layout
+from pyro_align.errors import BarrierError, DiagnosticWarning
+
+FIGURES = ("log_likelihood", "likelihood", "log_prior", "analytic", "rest", "log_q_closed")
+SHARED = ("target",)  # the same for every draw
+
+Normals = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the model says about each draw on one batch of data, in nats.
+
+    Attributes:
+        log_likelihood: Per draw and datum, ``(draws, *datum)``; unscaled.
+        likelihood: The data's contribution to the ELBO, ``(draws,)``: scaled, without subsampling's part.
+        log_prior: Scaled log density of all latent and factor sites, ``(draws,)``.
+        analytic: Sum of the closed-form KLs, ``(draws,)``, of the sites named in :attr:`closed`.
+        rest: Log density of the other latent and factor sites, ``(draws,)``.
+        log_q_closed: Log posterior density of the sites in :attr:`closed`, ``(draws,)``.
+        closed: Sites whose KL is in closed form.
+        prediction: Mean of the observed site's distribution, ``(draws, *datum, ...)``, or None where no loss wants it.
+        target: The observed values that it is judged against, ``(*datum, ...)``, or None.
+    """
+
+    log_likelihood: Tensor
+    likelihood: Tensor
+    log_prior: Tensor
+    analytic: Tensor
+    rest: Tensor
+    log_q_closed: Tensor
+    closed: tuple[str, ...]
+    prediction: Tensor | None = None
+    target: Tensor | None = None
+
+
+@dataclass
+class Runner:
+    """Runs one model on many draws.
+
+    Attributes:
+        model: The Pyro model.
+        seed: Seed of whatever randomness the model itself uses (subsampling); the same for every draw and tau.
+        chunk: Draws in one vectorised run; None chooses it by ``max_memory``.
+        max_memory: Bytes that the model's intermediate tensors may take.
+        vectorized: Whether vmap is in use; falls to False for good when it fails.
+    """
+
+    model: Callable
+    seed: int = 0
+    chunk: int | None = None
+    max_memory: int = 2**30
+    vectorized: bool = True
+    _sizes: dict[tuple, int] = field(default_factory=dict)
+
+    def __call__(
+        self, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any], normals: Normals, predict: bool
+    ) -> Draws:
+        """Runs the model on every draw.
+
+        Args:
+            values: Site -> constrained draws ``(draws, *site_shape)``.
+            args: The model's arguments.
+            kwargs: Its keyword arguments.
+            normals: Location and scale of the sites that are independent Normals under the posterior.
+            predict: Whether predictions are wanted.
+        """
+        closed: list[str] = []
+
+        def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+            out, names = _evaluate(self.model, args, kwargs, draw, normals, predict)
+            closed[:] = names
+            return out
+
+        count = next(iter(values.values())).shape[0]
+        with untouched(self.model, seed=self.seed), torch.inference_mode():
+            size = self._chunk_size(one, values, args, kwargs, count) if self.vectorized else 1
+            parts = [
+                self._run(one, {k: v[lo : lo + size] for k, v in values.items()}, predict)
+                for lo in range(0, count, size)
+            ]
+        stacked = {k: v if k in SHARED else torch.cat([part[k] for part in parts]) for k, v in parts[0].items()}
+        return Draws(**stacked, closed=tuple(closed))
+
+    def _run(self, one: Callable, chunk: dict[str, Tensor], predict: bool) -> dict[str, Tensor]:
+        if self.vectorized:
+            try:
+                torch.manual_seed(self.seed)  # each chunk, and each draw below, sees the same subsample
+                out_dims = {
+                    k: None if k in SHARED else 0 for k in (*FIGURES, *(SHARED + ("prediction",) if predict else ()))
+                }
+                return torch.func.vmap(one, out_dims=out_dims, randomness="same")(chunk)
+            except Exception as error:
+                self.vectorized = False
+                warnings.warn(
+                    f"the model cannot be vectorised over draws ({type(error).__name__}: {_first_line(error)}); "
+                    "it is run draw by draw, which is slower. Data-dependent Python control flow, .item() and "
+                    "in-place updates of buffers are the usual reasons",
+                    DiagnosticWarning,
+                    stacklevel=2,
+                )
+        outs = []
+        for s in range(next(iter(chunk.values())).shape[0]):
+            torch.manual_seed(self.seed)
+            outs.append(one({k: v[s] for k, v in chunk.items()}))
+        return {k: v if k in SHARED else torch.stack([out[k] for out in outs]) for k, v in outs[0].items()}
+
+    def _chunk_size(self, one: Callable, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping, count: int) -> int:
+        if self.chunk is not None:
+            return min(self.chunk, count)
+        leaves, _ = tree_flatten((args, dict(kwargs)))
+        key = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
+        if key not in self._sizes:
+            torch.manual_seed(self.seed)
+            self._sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
+        # vmap may hold copies laid out anew (batched convolutions, transposes), hence the factor
+        return max(1, min(count, self.max_memory // max(1, 2 * self._sizes[key])))
+
+
+def _evaluate(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], draw: dict[str, Tensor], normals: Normals, predict: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """All figures of one draw, and the names of the sites whose KL is in closed form."""
+    records = forward.record(model, args, kwargs, draw)
+    log_likelihood, likelihood = forward.per_datum(records)
+    terms = forward.log_joint_terms(records)
+    zero = log_likelihood.new_zeros(())
+    analytic, log_q, closed = zero, zero, []
+    for name, (loc, scale) in normals.items():
+        kl = forward.normal_kl(records.latent[name], loc, scale)
+        if kl is not None:
+            analytic = analytic + kl
+            log_q = log_q + forward.normal_log_prob(draw[name], loc, scale)
+            closed.append(name)
+    out = {
+        "log_likelihood": log_likelihood,
+        "likelihood": zero + likelihood,
+        "log_prior": zero + sum(terms.values()),
+        "analytic": analytic,
+        "rest": zero + sum(term for name, term in terms.items() if name not in closed),
+        "log_q_closed": log_q,
+    }
+    if predict:
+        out["prediction"] = forward.predict(records)
+        out["target"] = forward.target(records)
+    return out, closed
+
+
+def probe(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, draw: Mapping[str, Tensor], seed: int
+) -> Layout:
+    """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done.
+
+    Returns:
+        The data's layout.
+
+    Raises:
+        BarrierError: The arguments do not fit the model, or the posterior's sites are not the model's.
+    """
+    _check_devices(posterior, args, kwargs)
+    try:
+        with untouched(model, seed=seed), torch.inference_mode():
+            records = forward.record(model, args, kwargs, draw)
+            _check_sites(records, posterior)
+            return forward.read_layout(records)
+    except BarrierError:
+        raise
+    except Exception as error:
+        raise BarrierError(_explain(error, posterior, args, kwargs)) from error
+
+
+def _check_sites(records: forward.Records, posterior) -> None:
+    missing = [name for name in records.latent if name not in posterior.sites]
+    extra = [name for name in posterior.sites if name not in records.latent]
+    if missing:
+        discrete = [n for n in missing if getattr(records.latent[n]["fn"], "has_enumerate_support", False)]
+        advice = (
+            f"{discrete} are discrete: marginalise them in the model, or give an enumerating Pyro loss such as "
+            "losses=[TraceEnum_ELBO()]"
+            if discrete
+            else "if one of them is data, pass its observed values; else fit a guide that covers it"
+        )
+        raise BarrierError(f"the model's sites {missing} are neither observed nor in the path's posterior; {advice}")
+    if extra:
+        raise BarrierError(
+            f"the path's posterior has sites {extra} that the model does not sample; the model samples "
+            f"{list(records.latent)} with these arguments. Was the guide fitted to another model?"
+        )
+    for name, message in records.latent.items():
+        expected, given = _site_shape(message["fn"]), tuple(posterior.sites[name].shape)
+        if expected != given:
+            raise BarrierError(
+                f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
+                "was the guide fitted to a model of another size?"
+            )
+
+
+def _site_shape(fn) -> tuple[int, ...]:
+    return tuple(fn.batch_shape) + tuple(fn.event_shape)
+
+
+def _check_devices(posterior, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    for name, value in _tensors(args, kwargs):
+        if value.device != torch.device(posterior.device) and value.dim() > 0:
+            raise BarrierError(
+                f"{name} is on device {value.device}, the path's posterior on {posterior.device}; "
+                f"move it with .to('{posterior.device}')"
+            )
+
+
+def _explain(error: Exception, posterior, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    others = [
+        f"{name} is {str(v.dtype).removeprefix('torch.')}"
+        for name, v in _tensors(args, kwargs)
+        if v.is_floating_point() and v.dtype != posterior.dtype
+    ]
+    if others:
+        wanted = str(posterior.dtype).removeprefix("torch.")
+        return (
+            f"the model failed on data of another dtype: {', '.join(others)}, the path's posterior is {wanted}; "
+            f"convert with .to(torch.{wanted}) ({type(error).__name__}: {_first_line(error)})"
+        )
+    given = ", ".join([*map(_describe, args), *(f"{k}={_describe(v)}" for k, v in kwargs.items())]) or "none"
+    return (
+        f"the model could not be run with the arguments given ({given}): {type(error).__name__}: {_first_line(error)}. "
+        "Pass what you pass to the model itself, as *args, **kwargs or in evaluation="
+    )
+
+
+def _tensors(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    named = [(f"argument {i}", a) for i, a in enumerate(args)] + [(f"argument '{k}'", v) for k, v in kwargs.items()]
+    return [(name, leaf) for name, value in named for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".") if lines else "no message"
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+class _Live(TorchDispatchMode):
+    """Follows the bytes of the tensors that operations create, while they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._seen = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {leaf.untyped_storage()._cdata for leaf in tree_flatten((args, kwargs or {}))[0] if _dense(leaf)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_flatten(out)[0]:
+            if _dense(leaf) and leaf.untyped_storage()._cdata not in given | self._seen:
+                self._add(leaf)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _dense(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta"
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most bytes that the tensors made by ``function`` hold at one time."""
+    with _Live() as live:
+        result = function()
+    held = sum(math.prod(t.shape) * t.element_size() for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+    return max(live.peak, held)

@@ -1,0 +1,83 @@
+"""Reading the data of an evaluation: one call's arguments, or a stream of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_align.errors import BarrierError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A named data set: the arguments of the model's calls.
+
+    Attributes:
+        name: Its name.
+        source: A tuple of arguments, a mapping of keyword arguments, or a re-iterable of such.
+        kwargs: Keyword arguments of every call.
+        streamed: Whether ``source`` is a re-iterable of batches.
+    """
+
+    name: str
+    source: Any
+    kwargs: Mapping[str, Any]
+    streamed: bool = False
+
+    def batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
+        """The arguments of each of the model's calls, ``(args, kwargs)``."""
+        for item in self.source if self.streamed else (self.source,):
+            if isinstance(item, Mapping):
+                yield (), {**item, **self.kwargs}
+            elif isinstance(item, tuple | list):
+                yield tuple(item), dict(self.kwargs)
+            else:
+                yield (item,), dict(self.kwargs)
+
+
+def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[Data]:
+    """The data sets to evaluate on.
+
+    Args:
+        args: Positional arguments of the model, or nothing where ``evaluation`` holds them.
+        kwargs: Keyword arguments of the model, for every data set.
+        evaluation: Name -> tuple of arguments, mapping of keyword arguments, one tensor, or a re-iterable of these
+            (a ``DataLoader``, a list of tuples); or None.
+
+    Raises:
+        BarrierError: Data are given twice, are empty, or can be read only once.
+    """
+    if evaluation is None:
+        return [Data("data", args, kwargs)]
+    if args:
+        raise BarrierError(
+            "data are given twice, as positional arguments and as evaluation=; "
+            "put all of them in evaluation={'train': (x, y), 'test': (xt, yt)}"
+        )
+    if not isinstance(evaluation, Mapping) or not evaluation:
+        raise BarrierError(
+            "evaluation= takes a mapping of names to data, such as {'train': (x, y)}; "
+            f"got {type(evaluation).__name__}"
+        )
+    return [_read_one(str(name), source, kwargs) for name, source in evaluation.items()]
+
+
+def _read_one(name: str, source: Any, kwargs: Mapping[str, Any]) -> Data:
+    if isinstance(source, Tensor):
+        return Data(name, (source,), kwargs)
+    if isinstance(source, tuple | Mapping):
+        return Data(name, source, kwargs)
+    if not hasattr(source, "__iter__"):
+        raise BarrierError(
+            f"evaluation '{name}': expected a tuple of the model's arguments, a mapping of its keyword arguments or a "
+            f"re-iterable of such batches (a DataLoader), got {type(source).__name__}"
+        )
+    if iter(source) is source:
+        raise BarrierError(
+            f"evaluation '{name}': a {type(source).__name__} can be read only once, and every tau reads the data anew; "
+            "give a list or a DataLoader"
+        )
+    return Data(name, source, kwargs, streamed=True)

@@ -1,0 +1,283 @@
+"""One run of the model at given latent values: everything that any loss needs, from one forward pass.
+
+Messages are recorded as they leave Pyro's effect stack, so scales, masks, plates and subsamples are those of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pyro_align._effects import SubstituteMessenger, without_validation
+from pyro_align.errors import BarrierError
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model says about its data.
+
+    Attributes:
+        plates: Names of the datum's dimensions, in order.
+        shape: Their sizes in this run.
+        full: Number of data that the model stands for; greater than the product of ``shape`` under subsampling.
+        categorical: The observed site whose class probabilities a task loss can judge, or None.
+        observed: Names of the observed sites.
+    """
+
+    plates: tuple[str, ...]
+    shape: tuple[int, ...]
+    full: int
+    categorical: str | None
+    observed: tuple[str, ...]
+
+    @property
+    def seen(self) -> int:
+        """Number of data in this run."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Records:
+    """The sample messages of one run, sorted by their part in the log joint."""
+
+    latent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    factors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, message: dict[str, Any]) -> None:
+        if message["infer"].get("_deterministic"):
+            return
+        if not message["is_observed"]:
+            self.latent[message["name"]] = message
+        elif _is_factor(message["fn"]) and not any(f.vectorized for f in message["cond_indep_stack"]):
+            self.factors[message["name"]] = message
+        else:
+            self.data[message["name"]] = message
+
+
+class _Recorder(Messenger):
+    def __init__(self):
+        super().__init__()
+        self.records = Records()
+
+    def _pyro_post_sample(self, message):
+        if not isinstance(message["fn"], _Subsample):
+            self.records.add(dict(message))
+
+
+def record(model: Callable, args: tuple, kwargs: Mapping[str, Any], values: Mapping[str, Tensor]) -> Records:
+    """Runs the model with its latent sites at ``values`` and validation off."""
+    with pyro.validation_enabled(False), _Recorder() as recorder, SubstituteMessenger(values):
+        model(*args, **kwargs)
+    return recorder.records
+
+
+# -- log probabilities -------------------------------------------------------------------------------------------------
+
+
+def site_log_prob(message: dict[str, Any]) -> Tensor:
+    """Log probability of one site, before scale and mask."""
+    return without_validation(message["fn"]).log_prob(message["value"], *message["args"], **message["kwargs"])
+
+
+def _masked(message: dict[str, Any], log_prob: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    return scale_and_mask(log_prob, scale, message["mask"])
+
+
+def _own_scale(message: dict[str, Any]) -> float | Tensor:
+    """The site's scale without the part that stands for data left out by subsampling."""
+    scale = message["scale"]
+    for frame in message["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
+def log_joint_terms(records: Records) -> dict[str, Tensor]:
+    """Each latent and factor site's scaled log probability, summed, in nats."""
+    messages = {**records.latent, **records.factors}
+    return {name: _masked(m, site_log_prob(m), m["scale"]).sum() for name, m in messages.items()}
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def datum_plates(records: Records) -> tuple[str, ...] | None:
+    """Names of the plates that all observed sites share: one cell of them is one datum. None where there are none."""
+    shared: set[str] | None = None
+    for message in records.data.values():
+        names = {f.name for f in message["cond_indep_stack"] if f.vectorized}
+        shared = names if shared is None else shared & names
+    if not shared:
+        return None
+    first = next(iter(records.data.values()))
+    frames = [f for f in first["cond_indep_stack"] if f.name in shared]
+    return tuple(f.name for f in sorted(frames, key=lambda f: f.dim))
+
+
+def read_layout(records: Records) -> Layout:
+    """The datum's dimensions and the number of data.
+
+    Raises:
+        BarrierError: The model observes nothing.
+    """
+    if not records.data:
+        raise BarrierError(
+            f"the model observes no data (latent sites: {list(records.latent)}); pass the observed values with its "
+            "arguments, such as evaluate_barrier(model, path, x, y)"
+        )
+    plates = datum_plates(records)
+    shape = tuple(per_datum(records)[0].shape)
+    full = math.prod(shape)
+    if plates is not None:
+        first = next(iter(records.data.values()))
+        for frame in first["cond_indep_stack"]:
+            if frame.name in plates and frame.full_size is not None:
+                full = full // frame.size * frame.full_size
+    else:
+        names = [f.name for m in records.data.values() for f in m["cond_indep_stack"] if f.vectorized]
+        plates = tuple(names) if len(names) == len(shape) == 1 else tuple(f"datum_dim_{i}" for i in range(len(shape)))
+    return Layout(plates, shape, full, _categorical_site(records, shape), tuple(records.data))
+
+
+def per_datum(records: Records) -> tuple[Tensor, Tensor]:
+    """Log likelihood of every datum, and the data's scaled contribution to the ELBO.
+
+    Sites that share the datum's plates are added up; sites without a common plate are separate data.
+
+    Returns:
+        ``(log_likelihood (*datum), scaled sum ())`` in nats. The sum bears the sites' scales, subsampling's left out.
+    """
+    plates = datum_plates(records)
+    parts, total = [], 0.0
+    for message in records.data.values():
+        log_prob = _masked(message, site_log_prob(message))
+        scale = _own_scale(message)
+        total = total + (log_prob.sum() if isinstance(scale, float | int) and scale == 1 else (log_prob * scale).sum())
+        parts.append(log_prob if plates is None else _onto_plates(message, log_prob, plates))
+    if plates is not None:
+        return sum(parts[1:], parts[0]), total
+    return (parts[0] if len(parts) == 1 else torch.cat([p.reshape(-1) for p in parts])), total
+
+
+def _onto_plates(message: dict[str, Any], value: Tensor, plates: tuple[str, ...], event_dims: int = 0) -> Tensor:
+    """A site's batch-shaped tensor with the datum's plates as its leading dims; all other batch dims summed out."""
+    frames = {f.name: f for f in message["cond_indep_stack"]}
+    width = max([value.dim() - event_dims] + [-f.dim for f in frames.values() if f.vectorized])
+    value = value.reshape((1,) * (width + event_dims - value.dim()) + tuple(value.shape))
+    dims = [width + frames[name].dim for name in plates]
+    for name, dim in zip(plates, dims, strict=True):
+        if value.shape[dim] == 1 != frames[name].size:
+            value = value.expand(*value.shape[:dim], frames[name].size, *value.shape[dim + 1 :])
+    rest = [d for d in range(width) if d not in dims]
+    value = value.permute(*dims, *rest, *range(width, width + event_dims))
+    return value.sum(tuple(range(len(dims), width))) if rest else value
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+def _categorical_site(records: Records, shape: tuple[int, ...]) -> str | None:
+    """The one observed site with finitely many classes and one value per datum, if there is just one."""
+    found = []
+    for name, message in records.data.items():
+        kind = _class_kind(message["fn"])
+        if kind is not None and math.prod(torch.Size(message["fn"].batch_shape)) == math.prod(shape):
+            found.append(name)
+    return found[0] if len(found) == 1 and len(records.data) == 1 else None
+
+
+def _class_kind(fn) -> str | None:
+    base = _base(fn)
+    name = type(base).__name__
+    if fn.event_shape and name != "OneHotCategorical":
+        return None
+    return name if name in ("Categorical", "OneHotCategorical", "Bernoulli") else None
+
+
+def predict(records: Records) -> Tensor:
+    """The mean of the observed site's distribution, ``(*datum, ...)``; class probabilities where it has classes."""
+    message = next(iter(records.data.values()))
+    base, kind = _base(message["fn"]), _class_kind(message["fn"])
+    if kind in ("Categorical", "OneHotCategorical"):
+        mean = base.probs
+    elif kind == "Bernoulli":
+        mean = torch.stack([1 - base.probs, base.probs], -1)
+    else:
+        return message["fn"].mean
+    batch = torch.Size(message["fn"].batch_shape)
+    return mean.expand(*batch, mean.shape[-1])
+
+
+def target(records: Records) -> Tensor:
+    """The observed values that a prediction is judged against; class numbers where the site has classes."""
+    message = next(iter(records.data.values()))
+    kind = _class_kind(message["fn"])
+    value = message["value"]
+    if kind == "OneHotCategorical":
+        return value.argmax(-1)
+    return value.long() if kind is not None else value
+
+
+def _base(fn):
+    """The distribution inside wrappers that only reshape or mask."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_factor(fn) -> bool:
+    return type(_base(fn)).__name__ in ("Unit", "Delta")
+
+
+# -- KL ----------------------------------------------------------------------------------------------------------------
+
+
+def normal_kl(message: dict[str, Any], loc: Tensor, scale: Tensor) -> Tensor | None:
+    """E_q[log q - c log p] of one site with q = N(loc, scale^2) and a Normal prior of scale c, in closed form.
+
+    With c = 1 it is KL(q || p) = log(s_p / s) + (s^2 + (m - m_p)^2) / (2 s_p^2) - 1/2. A prior that depends on other
+    latents gives the KL at their drawn values, an unbiased estimate where q's sites are independent.
+
+    Returns:
+        Scalar in nats, or None where the prior is no Normal.
+    """
+    fn = message["fn"]
+    base = _base(fn)
+    if type(base).__name__ != "Normal" or message["mask"] is not None or _has_mask(fn):
+        return None
+    variance = base.scale.square()
+    cross = 0.5 * (LOG_TWO_PI + variance.log() + (scale.square() + (loc - base.loc).square()) / variance)
+    entropy = 0.5 * (LOG_TWO_PI + 1) * loc.numel() + scale.log().sum()
+    return (cross * _event_scale(message, cross)).sum() - entropy
+
+
+def _has_mask(fn) -> bool:
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        if type(fn).__name__ == "MaskedDistribution":
+            return True
+        fn = fn.base_dist
+    return False
+
+
+def _event_scale(message: dict[str, Any], value: Tensor) -> float | Tensor:
+    """The site's scale, which is batch-shaped where it is a tensor, against a value that still has event dims."""
+    scale = message["scale"]
+    events = len(message["fn"].event_shape)
+    return scale.reshape(*scale.shape, *(1,) * events) if isinstance(scale, Tensor) and scale.dim() else scale
+
+
+def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log N(value; loc, scale^2), summed, in nats."""
+    return -0.5 * (((value - loc) / scale).square() + LOG_TWO_PI).sum() - scale.log().sum()

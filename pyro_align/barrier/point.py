@@ -1,0 +1,73 @@
+"""One tau in full: per-datum log likelihood and draws, for ArviZ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_align._effects import untouched
+from pyro_align.barrier import forward
+from pyro_align.barrier.problem import Problem
+from pyro_align.errors import BarrierError
+
+
+def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
+    """The arguments of :func:`pyro_align.report.point_to_arviz`.
+
+    Raises:
+        BarrierError: ``tau`` lies outside [0, 1], or there is no such data set.
+    """
+    if not 0.0 <= tau <= 1.0:
+        raise BarrierError(f"tau: expected a value in [0, 1], got {tau!r}")
+    found = [data for data in problem.data if data.name == evaluation]
+    if not found:
+        raise BarrierError(f"no data set '{evaluation}'; there are {[data.name for data in problem.data]}")
+    data, q = found[0], problem.path.posterior(tau)
+    with torch.inference_mode():
+        values, log_q = q.push_with_log_prob(problem.noise)
+    runs = list(problem.draws(data, tau, posterior=q, values=values))
+    layout = problem.layouts[evaluation]
+    log_likelihood = torch.cat([run.log_likelihood.flatten(1) for run in runs], 1)
+    if len(runs) == 1:
+        log_likelihood = runs[0].log_likelihood
+    lp = runs[0].log_prior + sum(run.likelihood for run in runs)
+    observed, drawn = _data_values(problem, data, values, predictive)
+    plates = layout.plates if len(layout.plates) == log_likelihood.dim() - 1 else ("datum",)
+    return {
+        "tau": float(tau),
+        "evaluation": evaluation,
+        "name": layout.observed[0] if len(layout.observed) == 1 else "data",
+        "plates": plates,
+        "log_likelihood": log_likelihood.cpu().numpy(),
+        "observed": observed,
+        "predictive": drawn,
+        "posterior": {k: v.cpu().numpy() for k, v in values.items()} if posterior else None,
+        "lp": lp.cpu().numpy(),
+        "log_q": log_q.cpu().numpy(),
+    }
+
+
+def _data_values(problem: Problem, data, values, predictive: bool):
+    """Observed values, ``(*datum, *event)``, and one draw of the data per posterior draw, or None."""
+    observed: dict[str, list] = {}
+    drawn: dict[str, list] = {}
+    count = problem.num_samples if predictive else 1
+    for args, kwargs in data.batches():
+        batch: dict[str, list] = {}
+        with untouched(problem.model, seed=problem.seed), torch.inference_mode():
+            for s in range(count):
+                torch.manual_seed(problem.seed)  # the same subsample for every draw
+                records = forward.record(problem.model, args, kwargs, {k: v[s] for k, v in values.items()})
+                torch.manual_seed((problem.seed + 1 + s) % 2**63)
+                for name, message in records.data.items():
+                    if s == 0:
+                        observed.setdefault(name, []).append(torch.as_tensor(message["value"]).cpu())
+                    if predictive:
+                        batch.setdefault(name, []).append(message["fn"].sample().cpu())
+        for name, samples in batch.items():
+            drawn.setdefault(name, []).append(torch.stack(samples))
+    joined = {
+        name: torch.cat(parts).numpy() if parts[0].dim() else parts[0].numpy() for name, parts in observed.items()
+    }
+    return joined, {name: torch.cat(parts, 1).numpy() for name, parts in drawn.items()} if predictive else None

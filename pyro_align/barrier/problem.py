@@ -1,0 +1,180 @@
+"""What is evaluated, and the work at one tau: independent of all other taus, so that pieces can run anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_align._effects import untouched
+from pyro_align.barrier import forward
+from pyro_align.barrier.batch import Draws, Normals, Runner, probe
+from pyro_align.barrier.data import Data
+from pyro_align.barrier.forward import Layout
+from pyro_align.barrier.losses import Sums, bootstrap_weights, kl_per_draw
+from pyro_align.errors import BarrierError
+from pyro_align.guides import MeanFieldNormal
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """All figures at one tau.
+
+    Attributes:
+        tau: Where on the path.
+        pseudo: (evaluation, loss) -> pseudo-values per datum ``(draws,)``.
+        likelihood: Evaluation -> the data's term of the log joint, ``(draws,)`` nats, for all data.
+        effective: Evaluation -> mean over data of the effective number of draws behind the predictive likelihood.
+        log_prior: Log prior density of each draw, ``(draws,)`` nats.
+        log_q: Log posterior density of each draw, ``(draws,)`` nats.
+        num_data: Evaluation -> number of data.
+        vectorized: Whether the draws went through the model together.
+    """
+
+    tau: float
+    pseudo: Mapping[tuple[str, str], np.ndarray]
+    likelihood: Mapping[str, np.ndarray]
+    effective: Mapping[str, float]
+    log_prior: np.ndarray
+    log_q: np.ndarray
+    num_data: Mapping[str, int]
+    vectorized: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, a path, data and losses.
+
+    Attributes:
+        model: The Pyro model.
+        path: Anything with ``posterior(tau)``.
+        data: The data sets.
+        losses: Name -> loss.
+        num_samples: Draws per tau.
+        seed: Seed of the draws.
+        temperature: Weight of the KL in the negative ELBO.
+        chunk: Draws in one vectorised run, or None.
+        max_memory: Bytes for the model's intermediate tensors.
+        nonfinite: ``"raise"`` or ``"keep"``.
+    """
+
+    model: Callable
+    path: Any
+    data: tuple[Data, ...]
+    losses: Mapping[str, Any]
+    num_samples: int
+    seed: int
+    temperature: float
+    chunk: int | None
+    max_memory: int
+    nonfinite: str = "raise"
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict:
+        # layouts travel with the problem; noise and the runner are made anew where it arrives
+        return {k: v for k, v in self.__dict__.items() if k not in ("noise", "runner", "weights")}
+
+    @cached_property
+    def noise(self) -> dict[str, Tensor]:
+        """The one set of standard noise that is pushed through every tau."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.path.posterior(0.0).noise(self.num_samples, generator=generator)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Of the bootstrap over draws, the same at every tau."""
+        return bootstrap_weights(self.num_samples, self.seed)
+
+    @cached_property
+    def runner(self) -> Runner:
+        return Runner(self.model, self.seed, self.chunk, self.max_memory)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Data set -> layout of its first batch; finds what is wrong with the problem."""
+        if "layouts" not in self._cache:
+            posterior = self.path.posterior(0.0)
+            draw = {k: v[0] for k, v in posterior.push({k: v[:1] for k, v in self.noise.items()}).items()}
+            self._cache["layouts"] = {d.name: self._probe(d, posterior, draw) for d in self.data}
+        return self._cache["layouts"]
+
+    def _probe(self, data: Data, posterior, draw: Mapping[str, Tensor]) -> Layout:
+        for args, kwargs in data.batches():
+            return probe(self.model, args, kwargs, posterior, draw, self.seed)
+        raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
+
+    def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None):
+        """Runs the model on every batch of a data set at one tau: yields one :class:`Draws` per batch."""
+        posterior = self.path.posterior(tau) if posterior is None else posterior
+        values = posterior.push(self.noise) if values is None else values
+        normals = independent_normals(posterior)
+        for args, kwargs in data.batches():
+            yield self.runner(values, args, kwargs, normals, predict)
+
+
+def independent_normals(posterior) -> Normals:
+    """Location and scale of the sites that are Normals independent of all others under the posterior."""
+    if not isinstance(posterior, MeanFieldNormal):
+        return {}
+    return {name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real}
+
+
+def evaluate_tau(problem: Problem, tau: float) -> Piece:
+    """Every loss on every data set at one tau."""
+    posterior = problem.path.posterior(tau)
+    with torch.inference_mode():
+        values, log_q = posterior.push_with_log_prob(problem.noise)
+    predict = any(loss == "error_rate" or callable(loss) for loss in problem.losses.values())
+    pseudo, likelihood, effective, num_data, log_prior = {}, {}, {}, {}, None
+    for data in problem.data:
+        sums, kl = Sums(problem.losses, problem.weights), None
+        for draws in problem.draws(data, tau, predict=predict, posterior=posterior, values=values):
+            _check_finite(problem, data, tau, draws, values)
+            sums.add(draws)
+            if kl is None:  # the prior does not depend on the data
+                kl, log_prior = kl_per_draw(draws, log_q, posterior.sites), draws.log_prior
+        layout = problem.layouts[data.name]
+        count = layout.full if layout.full != layout.seen else sums.seen
+        for name, value in sums.finish(kl, count, problem.temperature).items():
+            pseudo[data.name, name] = value
+        num_data[data.name] = count
+        likelihood[data.name] = np.asarray(sums.likelihood) * (count / sums.seen)
+        effective[data.name] = sums.effective / sums.seen
+    numpy = [t.double().cpu().numpy() for t in (log_prior, log_q)]
+    return Piece(tau, pseudo, likelihood, effective, *numpy, num_data, problem.runner.vectorized)
+
+
+def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:
+    if problem.nonfinite == "keep":
+        return
+    for figure in (draws.likelihood, draws.log_prior, draws.analytic):
+        bad = (~torch.isfinite(figure)).nonzero()
+        if len(bad):
+            draw = int(bad[0])
+            site = _culprit(problem, data, {k: v[draw] for k, v in values.items()})
+            raise BarrierError(
+                f"evaluation '{data.name}', tau={tau:g}, draw {draw}: {site} "
+                f"({len(bad)} of {len(figure)} draws are not finite). Check the guide's scales and the data's range; "
+                "nonfinite='keep' carries them into the curves"
+            )
+
+
+def _culprit(problem: Problem, data: Data, draw: Mapping[str, Tensor]) -> str:
+    """Which site's log probability is not finite."""
+    for name, value in draw.items():
+        if not bool(torch.isfinite(value).all()):
+            return f"the value of site '{name}' is not finite"
+    for args, kwargs in data.batches():
+        with untouched(problem.model, seed=problem.seed), torch.inference_mode():
+            records = forward.record(problem.model, args, kwargs, draw)
+            for kind, messages in (("observed", records.data), ("latent", {**records.latent, **records.factors})):
+                for name, message in messages.items():
+                    total = float(forward.site_log_prob(message).sum())
+                    if not np.isfinite(total):
+                        return f"the log probability of {kind} site '{name}' is {total}"
+    return "the log joint is not finite"

@@ -1,0 +1,184 @@
+"""The result: curves, barriers, and their way into tables, ArviZ and figures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pyro_align import plots, report
+from pyro_align.barrier.curve import Curve
+from pyro_align.errors import BarrierError, DiagnosticWarning
+
+if TYPE_CHECKING:
+    from pyro_align.barrier.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Barrier:
+    """Losses along a path, with errors.
+
+    Attributes:
+        curves: (evaluation, loss) -> :class:`Curve`.
+        taus: Where the path was evaluated, ``(taus,)``.
+        log_prior: Log prior density of each draw, ``(taus, draws)`` nats.
+        log_q: Log posterior density of each draw, ``(taus, draws)`` nats.
+        likelihood: Evaluation -> the data's term of the log joint, ``(taus, draws)`` nats, for all data.
+        effective_draws: Evaluation -> mean over data of the effective number of draws behind the predictive
+            likelihood, ``(taus,)``; near 1 where the predictive NLL hangs on single draws.
+        num_data: Evaluation -> number of data.
+        temperature: Weight of the KL in the negative ELBO.
+        seed: Seed of the draws.
+        vectorized: Whether the draws went through the model together.
+        problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
+    """
+
+    curves: Mapping[tuple[str, str], Curve]
+    taus: np.ndarray
+    log_prior: np.ndarray
+    log_q: np.ndarray
+    likelihood: Mapping[str, np.ndarray]
+    effective_draws: Mapping[str, np.ndarray]
+    num_data: Mapping[str, int]
+    temperature: float
+    seed: int
+    vectorized: bool
+    problem: Problem | None = field(default=None, repr=False)
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Names of the data sets."""
+        return tuple(dict.fromkeys(evaluation for evaluation, _ in self.curves))
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        return tuple(dict.fromkeys(loss for _, loss in self.curves))
+
+    @property
+    def num_samples(self) -> int:
+        """Draws at each tau."""
+        return self.log_q.shape[1]
+
+    def __getitem__(self, key: str | tuple[str, str]) -> Curve:
+        """``barrier["train", "elbo"]``, or ``barrier["elbo"]`` on the first data set."""
+        if isinstance(key, str):
+            key = (self.evaluations[0], key)
+        if key not in self.curves:
+            raise KeyError(f"no curve {key}; there are data sets {self.evaluations} and losses {self.losses}")
+        return self.curves[key]
+
+    def __repr__(self) -> str:
+        lines = [f"Barrier({len(self.taus)} taus, {self.num_samples} draws)"]
+        for (evaluation, loss), curve in self.curves.items():
+            peak = curve.barrier
+            lines.append(f"  {evaluation} {loss}: {peak.height:.4g} +- {peak.se:.1g} at tau {peak.tau:.3g}")
+        return "\n".join(lines)
+
+    # -- tables ----------------------------------------------------------------------------------------------------
+
+    def summary(self, *, level: float = 0.95) -> pd.DataFrame:
+        """One row per data set and loss, in nats per datum (error rates: fraction of data).
+
+        Columns: ``barrier``, ``se`` and ``tau`` of the highest excess over the chord; ``low`` and ``high``, the
+        barrier's confidence interval from the simultaneous band; ``p_value`` of there being no barrier; ``over_mean``,
+        the barrier over the mean of the endpoints; ``area`` under the excess and ``area_se``; ``start`` and ``end``,
+        the loss at the endpoints; ``peak``, the loss at ``tau``; ``level_se``, the standard error of that loss itself.
+
+        Args:
+            level: Level of the confidence interval.
+
+        Warns:
+            DiagnosticWarning: The ELBO shows no barrier although the likelihood does.
+        """
+        for evaluation in self.evaluations:
+            self._warn_of_hidden_loss(evaluation)
+        rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
+        return frame
+
+    def _warn_of_hidden_loss(self, evaluation: str) -> None:
+        elbo = self.curves.get((evaluation, "elbo"))
+        if elbo is None:
+            return
+        low = elbo.barrier.height
+        for name in ("expected_nll", "predictive_nll"):
+            curve = self.curves.get((evaluation, name))
+            if curve is None or not curve.band().positive:
+                continue
+            if low < 0.1 * curve.barrier.height:
+                warnings.warn(
+                    f"evaluation '{evaluation}': the negative ELBO shows a barrier of {low:.2g} nats per datum, the "
+                    f"{name} one of {curve.barrier.height:.2g}: the KL dips along the path and hides a loss of "
+                    "likelihood. Report both",
+                    DiagnosticWarning,
+                    stacklevel=3,
+                )
+                return
+
+    # -- ArviZ -----------------------------------------------------------------------------------------------------
+
+    def to_arviz(self):
+        """The curves and their draws as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (1.x).
+
+        Groups: ``sample_stats`` holds every loss's pseudo-values ``(chain, draw, evaluation, loss, tau)``,
+        ``log_prior`` and ``log_q``; ``constant_data`` the curves, chords, excesses, bands and barriers. There is no
+        ``log_likelihood`` here, on purpose: ``arviz.loo`` would count the data of every tau; see :meth:`at`.
+        """
+        return report.to_arviz(self)
+
+    def at(self, tau: float, *, evaluation: str | None = None, posterior: bool = True, predictive: bool = False):
+        """One point of the path as a plain ArviZ object, for ``arviz.loo``, ``arviz.summary`` and the like.
+
+        The draws are those of the curves (same noise); ``tau`` need not be one of :attr:`taus`. Evaluated anew, so that
+        no per-datum figures need to be kept for all taus.
+
+        Args:
+            tau: Where on the path, in [0, 1].
+            evaluation: Which data set; the first by default.
+            posterior: Whether to include the draws of the latent sites.
+            predictive: Whether to include draws of the data, one per posterior draw.
+
+        Returns:
+            Groups ``posterior``, ``log_likelihood`` (per datum, dims named by the model's plates), ``observed_data``,
+            ``sample_stats`` with ``lp`` (log joint) and ``log_q`` per draw, and ``posterior_predictive`` where asked.
+        """
+        from pyro_align.barrier.point import evaluate_point
+
+        if self.problem is None:
+            raise BarrierError("this barrier does not hold its model and path, so it cannot be evaluated at a tau")
+        name = self.evaluations[0] if evaluation is None else evaluation
+        return report.point_to_arviz(**evaluate_point(self.problem, tau, name, posterior, predictive))
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def plot(self, ax: Any = None, *, losses=None, evaluation: str | None = None, level: float = 0.95):
+        """Draws the curves with bands, endpoints and chords; see :func:`pyro_align.plots.plot_barrier`."""
+        return plots.plot_barrier(self, ax=ax, losses=losses, evaluation=evaluation, level=level)
+
+
+def _summary_row(curve: Curve, level: float) -> dict[str, float]:
+    peak, band = curve.barrier, curve.band(level)
+    (low, high), (area, area_se) = band.interval, curve.area
+    best = int(np.flatnonzero(curve.taus == peak.tau)[0])
+    return {
+        "barrier": peak.height,
+        "se": peak.se,
+        "tau": peak.tau,
+        "low": low,
+        "high": high,
+        "p_value": band.p_value,
+        "over_mean": curve.barrier_over_mean.height,
+        "over_mean_se": curve.barrier_over_mean.se,
+        "area": area,
+        "area_se": area_se,
+        "start": float(curve.value[0]),
+        "end": float(curve.value[-1]),
+        "peak": float(curve.value[best]),
+        "level_se": float(curve.se[best]),
+    }

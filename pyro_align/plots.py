@@ -1,0 +1,196 @@
+"""Figures of barriers. Every function takes axes, returns axes, and never shows or saves.
+
+Colours are those of Okabe & Ito (2008), told apart with every common colour blindness; lines also differ in style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyro_align.barrier.curve import Curve
+    from pyro_align.barrier.result import Barrier
+
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "-", "-")
+TITLES = {
+    "expected_nll": "expected NLL",
+    "predictive_nll": "predictive NLL",
+    "elbo": "negative ELBO",
+    "kl": "KL to the prior",
+    "error_rate": "error rate",
+}
+NATS = "nats per datum"
+
+
+def plot_curve(
+    curve: Curve, *, ax: Axes | None = None, label: str | None = None, index: int = 0, level: float = 0.95
+) -> Axes:
+    """One loss along the path: the curve, the chord between its ends (dashed) and the simultaneous band.
+
+    The band is that of the excess over the chord, drawn around the curve: the errors of the levels are larger, but
+    common to the whole path.
+
+    Args:
+        curve: The curve.
+        ax: Where to draw; the current axes by default.
+        label: Name in the legend.
+        index: Which colour, marker and line style.
+        level: Level of the band.
+    """
+    ax = _pyplot().gca() if ax is None else ax
+    colour, band = COLOURS[index % len(COLOURS)], curve.band(level)
+    style = STYLES[index % len(STYLES)]
+    ax.fill_between(curve.taus, curve.chord + band.lower, curve.chord + band.upper, color=colour, alpha=0.25, lw=0)
+    ax.plot(curve.taus, curve.chord, color=colour, lw=1.0, ls=(0, (2, 2)), alpha=0.9)
+    ax.plot(curve.taus, curve.value, color=colour, lw=1.8, ls=style, label=label)
+    ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], MARKERS[index % len(MARKERS)], color=colour, ms=5, clip_on=False)
+    _dress(ax, curve.loss)
+    return ax
+
+
+def plot_excess(
+    curve: Curve, *, ax: Axes | None = None, label: str | None = None, index: int = 0, level: float = 0.95
+) -> Axes:
+    """One loss's excess over its chord, with the simultaneous band; arguments as in :func:`plot_curve`."""
+    ax = _pyplot().gca() if ax is None else ax
+    colour, band = COLOURS[index % len(COLOURS)], curve.band(level)
+    ax.axhline(0.0, color="0.4", lw=0.8)
+    ax.fill_between(curve.taus, band.lower, band.upper, color=colour, alpha=0.25, lw=0)
+    ax.plot(curve.taus, curve.excess, color=colour, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
+    _dress(ax, curve.loss)
+    ax.set_title(f"{TITLES.get(curve.loss, curve.loss)}: excess over the chord", fontsize=10)
+    return ax
+
+
+def plot_barrier(
+    barrier: Barrier,
+    *,
+    ax: Any = None,
+    losses: str | Sequence[str] | None = None,
+    evaluation: str | None = None,
+    level: float = 0.95,
+) -> Any:
+    """A barrier's curves: one panel per loss and data set, or all in the axes given.
+
+    Args:
+        barrier: The barrier.
+        ax: Axes, in which one loss is drawn as it is, several as excesses over their chords; by default a new figure
+            with a row of panels for every data set.
+        losses: Which losses; all by default.
+        evaluation: Which data set; by default all, or the first one where ``ax`` is given.
+        level: Level of the bands.
+
+    Returns:
+        The ``Axes`` given, or an array ``(data sets, losses)`` of new ones.
+    """
+    if ax is None:
+        return plot_before_after({"": barrier}, losses=losses, evaluations=evaluation, level=level)
+    names = _names(losses, barrier.losses, "loss")
+    data = _names(evaluation, barrier.evaluations, "data set")[0]
+    if len(names) == 1:
+        return plot_curve(barrier[data, names[0]], ax=ax, level=level)
+    for i, name in enumerate(names):
+        plot_excess(barrier[data, name], ax=ax, label=TITLES.get(name, name), index=i, level=level)
+    ax.set_ylabel(NATS + (" (error rate: fraction of data)" if "error_rate" in names else ""))
+    ax.set_title(f"excess over the chord, {data}", fontsize=10)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def plot_before_after(
+    barriers: Mapping[str, Barrier],
+    *,
+    losses: str | Sequence[str] | None = None,
+    evaluations: str | Sequence[str] | None = None,
+    axes: Any = None,
+    level: float = 0.95,
+) -> np.ndarray:
+    """Several barriers over each other, such as ``{"before": b0, "after": b1}``.
+
+    Args:
+        barriers: Label -> barrier; all of the same losses and data sets.
+        losses: Columns; all losses by default.
+        evaluations: Rows; all data sets by default.
+        axes: Array ``(rows, columns)`` of axes; by default a new figure.
+        level: Level of the bands.
+
+    Returns:
+        Array ``(rows, columns)`` of axes.
+    """
+    if not barriers:
+        raise ValueError("plot_before_after got no barrier; give {'before': barrier, 'after': other}")
+    first = next(iter(barriers.values()))
+    names = _names(losses, first.losses, "loss")
+    sets = _names(evaluations, first.evaluations, "data set")
+    axes = (
+        _panels(len(sets), len(names))
+        if axes is None
+        else np.reshape(np.asarray(axes, object), (len(sets), len(names)))
+    )
+    for row, data in enumerate(sets):
+        for column, name in enumerate(names):
+            panel = axes[row, column]
+            for i, (label, barrier) in enumerate(barriers.items()):
+                peak = barrier[data, name].barrier
+                text = (f"{label}: " if label else "barrier ") + _figure(peak.height, peak.se)
+                plot_curve(barrier[data, name], ax=panel, label=text, index=i, level=level)
+            if column == 0 and len(sets) > 1:
+                panel.set_ylabel(f"{data}\n{panel.get_ylabel()}")
+            if row < len(sets) - 1:
+                panel.set_xlabel("")
+            _legend_above(panel)
+    return axes
+
+
+def _figure(height: float, se: float) -> str:
+    """A barrier with its standard error, to the error's second digit."""
+    if not np.isfinite(se) or se <= 0:
+        return f"{height:.3g}"
+    digits = int(np.clip(1 - np.floor(np.log10(se)), 0, 5))
+    return f"{height:.{digits}f} ± {se:.{digits}f}"
+
+
+def _legend_above(ax: Axes) -> None:
+    """Puts the legend over the curves: the headroom grows until nothing lies beneath it."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.32 * (high - low))
+    ax.legend(frameon=False, fontsize=8, loc="upper center", handlelength=2.2, borderaxespad=0.2, title_fontsize=8)
+
+
+def _dress(ax: Axes, loss: str) -> None:
+    ax.set_title(TITLES.get(loss, loss), fontsize=10)
+    ax.set_xlabel("τ along the path")
+    ax.set_ylabel("fraction of data" if loss == "error_rate" else NATS if loss in TITLES else "per datum")
+    ax.set_xlim(0, 1)
+    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", lw=0.4, alpha=0.5)
+
+
+def _panels(rows: int, columns: int) -> np.ndarray:
+    width = 2.7 * columns + 0.3
+    _, axes = _pyplot().subplots(rows, columns, figsize=(width, 2.75 * rows), squeeze=False, layout="constrained")
+    return axes
+
+
+def _names(asked: str | Sequence[str] | None, known: Sequence[str], what: str) -> list[str]:
+    names = list(known) if asked is None else [asked] if isinstance(asked, str) else list(asked)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no {what} {unknown}; there are {list(known)}")
+    return names
+
+
+def _pyplot():
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'pyro_align[plots]'") from error
+    return plt

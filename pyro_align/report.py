@@ -1,0 +1,146 @@
+"""Results as ArviZ objects: ``InferenceData`` on ArviZ 0.x, ``xarray.DataTree`` on 1.x, from one code path.
+
+Every result is first laid out as xarray data sets, one per ArviZ group; only the last step knows which ArviZ is there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from pyro_align.barrier.result import Barrier
+
+_CURVES = ("value", "se", "chord", "excess", "excess_se")
+
+
+def to_arviz(barriers: Barrier | Mapping[str, Barrier]):
+    """One barrier, or several under labels such as ``{"before": b0, "after": b1}``, as one ArviZ object.
+
+    ``sample_stats`` holds ``loss`` (pseudo-values, whose mean over draws is the curve), ``log_prior`` and ``log_q`` per
+    draw; ``constant_data`` the curves, chords, excesses, bands and barriers, each a variable with dims ``(path,)``
+    (only where several are given) ``evaluation``, ``loss`` and ``tau``. Values that a barrier does not have are NaN.
+    Written with ``.to_netcdf(file)``, read with ``arviz.from_netcdf(file)``.
+
+    Returns:
+        ``arviz.InferenceData`` on ArviZ 0.x, ``xarray.DataTree`` on 1.x.
+    """
+    if not isinstance(barriers, Mapping):
+        return assemble(barrier_groups(barriers))
+    if not barriers:
+        raise ValueError("to_arviz got an empty mapping; give {'before': barrier, 'after': other}")
+    labels = xr.DataArray([str(label) for label in barriers], dims="path", name="path")
+    each = [barrier_groups(barrier) for barrier in barriers.values()]
+    joined = {group: xr.concat([one[group] for one in each], labels, join="outer") for group in each[0]}
+    return assemble(joined)
+
+
+def barrier_groups(barrier: Barrier) -> dict[str, xr.Dataset]:
+    """A barrier laid out as one data set per ArviZ group."""
+    evaluations, losses = list(barrier.evaluations), list(barrier.losses)
+    shape = (len(evaluations), len(losses), len(barrier.taus))
+    curves = {name: np.full(shape, np.nan) for name in (*_CURVES, "lower", "upper")}
+    peaks = {name: np.full(shape[:2], np.nan) for name in ("barrier", "barrier_se", "barrier_tau")}
+    draws = np.full((1, barrier.num_samples, *shape), np.nan)
+    for (evaluation, loss), curve in barrier.curves.items():
+        at = (evaluations.index(evaluation), losses.index(loss))
+        band = curve.band()
+        for name in _CURVES:
+            curves[name][at] = getattr(curve, name)
+        curves["lower"][at], curves["upper"][at] = band.lower, band.upper
+        peak = curve.barrier
+        peaks["barrier"][at], peaks["barrier_se"][at], peaks["barrier_tau"][at] = peak.height, peak.se, peak.tau
+        draws[0, :, at[0], at[1]] = curve.draws.T
+    coords = {"evaluation": evaluations, "loss": losses, "tau": barrier.taus}
+    chains = {"chain": [0], "draw": np.arange(barrier.num_samples)}
+    grid = ("evaluation", "loss", "tau")
+    attrs = {"temperature": barrier.temperature, "seed": barrier.seed, "units": "nats per datum; error rates: fraction"}
+    constant = {name: (grid, value) for name, value in curves.items()}
+    constant |= {name: (grid[:2], value) for name, value in peaks.items()}
+    constant["num_data"] = (("evaluation",), [barrier.num_data[e] for e in evaluations])
+    constant["effective_draws"] = (("evaluation", "tau"), np.stack([barrier.effective_draws[e] for e in evaluations]))
+    stats = {
+        "loss_draws": (("chain", "draw", *grid), draws),
+        "log_prior": (("chain", "draw", "tau"), barrier.log_prior.T[None]),
+        "log_q": (("chain", "draw", "tau"), barrier.log_q.T[None]),
+    }
+    return {
+        "sample_stats": xr.Dataset(stats, {**chains, **coords}, attrs),
+        "constant_data": xr.Dataset(constant, coords, attrs),
+    }
+
+
+def point_to_arviz(
+    *,
+    tau: float,
+    evaluation: str,
+    name: str,
+    plates: Sequence[str],
+    log_likelihood: np.ndarray,
+    observed: Mapping[str, np.ndarray],
+    lp: np.ndarray,
+    log_q: np.ndarray,
+    posterior: Mapping[str, np.ndarray] | None = None,
+    predictive: Mapping[str, np.ndarray] | None = None,
+):
+    """One point of a path as an ArviZ object.
+
+    Args:
+        tau: Where on the path.
+        evaluation: Name of the data set.
+        name: Name of the variable in ``log_likelihood``.
+        plates: Names of the datum's dims.
+        log_likelihood: ``(draws, *datum)`` nats.
+        observed: Observed site -> its values.
+        lp: Log joint of each draw, ``(draws,)`` nats.
+        log_q: Log posterior density of each draw, ``(draws,)`` nats.
+        posterior: Latent site -> draws ``(draws, *site_shape)``, or None.
+        predictive: Observed site -> draws of the data ``(draws, *shape)``, or None.
+    """
+    attrs = {"tau": tau, "evaluation": evaluation}
+    shape = log_likelihood.shape[1:]
+    groups = {}
+    if posterior is not None:
+        groups["posterior"] = _dataset(posterior, attrs, draws=True)
+    groups["log_likelihood"] = _dataset({name: log_likelihood}, attrs, plates, shape, draws=True)
+    groups["sample_stats"] = _dataset({"lp": lp, "log_q": log_q}, attrs, draws=True)
+    if predictive is not None:
+        groups["posterior_predictive"] = _dataset(predictive, attrs, plates, shape, draws=True)
+    groups["observed_data"] = _dataset(observed, attrs, plates, shape)
+    return assemble(groups)
+
+
+def _dataset(
+    values: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Any],
+    plates: Sequence[str] = (),
+    plate_shape: Sequence[int] = (),
+    *,
+    draws: bool = False,
+) -> xr.Dataset:
+    """Variables with dims ``(chain, draw,)`` the plates where the shape begins with theirs, and ``name_dim_i``."""
+    variables, lead = {}, ("chain", "draw") if draws else ()
+    for name, value in values.items():
+        shape = value.shape[1:] if draws else value.shape
+        shared = tuple(plates) if tuple(shape[: len(plates)]) == tuple(plate_shape) else ()
+        own = tuple(f"{name}_dim_{i}" for i in range(len(shape) - len(shared)))
+        variables[name] = ((*lead, *shared, *own), value[None] if draws else value)
+    dataset = xr.Dataset(variables, attrs=dict(attrs))
+    return dataset.assign_coords({dim: np.arange(size) for dim, size in dataset.sizes.items()})
+
+
+def assemble(groups: Mapping[str, xr.Dataset]):
+    """The groups as the installed ArviZ's object."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on import
+        import arviz
+    stamp = {"inference_library": "pyro_align", "created_with_arviz": metadata.version("arviz")}
+    groups = {name: dataset.assign_attrs(stamp) for name, dataset in groups.items()}
+    if hasattr(arviz, "InferenceData"):
+        return arviz.InferenceData(**groups)
+    return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
