@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pyro_align.guides import Posterior, SiteSpec, check_distinct, read_guide
+from pyro_align.errors import GuideError
+from pyro_align.guides import LowRankNormal, Posterior, SiteSpec, check_distinct, read_guide
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,13 +20,22 @@ class Path:
     Attributes:
         start: The posterior at ``tau = 0``.
         end: The posterior at ``tau = 1``.
+        coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that shall stay low rank: a path between
+            the same ends that is not the geodesic, but as short as a coupling within the family allows.
     """
 
     start: Posterior = field(repr=False)
     end: Posterior = field(repr=False)
+    coupling: str = "optimal"
 
     def __post_init__(self):
         self.start.check_compatible(self.end)
+        if self.coupling not in ("optimal", "low_rank"):
+            raise ValueError(f"coupling must be 'optimal' or 'low_rank', got {self.coupling!r}")
+        if self.coupling == "low_rank" and not isinstance(self.start, LowRankNormal):
+            raise GuideError(
+                f"coupling='low_rank' is for AutoLowRankMultivariateNormal guides, not {type(self.start).__name__}"
+            )
 
     @property
     def sites(self) -> Mapping[str, SiteSpec]:
@@ -34,7 +44,9 @@ class Path:
 
     @cached_property
     def length(self) -> float:
-        """The Wasserstein-2 distance from start to end, in the coordinates of the family."""
+        """The path's length: the Wasserstein-2 distance from start to end, in the coordinates of the family."""
+        if self.coupling == "low_rank":
+            return self.start.distance_low_rank(self.end)
         return self.start.distance(self.end)
 
     def posterior(self, tau: float) -> Posterior:
@@ -43,21 +55,27 @@ class Path:
         Raises:
             ValueError: ``tau`` lies outside [0, 1].
         """
+        if self.coupling == "low_rank":
+            return self.start.displace_low_rank(self.end, tau)
         return self.start.displace(self.end, tau)
 
     def __call__(self, tau: float):
-        """A new Pyro guide at ``tau``, of the type of the first guide, owning its parameters."""
+        """A new Pyro guide at ``tau`` that owns its parameters.
+
+        It has the type of the first guide. Two exceptions: between low-rank Gaussians the geodesic leaves the family,
+        and the guide is an ``AutoMultivariateNormal``; between guides without a closed form it is an empirical one.
+        """
         return self.posterior(tau).to_guide()
 
     def reversed(self) -> Path:
         """The same path walked from its end."""
-        return Path(self.end, self.start)
+        return Path(self.end, self.start, self.coupling)
 
     def __repr__(self) -> str:
         return f"Path({type(self.start).__name__}, {len(self.sites)} sites, length {self.length:.6g})"
 
 
-def displacement(guide_a: Any, guide_b: Any) -> Path:
+def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Path:
     """The optimal-transport path from one posterior to another.
 
     Both guides are read as snapshots: fitting them further does not move the path.
@@ -65,10 +83,11 @@ def displacement(guide_a: Any, guide_b: Any) -> Path:
     Args:
         guide_a: A guide, or a posterior read from one; the path's guides are of its type.
         guide_b: A guide of the same family over the same sites.
+        coupling: ``"optimal"`` for the geodesic, or ``"low_rank"``, see :class:`Path`.
 
     Raises:
         GuideError: The guides share parameters, are untrained, differ in sites, shapes, dtype, device or family, or
             hold NaN or infinite parameters.
     """
     check_distinct(guide_a, guide_b)
-    return Path(read_guide(guide_a), read_guide(guide_b))
+    return Path(read_guide(guide_a), read_guide(guide_b), coupling)

@@ -222,6 +222,28 @@ class Posterior(ABC):
         """For each feature, whether it changes sign together with a signed unit (locations do, scales do not)."""
         raise GuideError(f"{type(self).__name__} has no features to match by")
 
+    #: Whether the exact W2 also depends on a coupling, so that matching alternates with :meth:`coupled_features`.
+    is_coupled: bool = False
+
+    def coupled_features(
+        self, other: Posterior, p: Permutation
+    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, tuple[Tensor, ...]], tuple[bool, ...]]:
+        """Features of the true W2 between this posterior and ``other`` relabelled, the coupling held at ``p``.
+
+        For Gaussians, W2 is a minimum over couplings Q of a function that is linear in the relabelling for fixed Q.
+        Matching with these features, started from ``p``, and renewing them at the result lowers W2 at every step.
+
+        Args:
+            other: The moving posterior, as it stands.
+            p: The current relabelling of ``other``.
+
+        Returns:
+            Features of this posterior (fixed), of ``other`` (moving, not relabelled), and which of them are odd. The
+            sum of ``<fixed, p moving>`` is, up to a constant, minus half the squared W2 to ``other`` relabelled by p.
+        """
+        self.check_compatible(other)
+        return self.features("w2", "fixed"), other.features("w2", "moving"), self.feature_odd("w2")
+
     @abstractmethod
     def distance(self, other: Posterior) -> float:
         """The Wasserstein-2 distance to another member of the family, in the coordinates the family lives in."""
