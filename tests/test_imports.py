@@ -22,6 +22,7 @@ ROOMS = (
     "report",
     "plots",
     "paths",
+    "diagnostics",
     "discovery",
     "guides",
     "density",  # the log joint that discovery traces
