@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide.effect import AutoNormalMessenger
 from torch import Tensor
 
 from pyro_align.errors import GuideError
@@ -155,14 +156,32 @@ _FEATURES: dict[str, tuple[Callable, Callable, tuple[bool, ...]]] = {
 # -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
 
 
-@register_guide(AutoNormal)
-def read_auto_normal(guide: AutoNormal) -> MeanFieldNormal:
-    """Reads ``locs.<site>`` and ``scales.<site>``."""
+@register_guide(AutoNormal, AutoNormalMessenger)
+def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
+    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have.
+
+    Raises:
+        GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
+            cannot be relabelled one by one.
+    """
     sites = site_specs(latent_nodes(guide))
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
+    if isinstance(guide, AutoNormalMessenger):
+        sites = {k: _own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
     writer = _AutoNormalWriter(Shell.of(guide), locs)
     return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
+
+
+def _own_plates_only(guide: AutoNormalMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
+    """The site without the particle plates that stood around the messenger's last run."""
+    outer = len(spec.unconstrained_shape) - loc.dim()
+    if set(spec.plates) & set(guide.amortized_plates) or spec.unconstrained_shape[max(outer, 0) :] != loc.shape:
+        raise GuideError(
+            f"site '{spec.name}': its parameters, of shape {tuple(loc.shape)}, are shared along a plate, so they "
+            "cannot be relabelled one by one; relabel the guide by wrapping: wrap_guide(guide, *args)"
+        )
+    return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
 
 
 @dataclass(frozen=True, eq=False)

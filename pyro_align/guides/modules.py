@@ -18,6 +18,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
@@ -162,7 +164,7 @@ def _store_names(module: PyroModule) -> Iterator[tuple[str, Tensor]]:
 # -- making a new guide ------------------------------------------------------------------------------------------------
 
 _TORCH_INTERNALS = frozenset(PyroModule().__dict__)
-_PER_CALL = frozenset({"master", "plates", "_outer_plates"})
+_PER_CALL = frozenset({"master", "plates", "_outer_plates", "args_kwargs"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +186,7 @@ class Shell:
         """The shell of a guide that has run at least once."""
         kept = {k: v for k, v in guide.__dict__.items() if k not in _TORCH_INTERNALS | _PER_CALL}
         kept = {k: dict(v) if type(v) is dict else v for k, v in kept.items()}
-        if kept.get("prototype_trace") is not None:
-            kept["prototype_trace"] = slim_trace(kept["prototype_trace"])
+        kept = {k: slim_trace(v) if isinstance(v, poutine.Trace) else v for k, v in kept.items()}
         return cls(type(guide), kept, guide.training)
 
     def build(self, parameters: Mapping[str, RawParameter]) -> PyroModule:
@@ -210,10 +211,25 @@ def latent_nodes(guide: Any) -> dict[str, dict]:
     Raises:
         GuideError: The guide has not run yet.
     """
-    trace = getattr(guide, "prototype_trace", None)
-    if trace is None:
+    trace = guide.__dict__.get("trace" if isinstance(guide, GuideMessenger) else "prototype_trace")
+    nodes = {} if trace is None else latent_sites(trace)
+    if not nodes:
         raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
-    return dict(trace.iter_stochastic_nodes())
+    return {name: {**node, "fn": prior_of(node)} for name, node in nodes.items()}
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """The sample sites of a trace that are neither observed, nor auxiliary, nor a plate's subsample."""
+    return {
+        name: node
+        for name, node in trace.iter_stochastic_nodes()
+        if not site_is_subsample(node) and not node["infer"].get("is_auxiliary")
+    }
+
+
+def prior_of(node: Mapping[str, Any]) -> Any:
+    """What is known of a latent site's prior: a guide that is a messenger records its posterior in the site itself."""
+    return node["infer"].get("prior", node["fn"])
 
 
 def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[str, SiteSpec]:
@@ -233,8 +249,8 @@ def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[s
 def slim_trace(trace: poutine.Trace) -> poutine.Trace:
     """The latent sites of a prototype trace without the training data, gradients and log probabilities."""
     slim = poutine.Trace(trace.graph_type)
-    for name, node in trace.iter_stochastic_nodes():
-        fn, value = node["fn"], node["value"]
+    for name, node in latent_sites(trace).items():
+        fn, value = prior_of(node), node["value"]
         shape_only = SimpleNamespace(
             support=fn.support,
             event_dim=fn.event_dim,
@@ -249,7 +265,7 @@ def slim_trace(trace: poutine.Trace) -> poutine.Trace:
             value=torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape),
             is_observed=False,
             cond_indep_stack=node["cond_indep_stack"],
-            infer={},
+            infer={"prior": shape_only},
             scale=1.0,
             mask=None,
         )
