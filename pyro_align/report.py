@@ -125,6 +125,9 @@ def _dataset(
 ) -> xr.Dataset:
     """Variables with dims ``(chain, draw,)`` the plates where the shape begins with theirs, and ``name_dim_i``."""
     variables, lead = {}, ("chain", "draw") if draws else ()
+    plates = [
+        f"{plate}_plate" if plate in values else plate for plate in plates
+    ]  # a variable named like its dim is lost
     for name, value in values.items():
         shape = value.shape[1:] if draws else value.shape
         shared = tuple(plates) if tuple(shape[: len(plates)]) == tuple(plate_shape) else ()

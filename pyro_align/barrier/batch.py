@@ -104,9 +104,8 @@ class Runner:
         if self.vectorized:
             try:
                 torch.manual_seed(self.seed)  # each chunk, and each draw below, sees the same subsample
-                out_dims = {
-                    k: None if k in SHARED else 0 for k in (*FIGURES, *(SHARED + ("prediction",) if predict else ()))
-                }
+                names = (*FIGURES, "prediction", *SHARED) if predict else FIGURES  # in the order of `_evaluate`
+                out_dims = {k: None if k in SHARED else 0 for k in names}
                 return torch.func.vmap(one, out_dims=out_dims, randomness="same")(chunk)
             except Exception as error:
                 self.vectorized = False
@@ -184,7 +183,18 @@ def probe(
     except BarrierError:
         raise
     except Exception as error:
+        _check_prior_draw(model, args, kwargs, posterior, seed)
         raise BarrierError(_explain(error, posterior, args, kwargs)) from error
+
+
+def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, seed: int) -> None:
+    """After a failure: whether a draw from the prior goes through, and then has other sites or shapes."""
+    try:
+        with untouched(model, seed=seed), torch.inference_mode():
+            records = forward.record(model, args, kwargs, {})
+    except Exception:
+        return  # the model fails whatever the posterior is
+    _check_sites(records, posterior)
 
 
 def _check_sites(records: forward.Records, posterior) -> None:

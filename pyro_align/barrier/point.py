@@ -37,7 +37,7 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
     return {
         "tau": float(tau),
         "evaluation": evaluation,
-        "name": layout.observed[0] if len(layout.observed) == 1 else "data",
+        "name": layout.observed[0] if len(layout.observed) == 1 else "joint",
         "plates": plates,
         "log_likelihood": log_likelihood.cpu().numpy(),
         "observed": observed,

@@ -1,0 +1,162 @@
+"""Curves: barriers, their errors and bands, from pseudo-values; and the coverage of those errors."""
+
+import numpy as np
+import pytest
+import torch
+from barrier_problems import excess_of, linear, linear_data, make_path, true_curve
+
+from pyro_align.barrier import Curve, evaluate_barrier
+from pyro_align.barrier.losses import bootstrap_weights, predictive_pseudo_values, task_pseudo_values
+
+TAUS = np.linspace(0, 1, 5)
+
+
+def curve_of(mean, noise=0.0, draws=40, seed=0):
+    """A curve of known mean with common and with independent noise."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(draws)
+    return Curve("data", "elbo", TAUS, np.asarray(mean)[:, None] + common + noise * rng.standard_normal((5, draws)))
+
+
+def test_common_noise_cancels():
+    curve = curve_of([1.0, 2.0, 4.0, 3.0, 2.0])
+    assert np.allclose(curve.excess, [0, 0.75, 2.5, 1.25, 0])
+    assert np.allclose(curve.excess_se, 0)
+    assert curve.se.min() > 0.1
+    peak = curve.barrier
+    assert (round(peak.height, 12), peak.tau) == (2.5, 0.5)
+    assert np.isclose(curve.barrier_over_mean.height, 2.5)
+    assert np.isclose(curve.area[0], (0.75 + 2.5 + 1.25) / 4)
+
+
+def test_the_two_baselines_differ_on_a_slope():
+    curve = curve_of([0.0, 1.0, 2.0, 3.0, 4.0])
+    assert np.isclose(curve.barrier.height, 0, atol=1e-12)
+    assert np.isclose(curve.barrier_over_mean.height, 2.0)
+    assert curve.barrier_over_mean.tau == 1.0
+
+
+def test_errors_are_those_of_paired_differences():
+    curve = curve_of([0.0, 1.0, 2.0, 1.0, 0.0], noise=0.3)
+    excess = curve.draws[2] - (curve.draws[0] + curve.draws[-1]) / 2
+    assert np.isclose(curve.barrier.se, excess.std(ddof=1) / np.sqrt(40))
+
+
+def test_a_band_is_wider_than_pointwise_and_tells_zero_from_more():
+    flat, high = curve_of([0.0] * 5, noise=0.3), curve_of([0.0, 1.0, 2.0, 1.0, 0.0], noise=0.3)
+    band = high.band()
+    half = (band.upper - band.lower)[1:-1] / 2
+    assert np.all(half > 2.02 * high.excess_se[1:-1])  # Student's t of 39, one point
+    assert np.all(half < 3.2 * high.excess_se[1:-1])
+    assert band.positive
+    assert band.p_value < 0.01
+    assert not flat.band().positive
+    assert flat.band().p_value > 0.05
+    low, upper = band.interval
+    assert low < high.barrier.height < upper
+    assert band.lower[0] == band.upper[0] == 0
+
+
+def test_a_band_of_a_loss_without_noise():
+    band = Curve("data", "kl", TAUS, np.tile(np.array([0.0, 1, 2, 1, 0])[:, None], 6)).band()
+    assert np.array_equal(band.lower, band.upper)
+    assert band.positive
+    assert band.p_value == 0
+
+
+def test_level_is_checked():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        curve_of([0.0] * 5).band(1.0)
+
+
+def test_infinite_losses_are_kept():
+    draws = np.ones((5, 4))
+    draws[2, 1] = np.inf
+    curve = Curve("data", "expected_nll", TAUS, draws)
+    assert np.isposinf(curve.barrier.height)
+    assert curve.barrier.tau == 0.5
+    assert curve.band().upper[2] == np.inf
+
+
+# -- pseudo-values -----------------------------------------------------------------------------------------------------
+
+
+def test_pseudo_values_are_the_jackknife():
+    log_likelihood = torch.randn(6, 9) * 3
+
+    def loss(rows):
+        return -(torch.logsumexp(rows, 0) - np.log(len(rows))).sum()
+
+    naive = [6 * loss(log_likelihood) - 5 * loss(log_likelihood[torch.arange(6) != s]) for s in range(6)]
+    assert torch.allclose(predictive_pseudo_values(log_likelihood), torch.stack(naive))
+
+
+def test_pseudo_values_survive_a_dominating_draw():
+    log_likelihood = torch.zeros(4, 1)
+    log_likelihood[2] = 800.0
+    pseudo = predictive_pseudo_values(log_likelihood)
+    whole, without = -(800 - np.log(4)), torch.tensor([-(800 - np.log(3)), 0.0])
+    assert torch.allclose(pseudo, 4 * whole - 3 * without[[0, 0, 1, 0]])
+
+
+def test_impossible_data_in_one_draw():
+    log_likelihood = torch.tensor([[0.0], [-torch.inf], [0.0]])
+    assert torch.isfinite(predictive_pseudo_values(log_likelihood)).all()
+
+
+def test_the_jackknife_removes_the_bias():
+    generator = torch.Generator().manual_seed(0)
+    draws = 0.8 * torch.randn(4000, 8, 1, generator=generator)  # E exp = exp(0.32)
+    plain = -(torch.logsumexp(draws, 1) - np.log(8)).mean() + 0.32
+    corrected = torch.stack([predictive_pseudo_values(d).mean() for d in draws]).mean() + 0.32
+    assert plain > 0.03
+    assert corrected.abs() < plain / 3
+
+
+def test_bootstrap_spread_of_a_linear_loss_is_the_standard_error():
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(400, 1, generator=generator)
+    weights = bootstrap_weights(400, 0)
+    assert torch.allclose(weights.sum(1), torch.ones(400))
+    pseudo = task_pseudo_values("mean", lambda p, o: p, prediction, torch.zeros(1), weights)
+    assert torch.isclose(pseudo.mean(), prediction.mean())
+    assert torch.isclose(pseudo.std(), prediction.std(), rtol=0.15)
+
+
+# -- coverage on the conjugate model, where every loss has a closed form -----------------------------------------------
+
+
+def coverage(repeats, num_samples, num_taus, loss):
+    """Fraction of runs whose band holds the whole true curve, and mean squared error against reported variance."""
+    x, y = linear_data()
+    path = make_path(linear, x, y, scales=(0.3, 0.1))
+    runs = [
+        evaluate_barrier(linear, path, x, y, taus=num_taus, num_samples=num_samples, seed=s, losses=[loss])[loss]
+        for s in range(repeats)
+    ]
+    taus = runs[0].taus
+    truth = excess_of(true_curve(path, taus, x, y, loss), taus)
+    inside = [bool(((b.lower <= truth + 1e-12) & (truth <= b.upper + 1e-12)).all()) for b in (r.band() for r in runs)]
+    middle = num_taus // 2
+    errors = np.array([r.excess[middle] - truth[middle] for r in runs])
+    claimed = np.mean([r.excess_se[middle] ** 2 for r in runs])
+    return np.mean(inside), np.mean(errors**2) / claimed, errors.mean() / np.sqrt(claimed)
+
+
+@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "elbo"])
+def test_errors_and_bands_are_honest(loss):
+    covered, ratio, bias = coverage(repeats=120, num_samples=32, num_taus=5, loss=loss)
+    assert 0.89 <= covered <= 0.995
+    assert 0.65 < ratio < 1.5
+    assert abs(bias) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_samples", [16, 64])
+@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "elbo"])
+def test_errors_and_bands_are_honest_at_length(loss, num_samples):
+    covered, ratio, bias = coverage(repeats=1000, num_samples=num_samples, num_taus=11, loss=loss)
+    print(f"{loss}, {num_samples} draws: coverage {covered:.3f}, variance ratio {ratio:.3f}, bias {bias:.3f} se")
+    assert 0.925 <= covered <= 0.98
+    assert 0.85 < ratio < 1.2
+    assert abs(bias) < 0.15
