@@ -26,14 +26,23 @@ def assign(gain: Tensor) -> Tensor:
     best = gain.argmax(-1)
     n = gain.shape[-1]
     flat = best.reshape(-1, n)
-    counts = torch.zeros_like(flat).scatter_add_(1, flat, torch.ones_like(flat))
-    hard = (counts != 1).any(-1).nonzero().flatten().tolist()
+    hard = (~_is_permutation(flat)).nonzero().flatten().tolist()
     if hard:
         matrices = gain.reshape(-1, n, n)
         for b in hard:
-            cost = matrices[b].to("cpu", torch.float64).numpy()
-            flat[b] = torch.from_numpy(_solve(cost)).to(flat.device)
+            flat[b] = torch.from_numpy(_solve(matrices[b].cpu().numpy())).to(flat.device)
     return flat.reshape(best.shape)
+
+
+def argmax_assignment(gain: Tensor) -> Tensor | None:
+    """The row-wise argmax ``(*batch, n)`` where it is a permutation in every matrix, else None."""
+    best = gain.argmax(-1)
+    return best if bool(_is_permutation(best).all()) else None
+
+
+def _is_permutation(index: Tensor) -> Tensor:
+    counts = torch.zeros_like(index).scatter_add_(-1, index, torch.ones_like(index))
+    return (counts == 1).all(-1)
 
 
 def _solve(gain: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ sum over blocks and features of ``<fixed, P moving>``, with one index gather per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from torch import Tensor
@@ -43,7 +43,8 @@ class Block:
     Attributes:
         site: The site's name.
         dims: One entry per dimension of the view.
-        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and ``("narrow", dim, start, n)``.
+        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)``,
+            ``("narrow", dim, start, n)`` and ``("permute", order)``.
     """
 
     site: str
@@ -53,8 +54,20 @@ class Block:
     def view(self, value: Tensor) -> Tensor:
         """The piece of the site's tensor, sharing its memory."""
         for kind, dim, *rest in self.steps:
-            value = value.unflatten(dim, rest[0]) if kind == "split" else value.narrow(dim, *rest)
+            if kind == "split":
+                value = value.unflatten(dim, rest[0])
+            elif kind == "narrow":
+                value = value.narrow(dim, *rest)
+            else:
+                value = value.permute(dim)
         return value
+
+    def permuted(self, order: Sequence[int]) -> Block:
+        """The same piece with its dimensions in another order."""
+        place = {old: new for new, old in enumerate(order)}
+        dims = (self.dims[i] for i in order)
+        moved = tuple(replace(d, outer=tuple(place[o] for o in d.outer)) for d in dims)
+        return Block(self.site, moved, (*self.steps, ("permute", tuple(order))))
 
     @property
     def names(self) -> frozenset[str]:

@@ -81,7 +81,15 @@ class Labels:
         return list(zip(around, torch.meshgrid(*ranges, indexing="ij"), strict=True))
 
 
-def relabelled(block: Block, value: Tensor, labels: Labels, *, free: Collection[int] = (), odd: bool = True) -> Tensor:
+def relabelled(
+    block: Block,
+    value: Tensor,
+    labels: Labels,
+    *,
+    free: Collection[int] = (),
+    odd: bool = True,
+    rows: tuple[int, Tensor] | None = None,
+) -> Tensor:
     """A block's value with every dimension relabelled, but for those in ``free``, which keep their old order.
 
     What is nested in a free dimension is carried along with it.
@@ -92,6 +100,7 @@ def relabelled(block: Block, value: Tensor, labels: Labels, *, free: Collection[
         labels: The relabelling.
         free: Dimensions to leave as they are.
         odd: Whether the feature changes sign with signed atoms.
+        rows: A dimension that is not nested and the only new positions wanted along it.
     """
     for i in _outer_first(block):
         dim = block.dims[i]
@@ -99,6 +108,8 @@ def relabelled(block: Block, value: Tensor, labels: Labels, *, free: Collection[
             continue
         index = labels.indices[dim.name]
         sign = labels.signs.get(dim.name) if odd and dim.odd else None
+        if rows is not None and rows[0] == i:
+            index, sign = index[rows[1]], None if sign is None else sign[rows[1]]
         held = {name for o, name in zip(dim.outer, dim.around, strict=True) if o in free}
         if held:
             index = labels.by_old(dim.name, held, index)
