@@ -76,7 +76,14 @@ class Density:
         if not callable(model):
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
         self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
+        stored = set(pyro.get_param_store().keys())
         prototype = self._prototype()
+        # A parameter not yet in the store would be initialised anew, perhaps at random, at every run.
+        self._params = {
+            name: node["value"].detach()
+            for name, node in prototype.nodes.items()
+            if node["type"] == "param" and name not in stored
+        }
         self._subsamples: dict[str, Tensor] = {}
         self.latents: dict[str, LatentSite] = {}
         self.observed: list[str] = []
@@ -132,7 +139,7 @@ class Density:
             model = poutine.enum(config_enumerate(model), first_available_dim=-1 - self.max_plate_nesting)
         with (
             pyro.validation_enabled(False),
-            SubstituteMessenger(values, self._subsamples),
+            SubstituteMessenger({**self._params, **values}, self._subsamples),
             NoValidationMessenger(),
         ):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)

@@ -23,7 +23,13 @@ __all__ = ["certify", "find_symmetry", "rule"]
 
 
 def find_symmetry(
-    model: Any, *args: Any, scope: str = "joint", parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
+    model: Any,
+    *args: Any,
+    scope: str = "joint",
+    parameters: bool = False,
+    trials: int = 3,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> Symmetry:
     """Finds the relabellings that leave a model's log joint unchanged, from the model itself.
 
@@ -116,7 +122,8 @@ class _Source:
         if self.is_module:
             generator = torch.Generator().manual_seed(seed)
             return {
-                k: v.detach().double() + scale * 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device)
+                k: v.detach().double()
+                + scale * 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device)
                 for k, v in traced.values.items()
             }
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)

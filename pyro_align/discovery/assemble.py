@@ -76,7 +76,9 @@ def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
     for var, found in places.items():
         if var not in wanted:
             continue
-        site, axis, k, count = next((p for p in found if p[1] == 0 and p[3] == 1), next((p for p in found if p[1] == 0), found[0]))
+        site, axis, k, count = next(
+            (p for p in found if p[1] == 0 and p[3] == 1), next((p for p in found if p[1] == 0), found[0])
+        )
         base = _SUFFIX.sub("", site) or site
         if axis:
             base = f"{base}[{axis}]"

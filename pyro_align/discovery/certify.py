@@ -33,17 +33,24 @@ def _double(value):
 
 
 def _double_dtype(value):
-    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype) else value
+    return (
+        torch.float64
+        if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype)
+        else value
+    )
 
 
 class GraphFunction:
-    """The traced function at other site values, in float64: a scalar for a model, all outputs for a module."""
+    """The traced function at other site values, in float64: a scalar for a model, all outputs for a module.
+
+    The updated values of sites (running statistics) are relabelled back before they are compared.
+    """
 
     def __init__(self, traced: TracedGraph):
         self.traced = traced
         self._data = [_double(t) for t in traced.data.values()]
 
-    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
         module = self.traced.module
         inputs, overrides = [], {}
         for name, nodes in self.traced.nodes.items():
@@ -55,11 +62,18 @@ class GraphFunction:
         with torch.no_grad():
             interpreter = DoubleInterpreter(module, garbage_collect_values=True)
             out = interpreter.run(*inputs, *self._data, initial_env=dict(overrides))
-        flat = [t.reshape(-1).double() for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        if back is not None:
+            for i, name in enumerate(self.traced.states, len(results) - len(self.traced.states)):
+                if name in back.symmetry.sites:
+                    results[i] = back.apply_site(name, results[i])
+        flat = [t.reshape(-1).double() for t in results]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def certify_graph(symmetry: Symmetry, traced: TracedGraph, values: Mapping[str, Tensor], *, trials: int, seed: int) -> Certificate:
+def certify_graph(
+    symmetry: Symmetry, traced: TracedGraph, values: Mapping[str, Tensor], *, trials: int, seed: int
+) -> Certificate:
     """Checks a symmetry against a traced function.
 
     Raises:
@@ -86,7 +100,7 @@ def certify_graph(symmetry: Symmetry, traced: TracedGraph, values: Mapping[str, 
 
 def _change(function: GraphFunction, permutation: Permutation, values, before: Tensor) -> float:
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
-    return float((function(moved) - before).abs().max())
+    return float((function(moved, permutation.inverse()) - before).abs().max())
 
 
 def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance, change) -> str:

@@ -56,6 +56,8 @@ def identity_axis(index: Tensor, size: int) -> int | None:
             continue
         shape = [1] * index.dim()
         shape[axis] = size
-        if torch.equal(index, torch.arange(size, device=index.device, dtype=index.dtype).view(shape).expand(index.shape)):
+        if torch.equal(
+            index, torch.arange(size, device=index.device, dtype=index.dtype).view(shape).expand(index.shape)
+        ):
             return axis
     return None

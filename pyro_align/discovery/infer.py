@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from pyro_align.discovery import terms
 from pyro_align.discovery.constants import constant_axes
@@ -150,7 +151,9 @@ class Inference:
             return AxisTensor(self.sites[name], tuple(value.shape), value.dtype)
         if node.op == "placeholder":
             value = self.traced.data[node]
-            return AxisTensor([ONE if n == 1 else Var(n, fixed=True) for n in value.shape], tuple(value.shape), value.dtype)
+            return AxisTensor(
+                [ONE if n == 1 else Var(n, fixed=True) for n in value.shape], tuple(value.shape), value.dtype
+            )
         if node.op == "get_attr":
             self._constant.add(node)
             return self._lazy_constant(node)
@@ -229,11 +232,16 @@ class Inference:
         return fixed if isinstance(node.meta.get("val"), tuple | list) else fixed[0]
 
     def _finish(self, node: Node) -> None:
-        for source in node.all_input_nodes:
+        outputs = [n for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
+        states = self.traced.states
+        for source in outputs[: len(outputs) - len(states)]:
             tensor = self._env[source]
             if isinstance(tensor, AxisTensor):
                 for axis in tensor.axes:
                     terms.fix(axis)
+        for source, name in zip(outputs[len(outputs) - len(states) :], states, strict=True):
+            for axis, own in zip(self._env[source].axes, self.sites[name], strict=True):
+                terms.merge(axis, own)
 
 
 class _ConstantTensor(AxisTensor):

@@ -41,7 +41,9 @@ def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var,
                 within[var] = outer - bad
                 changed = True
     return {
-        var: tuple(sorted(outer, key=lambda o: (len(within.get(o, ())), rank[o]))) for var, outer in within.items() if outer
+        var: tuple(sorted(outer, key=lambda o: (len(within.get(o, ())), rank[o])))
+        for var, outer in within.items()
+        if outer
     }
 
 

@@ -235,7 +235,7 @@ def _cut(term: Term, at: int) -> tuple[Term, Term] | None:
     head, *rest = term.factors
     inner = product(rest)
     if at % size_of(inner):
-        return None
+        return (Var(at, fixed=True), Var(n - at, fixed=True)) if is_fixed(term) else None
     cut = _cut(head, at // size_of(inner))
     if cut is None:
         return None
@@ -304,6 +304,8 @@ def _factorise(term: Term, lead: int) -> tuple[Term, Term] | None:
         head, tail = Var(lead, fixed=term.fixed), Var(n // lead, fixed=term.fixed)
         term.bound = product([head, tail])
         return head, tail
+    if is_fixed(term):  # nothing moves, so any cut will do
+        return Var(lead, fixed=True), Var(n // lead, fixed=True)
     if isinstance(term, Cat):  # equal pieces, one for each index of a leading factor that keeps its order
         head, tail = Var(lead, fixed=True), Var(n // lead)
         pieces = split(term, [n // lead] * lead)
@@ -317,38 +319,58 @@ def _factorise(term: Term, lead: int) -> tuple[Term, Term] | None:
 
 def reshape(terms: Sequence[Term], shape: Sequence[int]) -> list[Term]:
     """The axes of a tensor after ``view``: products are split and joined; what does not divide is fixed."""
-    queue = [f for t in map(resolve, terms) for f in ([t] if size_of(t) != 1 else [])]
+    queue = [t for t in map(resolve, terms) if size_of(t) != 1]
     sizes = list(shape)
     if math.prod(map(size_of, queue)) == 0:
         return [Var(n, fixed=True) for n in sizes]
     out: list[Term] = []
     while len(out) < len(sizes):
-        want = sizes[len(out)]
-        got: list[Term] = []
-        have = 1
-        while have < want:
-            term = resolve(queue.pop(0))
-            if isinstance(term, Prod):
-                queue[:0] = term.factors
-                continue
-            n = size_of(term)
-            if n == 1:
-                continue
-            need = want // have
-            if want % have == 0 and n <= need and need % n == 0:
-                got.append(term)
-                have *= n
-                continue
-            parts = _factorise(term, need) if want % have == 0 and n > need else None
-            if parts is None:
-                return _give_up(got, term, queue, out, sizes)
-            queue[:0] = parts
-        out.append(product(got))
+        got, fits = _take(queue, sizes[len(out)])
+        if fits:
+            out.append(product(got))
+        else:
+            out += _give_up(got, queue, sizes[len(out) :])
     return out
 
 
-def _give_up(got, term, queue, out, sizes) -> list[Term]:
-    """Fixes everything not yet placed: the remaining indices cannot be written as products that fit."""
-    for t in (*got, term, *queue):
-        fix(t)
-    return [*out, *(Var(n, fixed=True) if n != 1 else ONE for n in sizes[len(out) :])]
+def _take(queue: list[Term], want: int) -> tuple[list[Term], bool]:
+    """Takes terms of total size ``want`` from the queue, or, where none fit, as many as it takes to exceed it."""
+    got: list[Term] = []
+    have = 1
+    while have < want:
+        term = resolve(queue.pop(0))
+        if isinstance(term, Prod):
+            queue[:0] = term.factors
+            continue
+        n = size_of(term)
+        if n == 1:
+            continue
+        need = want // have
+        divides = want % have == 0
+        if divides and n > need:
+            parts = _factorise(term, need)
+            if parts is not None:
+                queue[:0] = parts
+                continue
+        got.append(term)
+        have *= n
+        if not divides or need % n:
+            return got, False
+    return got, True
+
+
+def _give_up(got: list[Term], queue: list[Term], sizes: Sequence[int]) -> list[Term]:
+    """Fixes the terms whose indices cannot be written as products that fit, up to where both sides agree again."""
+    have, want, out = math.prod(map(size_of, got)), 1, []
+    for n in sizes:
+        out.append(Var(n, fixed=True) if n != 1 else ONE)
+        want *= n
+        while have < want:
+            term = resolve(queue.pop(0))
+            got.append(term)
+            have *= size_of(term)
+        if have == want:
+            break
+    for term in got:
+        fix(term)
+    return out

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
+from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 
 _ADVICE = (
@@ -35,15 +36,14 @@ class TracedGraph:
         values: Site name -> the value it was traced at.
         nodes: Site name -> the nodes that stand for its value: a placeholder, or attributes of the module.
         data: Nodes of the data.
-        fixed_output: Whether the output's own axes keep their order (a module's output, not a scalar).
+        states: Sites whose updated values (running statistics) are the last outputs; they follow their sites.
     """
 
     module: GraphModule
     values: Mapping[str, Tensor]
     nodes: Mapping[str, tuple[Node, ...]]
     data: Mapping[Node, Tensor]
-    fixed_output: bool = False
-    stack_traces: bool = field(default=False, compare=False)
+    states: tuple[str, ...] = ()
 
 
 def trace_density(density: Density, *, scope: str, parameters: bool = False, stack_traces: bool = False) -> TracedGraph:
@@ -65,13 +65,16 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
     captured = dict(_captured(density.model)) if parameters else {}
     data = [leaves[i] for i in slots]
     module = _trace(function, list(values.values()), data, density.model, density.seed, stack_traces)
-    return _assemble(module, values, data, captured, fixed_output=False, stack_traces=stack_traces)
+    return _assemble(module, values, data, captured)
 
 
-def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False) -> TracedGraph:
+def trace_module(
+    module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False
+) -> TracedGraph:
     """Traces a plain module: every parameter and floating-point buffer is a site, the output must not change."""
     named = {n: p.detach() for n, p in module.named_parameters()}
     named.update({n: b for n, b in module.named_buffers() if b.is_floating_point()})
+    states = _updated(module, args, kwargs)
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
@@ -80,15 +83,33 @@ def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, s
         for i, tensor in zip(slots, data, strict=True):
             filled[i] = tensor
         a, k = pytree.tree_unflatten(filled, spec)
-        out = torch.func.functional_call(module, dict(zip(named, sites, strict=True)), a, k)
-        return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        current = dict(zip(named, sites, strict=True))
+        out = torch.func.functional_call(module, current, a, k)
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        return results + [current[name] for name in states]
 
     data = [leaves[i] for i in slots]
     graph = _trace(function, list(named.values()), data, module, 0, stack_traces)
-    return _assemble(graph, named, data, {}, fixed_output=True, stack_traces=stack_traces)
+    return _assemble(graph, named, data, {}, states=states)
 
 
-def _trace(function: Callable, sites: list[Tensor], data: list[Tensor], model, seed: int, stack_traces: bool) -> GraphModule:
+def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
+    """Names of the floating-point buffers that a call of the module writes to."""
+    before = {n: b.clone() for n, b in module.named_buffers() if b.is_floating_point()}
+    with untouched(module, seed=0), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module(*args, **kwargs)
+        except Exception as error:
+            text = f"the module could not be run with these inputs: {type(error).__name__}: {error}"
+            raise TraceError(text) from error
+        after = dict(module.named_buffers())
+        return tuple(n for n, value in before.items() if n in after and not torch.equal(after[n], value))
+
+
+def _trace(
+    function: Callable, sites: list[Tensor], data: list[Tensor], model, seed: int, stack_traces: bool
+) -> GraphModule:
     with (
         warnings.catch_warnings(),
         untouched(model, seed=seed),
@@ -105,14 +126,25 @@ def _trace(function: Callable, sites: list[Tensor], data: list[Tensor], model, s
         except Exception as error:
             text = str(error).strip().split("\n")[0]
             raise TraceError(f"the model could not be traced ({type(error).__name__}): {text}. {_ADVICE}") from error
-    module.graph.eliminate_dead_code()
+    _drop_dead_code(module)
+    hoist_selections(module)
     for node in module.graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _is_random(node):
             raise TraceError(
                 f"the model draws random numbers outside its sample sites ({node.target}); switch dropout off with "
                 f".eval(), or make the noise a sample site. {_ADVICE}"
             )
     return module
+
+
+def _is_random(node: Node) -> bool:
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _drop_dead_code(module: GraphModule) -> None:
+    """Removes what does not reach the output, unused random numbers (an initial value already there, say) included."""
+    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    module.recompile()
 
 
 def _make_graph(function: Callable, sites: list[Tensor], data: list[Tensor], stack_traces: bool) -> GraphModule:
@@ -175,7 +207,9 @@ def _decompositions() -> dict:
     return table
 
 
-def _assemble(module: GraphModule, values, data, captured: Mapping[str, Tensor], *, fixed_output, stack_traces) -> TracedGraph:
+def _assemble(
+    module: GraphModule, values, data, captured: Mapping[str, Tensor], states: tuple[str, ...] = ()
+) -> TracedGraph:
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     names = list(values)
     nodes: dict[str, tuple[Node, ...]] = {name: (placeholders[i],) for i, name in enumerate(names)}
@@ -190,7 +224,7 @@ def _assemble(module: GraphModule, values, data, captured: Mapping[str, Tensor],
                 if name is not None and name not in values:
                     nodes[name] = (*nodes.get(name, ()), node)
         values.update({name: captured[name].detach() for name in nodes if name in captured})
-    return TracedGraph(module, values, nodes, data_nodes, fixed_output, stack_traces)
+    return TracedGraph(module, values, nodes, data_nodes, states)
 
 
 def _attribute(module: GraphModule, target: str):

@@ -53,8 +53,13 @@ def outer(call, a, b):
 @rule("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm")
 def add_product(call, c, a, b, **kwargs):
     """A product plus a broadcast term."""
-    forms = {"addmm": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"), "baddbmm": ("bik", "bkj", "bij"),
-             "addr": ("i", "j", "ij"), "addbmm": ("bik", "bkj", "ij")}
+    forms = {
+        "addmm": ("ik", "kj", "ij"),
+        "addmv": ("ik", "k", "i"),
+        "baddbmm": ("bik", "bkj", "bij"),
+        "addr": ("i", "j", "ij"),
+        "addbmm": ("bik", "bkj", "ij"),
+    }
     left, right, out = forms[call.node.target._opname]
     axes = contract(call, a, left, b, right, out)
     return call.broadcast(call.tensor(axes), c)

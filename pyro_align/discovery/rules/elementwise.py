@@ -49,8 +49,19 @@ def copy(call, target, source, *args, **kwargs):
     return expand_to(source, call.shape)
 
 
-@rule("aten.fill", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.new_zeros",
-      "aten.new_ones", "aten.new_full", "aten.new_empty", "aten.new_empty_strided", "aten.zero")
+@rule(
+    "aten.fill",
+    "aten.zeros_like",
+    "aten.ones_like",
+    "aten.full_like",
+    "aten.empty_like",
+    "aten.new_zeros",
+    "aten.new_ones",
+    "aten.new_full",
+    "aten.new_empty",
+    "aten.new_empty_strided",
+    "aten.zero",
+)
 def constant_like(call, *args, **kwargs):
     """A tensor of equal entries: only the shape of the argument matters."""
     if any(a.ndim for a in _tensors(args[1:], kwargs)):
@@ -94,8 +105,15 @@ def reduction(call, x, dim=None, keepdim=False, **kwargs):
     return _reduced(call, x, dim, keepdim)
 
 
-@rule("aten.any", "aten.all", "aten.prod", "aten.max.default", "aten.min.default", "aten.median.default",
-      "aten.count_nonzero")
+@rule(
+    "aten.any",
+    "aten.all",
+    "aten.prod",
+    "aten.max.default",
+    "aten.min.default",
+    "aten.median.default",
+    "aten.count_nonzero",
+)
 def reduction_one(call, x, dim=None, keepdim=False, **kwargs):
     """The same, with one axis or all."""
     return _reduced(call, x, dim, keepdim)

@@ -55,13 +55,43 @@ def _spatial(names: list[str], space: int, outputs: int = 1):
     return passes
 
 
-_spatial(["aten.avg_pool1d", "aten._adaptive_avg_pool1d", "aten.upsample_nearest1d", "aten.upsample_linear1d",
-          "aten.reflection_pad1d", "aten.replication_pad1d"], 1)
-_spatial(["aten.avg_pool2d", "aten._adaptive_avg_pool2d", "aten.upsample_nearest2d", "aten.upsample_bilinear2d",
-          "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa", "aten._upsample_nearest_exact2d",
-          "aten.reflection_pad2d", "aten.replication_pad2d", "aten.im2col_none"], 2)
-_spatial(["aten.avg_pool3d", "aten._adaptive_avg_pool3d", "aten.upsample_nearest3d", "aten.upsample_trilinear3d",
-          "aten.reflection_pad3d", "aten.replication_pad3d"], 3)
+_spatial(
+    [
+        "aten.avg_pool1d",
+        "aten._adaptive_avg_pool1d",
+        "aten.upsample_nearest1d",
+        "aten.upsample_linear1d",
+        "aten.reflection_pad1d",
+        "aten.replication_pad1d",
+    ],
+    1,
+)
+_spatial(
+    [
+        "aten.avg_pool2d",
+        "aten._adaptive_avg_pool2d",
+        "aten.upsample_nearest2d",
+        "aten.upsample_bilinear2d",
+        "aten.upsample_bicubic2d",
+        "aten._upsample_bilinear2d_aa",
+        "aten._upsample_nearest_exact2d",
+        "aten.reflection_pad2d",
+        "aten.replication_pad2d",
+        "aten.im2col_none",
+    ],
+    2,
+)
+_spatial(
+    [
+        "aten.avg_pool3d",
+        "aten._adaptive_avg_pool3d",
+        "aten.upsample_nearest3d",
+        "aten.upsample_trilinear3d",
+        "aten.reflection_pad3d",
+        "aten.replication_pad3d",
+    ],
+    3,
+)
 _spatial(["aten.max_pool2d_with_indices", "aten.adaptive_max_pool2d"], 2, outputs=2)
 _spatial(["aten.max_pool3d_with_indices", "aten.adaptive_max_pool3d"], 3, outputs=2)
 

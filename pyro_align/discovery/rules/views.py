@@ -7,10 +7,27 @@ from pyro_align.discovery.rules.elementwise import expand_to
 from pyro_align.discovery.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
 
 
-@rule("aten.view.default", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy.default",
-      "aten._reshape_copy")
+@rule(
+    "aten.view.default",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten._reshape_alias",
+    "aten.view_copy.default",
+    "aten._reshape_copy",
+)
 def view(call, x, *args, **kwargs):
     """Splits and joins products."""
+    return call.reshape(x.axes, call.shape)
+
+
+@rule("aten.as_strided", "aten.as_strided_copy")
+def as_strided(call, x, size, stride, storage_offset=None):
+    """A view of all of a contiguous tensor in the same order; any other pattern of strides is opaque."""
+    source, result = call.node.args[0].meta["val"], call.node.meta["val"]
+    if not (source.is_contiguous() and result.is_contiguous() and source.numel() == result.numel()):
+        raise call.unsupported()
+    if source.storage_offset() != result.storage_offset():
+        raise call.unsupported()
     return call.reshape(x.axes, call.shape)
 
 
@@ -46,7 +63,13 @@ def unsqueeze(call, x, dim):
 @rule("aten.squeeze", "aten.squeeze_copy")
 def squeeze(call, x, dim=None):
     """Drops axes of size one."""
-    dims = range(x.ndim) if dim is None else [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])] if x.ndim else []
+    dims = (
+        range(x.ndim)
+        if dim is None
+        else [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])]
+        if x.ndim
+        else []
+    )
     return [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)]
 
 
@@ -192,8 +215,16 @@ def select(call, x, dim, index):
     return [t for i, t in enumerate(x.axes) if i != dim]
 
 
-@rule("aten.split.Tensor", "aten.split_with_sizes", "aten.split_copy.Tensor", "aten.split_with_sizes_copy",
-      "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes", "aten.chunk", "aten.unsafe_chunk")
+@rule(
+    "aten.split.Tensor",
+    "aten.split_with_sizes",
+    "aten.split_copy.Tensor",
+    "aten.split_with_sizes_copy",
+    "aten.unsafe_split.Tensor",
+    "aten.unsafe_split_with_sizes",
+    "aten.chunk",
+    "aten.unsafe_chunk",
+)
 def split(call, x, sizes, dim=0):
     """Pieces of a concatenation."""
     dim %= x.ndim

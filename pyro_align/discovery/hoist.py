@@ -1,0 +1,200 @@
+"""Takes one index of a stacked axis before the axis is made, where the graph allows it.
+
+``qkv.view(b, t, 3, h, d).permute(2, 0, 3, 1, 4)[0]`` is ``qkv[..., :e].view(b, t, h, d).permute(0, 2, 1, 3)``. The two are
+equal, but only the second shows that queries, keys and values are three pieces of one axis, each with structure of its
+own: as a product, ``3 x (h x d)``, the three would be tied. So every selection is pushed up through the views above it,
+to the view that made the axis or the concatenation that stacked it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default}
+VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+
+
+def hoist_selections(module: GraphModule) -> None:
+    """Rewrites the graph in place; nodes keep their ``val``."""
+    graph = module.graph
+    changed = False
+    for node in list(graph.nodes):
+        found = _selection(node)
+        if found is None:
+            continue
+        source, dim, index = found
+        with graph.inserting_before(node):
+            hoist = _Hoist(graph, node)
+            replacement = hoist.select(source, dim, index)
+            if replacement is not None and node.target is aten.slice.Tensor:
+                replacement = hoist.call(aten.unsqueeze.default, replacement, dim)
+        if replacement is not None:
+            node.replace_all_uses_with(replacement)
+            changed = True
+    if changed:
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        graph.lint()
+        module.recompile()
+
+
+def _selection(node: Node) -> tuple[Node, int, int] | None:
+    """``(source, dim, index)`` of a node that takes one index of an axis."""
+    if node.op != "call_function":
+        return None
+    if node.target is aten.select.int:
+        source, dim, index = node.args
+    elif node.target is operator.getitem and getattr(node.args[0], "target", None) is aten.unbind.int:
+        source, dim, index = node.args[0].args[0], (*node.args[0].args, 0)[1], node.args[1]
+    elif node.target is aten.slice.Tensor:
+        return _single_slice(node)
+    else:
+        return None
+    shape = _shape(source)
+    if shape is None:
+        return None
+    dim %= len(shape)
+    return source, dim, index % shape[dim]
+
+
+def _single_slice(node: Node) -> tuple[Node, int, int] | None:
+    """The same for a slice of length one."""
+    source, dim, kept = _slice(node)
+    return (source, dim, kept[0]) if len(kept) == 1 and _shape(source)[dim] > 1 else None
+
+
+def _slice(node: Node) -> tuple[Node, int, range]:
+    source, dim, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
+    dim %= len(_shape(source))
+    return source, dim, range(*slice(start, end, step).indices(_shape(source)[dim]))
+
+
+def _shape(node) -> tuple[int, ...] | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+class _Hoist:
+    """Builds the selected value from the nodes above; ``None`` says that nothing is gained."""
+
+    def __init__(self, graph, node: Node):
+        self.graph, self.node = graph, node
+
+    def call(self, target, *args, **kwargs) -> Node:
+        new = self.graph.call_function(target, args, kwargs)
+        new.stack_trace = self.node.stack_trace
+        values, options = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        fake = next(v.fake_mode for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Tensor))
+        with fake, torch.no_grad():
+            new.meta["val"] = target(*values, **options)
+        return new
+
+    def select(self, source: Node, dim: int, index: int) -> Node | None:
+        if source.op != "call_function" or _shape(source) is None:
+            return None
+        target, args = source.target, source.args
+        if target in SAME:
+            return self.select(args[0], dim, index)
+        if target is aten.permute.default:
+            dims = [d % len(args[1]) for d in args[1]]
+            inner = self.select(args[0], dims[dim], index)
+            rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
+            return inner and self.call(aten.permute.default, inner, rest)
+        if target is aten.transpose.int:
+            dims = list(range(len(_shape(source))))
+            a, b = args[1] % len(dims), args[2] % len(dims)
+            dims[a], dims[b] = dims[b], dims[a]
+            inner = self.select(args[0], dims[dim], index)
+            rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
+            return inner and self.call(aten.permute.default, inner, rest)
+        if target is aten.unsqueeze.default:
+            at = args[1] % len(_shape(source))
+            if at == dim:
+                return None
+            inner = self.select(args[0], dim - (at < dim), index)
+            return inner and self.call(aten.unsqueeze.default, inner, at - (dim < at))
+        if target in (aten.squeeze.dims, aten.squeeze.dim):
+            return self._squeeze(source, dim, index)
+        if target in VIEWS:
+            return self._view(source, dim, index)
+        if target is aten.slice.Tensor:
+            return self._sliced(source, dim, index)
+        if target is aten.cat.default:
+            return self._cat(source, dim, index)
+        if torch.Tag.pointwise in getattr(target, "tags", ()):
+            return self._pointwise(source, dim, index)
+        return None
+
+    def _squeeze(self, source: Node, dim: int, index: int) -> Node | None:
+        inner_shape = _shape(source.args[0])
+        dims = source.args[1] if isinstance(source.args[1], list | tuple) else [source.args[1]]
+        gone = {d % len(inner_shape) for d in dims if inner_shape[d] == 1}
+        kept = [i for i in range(len(inner_shape)) if i not in gone]
+        inner = self.select(source.args[0], kept[dim], index)
+        return inner and self.call(aten.view.default, self.contiguous(inner), [n for i, n in enumerate(_shape(source)) if i != dim])
+
+    def contiguous(self, node: Node) -> Node:
+        value = node.meta["val"]
+        return node if value.is_contiguous() else self.call(aten.clone.default, node, memory_format=torch.contiguous_format)
+
+    def _view(self, source: Node, dim: int, index: int) -> Node | None:
+        inside, shape = _shape(source.args[0]), _shape(source)
+        if 0 in shape or shape[dim] == 1:
+            return None
+        before = math.prod(shape[:dim])
+        axis = next((e for e in range(len(inside)) if math.prod(inside[:e]) == before and inside[e] != 1), None)
+        if axis is None or inside[axis] % shape[dim]:
+            return None
+        each = inside[axis] // shape[dim]
+        if each == 1:
+            inner = self.select(source.args[0], axis, index)
+        else:
+            inner = self.call(aten.slice.Tensor, source.args[0], axis, index * each, (index + 1) * each)
+        rest = [n for i, n in enumerate(shape) if i != dim]
+        return inner and self.call(aten.view.default, self.contiguous(inner), rest)
+
+    def _sliced(self, source: Node, dim: int, index: int) -> Node | None:
+        inner, axis, kept = _slice(source)
+        if axis == dim:
+            return self.select(inner, dim, kept[index])
+        found = self.select(inner, dim, index)
+        return found and self.call(aten.slice.Tensor, found, axis - (dim < axis), kept.start, kept.stop, kept.step)
+
+    def _cat(self, source: Node, dim: int, index: int) -> Node | None:
+        tensors = source.args[0]
+        joined = (source.args[1] if len(source.args) > 1 else 0) % len(_shape(source))
+        if joined != dim or any(len(_shape(t)) != len(_shape(source)) for t in tensors):
+            return None
+        for tensor in tensors:
+            n = _shape(tensor)[dim]
+            if index < n:
+                return self.select(tensor, dim, index) or self.call(aten.select.int, tensor, dim, index)
+            index -= n
+        return None
+
+    def _pointwise(self, source: Node, dim: int, index: int) -> Node | None:
+        shape = _shape(source)
+        gained = False
+        parts: dict[Node, Node] = {}
+        for tensor in source.all_input_nodes:
+            own = _shape(tensor)
+            if own is None:
+                return None
+            at = dim - (len(shape) - len(own))
+            if at < 0:
+                parts[tensor] = tensor
+            elif own[at] == 1:
+                parts[tensor] = self.call(aten.select.int, tensor, at, 0)
+            else:
+                inner = self.select(tensor, at, index)
+                gained = gained or inner is not None
+                parts[tensor] = inner or self.call(aten.select.int, tensor, at, index)
+        if not gained:
+            return None
+        args, kwargs = torch.fx.node.map_arg((source.args, source.kwargs), parts.__getitem__)
+        return self.call(source.target, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""Models with known symmetry, one file a family; importing them fills ``problems.PROBLEMS``."""

@@ -1,0 +1,65 @@
+"""Recurrent networks: one atom a hidden state, its gates tied."""
+
+from __future__ import annotations
+
+import torch
+from problems import bayesian, problem
+from torch import nn
+
+
+class Sequence(nn.Module):
+    """A recurrent layer and a readout of its last output."""
+
+    def __init__(self, rnn: nn.Module, width: int):
+        super().__init__()
+        self.rnn, self.out = rnn, nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+def layer_axes(gates: int, layer: int, atom: str, source, suffix: str = ""):
+    """The four sites of one direction of one layer."""
+    rows = [atom] * gates if gates > 1 else atom
+    return {
+        f"rnn.weight_ih_l{layer}{suffix}": (rows, source),
+        f"rnn.weight_hh_l{layer}{suffix}": (rows, atom),
+        f"rnn.bias_ih_l{layer}{suffix}": (rows,),
+        f"rnn.bias_hh_l{layer}{suffix}": (rows,),
+    }
+
+
+CELLS = {"elman": (nn.RNN, 1), "lstm": (nn.LSTM, 4), "gru": (nn.GRU, 3)}
+
+for _name, (_cell, _gates) in CELLS.items():
+
+    @problem({**layer_axes(_gates, 0, "h", None), "out.weight": (None, "h")}, name=f"{_name}")
+    def one_layer(cell=_cell):
+        return bayesian(Sequence(cell(2, 3, batch_first=True), 3)), (torch.randn(2, 3, 2),)
+
+    @problem({**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 1, "k", "h"), "out.weight": (None, "k")},
+             name=f"{_name}_of_two_layers")
+    def two_layers(cell=_cell):
+        return bayesian(Sequence(cell(2, 3, num_layers=2, batch_first=True), 3)), (torch.randn(2, 3, 2),)
+
+    @problem({**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 0, "r", None, "_reverse"), "out.weight": (None, ["h", "r"])},
+             name=f"bidirectional_{_name}")
+    def bidirectional(cell=_cell):
+        return bayesian(Sequence(cell(2, 3, bidirectional=True, batch_first=True), 6)), (torch.randn(2, 3, 2),)
+
+
+@problem({"cell.weight_ih": (["h"] * 4, None), "cell.weight_hh": (["h"] * 4, "h"), "cell.bias_ih": (["h"] * 4,),
+          "cell.bias_hh": (["h"] * 4,), "out.weight": (None, "h")})
+def lstm_cell_unrolled():
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.out = nn.LSTMCell(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            h = c = torch.zeros(len(x), 3)
+            for t in range(x.shape[1]):
+                h, c = self.cell(x[:, t], (h, c))
+            return self.out(h)
+
+    return bayesian(Unrolled()), (torch.randn(2, 3, 2),)
