@@ -1,22 +1,29 @@
 """How a guide is read, relabelled and moved. The only room that knows Pyro's guide classes."""
 
+from pyro_align.guides.empirical import Empirical, EmpiricalGuide
 from pyro_align.guides.gaussian import DenseNormal
 from pyro_align.guides.low_rank import LowRankNormal
 from pyro_align.guides.mean_field import MeanFieldNormal
 from pyro_align.guides.point import Point
 from pyro_align.guides.posterior import Posterior, SiteSpec
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
+from pyro_align.guides.wrapped import RelabelledGuide, Wrapped, wrap_guide
 
 __all__ = [
     "DenseNormal",
+    "Empirical",
+    "EmpiricalGuide",
     "LowRankNormal",
     "MeanFieldNormal",
     "Point",
     "Posterior",
+    "RelabelledGuide",
     "SiteSpec",
+    "Wrapped",
     "check_distinct",
     "permute_guide",
     "read_guide",
     "register_guide",
     "registered_guides",
+    "wrap_guide",
 ]

@@ -176,7 +176,9 @@ def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal
 def _own_plates_only(guide: AutoNormalMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
     """The site without the particle plates that stood around the messenger's last run."""
     outer = len(spec.unconstrained_shape) - loc.dim()
-    if set(spec.plates) & set(guide.amortized_plates) or spec.unconstrained_shape[max(outer, 0) :] != loc.shape:
+    if {name for name, *_ in spec.frames} & set(guide.amortized_plates) or spec.unconstrained_shape[
+        max(outer, 0) :
+    ] != loc.shape:
         raise GuideError(
             f"site '{spec.name}': its parameters, of shape {tuple(loc.shape)}, are shared along a plate, so they "
             "cannot be relabelled one by one; relabel the guide by wrapping: wrap_guide(guide, *args)"

@@ -222,8 +222,11 @@ def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
     """The sample sites of a trace that are neither observed, nor auxiliary, nor a plate's subsample."""
     return {
         name: node
-        for name, node in trace.iter_stochastic_nodes()
-        if not site_is_subsample(node) and not node["infer"].get("is_auxiliary")
+        for name, node in trace.nodes.items()
+        if node.get("type") == "sample"  # AutoStructured empties the nodes of its prototype trace
+        and not node["is_observed"]
+        and not site_is_subsample(node)
+        and not node["infer"].get("is_auxiliary")
     }
 
 
@@ -241,7 +244,7 @@ def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[s
         frames = [f for f in node["cond_indep_stack"] if f.vectorized]
         for frame in frames if full_plates else ():
             shape[frame.dim - fn.event_dim] = frame.full_size or frame.size
-        plates = tuple(f.name for f in frames)
+        plates = tuple((f.name, shape[f.dim - fn.event_dim], f.dim) for f in frames)
         specs[name] = SiteSpec(name, tuple(shape), fn.support, fn.event_dim, value.dtype, value.device, plates)
     return specs
 

@@ -36,7 +36,7 @@ class SiteSpec:
         event_dim: Number of its rightmost axes that belong to the prior's event.
         dtype: Dtype of its value.
         device: Device of its value.
-        plates: Names of the plates it stands in.
+        frames: Name, size and dim of each plate it stands in.
     """
 
     name: str
@@ -45,7 +45,7 @@ class SiteSpec:
     event_dim: int
     dtype: torch.dtype
     device: torch.device
-    plates: tuple[str, ...] = ()
+    frames: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def transform(self) -> Transform:
