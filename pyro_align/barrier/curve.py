@@ -140,15 +140,16 @@ class Curve:
         return float(area.mean()), float(_standard_error(area[None])[0])
 
     def band(self, level: float = 0.95, *, resamples: int = 4000, seed: int = 0) -> Band:
-        """The simultaneous band of the excess, by the multiplier bootstrap over draws.
+        """The simultaneous band of the excess, by the bootstrap over draws.
 
-        The greatest of the studentised deviations over tau is simulated with Gaussian multipliers on the centred
-        pseudo-values (Chernozhukov, Chetverikov & Kato 2013), divided by a common chi so that few draws give the wider
-        tails of Student's t; its quantile scales every standard error.
+        Draws are re-weighted by multinomial counts, the same at every tau; each time, the mean's deviation is divided
+        by its own standard error (the bootstrap-t of Efron 1982; Hall 1988), and the quantiles of the greatest and of
+        the least over tau scale the errors. Studentising gives few draws the wider tails of Student's t, and the two
+        quantiles follow the skewness that likelihoods bring.
 
         Args:
             level: Simultaneous coverage.
-            resamples: Number of multiplier draws.
+            resamples: Number of bootstrap samples.
             seed: Their seed.
         """
         if not 0 < level < 1:
@@ -159,19 +160,23 @@ class Curve:
             p_value = 0.0 if (self.excess > 1e-12).any() else 1.0
             return Band(self.excess.copy(), self.excess.copy(), level, p_value)
         deviations = self._deviations(moving, resamples, np.random.default_rng(seed))
-        critical = float(np.quantile(np.abs(deviations).max(1), level))
-        half = np.where(moving, critical * se, np.where(np.isfinite(se), 0.0, np.inf))
+        highest, lowest = deviations.max(1), deviations.min(1)
+        high, low = np.quantile(highest, (1 + level) / 2), np.quantile(lowest, (1 - level) / 2)
+        spread = np.where(moving, se, np.where(np.isfinite(se), 0.0, np.inf))
         seen = (self.excess[moving] / se[moving]).max()
-        p_value = (1 + (deviations.max(1) >= seen).sum()) / (1 + resamples)
-        return Band(self.excess - half, self.excess + half, level, float(p_value))
+        p_value = (1 + (highest >= seen).sum()) / (1 + resamples)
+        return Band(self.excess - high * spread, self.excess - low * spread, level, float(p_value))
 
     def _deviations(self, moving: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        """Simulated studentised deviations, ``(resamples, moving taus)``."""
+        """Studentised deviations of bootstrap means, ``(resamples, moving taus)``."""
         draws = self.excess_draws[moving]
         count = draws.shape[1]
-        centred = (draws - draws.mean(1, keepdims=True)) / (draws.std(1, ddof=1, keepdims=True) * np.sqrt(count - 1))
-        normal = rng.standard_normal((resamples, count)) @ centred.T
-        return normal / np.sqrt(rng.chisquare(count - 1, (resamples, 1)) / (count - 1))
+        centred = (draws - draws.mean(1, keepdims=True)) / draws.std(1, keepdims=True)
+        weights = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
+        mean = weights @ centred.T
+        variance = weights @ (centred**2).T - mean**2
+        # of few draws, a sample may hold one draw alone and have no variance
+        return mean / np.sqrt(np.maximum(variance, 0.01) / (count - 1))
 
 
 def _standard_error(draws: np.ndarray) -> np.ndarray:
