@@ -2,6 +2,8 @@
 
 from pyro_align.guides.empirical import Empirical, EmpiricalGuide
 from pyro_align.guides.gaussian import DenseNormal
+from pyro_align.guides.guide_list import Independent
+from pyro_align.guides.hand_written import mean_field_guide
 from pyro_align.guides.low_rank import LowRankNormal
 from pyro_align.guides.mean_field import MeanFieldNormal
 from pyro_align.guides.point import Point
@@ -13,6 +15,7 @@ __all__ = [
     "DenseNormal",
     "Empirical",
     "EmpiricalGuide",
+    "Independent",
     "LowRankNormal",
     "MeanFieldNormal",
     "Point",
@@ -21,6 +24,7 @@ __all__ = [
     "SiteSpec",
     "Wrapped",
     "check_distinct",
+    "mean_field_guide",
     "permute_guide",
     "read_guide",
     "register_guide",

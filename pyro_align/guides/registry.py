@@ -7,7 +7,6 @@ and stores something else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any
 
 from pyro_align.errors import GuideError
@@ -18,12 +17,7 @@ from pyro_align.symmetry import Permutation
 Reader = Callable[[Any], Posterior]
 
 
-@singledispatch
-def _readers(guide) -> Posterior:
-    raise GuideError(
-        f"there is no rule for reading a {type(guide).__name__}; register one with register_guide(type), "
-        "or describe the guide by a trace: trace_guide(guide, *args)"
-    )
+_RULES: dict[type, Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
 
 
 def register_guide(*types: type) -> Callable[[Reader], Reader]:
@@ -40,7 +34,7 @@ def register_guide(*types: type) -> Callable[[Reader], Reader]:
 
     def register(reader: Reader) -> Reader:
         for cls in types:
-            _readers.register(cls, reader)
+            _RULES[cls] = reader
         return reader
 
     return register
@@ -48,7 +42,7 @@ def register_guide(*types: type) -> Callable[[Reader], Reader]:
 
 def registered_guides() -> tuple[type, ...]:
     """The guide types that have a rule."""
-    return tuple(cls for cls in _readers.registry if cls is not object)
+    return tuple(_RULES)
 
 
 def read_guide(guide: Any) -> Posterior:
@@ -58,16 +52,20 @@ def read_guide(guide: Any) -> Posterior:
     another guide since.
 
     Args:
-        guide: A guide of a registered type, or a :class:`Posterior`, which is returned as it is.
+        guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.guides.wrap_guide`) and
+            must then run without arguments; or a :class:`Posterior`, which is returned as it is.
 
     Raises:
-        GuideError: There is no rule for the guide's type, it is untrained, or its parameters are NaN or infinite.
+        GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run without arguments.
     """
     if isinstance(guide, Posterior):
         return guide
-    reader = _readers.registry.get(type(guide), _readers.registry[object])
     warn_if_stale(guide)
-    return reader(guide)
+    if type(guide) in _RULES:
+        return _RULES[type(guide)](guide)
+    from pyro_align.guides.wrapped import wrap_guide  # here: the guides that it makes are themselves registered
+
+    return wrap_guide(guide)
 
 
 def permute_guide(guide: Any, p: Permutation):

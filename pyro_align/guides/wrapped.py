@@ -236,7 +236,7 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
     Raises:
         GuideError: The guide does not run with these arguments, or cannot be copied.
     """
-    trace = _trace_of(guide, args, kwargs)
+    trace = trace_guide(guide, args, kwargs)
     nodes = latent_sites(trace)
     if not nodes:
         raise GuideError(f"this {type(guide).__name__} has no latent sites")
@@ -255,7 +255,12 @@ def read_relabelled_guide(guide: RelabelledGuide) -> Wrapped:
     return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide._chain)
 
 
-def _trace_of(guide: Any, args: tuple, kwargs: Mapping[str, Any]) -> poutine.Trace:
+def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
+    """One run of a guide, which leaves the guide, the param store and the global random state as they are.
+
+    Raises:
+        GuideError: The guide is untrained, or does not run with these arguments.
+    """
     if not callable(guide):
         raise TypeError(f"expected a guide (a callable), got {type(guide).__name__}")
     prototype = guide.__dict__.get("prototype_trace", ...) if isinstance(guide, PyroModule) else ...
@@ -263,7 +268,7 @@ def _trace_of(guide: Any, args: tuple, kwargs: Mapping[str, Any]) -> poutine.Tra
         raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
     runner = _named(private_copy(guide)) if isinstance(guide, PyroModule) else guide
     try:
-        with untouched(seed=0), torch.no_grad():
+        with untouched(seed=seed), torch.no_grad():
             return poutine.trace(runner).get_trace(*args, **kwargs)
     except Exception as error:
         raise GuideError(
