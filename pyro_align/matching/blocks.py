@@ -8,7 +8,8 @@ sum over blocks and features of ``<fixed, P moving>``, with one index gather per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from torch import Tensor
@@ -43,8 +44,8 @@ class Block:
     Attributes:
         site: The site's name.
         dims: One entry per dimension of the view.
-        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)``,
-            ``("narrow", dim, start, n)`` and ``("permute", order)``.
+        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and
+            ``("narrow", dim, start, n)``.
     """
 
     site: str
@@ -56,20 +57,11 @@ class Block:
         for kind, dim, *rest in self.steps:
             if kind == "split":
                 value = value.unflatten(dim, rest[0])
-            elif kind == "narrow":
-                value = value.narrow(dim, *rest)
             else:
-                value = value.permute(dim)
+                value = value.narrow(dim, *rest)
         return value
 
-    def permuted(self, order: Sequence[int]) -> Block:
-        """The same piece with its dimensions in another order."""
-        place = {old: new for new, old in enumerate(order)}
-        dims = (self.dims[i] for i in order)
-        moved = tuple(replace(d, outer=tuple(place[o] for o in d.outer)) for d in dims)
-        return Block(self.site, moved, (*self.steps, ("permute", tuple(order))))
-
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """The free atoms of the block."""
         return frozenset(d.name for d in self.dims if d.name)
@@ -85,7 +77,7 @@ class Block:
 
 
 def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
-    """The blocks of one site; those without a free atom are left out, as no relabelling changes them."""
+    """The blocks of one site."""
     blocks = []
     for pieces in product(*(_pieces(term) for term in terms)):
         steps, leaves, owner = [], [], []
@@ -95,9 +87,7 @@ def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
             leaves += atoms
             owner += [axis] * len(atoms)
         dims = tuple(_dim(site, leaves, owner, i) for i in range(len(leaves)))
-        block = Block(site, dims, tuple(steps))
-        if block.names:
-            blocks.append(block)
+        blocks.append(Block(site, dims, tuple(steps)))
     return tuple(blocks)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,44 +30,40 @@ class Part:
     """One occurrence of the moved atoms in a block.
 
     Attributes:
-        block: The block, its dimensions in the order batch, chain, others.
-        batch: Number of dimensions of the atoms around the moved one.
-        chain: Number of dimensions of the moved atom and of those nested in it, outermost first.
+        block: The block.
+        batch: Dimensions of the atoms around the moved one.
+        chain: Dimensions of the moved atom and of those nested in it, outermost first.
         linear: Whether the block is linear in the move.
-        natural: The block with its dimensions as they lie in memory.
-        place: The moved atom's dimension in it.
     """
 
     block: Block
-    batch: int
-    chain: int
+    batch: tuple[int, ...]
+    chain: tuple[int, ...]
     linear: bool
-    natural: Block
-    place: int
 
     @property
     def node(self) -> str:
         """The innermost atom that moves."""
-        return self.block.dims[self.batch + self.chain - 1].name
+        return self.block.dims[self.chain[-1]].name
 
-    @property
-    def free(self) -> range:
-        """The dimensions that move."""
-        return range(self.batch, self.batch + self.chain)
-
-    @property
-    def others(self) -> range:
+    @cached_property
+    def others(self) -> tuple[int, ...]:
         """The dimensions summed over."""
-        return range(self.batch + self.chain, len(self.block.dims))
+        return tuple(i for i in range(len(self.block.dims)) if i not in (*self.batch, *self.chain))
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Sizes of batch, chain and the rest, each flattened."""
-        sizes = [d.size for d in self.block.dims]
-        stop = self.batch + self.chain
-        return math.prod(sizes[: self.batch]), math.prod(sizes[self.batch : stop]), math.prod(sizes[stop:])
+        dims = self.block.dims
+        return tuple(math.prod(dims[i].size for i in part) for part in (self.batch, self.chain, self.others))
 
-    def matrices(self, fixed: Tensor, moving: Tensor, labels: Labels, odd: bool) -> tuple[Tensor, Tensor]:
+    def signed(self, odd: bool) -> bool:
+        """Whether the gain of a feature counts for or against the sign of the innermost atom."""
+        return odd and self.block.dims[self.chain[-1]].odd
+
+    def matrices(
+        self, fixed: Tensor, moving: Tensor, labels: Labels, odd: bool, *, old: Labels | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The two factors of the gain, ``(batch, chain, rest)``: gain = left @ right^T.
 
         Args:
@@ -74,24 +71,26 @@ class Part:
             moving: The block's view of the moving one.
             labels: The relabelling of everything else.
             odd: Whether the feature changes sign with signed atoms.
+            old: With it, the factors of how the gain has changed since that relabelling.
         """
-        right = relabelled(self.block, moving, labels, free=self.free, odd=odd)
+        # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
+        rows = None if old is None else self._moved(old, labels)
+        right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows)
+        if old is not None:
+            right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
+        if rows is not None:
+            fixed = fixed.index_select(*rows)
         if odd:  # an outer atom that moves keeps its sign by new position; only the innermost one chooses
-            for i in self.free[:-1]:
+            for i in self.chain[:-1]:
                 dim = self.block.dims[i]
                 if dim.odd and dim.name in labels.signs:
                     fixed = fixed * aligned(self.block, i, labels.signs[dim.name]).to(fixed.dtype)
-        return fixed.reshape(self.shape), right.reshape(self.shape)
+        return self._flat(fixed), self._flat(right)
 
-    def difference(self, fixed: Tensor, moving: Tensor, old: Labels, new: Labels, odd: bool) -> tuple[Tensor, Tensor]:
-        """As :meth:`matrices`, for how the gain changes between two relabellings of everything else."""
-        rows = self._moved(old, new)
-        right = relabelled(self.block, moving, new, free=self.free, odd=odd, rows=rows)
-        right = right - relabelled(self.block, moving, old, free=self.free, odd=odd, rows=rows)
-        if rows is not None:
-            fixed = fixed.index_select(*rows)
-        shape = (*self.shape[:2], right.numel() // max(1, self.shape[0] * self.shape[1]))
-        return fixed.reshape(shape), right.reshape(shape)
+    def _flat(self, value: Tensor) -> Tensor:
+        batch, size, _ = self.shape
+        rest = value.numel() // max(1, batch * size)
+        return value.permute(*self.batch, *self.chain, *self.others).reshape(batch, size, rest)
 
     def _moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
         """The dimension along which alone something moved, and the positions that did, where they are few."""
@@ -124,9 +123,7 @@ def find_parts(block: Block, name: str, joint: bool) -> list[Part]:
             inside.discard(nested[0])
         # what is left inside is not matched along but carried, so the block is only approximated
         linear = len(places) == 1 and (not joint or not inside)
-        front = (*block.dims[place].outer, *chain)
-        order = (*front, *(i for i in range(len(block.dims)) if i not in front))
-        parts.append(Part(block.permuted(order), len(front) - len(chain), len(chain), linear, block, place))
+        parts.append(Part(block, block.dims[place].outer, tuple(chain), linear))
     return parts
 
 
@@ -193,13 +190,12 @@ class Evidence:
             if before is not None and self._unmoved(part, before, now):
                 continue
             for fixed, moving, odd in self.problem.views(part.block):
-                key = part.node, odd and part.block.dims[part.free[-1]].odd
-                if before is not None:
-                    self.gains.add(*key, *part.difference(fixed, moving, before, now, odd))
-                elif part.shape[2] <= _SMALL:
-                    small.setdefault(key, []).append(part.matrices(fixed, moving, now, odd))
+                key = part.node, part.signed(odd)
+                left, right = part.matrices(fixed, moving, now, odd, old=before)
+                if before is None and part.shape[2] <= _SMALL:
+                    small.setdefault(key, []).append((left, right))
                 else:
-                    self.gains.add(*key, *part.matrices(fixed, moving, now, odd))
+                    self.gains.add(*key, left, right)
             self._seen[id(part)] = now
         for key, pairs in small.items():
             left, right = (torch.cat(side, -1) for side in zip(*pairs, strict=True))
@@ -263,10 +259,9 @@ class Evidence:
     def _present(self, part: Part, labels: Labels) -> Tensor:
         """What each unit gains at its present partner, ``(n,)``."""
         total = 0.0
-        others = [i for i in range(len(part.natural.dims)) if i != part.place]
-        for fixed, moving, odd in self.problem.views(part.natural):
-            moved = relabelled(part.natural, moving, labels, odd=odd)
-            total = total + (fixed * moved).sum(others) if others else total + fixed * moved
+        for fixed, moving, odd in self.problem.views(part.block):
+            moved = relabelled(part.block, moving, labels, odd=odd)
+            total = total + ((fixed * moved).sum(part.others) if part.others else fixed * moved)
         return total
 
     def _added(self) -> list[Part]:
@@ -276,9 +271,11 @@ class Evidence:
         """Squared norms of the units of either side; relabelling other axes does not change them."""
         if id(part) not in self._norms:
             left = right = 0.0
-            others = [i for i in range(len(part.natural.dims)) if i != part.place]
-            for fixed, moving, _ in self.problem.views(part.natural):
-                f, m = fixed.square(), moving.square()
-                left, right = left + (f.sum(others) if others else f), right + (m.sum(others) if others else m)
+            for fixed, moving, _ in self.problem.views(part.block):
+                left, right = left + _square_norm(fixed, part.others), right + _square_norm(moving, part.others)
             self._norms[id(part)] = left, right
         return self._norms[id(part)]
+
+
+def _square_norm(value: Tensor, over: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(value, dim=over).square() if over else value.square()

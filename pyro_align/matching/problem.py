@@ -49,7 +49,8 @@ class Problem:
             self._check(site, shape)
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
-        self.blocks: tuple[Block, ...] = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
+        self.all_blocks = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
+        self.blocks: tuple[Block, ...] = tuple(b for b in self.all_blocks if b.names)
 
     @property
     def work_dtype(self) -> torch.dtype:

@@ -10,8 +10,9 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
+from pyro_align.matching.labels import Labels, relabelled
 from pyro_align.matching.matcher import Matcher, Run, as_matcher, print_progress, start_labels
-from pyro_align.matching.problem import Features, Problem
+from pyro_align.matching.problem import Features, Problem, inner
 from pyro_align.symmetry import Permutation, Symmetry, same_group
 
 
@@ -123,8 +124,8 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
         status = "interrupted"
         run.history.append(run.value)
     found = _finish(matcher, run, status, seed)
-    floor = start or run.problem.symmetry.identity()
-    if start is None and run.problem.objective(floor) > found.objective:
+    floor = run.problem.symmetry.identity()
+    if start is None and value(run.problem, start_labels(run.problem, floor)) > found.objective:
         # the matcher's own start led below where it began: begin there
         again = replace(run, labels=start_labels(run.problem, floor), anchored=False, value=0.0, history=[])
         try:
@@ -138,10 +139,19 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
 
 def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     permutation = run.labels.permutation()
-    exact = run.problem.objective(permutation)
+    exact = value(run.problem, run.labels)
     if not math.isfinite(exact):
         raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
     # searches add up rises; counted back from the exact value at the end they give the history
     last = run.history[-1] if run.history else 0.0
     history = tuple(exact + (h - last) for h in run.history) or (exact,)
     return Match(permutation, exact, history, run.sweeps, status, {}, matcher.name, seed)
+
+
+def value(problem: Problem, labels: Labels) -> float:
+    """The objective of ``labels``, as :meth:`Problem.objective` but from the blocks, without planning gathers anew."""
+    return math.fsum(
+        inner(fixed, relabelled(block, moving, labels, odd=odd))
+        for block in problem.all_blocks
+        for fixed, moving, odd in problem.views(block)
+    )

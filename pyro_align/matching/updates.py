@@ -203,13 +203,13 @@ def _tree(parts: list[Part]) -> dict[str, tuple[str, ...]]:
     """Atom -> the atoms directly inside it that move along; outer ones first."""
     tree: dict[str, dict[str, None]] = {}
     for part in parts:
-        names = [part.block.dims[i].name for i in part.free]
+        names = [part.block.dims[i].name for i in part.chain]
         for name, inside in zip(names, (*names[1:], None), strict=True):
             tree.setdefault(name, {})
             if inside is not None:
                 tree[name][inside] = None
     ordered: dict[str, tuple[str, ...]] = {}
-    waiting = [parts[0].block.dims[parts[0].free[0]].name] if parts else []
+    waiting = [parts[0].block.dims[parts[0].chain[0]].name] if parts else []
     while waiting:
         name = waiting.pop(0)
         ordered[name] = tuple(tree[name])
