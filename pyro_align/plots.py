@@ -129,11 +129,11 @@ def plot_before_after(
     first = next(iter(barriers.values()))
     names = _names(losses, first.losses, "loss")
     sets = _names(evaluations, first.evaluations, "data set")
-    axes = (
-        _panels(len(sets), len(names))
-        if axes is None
-        else np.reshape(np.asarray(axes, object), (len(sets), len(names)))
-    )
+    if axes is None:
+        axes = _panels(len(sets), len(names))
+    elif np.size(axes) != len(sets) * len(names):
+        raise ValueError(f"{len(sets)} data sets and {len(names)} losses need as many axes, got {np.size(axes)}")
+    axes = np.reshape(np.asarray(axes, object), (len(sets), len(names)))
     for row, data in enumerate(sets):
         for column, name in enumerate(names):
             panel = axes[row, column]

@@ -460,7 +460,7 @@ def test_other_arguments_than_the_models(regression):
     path, x, y = regression
     with pytest.raises(BarrierError, match=r"could not be run with the arguments given \(tensor \(12, 3\) float64"):
         evaluate_barrier(linear, path, x, y, 3)
-    with pytest.raises(BarrierError, match="'y'.*neither observed"):
+    with pytest.raises(BarrierError, match=r"'y'.*neither observed"):
         evaluate_barrier(linear, path, x)
     with pytest.raises(BarrierError, match=r"arguments given \(none\)"):
         evaluate_barrier(linear, path)
@@ -499,7 +499,7 @@ def test_sites_that_do_not_fit(regression):
 
 
 def test_a_model_without_data(regression):
-    path, x, y = regression
+    path, x, _y = regression
 
     def model(x):
         pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))

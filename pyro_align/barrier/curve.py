@@ -139,6 +139,18 @@ class Curve:
         area = ((self.excess_draws[1:] + self.excess_draws[:-1]) / 2 * steps).sum(0)
         return float(area.mean()), float(_standard_error(area[None])[0])
 
+    @property
+    def dominance(self) -> float:
+        """Greatest share of one draw in the variance of the excess, over taus.
+
+        Near 1, the errors are not to be trusted. A predictive NLL that rests on one draw's likelihood does this; more
+        draws help.
+        """
+        centred = (self.excess_draws - self.excess_draws.mean(1, keepdims=True)) ** 2
+        total = centred.sum(1)
+        moving = np.isfinite(total) & (total > 1e-24 * np.maximum(1.0, self.value**2))
+        return float((centred[moving].max(1) / total[moving]).max()) if moving.any() else 0.0
+
     def band(self, level: float = 0.95, *, resamples: int = 4000, seed: int = 0) -> Band:
         """The simultaneous band of the excess, by the bootstrap over draws.
 

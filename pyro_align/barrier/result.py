@@ -93,14 +93,27 @@ class Barrier:
             level: Level of the confidence interval.
 
         Warns:
-            DiagnosticWarning: The ELBO shows no barrier although the likelihood does.
+            DiagnosticWarning: The ELBO shows no barrier although the likelihood does; or one draw carries most of the
+                variance of a curve, whose errors are then too small.
         """
+        self._warn_of_dominance()
         for evaluation in self.evaluations:
             self._warn_of_hidden_loss(evaluation)
         rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
         return frame
+
+    def _warn_of_dominance(self) -> None:
+        shares = {key: curve.dominance for key, curve in self.curves.items() if curve.num_draws >= 8}
+        carried = [f"{loss} on '{evaluation}'" for (evaluation, loss), share in shares.items() if share > 0.8]
+        if carried:
+            warnings.warn(
+                f"one of {self.num_samples} draws carries more than 80% of the variance of {', '.join(carried)}: the "
+                "errors are too small; raise num_samples",
+                DiagnosticWarning,
+                stacklevel=3,
+            )
 
     def _warn_of_hidden_loss(self, evaluation: str) -> None:
         elbo = self.curves.get((evaluation, "elbo"))

@@ -1,0 +1,147 @@
+"""Barriers as ArviZ objects: groups, dims, round trips, on whichever ArviZ is installed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyro_align import report
+from pyro_align.barrier.curve import Curve
+from pyro_align.barrier.result import Barrier
+
+arviz = pytest.importorskip("arviz")
+MODERN = not hasattr(arviz, "InferenceData")
+
+
+def make(height=1.0, losses=("expected_nll", "elbo"), taus=5, draws=6, seed=0):
+    rng, grid = np.random.default_rng(seed), np.linspace(0, 1, taus)
+    bump = height * np.sin(np.pi * grid)[:, None]
+    curves = {
+        (e, loss): Curve(e, loss, grid, bump + 0.01 * rng.standard_normal((taus, draws)))
+        for e in ("train", "test")
+        for loss in losses
+    }
+    stats = rng.standard_normal((taus, draws))
+    two = {"train": stats, "test": stats}
+    return Barrier(
+        curves, grid, stats, stats + 1, two, dict.fromkeys(two, stats[:, 0]), {"train": 40, "test": 9}, 0.5, 3, True
+    )
+
+
+def groups_of(tree):
+    return set(tree.children) if MODERN else set(tree.groups())
+
+
+def reopened(tree, tmp_path):
+    file = tmp_path / "barrier.nc"
+    tree.to_netcdf(file)
+    return arviz.from_netcdf(file)
+
+
+def test_one_barrier():
+    barrier = make()
+    tree = barrier.to_arviz()
+    assert groups_of(tree) == {"sample_stats", "constant_data"}
+    draws = tree["sample_stats"]["loss_draws"]
+    assert draws.dims == ("chain", "draw", "evaluation", "loss", "tau")
+    curve = barrier["test", "elbo"]
+    at = {"evaluation": "test", "loss": "elbo"}
+    assert np.array_equal(draws.sel(chain=0, **at).values, curve.draws.T)
+    constant = tree["constant_data"]
+    for name in ("value", "se", "chord", "excess", "excess_se"):
+        assert np.array_equal(constant[name].sel(**at), getattr(curve, name)), name
+    assert float(constant["barrier"].sel(**at)) == curve.barrier.height
+    assert np.array_equal(constant["lower"].sel(**at), curve.band().lower)
+    assert int(constant["num_data"].sel(evaluation="test")) == 9
+    assert constant.attrs["temperature"] == 0.5
+    assert np.array_equal(tree["sample_stats"]["log_q"][0], barrier.log_q.T)
+
+
+def test_no_log_likelihood_over_taus():
+    """`arviz.loo` would take every tau's data for data."""
+    assert "log_likelihood" not in groups_of(make().to_arviz())
+
+
+def test_before_and_after_in_one_file(tmp_path):
+    before, after = make(2.0), make(0.1, seed=1)
+    tree = reopened(report.to_arviz({"before": before, "after": after}), tmp_path)
+    assert isinstance(tree, xr.DataTree if MODERN else arviz.InferenceData)
+    constant = tree["constant_data"]
+    assert list(constant["path"].values) == ["before", "after"]
+    assert constant["value"].dims == ("path", "evaluation", "loss", "tau")
+    for label, barrier in (("before", before), ("after", after)):
+        there = constant.sel(path=label, evaluation="train", loss="elbo")
+        assert np.allclose(there["excess"], barrier["train", "elbo"].excess)
+        assert float(there["barrier_tau"]) == barrier["train", "elbo"].barrier.tau
+    assert tree["sample_stats"]["loss_draws"].sizes["path"] == 2
+
+
+def test_barriers_of_other_taus_and_losses_are_padded():
+    tree = report.to_arviz({"a": make(taus=3), "b": make(taus=5, losses=("elbo", "kl"))})
+    constant = tree["constant_data"]
+    assert constant.sizes["tau"] == 5
+    assert set(constant["loss"].values) == {"expected_nll", "elbo", "kl"}
+    assert np.isnan(constant["value"].sel(path="a", loss="kl", evaluation="train")).all()
+    there = constant["value"].sel(path="a", loss="elbo", evaluation="train").dropna("tau")
+    assert list(there["tau"].values) == [0.0, 0.5, 1.0]
+
+
+def test_an_empty_mapping_is_refused():
+    with pytest.raises(ValueError, match="empty mapping"):
+        report.to_arviz({})
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")
+def test_one_point(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = report.point_to_arviz(
+        tau=0.25,
+        evaluation="train",
+        name="y",
+        plates=("rows", "columns"),
+        log_likelihood=rng.standard_normal((50, 4, 3)) - 2,
+        observed={"y": rng.standard_normal((4, 3, 2)), "site": rng.standard_normal(7)},
+        lp=rng.standard_normal(50),
+        log_q=rng.standard_normal(50),
+        posterior={"w": rng.standard_normal((50, 5)), "s": rng.standard_normal(50)},
+        predictive={"y": rng.standard_normal((50, 4, 3, 2))},
+    )
+    tree = reopened(tree, tmp_path)
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "rows", "columns")
+    assert tree["observed_data"]["y"].dims == ("rows", "columns", "y_dim_0")
+    assert tree["observed_data"]["site"].dims == ("site_dim_0",)
+    assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "rows", "columns", "y_dim_0")
+    assert tree["posterior"]["s"].dims == ("chain", "draw")
+    assert tree["posterior"].attrs["tau"] == 0.25
+    assert arviz.loo(tree).n_data_points == 12
+
+
+def test_a_variable_is_not_lost_to_a_dim_of_its_name():
+    tree = report.point_to_arviz(
+        tau=0.5,
+        evaluation="data",
+        name="y",
+        plates=("y",),
+        log_likelihood=np.zeros((6, 4)),
+        observed={"y": np.arange(4.0) + 10},
+        lp=np.zeros(6),
+        log_q=np.zeros(6),
+    )
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "y_plate")
+    assert list(tree["observed_data"]["y"].values) == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("modern", [False, True])
+def test_the_container_follows_the_arviz_installed(monkeypatch, modern):
+    """Either side of the one line that knows the ArviZ generation."""
+    made = []
+    stand_in = SimpleNamespace() if modern else SimpleNamespace(InferenceData=lambda **groups: made.append(groups))
+    monkeypatch.setitem(__import__("sys").modules, "arviz", stand_in)
+    tree = report.assemble({"constant_data": xr.Dataset({"a": ("x", [1.0, 2.0])})})
+    if modern:
+        assert isinstance(tree, xr.DataTree)
+        assert list(tree["constant_data"]["a"].values) == [1.0, 2.0]
+        assert tree["constant_data"].attrs["inference_library"] == "pyro_align"
+    else:
+        assert list(made[0]) == ["constant_data"]
