@@ -109,6 +109,9 @@ class Symmetry:
         if self.is_bound:
             _check_nesting(self.sites, self._all_atoms)
 
+    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate)
+
     # -- making one ------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -343,6 +346,9 @@ class Permutation:
                     signs[name] = sign
         object.__setattr__(self, "indices", MappingProxyType(indices))
         object.__setattr__(self, "signs", MappingProxyType(signs))
+
+    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+        return Permutation, (self.symmetry, dict(self.indices), dict(self.signs))
 
     # -- the action ------------------------------------------------------------------------------------------------
 
