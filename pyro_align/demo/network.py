@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,7 @@ def bayesian_mlp(
         ``size`` is the number of data that the batch stands for.
     """
     act = ACTIVATIONS[activation]
-    layers = list(enumerate(zip(sizes, sizes[1:], strict=False)))
+    layers = list(enumerate(itertools.pairwise(sizes)))
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         h = x

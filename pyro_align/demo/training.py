@@ -52,9 +52,7 @@ def fit(model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, lab
         guide = AutoNormal(model, init_loc_fn=he_initialisation, init_scale=recipe.init_scale)
         guide.to(x.device)
         optimiser = ClippedAdam({"lr": recipe.learning_rate, "lrd": 0.01 ** (1 / steps)})
-        svi = SVI(
-            tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimiser, Trace_ELBO()
-        )
+        svi = SVI(tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimiser, Trace_ELBO())
         bar = tqdm(range(recipe.epochs), desc=label, unit="epoch")
         for epoch in bar:
             total = 0.0

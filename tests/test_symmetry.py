@@ -1,0 +1,206 @@
+"""The group and its action: axioms on every kind of axis term."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_align import Atom, Fixed, Odd, Product, Sum, Symmetry, SymmetryError
+
+SYMMETRIES = {
+    "mlp": lambda: Symmetry.from_axes(
+        {"w1": ("h", None), "b1": ("h",), "w2": (None, "h")}, shapes={"w1": (5, 3), "b1": (5,), "w2": (2, 5)}
+    ),
+    "product": lambda: Symmetry.from_axes(
+        {"conv": ("c", 3), "fc": (2, ("c", 4))}, shapes={"conv": (6, 3), "fc": (2, 24)}
+    ),
+    "gates": lambda: Symmetry.from_axes(
+        {"w": (["h", "h", "h", "h"], "h"), "out": (2, "h")}, shapes={"w": (24, 6), "out": (2, 6)}
+    ),
+    "concatenation": lambda: Symmetry.from_axes(
+        {"w": (2, ["a", "b", 2]), "a": ("a",), "b": ("b",)}, shapes={"w": (2, 9), "a": (4,), "b": (3,)}
+    ),
+    "experts": lambda: Symmetry.from_axes(
+        {"w1": ("e", "h", None), "w2": ("e", 3, "h"), "gate": ("e", None), "flat": (("e", "h"), 2)},
+        within={"h": "e"},
+        shapes={"w1": (4, 5, 3), "w2": (4, 3, 5), "gate": (4, 3), "flat": (20, 2)},
+    ),
+    "fixed outer": lambda: Symmetry.from_axes(
+        {"w": (Atom("member", 3, fixed=True), Atom("h", 4, within=("member",)), None)}, shapes={"w": (3, 4, 2)}
+    ),
+    "three deep": lambda: Symmetry.from_axes(
+        {"q": ("a", "b", "c"), "r": (("a", "b", "c"),)},
+        within={"b": "a", "c": ("a", "b")},
+        shapes={"q": (2, 3, 4), "r": (24,)},
+    ),
+    "attention with signs": lambda: Symmetry.from_axes(
+        {
+            "qkv": (("heads", Sum(Odd("dq"), Odd("dq"), "dv")), "res"),
+            "out": ("res", ("heads", "dv")),
+            "rel": ("heads", Odd("dq"), Odd("dq")),
+        },
+        within={"dq": "heads", "dv": "heads"},
+        shapes={"qkv": (20, 5), "out": (5, 8), "rel": (2, 3, 3)},
+    ),
+}
+
+
+@pytest.fixture(params=SYMMETRIES)
+def symmetry(request):
+    return SYMMETRIES[request.param]()
+
+
+def values_of(symmetry, *, batch=()):
+    return {site: torch.randn(*batch, *shape) for site, shape in symmetry.shapes.items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_action_is_a_homomorphism(symmetry):
+    v, p, q = values_of(symmetry), symmetry.random(1), symmetry.random(2)
+    assert not same(p.apply(v), v)
+    assert same((p @ q).apply(v), p.apply(q.apply(v)))
+
+
+def test_group_axioms(symmetry):
+    p, q, r = (symmetry.random(seed) for seed in range(3))
+    identity = symmetry.identity()
+    assert (p @ q) @ r == p @ (q @ r)
+    assert p @ p.inverse() == identity and p.inverse() @ p == identity
+    assert p @ identity == p and identity @ p == p and identity.is_identity and not p.is_identity
+    assert (p @ q).inverse() == q.inverse() @ p.inverse()
+
+
+def test_identity_is_bit_exact(symmetry):
+    v = values_of(symmetry)
+    assert same(symmetry.identity().apply(v), v)
+
+
+def test_batches_are_relabelled_one_by_one(symmetry):
+    v, p = values_of(symmetry, batch=(2, 3)), symmetry.random(1)
+    moved = p.apply(v, batch_dims=2)
+    assert same({k: t[1, 2] for k, t in moved.items()}, p.apply({k: t[1, 2] for k, t in v.items()}))
+
+
+def test_flat_index_is_the_action(symmetry):
+    v, p = values_of(symmetry), symmetry.random(1)
+    for site, value in v.items():
+        flat, sign = value.flatten()[p.flat_index(site)], p.flat_sign(site)
+        flat = flat if sign is None else flat * sign
+        assert torch.equal(flat.reshape(value.shape), p.apply_site(site, value))
+
+
+def test_action_moves_every_entry_once(symmetry):
+    p = symmetry.random(3)
+    for site, shape in symmetry.shapes.items():
+        assert sorted(p.flat_index(site).tolist()) == list(range(math.prod(shape)))
+
+
+def test_random_is_reproducible_and_advances_a_generator(symmetry):
+    generator = torch.Generator().manual_seed(0)
+    first = symmetry.random(generator)
+    assert first == symmetry.random(0) and first != symmetry.random(generator)
+
+
+def test_log_order_counts_the_group():
+    assert math.isclose(SYMMETRIES["mlp"]().log_order, math.log(math.factorial(5)))
+    assert math.isclose(SYMMETRIES["experts"]().log_order, math.log(math.factorial(4) * math.factorial(5) ** 4))
+    signed = math.log(2 * (6 * 8) ** 2 * 24**2 * 120)
+    assert math.isclose(SYMMETRIES["attention with signs"]().log_order, signed)
+
+
+def test_nested_atoms_need_not_move_with_all_others_alike():
+    symmetry = SYMMETRIES["experts"]()
+    p = symmetry.permutation({"h": torch.stack([torch.arange(5)] * 3 + [torch.tensor([1, 0, 2, 3, 4])])})
+    v = values_of(symmetry)
+    moved = p.apply(v)
+    assert torch.equal(moved["w1"][:3], v["w1"][:3])
+    assert torch.equal(moved["w1"][3, :2], v["w1"][3, [1, 0]])
+
+
+def test_sizes_are_solved_from_shapes():
+    symmetry = Symmetry.from_axes({"fc": (None, ("c", 49)), "conv": ("c", None)})
+    assert not symmetry.is_bound
+    assert symmetry.bind({"fc": (10, 98), "conv": (2, 9)}).atoms["c"].size == 2
+    gates = Symmetry.from_axes({"w": (["h"] * 4, None)}).bind({"w": (12, 5)})
+    assert gates.atoms["h"].size == 3
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Symmetry.from_axes({"w": ("h",)}, shapes={"w": (3, 2)}), "'w'.*1 axes.*shape"),
+        (lambda: Symmetry.from_axes({"w": ("h",), "v": ("h",)}, shapes={"w": (3,), "v": (4,)}), "'v'.*axis 0.*size 3"),
+        (lambda: Symmetry.from_axes({"w": (("h", 4),)}, shapes={"w": (10,)}), "'w'.*axis 0"),
+        (lambda: Symmetry.from_axes({"w": ("h",)}, shapes={"v": (3,)}), r"not there: \['w'\]"),
+        (lambda: Symmetry.from_axes({"w": ("h",)}, within={"k": "h"}), "no axis carries.*k"),
+        (lambda: Symmetry.from_axes({"w": ("h",)}, within={"h": "e"}), "nested in 'e'"),
+        (lambda: Symmetry.from_axes({"w": ("",)}), "may not be empty"),
+        (lambda: Symmetry.from_axes({"w": ("h", 2.5)}), "got 2.5"),
+        (lambda: Symmetry.from_axes({"w": "h"}), "one entry per axis"),
+        (
+            lambda: Symmetry.from_axes({"w": ("a", "b")}, shapes={"w": (0, 2)}).random().apply({"w": torch.ones(3)}),
+            "'w'",
+        ),
+        (
+            lambda: Symmetry.from_axes(
+                {"w": ("e", "h"), "v": ("h",)}, within={"h": "e"}, shapes={"w": (2, 3), "v": (3,)}
+            ),
+            "site 'v'.*needs exactly one other axis with 'e'",
+        ),
+        (
+            lambda: Symmetry.from_axes({"w": ("a", "b")}, within={"b": "a", "a": "b"}, shapes={"w": (2, 3)}),
+            "must come before|circle",
+        ),
+    ],
+)
+def test_bad_symmetries_are_refused(make, message):
+    with pytest.raises(SymmetryError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "indices, signs, message",
+    [
+        ({"h": [0, 1, 2, 3, 3]}, {}, "'h'.*not a permutation"),
+        ({"h": [0, 1, 2]}, {}, r"'h'.*shape \(5,\).*got \(3,\)"),
+        ({"k": [0, 1]}, {}, "unknown atoms"),
+        ({}, {"h": [1, 1, -1, 1, 1]}, "'h' has no signs"),
+    ],
+)
+def test_bad_permutations_are_refused(indices, signs, message):
+    with pytest.raises(SymmetryError, match=message):
+        SYMMETRIES["mlp"]().permutation(indices, signs)
+
+
+def test_values_of_unknown_sites_or_shapes_are_refused():
+    p = SYMMETRIES["mlp"]().random(0)
+    with pytest.raises(SymmetryError, match="'other' is not part"):
+        p.apply({"other": torch.ones(5)})
+    with pytest.raises(SymmetryError, match=r"'b1'.*\(4,\)"):
+        p.apply({"b1": torch.ones(4)})
+
+
+def test_dtypes_are_kept():
+    p = SYMMETRIES["attention with signs"]().random(0)
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        assert p.apply_site("out", torch.ones(5, 8, dtype=dtype)).dtype == dtype
+
+
+def test_table_shows_atoms_sites_and_axes(symmetry):
+    text = str(symmetry)
+    for name in symmetry.atoms:
+        assert name in text
+    for site in symmetry.sites:
+        assert site in text
+    frame = symmetry.to_dataframe()
+    assert list(frame.columns) == ["site", "axis", "size", "term", "atoms"]
+    assert len(frame) == sum(len(shape) for shape in symmetry.shapes.values())
+
+
+def test_terms_print_what_they_are():
+    assert str(Product("c", 49)) == "c x fixed 49"
+    assert str(Sum("a", Fixed(2))) == "a + fixed 2"
+    assert str(Product(2, Sum("a", Odd("b")))) == "fixed 2 x (a + ±b)"
