@@ -11,7 +11,7 @@ from pyro_align.barrier.curve import Curve
 from pyro_align.barrier.result import Barrier
 
 arviz = pytest.importorskip("arviz")
-MODERN = not hasattr(arviz, "InferenceData")
+MODERN = "InferenceData" not in vars(arviz)
 
 
 def make(height=1.0, losses=("expected_nll", "elbo"), taus=5, draws=6, seed=0):
