@@ -25,6 +25,7 @@ ROOMS = (
     "diagnostics",
     "discovery",
     "guides",
+    "handlers",
     "density",  # the log joint that discovery traces
     "_effects",
     "matching",

@@ -123,8 +123,8 @@ def plain_module():
 @problem({"0.weight": ("h", None), "0.bias": ("h",), "1.weight": ("h",), "1.bias": ("h",),
           "3.weight": ("k", "h"), "3.bias": ("k",), "4.weight": ("k",), "4.bias": ("k",), "6.weight": (None, "k")})
 def mlp_with_layer_norm():
-    net = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 4), nn.LayerNorm(4), nn.SiLU(),
-                        nn.Linear(4, 2))
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 3), nn.LayerNorm(3), nn.SiLU(),
+                        nn.Linear(3, 2))
     return bayesian(net), (torch.randn(6, 3),)
 
 
@@ -139,12 +139,12 @@ def batch_norm_net() -> nn.Sequential:
     return net
 
 
-@problem(BATCH_NORM)
+@problem(BATCH_NORM, oracle=False)
 def module_with_batch_norm_in_evaluation():
     return batch_norm_net().eval(), (torch.randn(6, 3),)
 
 
-@problem({k: v for k, v in BATCH_NORM.items()})
+@problem(BATCH_NORM, oracle=False)
 def module_with_batch_norm_in_training():
     return batch_norm_net(), (torch.randn(6, 3),)
 
@@ -242,7 +242,8 @@ def units_that_feed_different_places():
     return model, (torch.randn(6, 3),)
 
 
-@problem({"w1": ([Atom("a", 4), Atom("b", 3)], None), "w2": (None, ["a", None, "b"])})
+# All seven units are interchangeable, but no axis term can put one atom's units to both sides of a fixed piece.
+@problem({"w1": ([Atom("a", 4), Atom("b", 3)], None), "w2": (None, ["a", None, "b"])}, oracle=False)
 def skip_concatenation():
     def model(x):
         h = torch.relu(x @ normal("w1", 7, 2).T)
