@@ -71,13 +71,15 @@ class EmpiricalGuide(PyroModule):
             weights = torch.ones(len(first), dtype=first.dtype, device=first.device)
             picked = pyro.sample(f"_{self._pyro_name}_index", dist.Categorical(weights), infer={"is_auxiliary": True})
         result = {}
+        frames = {frame for spec in self._sites.values() for frame in spec.frames}
+        plates = {frame[0]: pyro.plate(frame[0], frame[1], dim=frame[2]) for frame in sorted(frames)}
         for name, spec in self._sites.items():
             batch = len(spec.shape) - spec.event_dim
             lead = picked.shape[: picked.dim() - batch] if picked.dim() > batch else ()
             value = draws[name][picked.reshape(lead)]
             with ExitStack() as stack:
-                for plate, size, dim in spec.frames:
-                    stack.enter_context(pyro.plate(plate, size, dim=dim))
+                for frame, *_ in spec.frames:
+                    stack.enter_context(plates[frame])
                 result[name] = pyro.sample(name, dist.Delta(value, event_dim=spec.event_dim))
         return result
 
@@ -135,6 +137,10 @@ class Empirical(Posterior):
         return values, torch.zeros(len(picked), dtype=self.dtype, device=self.device)
 
     # -- geometry --------------------------------------------------------------------------------------------------
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one site's draws, in the coordinates in which they move on straight lines."""
+        return moment_features(self, "w2")[site]
 
     def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
         return moment_features(self, divergence)

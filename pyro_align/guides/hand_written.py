@@ -14,8 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions import transforms as transforms_of
+from torch.distributions import constraints, transform_to
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.mean_field import MeanFieldNormal, _AutoNormalWriter
@@ -92,12 +91,11 @@ def _normal_of(spec: SiteSpec, fn: Any) -> tuple[Tensor, Tensor]:
                 "mean-field; relabel it by wrapping: wrap_guide(guide, *args)"
             )
         base = inner
-    bijection = biject_to(fn.support)
-    alike = not transforms and spec.is_real
-    if len(transforms) == 1 and isinstance(transforms[0], transforms_of.ExpTransform):
-        while isinstance(bijection, transforms_of.IndependentTransform):
-            bijection = bijection.base_transform
-        alike = isinstance(bijection, transforms_of.ExpTransform)
+    probe = torch.linspace(-2, 2, spec.numel, dtype=spec.dtype, device=spec.device).reshape(spec.unconstrained_shape)
+    value = probe
+    for transform in transforms:
+        value = transform(value)
+    alike = value.shape == spec.shape and torch.allclose(value, spec.constrain(probe))
     if not alike:
         raise GuideError(
             f"site '{spec.name}': drawn from a transformed normal that is not normal in Pyro's unconstrained "

@@ -107,12 +107,16 @@ class MeanFieldNormal(Posterior):
         return _FEATURES[divergence][2]
 
     def distance(self, other: Posterior) -> float:
+        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
+
+    def site_distances(self, other: Posterior) -> dict[str, float]:
+        """The W2 distance of each site's marginals; their squares add up to the squared distance."""
         self.check_compatible(other)
-        total = 0.0
+        parts = {}
         for name in self.sites:
-            for here, there in zip(self.marginal(name), other.marginal(name), strict=True):
-                total += float((here.double() - there.double()).square().sum())
-        return math.sqrt(total)
+            pairs = zip(self.marginal(name), other.marginal(name), strict=True)
+            parts[name] = math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
+        return parts
 
     def displace(self, other: Posterior, tau: float) -> MeanFieldNormal:
         self.check_compatible(other)

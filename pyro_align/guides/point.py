@@ -97,11 +97,12 @@ class Point(Posterior):
         return (True,)
 
     def distance(self, other: Posterior) -> float:
+        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
+
+    def site_distances(self, other: Posterior) -> dict[str, float]:
+        """The Euclidean distance at each site; their squares add up to the squared distance."""
         self.check_compatible(other)
-        parts = (
-            (v.value.double() - other.points[k].value.double()).square().sum().item() for k, v in self.points.items()
-        )
-        return math.sqrt(sum(parts))
+        return {k: float((v.value.double() - other.points[k].value.double()).norm()) for k, v in self.points.items()}
 
     def displace(self, other: Posterior, tau: float) -> Point:
         self.check_compatible(other)

@@ -79,7 +79,7 @@ class SiteSpec:
         support = self.support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
-        return support is torch.distributions.constraints.real
+        return type(support) is type(torch.distributions.constraints.real)
 
     def constrain(self, value: Tensor) -> Tensor:
         """The constrained values of ``(draws, *unconstrained_shape)``."""

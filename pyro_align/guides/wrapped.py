@@ -66,14 +66,15 @@ class RelabelledGuide(PyroModule):
     def forward(self, *args, **kwargs):
         """Draws once; returns site -> relabelled value."""
         acts = [Relabelling(p, self._sites) for p in self._chain]
-        moving = {name for act in acts for name in self._sites if act.moves(name)}
+        # all sites step aside, also those that stay as they are, so that the guide's order of sites is kept
+        names = set(self._sites) if any(act.moves(name) for act in acts for name in self._sites) else set()
         outside = {plate.name for plate in get_plates()}
-        with _Aside(moving, runs_model(self.guide)) as aside:
+        with _Aside(names, runs_model(self.guide)) as aside:
             self.guide(*args, **kwargs)
         result = {}
         for name, node in aside.nodes.items():
             value = node["value"]
-            if name in moving:
+            if name in names and not node["infer"].get("enumerate"):
                 batch_dims = value.dim() - len(self._sites[name].shape)
                 for act in acts:
                     value = act.constrained(name, value, batch_dims=batch_dims)
@@ -105,7 +106,7 @@ class _Aside(Messenger):
         if msg["is_observed"]:
             # a messenger guide runs the model, whose data is not the guide's to score
             msg["stop"] = msg["stop"] or self.is_messenger
-        elif msg["name"] in self.names:
+        elif msg["name"] in self.names and not msg["infer"].get("enumerate"):
             msg["infer"] = {**msg["infer"], "is_auxiliary": True, "_own_name": msg["name"]}
             msg["name"] = AUXILIARY + msg["name"]
 
@@ -124,7 +125,8 @@ class _Aside(Messenger):
         """The plate of a site of the run, over the same subsample, to be entered once more."""
         size = frame.full_size or frame.size
         subsample = self._subsamples.get(frame.name, torch.arange(size))
-        return pyro.plate(frame.name, size, subsample=subsample, dim=frame.dim)
+        with poutine.block():  # the plate itself has been seen outside already
+            return pyro.plate(frame.name, size, subsample=subsample, dim=frame.dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +179,10 @@ class Wrapped(Posterior):
                 drawn.append(trace.nodes[name]["value"].detach())
             log_probs.append(_guide_log_prob(trace))
         return {name: torch.stack(drawn) for name, drawn in values.items()}, torch.stack(log_probs)
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one site, estimated from draws."""
+        return self._draws.marginal(site)
 
     def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
         return moment_features(self._draws, divergence)
