@@ -1,6 +1,7 @@
 """Align Bayesian posteriors modulo the permutation symmetries of their model."""
 
 from pyro_align.align import Alignment, align
+from pyro_align.align_many import ManyAlignments, align_many
 from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
 from pyro_align.barrier import Barrier, evaluate_barrier
 from pyro_align.discovery import certify, find_symmetry
@@ -27,6 +28,7 @@ __all__ = [
     "DiagnosticWarning",
     "Fixed",
     "GuideError",
+    "ManyAlignments",
     "MatchError",
     "Odd",
     "Path",
@@ -39,6 +41,7 @@ __all__ = [
     "TraceError",
     "__version__",
     "align",
+    "align_many",
     "certify",
     "displacement",
     "evaluate_barrier",

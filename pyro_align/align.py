@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -128,19 +128,19 @@ def align(
     check_distinct(guide_a, guide_b)
     a, b = read_guide(guide_a), read_guide(guide_b)
     a.check_compatible(b)
-    symmetry = fit_symmetry(symmetry, a)
-    options = {
-        "matcher": matcher,
-        "seed": seed,
-        "restarts": restarts,
-        "max_sweeps": max_sweeps,
-        "time_limit": time_limit,
-        "progress": progress,
-    }
-    fixed, moving = a.features(divergence, "fixed"), b.features(divergence, "moving")
-    found = match(symmetry, fixed, moving, odd=a.feature_odd(divergence), init=init, **options)
-    if divergence == "w2" and a.is_coupled:
-        found = _alternate(a, b, symmetry, found, options)
+    found = match_posteriors(
+        a,
+        b,
+        fit_symmetry(symmetry, a),
+        divergence=divergence,
+        init=init,
+        matcher=matcher,
+        seed=seed,
+        restarts=restarts,
+        max_sweeps=max_sweeps,
+        time_limit=time_limit,
+        progress=progress,
+    )
     moved = b.permute(found.permutation)
     return Alignment(
         permutation=found.permutation,
@@ -153,11 +153,40 @@ def align(
     )
 
 
+def match_posteriors(
+    a: Posterior,
+    b: Posterior,
+    symmetry: Symmetry,
+    *,
+    divergence: str,
+    init: Permutation | None = None,
+    run: Callable[..., Match] = match,
+    **options: Any,
+) -> Match:
+    """Finds the relabelling of ``b`` that brings it nearest to ``a``.
+
+    Args:
+        a: The posterior that stays.
+        b: The posterior to relabel.
+        symmetry: The group, with its sizes.
+        divergence: What is minimised.
+        init: Relabelling to start from.
+        run: Calls :func:`~pyro_align.matching.match`, here or elsewhere.
+        options: Options of ``match``.
+    """
+    fixed, moving = a.features(divergence, "fixed"), b.features(divergence, "moving")
+    found = run(symmetry, fixed, moving, odd=a.feature_odd(divergence), init=init, **options)
+    if divergence == "w2" and a.is_coupled:
+        return _alternate(a, b, symmetry, found, options)
+    return found
+
+
 def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, options: Mapping[str, Any]) -> Match:
     """Minimises the true W2 of correlated families: in turn the best coupling for a relabelling, and the reverse.
 
     For Gaussians with covariance roots L, W2^2 is the minimum over orthogonal Q of ``|m0 - P m1|^2 + |L0 - P L1 Q|^2``
-    (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never rises.
+    (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never
+    rises.
     """
     # The marginals' optimum is a good start, but only a start: the identity may lie nearer.
     candidates = [found.permutation, symmetry.identity()]

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 ROOMS = (
     "demo",
+    "align_many",
     "align",
     "barrier",
     "draws",
@@ -52,7 +53,7 @@ ONLY = {
 RESERVED = {
     "torch.fx": {"discovery"},
     "pyro.infer.autoguide": {"guides", "demo"},  # the demo fits its guides as a user would
-    "arviz": {"report"},
+    "arviz": {"report", "draws"},
     "matplotlib": {"plots", "demo"},
     "sklearn": {"demo"},
     "tests": set(),

@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import pyro_align
 from pyro_align._tables import text_table
+from pyro_align.align import align
+from pyro_align.barrier import evaluate_barrier
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.demo.training import Recipe, fit
 from pyro_align.diagnostics import effective_width
+from pyro_align.discovery import find_symmetry
+from pyro_align.paths import displacement
 
 LOSSES = {
     "expected_nll": "expected NLL",
@@ -42,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit(model, data.x, data.y, seed=options.seed + seed, recipe=recipe, label=f"fit, seed {options.seed + seed}")
         for seed in options.seeds
     ]
-    symmetry = pyro_align.find_symmetry(model, data.x[:64], data.y[:64])
+    symmetry = find_symmetry(model, data.x[:64], data.y[:64])
     print(f"\n{symmetry}\n")
 
-    alignment = pyro_align.align(*guides, symmetry, seed=options.seed)
+    alignment = align(*guides, symmetry, seed=options.seed)
     print(_widths(guides, symmetry, model, data), "\n")
     print(f"W2 distance: {alignment.distance_before:.4f} before, {alignment.distance:.4f} after alignment\n")
 
     barriers = {}
     for name, second in {"before": guides[1], "after": alignment.guide}.items():
         print(f"evaluating the path, {name} alignment", file=sys.stderr)
-        barriers[name] = pyro_align.evaluate_barrier(
+        barriers[name] = evaluate_barrier(
             model,
-            pyro_align.displacement(guides[0], second),
+            displacement(guides[0], second),
             evaluation={
                 "train": (data.x, data.y),
                 "test": (data.x_test, data.y_test, len(data.x)),  # stands for the data the posterior was fitted to

@@ -1,5 +1,6 @@
 """How a guide is read, relabelled and moved. The only room that knows Pyro's guide classes."""
 
+from pyro_align.guides.barycenter import barycenter
 from pyro_align.guides.empirical import Empirical, EmpiricalGuide
 from pyro_align.guides.gaussian import DenseNormal
 from pyro_align.guides.guide_list import Independent
@@ -23,6 +24,7 @@ __all__ = [
     "RelabelledGuide",
     "SiteSpec",
     "Wrapped",
+    "barycenter",
     "check_distinct",
     "mean_field_guide",
     "permute_guide",
