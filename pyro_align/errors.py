@@ -25,6 +25,10 @@ class BarrierError(PyroAlignError, ValueError):
     """A path cannot be evaluated."""
 
 
+class FormatError(PyroAlignError, ValueError):
+    """A file is truncated, foreign, changed, or of a newer version."""
+
+
 class ReproducibilityWarning(UserWarning):
     """A result depends on something that a seed does not fix."""
 

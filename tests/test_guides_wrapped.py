@@ -23,6 +23,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
 from pyro.nn import PyroModule, PyroParam
+from test_guides_laws import SITE_SHAPES, SYMMETRY, X, Y, model, scatter, state_of
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import (
@@ -37,7 +38,6 @@ from pyro_align.guides import (
 )
 from pyro_align.paths import displacement
 from pyro_align.symmetry import Symmetry
-from tests.test_guides_laws import SITE_SHAPES, SYMMETRY, X, Y, model, scatter, state_of
 
 
 class Easy(EasyGuide):

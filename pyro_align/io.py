@@ -1,0 +1,311 @@
+"""Saving and loading symmetries, permutations, alignments and guides' parameters, in one format without pickle.
+
+A file is a zip archive:
+
+| member | holds |
+|---|---|
+| ``meta.json`` | ``format`` ("pyro_align"), ``version`` (1), ``kind``, and everything but arrays, as JSON |
+| ``arrays/<n>.npy`` | arrays, in NumPy's own format, never with object dtype |
+| ``sha256`` | the digest of all other members, in the order of their names |
+
+In ``meta.json`` an array is ``{"array": n}``, with ``"dtype"`` where NumPy has no such type. An axis term is an atom
+``{"atom": name, "size": n, "fixed": ..., "within": [...], "odd": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
+Nothing in a file is ever executed, and what is read is checked as if it were written by hand.
+
+A guide is saved as its parameters. Loading them needs a guide of the same type over the same model, which has run once
+(``like=``): the model itself is code, and stays where it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_align.align import Alignment
+from pyro_align.axes import Atom, Axis, Product, Sum
+from pyro_align.errors import FormatError, PyroAlignError
+from pyro_align.guides import Posterior, read_guide
+from pyro_align.matching import Match
+from pyro_align.symmetry import Certificate, OpaqueOperation, Permutation, Symmetry
+
+FORMAT, VERSION = "pyro_align", 1
+
+
+def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
+    """Writes a symmetry, a permutation, an alignment, or a guide's parameters to a file.
+
+    The file appears under its name only once it is complete.
+
+    Args:
+        path: The file; an existing one is replaced.
+        value: What to save. An alignment keeps its relabelled guide's parameters.
+
+    Raises:
+        TypeError: Something else was given.
+
+    Example:
+        >>> import tempfile, os
+        >>> from pyro_align import Symmetry
+        >>> from pyro_align.io import load, save
+        >>> symmetry = Symmetry.from_axes({"w": ("h", None)}, shapes={"w": (4, 2)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(os.path.join(folder, "p.zip"), symmetry.random(3))
+        ...     p = load(os.path.join(folder, "p.zip"))
+        >>> p == symmetry.random(3)
+        True
+    """
+    for kind, (cls, encode, _) in _KINDS.items():
+        if isinstance(value, cls):
+            arrays: list[Tensor] = []
+            meta = {"format": FORMAT, "version": VERSION, "kind": kind, **encode(value, arrays)}
+            _write(Path(path), meta, arrays)
+            return
+    raise TypeError(
+        f"cannot save a {type(value).__name__}; expected a Symmetry, a Permutation, an Alignment or a guide"
+    )
+
+
+def load(path: str | os.PathLike, *, like: nn.Module | None = None) -> Any:
+    """Reads what :func:`save` wrote.
+
+    Args:
+        path: The file.
+        like: For alignments and guides, a guide of the saved type over the same model that has run once. It stays as
+            it is.
+
+    Returns:
+        A ``Symmetry``, ``Permutation`` or ``Alignment``; or a new guide with the saved parameters.
+
+    Raises:
+        FormatError: The file is truncated, not of this format, of a newer version, or does not match its digest.
+        FileNotFoundError: There is no such file.
+    """
+    meta, arrays = _read(Path(path))
+    kind = meta.get("kind")
+    if kind not in _KINDS:
+        raise FormatError(f"{path}: holds a '{kind}', expected one of {', '.join(_KINDS)}")
+    if kind in ("alignment", "guide") and like is None:
+        raise TypeError(
+            f"{path} holds the parameters of a {meta.get('type')}: pass a guide of that type that has run once, "
+            "load(path, like=guide)"
+        )
+    try:
+        return _KINDS[kind][2](meta, arrays, like)
+    except FormatError:
+        raise
+    except (PyroAlignError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise FormatError(f"{path}: its contents are not a valid {kind} ({type(error).__name__}: {error})") from error
+
+
+# -- the archive -------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, meta: Mapping[str, Any], arrays: list[Tensor]) -> None:
+    members = {"meta.json": json.dumps(meta, indent=1, allow_nan=True).encode()}
+    for i, array in enumerate(arrays):
+        buffer = io.BytesIO()
+        np.save(buffer, _to_numpy(array), allow_pickle=False)
+        members[f"arrays/{i}.npy"] = buffer.getvalue()
+    members["sha256"] = _digest(members).encode()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                # a fixed date: the same value gives the same bytes
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict, list[Tensor]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise FormatError(f"{path}: not a pyro_align file, or truncated or damaged ({error})") from error
+    try:
+        meta = json.loads(members["meta.json"])
+        stated = members.pop("sha256").decode()
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"{path}: not a pyro_align file (it has no readable meta.json and sha256)") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise FormatError(f"{path}: not a pyro_align file")
+    if meta.get("version") != VERSION:
+        raise FormatError(f"{path}: format version {meta.get('version')}, this pyro_align reads {VERSION}; upgrade it")
+    if stated != _digest(members):
+        raise FormatError(f"{path}: its contents do not match their digest: the file was damaged or changed")
+    try:
+        names = [f"arrays/{i}.npy" for i in range(len(members) - 1)]
+        arrays = [np.load(io.BytesIO(members[name]), allow_pickle=False) for name in names]
+    except (KeyError, ValueError, EOFError) as error:
+        raise FormatError(f"{path}: its arrays cannot be read ({error})") from error
+    return meta, [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def _digest(members: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(members):
+        digest.update(f"{name}\0{len(members[name])}\0".encode())
+        digest.update(members[name])
+    return digest.hexdigest()
+
+
+def _to_numpy(array: Tensor) -> np.ndarray:
+    array = array.detach().cpu().contiguous()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()  # float32 holds every bfloat16 exactly
+
+
+def _put(array: Tensor, arrays: list[Tensor]) -> dict[str, Any]:
+    arrays.append(array)
+    return {"array": len(arrays) - 1, "dtype": str(array.dtype).removeprefix("torch.")}
+
+
+def _get(entry: Mapping[str, Any], arrays: list[Tensor]) -> Tensor:
+    dtype = getattr(torch, entry["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"unknown dtype {entry['dtype']!r}")
+    return arrays[entry["array"]].to(dtype)
+
+
+# -- symmetries and permutations ---------------------------------------------------------------------------------------
+
+
+def _encode_axis(axis: Axis) -> dict[str, Any]:
+    if isinstance(axis, Atom):
+        return {
+            "atom": axis.name,
+            "size": axis.size,
+            "fixed": axis.fixed,
+            "within": list(axis.within),
+            "odd": axis.odd,
+        }
+    if isinstance(axis, Product):
+        return {"product": [_encode_axis(t) for t in axis.factors]}
+    return {"sum": [_encode_axis(t) for t in axis.terms]}
+
+
+def _decode_axis(entry: Mapping[str, Any]) -> Axis:
+    if "product" in entry:
+        return Product(*(_decode_axis(t) for t in entry["product"]))
+    if "sum" in entry:
+        return Sum(*(_decode_axis(t) for t in entry["sum"]))
+    name, size = entry["atom"], entry["size"]
+    if not isinstance(name, str) or not (size is None or (isinstance(size, int) and size >= 0)):
+        raise ValueError(f"an atom has a name and a size, got {name!r} and {size!r}")
+    return Atom(name, size, bool(entry["fixed"]), tuple(entry["within"]), bool(entry["odd"]))
+
+
+def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]:
+    return {
+        "sites": {site: [_encode_axis(t) for t in terms] for site, terms in symmetry.sites.items()},
+        "scope": symmetry.scope,
+        "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
+        "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
+    }
+
+
+def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = None) -> Symmetry:
+    certificate = meta["certificate"]
+    return Symmetry(
+        {site: tuple(_decode_axis(t) for t in terms) for site, terms in meta["sites"].items()},
+        scope=meta["scope"],
+        opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
+        certificate=None if certificate is None else Certificate(**certificate),
+    )
+
+
+def _encode_permutation(p: Permutation, arrays: list[Tensor]) -> dict[str, Any]:
+    return {
+        "symmetry": _encode_symmetry(p.symmetry, arrays),
+        "indices": {name: _put(index, arrays) for name, index in p.indices.items()},
+        "signs": {name: _put(sign, arrays) for name, sign in p.signs.items()},
+    }
+
+
+def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = None) -> Permutation:
+    indices = {name: _get(entry, arrays) for name, entry in meta["indices"].items()}
+    if any(index.is_floating_point() for index in indices.values()):
+        raise ValueError("indices must be integers")
+    signs = {name: _get(entry, arrays) for name, entry in meta["signs"].items()}
+    return _decode_symmetry(meta["symmetry"], arrays).permutation(indices, signs)
+
+
+# -- guides and alignments ---------------------------------------------------------------------------------------------
+
+
+def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[str, Any]:
+    guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
+    state = {name: _put(value, arrays) for name, value in guide.state_dict().items()}
+    return {"type": type(guide).__name__, "state": state}
+
+
+def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> nn.Module:
+    guide = read_guide(like).to_guide()
+    if type(guide).__name__ != meta["type"]:
+        raise FormatError(f"the file holds a {meta['type']}, like= is a {type(guide).__name__}")
+    state = {name: _get(entry, arrays) for name, entry in meta["state"].items()}
+    own = guide.state_dict()
+    wrong = sorted(set(state) ^ set(own)) or [k for k, v in own.items() if v.shape != state[k].shape]
+    if wrong:
+        raise FormatError(f"the saved guide and like= differ in the parameters {wrong}; is it the same model?")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.dtype != state[name].dtype:
+                raise FormatError(f"parameter '{name}' was saved as {state[name].dtype}, like= has {tensor.dtype}")
+            tensor.copy_(state[name])
+    read_guide(guide)  # refuses NaN and infinite parameters
+    return guide
+
+
+def _encode_alignment(alignment: Alignment, arrays: list[Tensor]) -> dict[str, Any]:
+    match = {f.name: getattr(alignment.match, f.name) for f in dataclasses.fields(Match) if f.name != "permutation"}
+    margins = match.pop("margins", None)
+    return {
+        **_encode_guide(alignment.posterior, arrays),
+        "permutation": _encode_permutation(alignment.permutation, arrays),
+        "distances": [alignment.distance_before, alignment.distance],
+        "site_distances": {k: list(v) for k, v in alignment.site_distances.items()},
+        "divergence": alignment.divergence,
+        "match": {k: dict(v) if isinstance(v, Mapping) else v for k, v in match.items()},
+        "margins": None if margins is None else {k: _put(v, arrays) for k, v in margins.items()},
+    }
+
+
+def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> Alignment:
+    p = _decode_permutation(meta["permutation"], arrays)
+    margins = meta["margins"]
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["match"].items()}
+    if margins is not None:
+        found["margins"] = {k: _get(v, arrays) for k, v in margins.items()}
+    before, after = meta["distances"]
+    return Alignment(
+        permutation=p,
+        posterior=read_guide(_decode_guide(meta, arrays, like)),
+        distance_before=before,
+        distance=after,
+        site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},
+        divergence=meta["divergence"],
+        match=Match(permutation=p, **found),
+    )
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], Callable, Callable]] = {
+    "symmetry": (Symmetry, _encode_symmetry, _decode_symmetry),
+    "permutation": (Permutation, _encode_permutation, _decode_permutation),
+    "alignment": (Alignment, _encode_alignment, _decode_alignment),
+    "guide": ((nn.Module, Posterior), _encode_guide, _decode_guide),
+}
