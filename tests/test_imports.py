@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 ROOMS = (
     "demo",
+    "io",
     "align_many",
     "align",
     "barrier",
