@@ -5,6 +5,7 @@ from pyro_align.align_many import ManyAlignments, align_many
 from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
 from pyro_align.barrier import Barrier, evaluate_barrier
 from pyro_align.discovery import certify, find_symmetry
+from pyro_align.draws import AlignedDraws, Modes, SymmetrizedELBO, SymmetrizedGuide, align_draws, symmetrize
 from pyro_align.errors import (
     BarrierError,
     DiagnosticWarning,
@@ -21,6 +22,7 @@ from pyro_align.symmetry import Permutation, Symmetry
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignedDraws",
     "Alignment",
     "Atom",
     "Barrier",
@@ -30,17 +32,21 @@ __all__ = [
     "GuideError",
     "ManyAlignments",
     "MatchError",
+    "Modes",
     "Odd",
     "Path",
     "Permutation",
     "Product",
     "PyroAlignError",
     "Sum",
+    "SymmetrizedELBO",
+    "SymmetrizedGuide",
     "Symmetry",
     "SymmetryError",
     "TraceError",
     "__version__",
     "align",
+    "align_draws",
     "align_many",
     "certify",
     "displacement",
@@ -48,4 +54,5 @@ __all__ = [
     "find_symmetry",
     "permute_guide",
     "read_guide",
+    "symmetrize",
 ]

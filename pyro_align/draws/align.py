@@ -1,0 +1,151 @@
+"""The front door: read the draws, choose a reference, relabel, check that nothing but labels has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pyro_align.draws.batched import restricted
+from pyro_align.draws.coordinates import coordinates
+from pyro_align.draws.density import DrawDensity
+from pyro_align.draws.methods import BY_ALLOCATION
+from pyro_align.draws.reference import allocation_probabilities, choose_pivot
+from pyro_align.draws.result import AlignedDraws, nonfinite
+from pyro_align.draws.sources import Source, read_draws
+from pyro_align.draws.task import Options, Task
+from pyro_align.errors import SymmetryError
+from pyro_align.symmetry import Symmetry
+
+
+def align_draws(
+    draws: Any,
+    symmetry: Symmetry,
+    *,
+    method: str = "pivot",
+    level: str = "draw",
+    reference: str | tuple[int, int] | Mapping[str, Any] | None = None,
+    weights: str | Mapping[str, float] = "equal",
+    model: Callable | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    supports: Mapping[str, Any] | None = None,
+    allocations: Any = None,
+    allocation_site: str | None = None,
+    atom: str | None = None,
+    order_by: str | None = None,
+    restarts: int = 0,
+    max_iterations: int = 50,
+    certify: bool = True,
+    seed: int = 0,
+) -> AlignedDraws:
+    """Relabels every draw (or every chain) so that all speak of the same units by the same names.
+
+    Nothing of the input is changed.
+
+    Args:
+        draws: Site -> ``(chain, draw, *site_shape)``; a finished ``pyro.infer.MCMC``; ``InferenceData``, ``DataTree``
+            or its posterior ``Dataset``, whoever made it; or a list of guides or of state dicts (one chain).
+        symmetry: The model's symmetry, found or written by hand. Sites that it does not name are left alone.
+        method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
+            the reference by the mean of the relabelled draws and starts again until nothing changes. ``"stephens"``,
+            ``"ecr"``, ``"ecr_iterative_1"`` and ``"ecr_iterative_2"`` compare allocations of the data to components
+            (Stephens 2000; Papastamoulis & Iliopoulos 2010). ``"ordering"`` sorts the units by ``order_by``: for
+            comparison, as it breaks where the values of two units overlap.
+        level: ``"draw"``, or ``"chain"`` for one relabelling per chain, where labels do not switch within chains.
+        reference: The pivot: ``"map"`` (the draw of highest log joint; the default where the model is known),
+            ``"medoid"`` (the draw nearest to the mean after a first alignment; the default elsewhere), a pair
+            ``(chain, draw)``, or constrained values site -> ``site_shape``.
+        weights: What squared distances are divided by: ``"equal"`` nothing, ``"pooled"`` each site's variance about the
+            reference, ``"diagonal"`` each entry's; or site -> weight.
+        model: The Pyro model; a finished MCMC brings its own.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+        supports: Site -> ``torch.distributions.constraints`` object, where the model is not known: distances are taken
+            in unconstrained coordinates.
+        allocations: For the methods that compare allocations: probabilities ``(chain, draw, data, components)``, or
+            integer labels ``(chain, draw, data)``. By default they are computed from the model by enumeration.
+        allocation_site: The discrete site (or marginalised mixture site) they belong to; by default all.
+        atom: The atom whose units are the components, or are ordered; may be left out where there is one.
+        order_by: For ``"ordering"``: the site to order by.
+        restarts: Further searches per draw from random relabellings, where one assignment does not settle a draw.
+        max_iterations: Passes over the draws after which to stop.
+        certify: Whether to check, where the model is known, that every relabelled draw has the log joint and the log
+            likelihood that it had before.
+        seed: Seed of the matcher.
+
+    Raises:
+        TypeError: The draws are of no kind that can be read.
+        ValueError: Chains or sites disagree in shape, no draw is finite, or an option is out of range.
+        SymmetryError: The symmetry does not fit the draws, or relabelling by it changes the model's log joint.
+        TraceError: The model given does not fit the draws.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import Symmetry, align_draws
+        >>> loc = torch.tensor([-4.0, 0.0, 5.0]) + 0.1 * torch.randn(4, 100, 3)
+        >>> order = torch.rand(4, 100, 3).argsort(-1)  # labels that switch at every draw
+        >>> switching = {"loc": loc.gather(-1, order)}
+        >>> aligned = align_draws(switching, Symmetry.from_axes({"loc": ("component",)}), reference=(0, 0))
+        >>> aligned.draws["loc"].std((0, 1)).max() < 0.2
+        tensor(True)
+    """
+    options = Options(method, level, weights, restarts, max_iterations, seed)
+    source = read_draws(draws)
+    symmetry = fit_symmetry(symmetry, source)
+    density = _density(source, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION)
+    known = {**({} if density is None else density.supports), **(supports or {})}
+    maps = {} if source.members else coordinates(restricted(symmetry), known)
+    bad = nonfinite(source, symmetry)
+    flagged = source.divergent | bad
+    if bad.all():
+        raise ValueError("every draw is NaN or infinite in a site of the symmetry: there is nothing to relabel")
+    task = Task(source, symmetry, density, maps, ~bad, ~flagged if not flagged.all() else ~bad, options)
+    log_probs = task.log_probs() if density is not None else None
+    if method == "ordering":
+        outcome, pivot = task.order(order_by, atom), None
+    else:
+        pivot, start = choose_pivot(task, reference, log_probs)
+        if method in BY_ALLOCATION:
+            atom = task.component_atom(atom)
+            size = symmetry.atoms[atom].size
+            probabilities = allocation_probabilities(task, allocations, allocation_site, size)
+            outcome = task.relabel_by_allocations(pivot, atom, probabilities)
+        else:
+            outcome = task.relabel_by_values(start)
+    result = task.result(outcome, pivot, flagged, log_probs)
+    return task.certified(result, log_probs) if certify and density is not None else result
+
+
+def fit_symmetry(symmetry: Symmetry, source: Source) -> Symmetry:
+    """The symmetry with its sizes, checked against the draws' sites.
+
+    Raises:
+        SymmetryError: A site is missing or has another shape.
+    """
+    if not isinstance(symmetry, Symmetry):
+        raise TypeError(
+            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
+        )
+    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
+    missing = sorted(carrying - set(source.arrays))
+    if missing:
+        raise SymmetryError(
+            f"the symmetry relabels sites that the draws do not have: {missing}; they have {sorted(source.arrays)}. "
+            "Keep all sites that carry the same units together"
+        )
+    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays}, certificate=None)
+    present = present.bind(source.shapes)
+    if not present.atoms:
+        raise SymmetryError("the symmetry has no free atom: there is nothing to relabel")
+    return replace(present, certificate=symmetry.certificate)
+
+
+def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensity | None:
+    if model is None:
+        if source.model is None or not needed:
+            return None
+        model, args, kwargs = source.model
+    density = DrawDensity(model, args, kwargs)
+    density.check(source.shapes)
+    return density

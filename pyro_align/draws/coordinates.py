@@ -1,0 +1,80 @@
+"""Coordinates in which draws are compared: unconstrained ones, as long as they commute with relabelling.
+
+Elementwise bijections (the log of a scale, the logit of a probability) commute with any relabelling. The bijection of
+the simplex (stick-breaking) does not; centred log-ratios do, and span the same space (Aitchison 1982). What is left
+(Cholesky factors, ordered vectors) is compared as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import IndependentTransform
+
+from pyro_align.axes import leaves
+from pyro_align.symmetry import Symmetry
+
+Coordinate = Callable[[Tensor], Tensor]
+
+
+def coordinates(symmetry: Symmetry, supports: Mapping[str, constraints.Constraint]) -> dict[str, Coordinate]:
+    """Site -> the map from its constrained draws ``(units, *site_shape)`` to tensors of the same shape.
+
+    Args:
+        symmetry: Its sites are those compared.
+        supports: Site -> support, where it is known; other sites are compared as they are.
+    """
+    return {
+        site: _identity if _has_signs(symmetry, site) or site not in supports else coordinate(supports[site])
+        for site in symmetry.sites
+    }
+
+
+def coordinate(support: constraints.Constraint) -> Coordinate:
+    """The coordinates of one support.
+
+    Example:
+        >>> coordinate(constraints.positive)(torch.tensor([1.0]))
+        tensor([0.])
+        >>> coordinate(constraints.simplex)(torch.tensor([0.5, 0.5]))
+        tensor([0., 0.])
+    """
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if base is constraints.real:
+        return _identity
+    if base is constraints.simplex:
+        return _centred_log_ratio
+    try:
+        transform = biject_to(base)
+    except NotImplementedError:  # discrete supports
+        return _identity
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    if transform.codomain.event_dim or transform.domain.event_dim:
+        return _identity
+
+    def unconstrain(value: Tensor) -> Tensor:
+        # a draw that rounding has put on the boundary is far out, not infinitely far
+        limit = -torch.log(torch.tensor(torch.finfo(value.dtype).tiny, dtype=value.dtype))
+        moved = biject_to(base).inv(value)
+        return torch.where(value.isfinite(), torch.nan_to_num(moved, posinf=limit, neginf=-limit), value)
+
+    return unconstrain
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
+def _centred_log_ratio(value: Tensor) -> Tensor:
+    logs = value.clamp_min(torch.finfo(value.dtype).tiny).log()
+    return logs - logs.mean(-1, keepdim=True)
+
+
+def _has_signs(symmetry: Symmetry, site: str) -> bool:
+    return any(a.odd for term in symmetry.sites[site] for a in leaves(term))

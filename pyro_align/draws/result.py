@@ -1,0 +1,286 @@
+"""What :func:`align_draws` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_align.draws.batched import per_unit, transpositions
+from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
+from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.summary import report, to_arviz
+from pyro_align.draws.units import Labels
+from pyro_align.errors import SymmetryError
+from pyro_align.symmetry import Permutation, Symmetry
+
+_SLICE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """The numerical proof that relabelling left the model's densities alone.
+
+    Attributes:
+        draws: Number of relabelled draws that were checked.
+        error: Largest change of their log joint or log likelihood, in nats.
+        tolerance: Smallest change that would have been refused, in nats.
+    """
+
+    draws: int
+    error: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"log joint and log likelihood of {self.draws} relabelled draws changed by at most {self.error:.1e} nats "
+            f"(rounding allows {self.tolerance:.1e})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedDraws:
+    """Draws relabelled one by one (or chain by chain).
+
+    Attributes:
+        symmetry: The group.
+        method: How they were relabelled.
+        level: ``"draw"`` or ``"chain"``.
+        permutations: Atom -> index tensor ``(chain, draw, *outer sizes, size)`` of a small integer type: new -> old.
+        signs: Signed atom -> +-1, same shape.
+        reference: Site -> what the draws were brought near to, ``site_shape``, in the coordinates compared (logs of
+            positive sites, centred log-ratios of simplices); allocations ``(data, components)`` for methods that use
+            them; empty for ``"ordering"``.
+        reference_draw: ``(chain, draw)`` of the pivot, or None where it is not a draw.
+        flagged: ``(chain, draw)`` bool: draws that are divergent, or hold NaN or infinities. They are kept, are not
+            used as reference, and non-finite ones keep their labels.
+        log_joint: ``(chain, draw)`` nats before relabelling, or None where no model was given.
+        invariance: The check that it is the same afterwards, or None where no model was given.
+        iterations: Passes over the draws.
+        converged: Whether the last pass changed nothing.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import Symmetry, align_draws
+        >>> aligned = align_draws(
+        ...     {"loc": torch.tensor([[[0.0, 5.0], [5.1, 0.2]]])}, Symmetry.from_axes({"loc": ("k",)})
+        ... )
+        >>> aligned.draws["loc"]
+        tensor([[[0.0000, 5.0000],
+                 [0.2000, 5.1000]]])
+        >>> aligned.permutations["k"].tolist()
+        [[[0, 1], [1, 0]]]
+    """
+
+    symmetry: Symmetry
+    method: str
+    level: str
+    permutations: Mapping[str, Tensor] = field(repr=False)
+    signs: Mapping[str, Tensor] = field(repr=False)
+    reference: Mapping[str, Tensor] = field(repr=False)
+    reference_draw: tuple[int, int] | None
+    flagged: np.ndarray = field(repr=False)
+    log_joint: np.ndarray | None = field(repr=False)
+    invariance: Invariance | None
+    iterations: int
+    converged: bool
+    source: Source = field(repr=False)
+    coordinates: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def draws(self) -> dict[str, Any]:
+        """Site -> relabelled draws ``(chain, draw, *site_shape)``: tensors where tensors were given, else arrays."""
+        return {name: self._moved(name) for name in self.source.arrays}
+
+    def _moved(self, site: str) -> Any:
+        given = self.source.arrays[site]
+        if site not in self.symmetry.sites:
+            return given if isinstance(given, Tensor) else np.asarray(given)
+        out = torch.empty(tuple(given.shape), dtype=as_tensor(given[:1, :1]).dtype)
+        size = max(1, _SLICE // max(1, out[0, 0].numel()))
+        for chain, part in self.source.slices(size):
+            out[chain, part] = self.relabel({site: self.source.read(site, chain, part)}, chain, part)[site]
+        return out.to(given.device) if isinstance(given, Tensor) else out.numpy()
+
+    def relabel(self, values: Mapping[str, Tensor], chain: int, draws: slice | int) -> dict[str, Tensor]:
+        """Relabels other values of the symmetry's sites as the draws were.
+
+        Args:
+            values: Site -> ``(units, *site_shape)``, or ``site_shape`` where ``draws`` is one index.
+            chain: Which chain.
+            draws: Which of its draws.
+        """
+        if isinstance(draws, int):
+            return self.permutation(chain, draws).apply(values)
+        units = len(range(*draws.indices(self.source.shape[1])))
+        labels = Labels(
+            {k: v[chain] for k, v in self.permutations.items()}, {k: v[chain] for k, v in self.signs.items()}
+        )
+        p = labels.permutation(per_unit(self.symmetry, units), draws)
+        return {k: p.apply_site(k, v) for k, v in values.items()}
+
+    def permutation(self, chain: int, draw: int) -> Permutation:
+        """The relabelling of one draw."""
+        return self.symmetry.permutation(
+            {k: v[chain, draw].long() for k, v in self.permutations.items()},
+            {k: v[chain, draw] for k, v in self.signs.items()},
+        )
+
+    def relabel_allocations(self, allocations: Any, atom: str | None = None) -> Tensor:
+        """Allocations whose *values* are labels, in the new labels.
+
+        Args:
+            allocations: Integers ``(chain, draw, *data)``, labels of an atom's units.
+            atom: The atom; may be left out where there is one.
+        """
+        atom = only_atom(self.symmetry, atom, "atom=")
+        index = self.permutations[atom].long()
+        values = as_tensor(allocations).long()
+        back = index.argsort(-1)  # old label -> new label
+        return back.gather(-1, values.flatten(2)).reshape(values.shape)
+
+    @cached_property
+    def guides(self) -> list:
+        """The relabelled guides of an ensemble of guides."""
+        if self.source.members is None:
+            raise TypeError("these draws are not an ensemble of guides; use .draws")
+        return [q.permute(self.permutation(0, k)).to_guide() for k, q in enumerate(self.source.members)]
+
+    @cached_property
+    def state_dicts(self) -> list[dict[str, Tensor]]:
+        """The relabelled state dicts of an ensemble of networks."""
+        return [{k: as_tensor(v[0, m]) for k, v in self.draws.items()} for m in range(self.source.shape[1])]
+
+    # -- what happened ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def transpositions(self) -> dict[str, np.ndarray]:
+        """Atom -> least number of swaps between a draw's labels and the reference's, ``(chain, draw, *outer sizes)``.
+
+        Size less number of cycles: the count by which Xiao et al. (2023) tell how far apart two samples are labelled.
+        """
+        return {k: transpositions(v).numpy() for k, v in self.permutations.items()}
+
+    @cached_property
+    def relabelled(self) -> np.ndarray:
+        """Which draws changed, ``(chain, draw)`` bool."""
+        moved = np.zeros(self.source.shape, bool)
+        for v in self.transpositions.values():
+            moved |= v.reshape(*moved.shape, -1).any(-1)
+        for v in self.signs.values():
+            moved |= (v < 0).flatten(2).any(-1).numpy()
+        return moved
+
+    @property
+    def entropy_correction(self) -> float:
+        """Log of the number of relabellings, in nats.
+
+        The entropy of a posterior that is symmetric exceeds that of one of its copies by this much, if the copies do
+        not overlap; so does its log evidence that of a unimodal approximation, whose ELBO this may be added to.
+        """
+        return self.symmetry.log_order
+
+    def modes(self, *, valley: float = 0.5, smallest: float = 0.02) -> Modes:
+        """The modes that are left: groups of relabelled draws between which few draws lie.
+
+        The draws are cut in two wherever their density, along one of their principal directions, falls below
+        ``valley`` times that of the lower of the two peaks beside it, then each part again.
+
+        Args:
+            valley: How deep a valley must be.
+            smallest: Smallest share of the draws that counts as a mode.
+        """
+        chains, draws = self.source.shape
+        step = -(-chains * draws // _THIN)
+        usable = ~self.nonfinite()
+        picks = [(c, d) for c in range(chains) for d in range(0, draws, step) if usable[c, d]]
+        if not picks:
+            raise ValueError("every draw is NaN or infinite: there is no mode to find")
+        at = tuple(np.array(picks).T)
+        rows, values = [], {}
+        for site, map_to in self.coordinates.items():
+            moved = self.draws[site]
+            value = map_to(as_tensor(moved)[at].double())
+            values[site] = value.numpy()
+            spread = value.std(0, correction=0).square().mean().sqrt()
+            rows.append((value / spread.clamp_min(1e-300)).flatten(1).numpy())
+        found = split_modes(np.concatenate(rows, 1), valley=valley, smallest=smallest)
+        labels = np.full(self.source.shape, -1)
+        labels[at] = found
+        count = found.max() + 1
+        return Modes(
+            tuple(float((found == k).mean()) for k in range(count)),
+            tuple({s: v[found == k].mean(0) for s, v in values.items()} for k in range(count)),
+            labels,
+        )
+
+    def nonfinite(self) -> np.ndarray:
+        return nonfinite(self.source, self.symmetry)
+
+    def report(self, *, modes: bool = True):
+        """Convergence before and after, as a ``pandas.DataFrame``: one row per site and one for all.
+
+        Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
+        of ``relabelled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
+        the number of ``modes`` left and of draws ``flagged``. Non-finite draws are left out of R-hat and ESS.
+
+        Args:
+            modes: Whether to look for modes.
+        """
+        return report(self, modes=modes)
+
+    def __str__(self) -> str:
+        chains, draws = self.source.shape
+        lines = [
+            f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabelled.sum())} "
+            f"relabelled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
+            + ("converged" if self.converged else "not converged: raise max_iterations"),
+        ]
+        return "\n".join([*lines, str(self.invariance)] if self.invariance else lines)
+
+    # -- ArviZ -----------------------------------------------------------------------------------------------------
+
+    def to_arviz(self):
+        """The relabelled draws as an ArviZ object.
+
+        From ``InferenceData`` or ``DataTree``: the same object with another posterior group; all other groups, dims,
+        coordinates and attributes are those of the input (``posterior_predictive`` and ``log_likelihood`` do not
+        change under relabelling). Otherwise a new one, with ``diverging`` and ``relabelled`` in ``sample_stats``.
+
+        Returns:
+            What was given, where that was an ArviZ object or an ``xarray.Dataset``; else ``arviz.InferenceData`` on
+            ArviZ 0.x, ``xarray.DataTree`` on 1.x.
+        """
+        return to_arviz(self)
+
+
+def nonfinite(source: Source, symmetry: Symmetry) -> np.ndarray:
+    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool."""
+    bad = torch.zeros(source.shape, dtype=torch.bool)
+    for site in symmetry.sites:
+        numel = max(1, int(np.prod(source.shapes[site])))
+        for chain, part in source.slices(max(1, _SLICE // numel)):
+            value = source.read(site, chain, part)
+            bad[chain, part] |= ~value.reshape(len(value), -1).isfinite().all(-1)
+    return bad.numpy()
+
+
+def only_atom(symmetry: Symmetry, atom: str | None, option: str) -> str:
+    """The atom named, or the only one there is.
+
+    Raises:
+        SymmetryError: There is no such atom, or several and none is named.
+    """
+    names = list(symmetry.atoms)
+    if atom is None and len(names) == 1:
+        return names[0]
+    if atom not in names:
+        raise SymmetryError(f"which atom? {option} must be one of {names}, got {atom!r}")
+    return atom

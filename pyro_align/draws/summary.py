@@ -1,0 +1,103 @@
+"""Aligned draws told to others: a table of convergence before and after, and ArviZ objects."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pyro_align.draws.diagnostics import rhat_and_ess
+from pyro_align.draws.sources import as_tensor
+from pyro_align.report import assemble
+
+if TYPE_CHECKING:
+    from pyro_align.draws.result import AlignedDraws
+
+
+def report(aligned: AlignedDraws, *, modes: bool):
+    """See :meth:`AlignedDraws.report`."""
+    keep = ~aligned.nonfinite().any(0)  # R-hat needs chains of one length
+    before = rhat_and_ess({k: as_tensor(v).numpy()[:, keep] for k, v in aligned.source.arrays.items()})
+    after = rhat_and_ess(
+        {k: as_tensor(v).numpy()[:, keep] for k, v in aligned.draws.items() if k in aligned.symmetry.sites}
+    )
+    rows = {}
+    for site in aligned.source.arrays:
+        atoms = [a for a, places in aligned.symmetry.carriers.items() if any(s == site for s, _ in places)]
+        rows[site] = {
+            **_figures(before[site], after.get(site, before[site])),
+            "relabelled": int(_moved_by(aligned, atoms).sum()),
+            "transpositions": float(
+                sum(aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean() for a in atoms)
+            ),
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    total = {c: (frame[c].min() if c.startswith("ess") else frame[c].max()) for c in frame.columns}
+    total["relabelled"] = int(aligned.relabelled.sum())
+    total["transpositions"] = float(
+        sum(v.reshape(*aligned.flagged.shape, -1).sum(-1).mean() for v in aligned.transpositions.values())
+    )
+    frame["modes"] = pd.array([None] * len(frame), dtype="Int64")
+    frame["flagged"] = pd.array([None] * len(frame), dtype="Int64")
+    frame.loc["(all sites)"] = {
+        **total,
+        "modes": len(aligned.modes()) if modes else None,
+        "flagged": int(aligned.flagged.sum()),
+    }
+    frame["relabelled"] = frame["relabelled"].astype(int)
+    frame.index.name = "site"
+    return frame
+
+
+def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:
+    moved = np.zeros(aligned.flagged.shape, bool)
+    for a in atoms:
+        moved |= aligned.transpositions[a].reshape(*moved.shape, -1).any(-1)
+        if a in aligned.signs:
+            moved |= (aligned.signs[a] < 0).flatten(2).any(-1).numpy()
+    return moved
+
+
+def _figures(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
+    return {"rhat before": before[0], "rhat": after[0], "ess before": before[1], "ess": after[1]}
+
+
+def to_arviz(aligned: AlignedDraws):
+    """See :meth:`AlignedDraws.to_arviz`."""
+    given = aligned.source.original
+    if isinstance(given, xr.Dataset):
+        return _into(aligned, given)
+    posterior = getattr(given, "posterior", None)
+    if isinstance(posterior, xr.Dataset):  # InferenceData
+        out = copy.copy(given)
+        out.posterior = _into(aligned, posterior)
+        return out
+    if isinstance(given, xr.DataTree) and posterior is not None:
+        out = given.copy()
+        out["posterior"].dataset = _into(aligned, posterior.to_dataset())
+        return out
+    stats = {
+        "diverging": (("chain", "draw"), aligned.source.divergent),
+        "relabelled": (("chain", "draw"), aligned.relabelled),
+    }
+    if aligned.log_joint is not None:
+        stats["lp"] = (("chain", "draw"), aligned.log_joint)
+    variables = {}
+    for name, value in aligned.draws.items():
+        value = as_tensor(value).numpy()
+        variables[name] = (("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))), value)
+    chains, draws = aligned.source.shape
+    coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
+    return assemble({"posterior": xr.Dataset(variables, coords), "sample_stats": xr.Dataset(stats, coords)})
+
+
+def _into(aligned: AlignedDraws, posterior: xr.Dataset) -> xr.Dataset:
+    out = posterior.copy()
+    for name in aligned.symmetry.sites:
+        old = posterior[name]
+        lead = old.transpose("chain", "draw", ...)
+        out[name] = lead.copy(data=np.asarray(aligned.draws[name])).transpose(*old.dims)
+    return out

@@ -1,0 +1,236 @@
+"""One run of :func:`align_draws`: the draws, what is known of them, what is asked, and the steps between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyro_align.axes import Atom, Fixed
+from pyro_align.draws.batched import UnitMatcher, restricted
+from pyro_align.draws.density import DrawDensity, check_invariance
+from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
+from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
+from pyro_align.draws.sources import Source
+from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
+from pyro_align.errors import GuideError, SymmetryError
+from pyro_align.symmetry import Symmetry
+
+_ALLOCATIONS = "allocations"
+
+
+@dataclass(frozen=True)
+class Options:
+    method: str
+    level: str
+    weights: str | Mapping[str, float]
+    restarts: int
+    max_iterations: int
+    seed: int
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.level not in ("draw", "chain"):
+            raise ValueError(f"level must be 'draw' or 'chain', got {self.level!r}")
+        if isinstance(self.weights, str) and self.weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)} or a mapping; got {self.weights!r}")
+        if self.level == "chain" and self.method == "ordering":
+            raise ValueError("method='ordering' orders draws one by one; use level='draw'")
+        if self.level == "chain" and self.weights == "pooled":
+            raise ValueError("weights='pooled' needs the spread of single draws; use level='draw', or a mapping")
+        if self.restarts < 0 or self.max_iterations < 1:
+            raise ValueError(
+                f"expected restarts >= 0 and max_iterations >= 1, got {self.restarts} and {self.max_iterations}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Draws, what is known of them, and what is asked."""
+
+    source: Source
+    symmetry: Symmetry
+    density: DrawDensity | None
+    maps: Mapping[str, Callable[[Tensor], Tensor]]
+    finite: np.ndarray
+    trusted: np.ndarray
+    options: Options
+
+    # -- features --------------------------------------------------------------------------------------------------
+
+    def value_units(self) -> Units:
+        """The draws as they are compared by value."""
+        symmetry = restricted(self.symmetry)
+        if self.source.members:
+            return self._guide_units(symmetry)
+        squares = self.options.weights == "diagonal"
+        draws = self.source.shape[1]
+
+        def read(start: int, stop: int) -> Features:
+            chain, lo = divmod(start, draws)
+            out = {}
+            for site, map_to in self.maps.items():
+                value = self.source.read(site, chain, slice(lo, lo + stop - start))
+                value = map_to(value if value.is_floating_point() else value.to(torch.get_default_dtype()))
+                value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+                out[site] = (value, value.square()) if squares else (value,)
+            return out
+
+        numel = sum(int(np.prod(self.source.shapes[s])) for s in self.maps) * (1 + squares)
+        return self._units(symmetry, (True, False) if squares else (True,), numel, read)
+
+    def _guide_units(self, symmetry: Symmetry) -> Units:
+        members = self.source.members
+        divergence = members[0].divergences[0]
+        if not members[0].divergences:
+            raise GuideError(f"{type(members[0]).__name__} has no features to match by")
+        features = [q.features(divergence, "moving") for q in members]
+        stacked = {
+            s: tuple(torch.stack(f) for f in zip(*(m[s] for m in features), strict=True)) for s in symmetry.sites
+        }
+
+        def read(start: int, stop: int) -> Features:
+            return {s: tuple(f[start:stop] for f in v) for s, v in stacked.items()}
+
+        return self._units(symmetry, members[0].feature_odd(divergence), 1, read)
+
+    def _units(self, symmetry: Symmetry, odd: tuple[bool, ...], numel: int, read) -> Units:
+        valid, trusted = (torch.from_numpy(mask.reshape(-1).copy()) for mask in (self.finite, self.trusted))
+        return Units(symmetry, odd, valid, trusted, cut(*self.source.shape, numel), read)
+
+    def _levelled(self, units: Units) -> Units:
+        return by_chain(units, self.source.shape[0]) if self.options.level == "chain" else units
+
+    def matcher(self, units: Units) -> UnitMatcher:
+        return UnitMatcher(units.symmetry, units.odd, self.options.restarts, self.options.seed)
+
+    # -- relabelling -----------------------------------------------------------------------------------------------
+
+    def relabel_by_values(self, start: Features) -> Outcome:
+        """``pivot`` and ``barycenter``."""
+        units = self._levelled(self.value_units())
+        return by_values(
+            units,
+            self.matcher(units),
+            start,
+            averaged=self.options.method == "barycenter",
+            weights=self.options.weights,
+            max_iterations=self.options.max_iterations,
+        )
+
+    def component_atom(self, atom: str | None) -> str:
+        """The atom whose units are the components that data are allocated to."""
+        atom = only_atom(self.symmetry, atom, "atom=")
+        if self.symmetry.outer_shape(atom):
+            raise SymmetryError(f"atom '{atom}' is nested; allocations need one that is not")
+        return atom
+
+    def relabel_by_allocations(self, pivot: tuple[int, int] | None, atom: str, probabilities: Tensor) -> Outcome:
+        """The methods that compare allocations, from probabilities ``(units, data, components)``."""
+        if pivot is None:
+            raise ValueError("methods that compare allocations need a draw as pivot: 'map', 'medoid' or (chain, draw)")
+        data, size = probabilities.shape[1:]
+        symmetry = Symmetry.from_axes(
+            {_ALLOCATIONS: (Fixed(data), Atom(atom, size))}, shapes={_ALLOCATIONS: (data, size)}
+        )
+        method = self.options.method
+
+        def read(lo: int, hi: int) -> Features:
+            p = probabilities[lo:hi]
+            hard = one_hot(p.argmax(-1), size).to(p.dtype)
+            return {_ALLOCATIONS: {"stephens": (p,), "ecr_iterative_2": (hard, p)}.get(method, (hard,))}
+
+        odd = (False,) * (2 if method == "ecr_iterative_2" else 1)
+        units = self._units(symmetry, odd, data * size * len(odd), read)
+        first = units.one(pivot[0] * self.source.shape[1] + pivot[1])
+        units = self._levelled(units)
+        found = by_allocations(units, self.matcher(units), method, first, max_iterations=self.options.max_iterations)
+        labels = Labels.identity(self.symmetry, units.count)  # atoms that are no components keep their labels
+        labels.indices[atom] = found.labels.indices[atom]
+        return replace(found, labels=labels)
+
+    def order(self, site: str | None, atom: str | None) -> Outcome:
+        """The artificial constraint."""
+        if site is None or site not in self.symmetry.sites:
+            raise ValueError(f"method='ordering' needs order_by=, one of {list(self.symmetry.sites)}; got {site!r}")
+        carried = {a: axis for a, places in self.symmetry.carriers.items() for s, axis in places if s == site}
+        if atom is None and len(carried) == 1:
+            atom = next(iter(carried))
+        if atom not in carried:
+            raise SymmetryError(f"site '{site}' carries the atoms {list(carried)}; name one with atom=, got {atom!r}")
+        term = self.symmetry.sites[site][carried[atom]]
+        if not isinstance(term, Atom):
+            raise SymmetryError(f"site '{site}': its axis {carried[atom]} is '{term}', not plainly '{atom}'")
+        chains, draws = self.source.shape
+        labels = Labels.identity(self.symmetry, chains * draws)
+        for chain, part in self.source.slices(1 << 14):
+            here = slice(chain * draws + part.start, chain * draws + part.stop)
+            valid = torch.from_numpy(self.finite[chain, part].copy())
+            by_ordering(self.source.read(site, chain, part), self.symmetry, atom, carried[atom], labels, here, valid)
+        return Outcome(labels, {}, 1, True)
+
+    # -- the model -------------------------------------------------------------------------------------------------
+
+    def density_slices(self) -> list[tuple[int, slice]]:
+        return self.source.slices(self.density.chunk)
+
+    def latents(self, chain: int, part: slice) -> dict[str, Tensor]:
+        return {k: self.source.read(k, chain, part) for k in self.density.density.latents}
+
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log joint and log likelihood of every draw, ``(chain, draw)`` nats each."""
+        parts = [self.density.log_probs(self.latents(c, s)) for c, s in self.density_slices()]
+        return tuple(torch.cat([p[i] for p in parts]).reshape(self.source.shape) for i in (0, 1))
+
+    def certified(self, result: AlignedDraws, before: tuple[Tensor, Tensor]) -> AlignedDraws:
+        """The result, once every relabelled draw has the log joint that it had before."""
+        count, worst, smallest = 0, 0.0, np.inf
+        for chain, part in self.density_slices():
+            moved = torch.from_numpy(result.relabelled[chain, part] & self.finite[chain, part])
+            if not bool(moved.any()):
+                continue
+            latents = self.latents(chain, part)
+            changed = {k: v for k, v in latents.items() if k in self.symmetry.sites}
+            latents.update(result.relabel(changed, chain, part))
+            after = self.density.log_probs({k: v[moved] for k, v in latents.items()})
+            old = tuple(b[chain, part][moved] for b in before)
+            tolerance = self.density.tolerance(old[0])
+            places = (part.start + moved.nonzero().flatten()).tolist()
+            error = check_invariance(
+                self.symmetry.scope, old, after, tolerance, lambda i, c=chain, at=places: (c, at[i])
+            )
+            count, worst = count + int(moved.sum()), max(worst, error)
+            smallest = min(smallest, float(tolerance.min()))
+        return replace(result, invariance=Invariance(count, worst, 0.0 if count == 0 else smallest))
+
+    def result(self, outcome: Outcome, pivot, flagged: np.ndarray, log_probs) -> AlignedDraws:
+        """The outcome laid out by chain and draw."""
+        chains, draws = self.source.shape
+
+        def spread(table: Tensor) -> Tensor:
+            if self.options.level == "chain":
+                return table.unsqueeze(1).expand(chains, draws, *table.shape[1:]).contiguous()
+            return table.reshape(chains, draws, *table.shape[1:])
+
+        labels = outcome.labels
+        return AlignedDraws(
+            symmetry=self.symmetry,
+            method=self.options.method,
+            level=self.options.level,
+            permutations={k: spread(v) for k, v in labels.indices.items()},
+            signs={k: spread(v) for k, v in labels.signs.items()},
+            reference=outcome.reference,
+            reference_draw=pivot,
+            flagged=flagged,
+            log_joint=None if log_probs is None else log_probs[0].numpy(),
+            invariance=None,
+            iterations=outcome.iterations,
+            converged=outcome.converged,
+            source=self.source,
+            coordinates=self.maps,
+        )
