@@ -20,6 +20,7 @@ from pyro_align.barrier.forward import Layout
 from pyro_align.errors import BarrierError, DiagnosticWarning
 
 FIGURES = ("log_likelihood", "likelihood", "log_prior", "analytic", "rest", "log_q_closed")
+CPU_CACHE = 2**25  # on a CPU, larger chunks only leave its caches
 SHARED = ("target",)  # the same for every draw
 
 Normals = Mapping[str, tuple[Tensor, Tensor]]
@@ -130,8 +131,10 @@ class Runner:
         if key not in self._sizes:
             torch.manual_seed(self.seed)
             self._sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
+        on_cpu = next(iter(values.values())).device.type == "cpu"
+        budget = min(self.max_memory, CPU_CACHE) if on_cpu else self.max_memory
         # vmap may hold copies laid out anew (batched convolutions, transposes), hence the factor
-        return max(1, min(count, self.max_memory // max(1, 2 * self._sizes[key])))
+        return max(1, min(count, budget // max(1, 2 * self._sizes[key])))
 
 
 def _evaluate(
