@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
+from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.assemble import assemble
 from pyro_align.discovery.certify import GraphFunction, certify_graph
 from pyro_align.discovery.infer import Inference
@@ -19,7 +20,7 @@ from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_modul
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
-__all__ = ["certify", "find_symmetry", "rule"]
+__all__ = ["ActivationProbe", "certify", "find_symmetry", "probe_activations", "rule"]
 
 
 def find_symmetry(
@@ -100,6 +101,29 @@ def certify(
     traced = source.trace()
     bound = symmetry.bind({name: tuple(v.shape) for name, v in traced.values.items()})
     return _with_certificate(bound, source, traced, trials=trials, seed=seed)
+
+
+def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
+    """Finds the activations of a model from its trace: which tensors carry which units over the data.
+
+    Args:
+        model: A Pyro model or a plain ``torch.nn.Module``.
+        args: The model's arguments: the data on which activations are to be compared.
+        symmetry: The symmetry that :func:`find_symmetry` found for the same model.
+        seed: As for :func:`find_symmetry`.
+        kwargs: The model's keyword arguments.
+
+    Raises:
+        SymmetryError: The symmetry is not the one that discovery finds: its atoms cannot be told in the graph.
+    """
+    source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
+    traced = source.trace()
+    if dict(assemble(Inference(traced), scope=symmetry.scope).sites) != dict(symmetry.sites):
+        raise SymmetryError(
+            "activations are found in the model's graph, so they need the symmetry that find_symmetry finds for this "
+            "model; the one given has other sites or axes"
+        )
+    return ActivationProbe.of(traced, symmetry)
 
 
 class _Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
 from pyro_align.discovery.infer import Inference
@@ -15,6 +16,18 @@ _SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
 
 def assemble(inference: Inference, *, scope: str) -> Symmetry:
     """Names the free variables that the sites carry and writes every axis as a term over them."""
+    atoms, sites = name_atoms(inference)
+    axes = {name: write_axes(terms, atoms) for name, terms in sites.items()}
+    return Symmetry(axes, scope=scope, opaque=_opaque(inference, sites))
+
+
+def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, ...]:
+    """Inferred terms as axis terms over named atoms; variables without a name keep their order."""
+    return tuple(_axis(resolve(t), atoms) for t in terms)
+
+
+def name_atoms(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
+    """The atom of each variable that sites carry and that may move, or in which another is nested; and the sites."""
     sites = {name: [resolve(t) for t in axes] for name, axes in inference.sites.items()}
     carried = list(dict.fromkeys(v for axes in sites.values() for t in axes for v in variables(t) if v.size > 1))
     rank = {v: i for i, v in enumerate([v for v in carried if v.fixed] + [v for v in carried if not v.fixed])}
@@ -25,11 +38,10 @@ def assemble(inference: Inference, *, scope: str) -> Symmetry:
         v: Atom(name, v.size, fixed=v.fixed, within=() if v.fixed else tuple(names[o] for o in within.get(v, ())))
         for v, name in names.items()
     }
-    axes = {name: tuple(_axis(t, atoms) for t in terms) for name, terms in sites.items()}
-    return Symmetry(axes, scope=scope, opaque=_opaque(inference, sites))
+    return atoms, sites
 
 
-def _axis(term: Term, atoms: dict[Var, Atom]) -> Axis:
+def _axis(term: Term, atoms: Mapping[Var, Atom]) -> Axis:
     if is_fixed(term) and not any(v in atoms for v in variables(term)):
         return Fixed(size_of(term))
     if isinstance(term, Var):

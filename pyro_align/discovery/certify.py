@@ -50,8 +50,8 @@ class GraphFunction:
         self.traced = traced
         self._data = [_double(t) for t in traced.data.values()]
 
-    def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
-        module = self.traced.module
+    def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter):
+        """Everything that the graph returns; ``interpreter`` may look on."""
         inputs, overrides = [], {}
         for name, nodes in self.traced.nodes.items():
             for node in nodes:
@@ -60,8 +60,11 @@ class GraphFunction:
                 else:
                     overrides[node] = _double(values[name])
         with torch.no_grad():
-            interpreter = DoubleInterpreter(module, garbage_collect_values=True)
-            out = interpreter.run(*inputs, *self._data, initial_env=dict(overrides))
+            running = interpreter(self.traced.module, garbage_collect_values=True)
+            return running.run(*inputs, *self._data, initial_env=dict(overrides))
+
+    def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
+        out = self.run(values)
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         if back is not None:
             for i, name in enumerate(self.traced.states, len(results) - len(self.traced.states)):

@@ -84,6 +84,11 @@ class Call:
         """New axes that keep their order."""
         return [self.fresh(n, fixed=True) for n in shape]
 
+    def pinned(self, axis: Term) -> Term:
+        """Fixes an axis whose order matters and returns it; what was uniform along it no longer need be."""
+        terms.fix(axis)
+        return Var(terms.size_of(axis), fixed=True) if terms.has_uniform(axis) else axis
+
     def broadcast(self, *tensors: AxisTensor) -> list[Term]:
         """Merges axes that an elementwise operation lines up, right-aligned; returns the result's axes."""
         ndim = max((t.ndim for t in tensors), default=0)
@@ -132,6 +137,7 @@ class Inference:
         self._site_of = {node: name for name, nodes in traced.nodes.items() for node in nodes}
         self._folded: dict[Node, object] = {}
         self._constant: set[Node] = set()
+        self._constant_axes: dict[Node, list[Term]] = {}
         self._run()
 
     def _run(self) -> None:
@@ -189,13 +195,32 @@ class Inference:
                     self._folded[node] = node.target(*args, **kwargs)
         return self._folded[node]
 
+    def axes_of_constant(self, node: Node, shape: tuple[int, ...]) -> list[Term]:
+        """What a constant tells apart; variables that are free are new at each call."""
+        if all(n == 1 for n in shape):
+            return [ONE] * len(shape)
+        if node not in self._constant_axes:
+            if torch.Size(shape).numel() > MAX_CONSTANT:
+                found = [ONE if n == 1 else Var(n, fixed=True) for n in shape]
+            else:
+                found = constant_axes(self.fold(node))
+            if not all(v.fixed for t in found for v in terms.variables(t)):
+                return found
+            self._constant_axes[node] = found
+        return list(self._constant_axes[node])
+
+    def tensor_of(self, node: Node):
+        """What a node of the graph stands for: an :class:`AxisTensor`, a list of them, or a plain value."""
+        return self._env.get(node)
+
     # -- operations ------------------------------------------------------------------------------------------------
 
     def _apply(self, node: Node):
         meta = node.meta.get("val")
         outputs = list(meta) if isinstance(meta, tuple | list) else [meta]
         shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in outputs]
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._env.__getitem__)
+        used = {source: self._use(source) for source in node.all_input_nodes}
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), used.__getitem__)
         call = Call(self, node, shapes)
         rule = find_rule(node.target)
         axes = None
@@ -215,6 +240,10 @@ class Inference:
             self.tensors.append(found)
             wrapped.append(AxisTensor(found, tuple(value.shape), value.dtype))
         return wrapped if isinstance(meta, tuple | list) else wrapped[0]
+
+    def _use(self, source: Node):
+        found = self._env[source]
+        return _ConstantTensor(self, source, found) if isinstance(found, _ConstantTensor) else found
 
     def _fix_everything(self, node: Node, call: Call) -> list:
         touched: list[Var] = []
@@ -245,33 +274,23 @@ class Inference:
 
 
 class _ConstantTensor(AxisTensor):
-    """A constant, classified at first use."""
+    """One use of a constant. Its values are looked at when its axes are first asked for.
 
-    def __init__(self, inference: Inference, node: Node, meta: Tensor):
+    Two uses of one constant are two tensors: what one use learns of a free axis must not bind the other.
+    """
+
+    def __init__(self, inference: Inference, node: Node, like: Tensor | AxisTensor):
         self._inference, self._node, self._axes = inference, node, None
-        self.shape, self.dtype = tuple(meta.shape), meta.dtype
+        self.shape, self.dtype = tuple(like.shape), like.dtype
 
     def constant(self) -> Tensor | None:  # type: ignore[override]
         return self._inference.fold(self._node)
 
     @property
     def axes(self) -> list[Term]:  # type: ignore[override]
-        if all(n == 1 for n in self.shape):
-            return [ONE] * len(self.shape)
-        numel = torch.Size(self.shape).numel()
-        if numel > MAX_CONSTANT:
-            return [ONE if n == 1 else Var(n, fixed=True) for n in self.shape]
         if self._axes is None:
-            found = constant_axes(self.constant())
-            # Two uses of one constant are two tensors: what one use learns of a free axis must not bind the other.
-            if all(v.fixed for t in found for v in terms.variables(t)):
-                self._axes = found
-            return found
+            self._axes = self._inference.axes_of_constant(self._node, self.shape)
         return self._axes
-
-    @axes.setter
-    def axes(self, value) -> None:
-        raise AttributeError("a constant's axes are what its values say")
 
 
 def _fits(axes, shapes, several: bool) -> bool:

@@ -129,6 +129,14 @@ def fix(term: Term) -> None:
         var.fixed = True
 
 
+def has_uniform(term: Term) -> bool:
+    """Whether the tensor is constant along some part of the axis."""
+    term = resolve(term)
+    if isinstance(term, Uniform):
+        return term.size > 1
+    return any(map(has_uniform, term.factors if isinstance(term, Prod) else term.terms if isinstance(term, Cat) else ()))
+
+
 def is_fixed(term: Term) -> bool:
     """Whether no index of the term can move (uniform axes count as movable)."""
     term = resolve(term)
@@ -162,7 +170,7 @@ def merge(a: Term, b: Term) -> Term:
     if merged is None:
         fix(a)
         fix(b)
-        return resolve(a)
+        return Var(size_of(a), fixed=True)  # neither term: each may hold a uniform part where the other varies
     return merged
 
 
@@ -173,7 +181,7 @@ def _bind(var: Var, term: Term) -> Term:
         return term
     if any(v is var for v in variables(term)):  # a part cannot equal its whole unless nothing moves
         fix(term)
-        return term
+        return var
     term = _instantiate(term)
     if var.fixed:
         fix(term)

@@ -157,10 +157,9 @@ def softmax(call, x, dim, *args, **kwargs):
 @rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.flip", "aten.roll")
 def along(call, x, dim, *args, **kwargs):
     """Depends on the order along an axis."""
-    dims = axes_of(args[0] if call.node.target._opname == "roll" and args else dim, x.ndim)
-    for d in dims:
-        call.fix(x.axes[d])
+    if call.node.target._opname == "roll":  # the second argument says how far; without axes the tensor is flattened
+        dim = args[0] if args else None
+    dims = axes_of(dim, x.ndim)
     call.witness(reduce_axes(x, dims, False))
-    if len(call.shapes) > 1:
-        return [list(x.axes) for _ in call.shapes]
-    return x.axes
+    out = [call.pinned(t) if i in dims else t for i, t in enumerate(x.axes)]
+    return [list(out) for _ in call.shapes] if len(call.shapes) > 1 else out

@@ -94,9 +94,7 @@ def positions(call, x, *args, **kwargs):
 @rule("aten.tril", "aten.triu")
 def triangle(call, x, *args):
     """Half of a matrix: both of its axes keep their order."""
-    call.fix(x.axes[-1])
-    call.fix(x.axes[-2])
-    return x.axes
+    return [*x.axes[:-2], call.pinned(x.axes[-2]), call.pinned(x.axes[-1])]
 
 
 import torch  # noqa: E402

@@ -9,7 +9,8 @@ from pyro_align.discovery.rules import rule
 def inverse(call, a, **kwargs):
     """``(P A Q^T)^-1 = Q A^-1 P^T``."""
     batch = a.axes[:-2]
-    call.witness(batch)
+    for axis in a.axes[-2:]:  # neither axis may be relabelled anew for each index of the other
+        call.witness([*batch, axis])
     return [[*batch, a.axes[-1], a.axes[-2]], list(batch)]
 
 

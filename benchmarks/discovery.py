@@ -1,0 +1,133 @@
+"""How long discovery takes, certificate included, and how much memory it needs beyond the model.
+
+    python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
+    python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import pyro_align
+from pyro_align.density import Density
+
+
+class Block(nn.Module):
+    """Two convolutions with GroupNorm, and a shortcut."""
+
+    def __init__(self, n: int, m: int, stride: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(n, m, 3, stride, 1, bias=False), nn.GroupNorm(8, m)
+        self.conv2, self.norm2 = nn.Conv2d(m, m, 3, 1, 1, bias=False), nn.GroupNorm(8, m)
+        self.short = nn.Conv2d(n, m, 1, stride, bias=False) if stride != 1 or n != m else nn.Identity()
+
+    def forward(self, x):
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.short(x))
+
+
+def resnet(width: int = 4) -> nn.Module:
+    """ResNet-20 for 32 x 32 images, `width` times as wide as the original."""
+    n = 16 * width
+    layers: list[nn.Module] = [nn.Conv2d(3, n, 3, 1, 1, bias=False), nn.GroupNorm(8, n), nn.ReLU()]
+    for m in (16 * width, 32 * width, 64 * width):
+        for i in range(3):
+            layers.append(Block(n, m, 2 if i == 0 and m != 16 * width else 1))
+            n = m
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 10))
+
+
+def bayesian(net: nn.Module):
+    """A Pyro model with a standard normal prior on every parameter."""
+    shapes = {k: p.shape for k, p in net.named_parameters()}
+
+    def model(x, y):
+        values = {k: pyro.sample(k, dist.Normal(0.0, 1.0).expand(s).to_event(len(s))) for k, s in shapes.items()}
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=functional_call(net, values, (x,))), obs=y)
+
+    return model
+
+
+class GPT2(nn.Module):
+    """The architecture of GPT-2 small: pre-norm, packed projections, tied embedding."""
+
+    def __init__(self, layers=12, width=768, heads=12, words=50257, time=1024):
+        super().__init__()
+        self.heads, self.wte, self.wpe, self.ln = heads, nn.Embedding(words, width), nn.Embedding(time, width), nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({
+                "ln1": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width),
+                "ln2": nn.LayerNorm(width), "up": nn.Linear(width, 4 * width), "down": nn.Linear(4 * width, width),
+            })
+            for _ in range(layers)
+        )  # fmt: skip
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            q, k, v = (
+                t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in block["qkv"](block["ln1"](x)).chunk(3, -1)
+            )
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block["proj"](a.transpose(1, 2).flatten(2))
+            x = x + block["down"](F.gelu(block["up"](block["ln2"](x)), approximate="tanh"))
+        return self.ln(x) @ self.wte.weight.T
+
+
+def peak() -> float:
+    """Peak resident memory of this process, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def timed(function):
+    """``(result, CPU seconds)``."""
+    start = time.process_time()
+    result = function()
+    return result, time.process_time() - start
+
+
+def run_resnet() -> None:
+    """Discovery against one tracing of the log joint."""
+    model = bayesian(resnet())
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
+    pyro_align.discovery.find_symmetry(bayesian(nn.Linear(3, 2)), torch.randn(2, 3), y % 2)  # imports and caches
+    density = Density(model, (x, y))
+    values = density.initial_values()
+    names = list(values)
+
+    def trace():
+        function = lambda *v: density.log_joint(dict(zip(names, v, strict=True)))  # noqa: E731
+        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values.values())
+
+    _, tracing = timed(trace)
+    symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(model, x, y))
+    print(f"ResNet-20 x4: {sum(v.numel() for v in values.values()):,} parameters, {len(symmetry.atoms)} atoms")
+    print(f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: {seconds / tracing:.2f} times")
+
+
+def run_gpt2() -> None:
+    """Seconds and memory of discovery on 124M parameters."""
+    net = GPT2().eval()
+    tokens = torch.randint(0, 50257, (1, 8))
+    with torch.no_grad():
+        net(tokens)
+    before = peak()
+    symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(net, tokens))
+    print(f"GPT-2 small: {sum(p.numel() for p in net.parameters()):,} parameters, {len(symmetry.atoms)} atoms")
+    print(f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's {before:.2f} GiB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["resnet", "gpt2"])
+    {"resnet": run_resnet, "gpt2": run_gpt2}[parser.parse_args().model]()
