@@ -16,12 +16,14 @@ from pyro_align.errors import (
     TraceError,
 )
 from pyro_align.guides import permute_guide, read_guide
+from pyro_align.objectives import Activations
 from pyro_align.paths import Path, displacement
 from pyro_align.symmetry import Permutation, Symmetry
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activations",
     "AlignedDraws",
     "Alignment",
     "Atom",

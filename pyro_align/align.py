@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
+from pyro_align.objectives import Activations, build_objective
 from pyro_align.symmetry import Permutation, Symmetry
 
 
@@ -36,7 +37,7 @@ class Alignment:
     distance_before: float
     distance: float
     site_distances: Mapping[str, tuple[float, float]] = field(repr=False)
-    divergence: str
+    divergence: Any
     match: Match = field(repr=False)
 
     @cached_property
@@ -70,7 +71,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry,
     *,
-    divergence: str = "w2",
+    divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
     restarts: int = 0,
@@ -89,8 +90,9 @@ def align(
         guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one.
         guide_b: The guide that is relabelled, over the same sites.
         symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
-        divergence: What is minimised, one of the family's ``divergences``: for Gaussians ``"w2"``, ``"kl"``
-            (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``.
+        divergence: What is minimised: one of the family's ``divergences`` (for diagonal Gaussians ``"w2"``, ``"kl"``
+            (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``), an
+            :class:`~pyro_align.Activations`, or a mapping of these to positive weights.
         matcher: Name of a matcher, or one configured.
         init: Relabelling to start from.
         restarts: Further searches from random relabellings; the best is kept.
@@ -158,9 +160,8 @@ def match_posteriors(
     b: Posterior,
     symmetry: Symmetry,
     *,
-    divergence: str,
+    divergence: Any,
     init: Permutation | None = None,
-    run: Callable[..., Match] = match,
     **options: Any,
 ) -> Match:
     """Finds the relabelling of ``b`` that brings it nearest to ``a``.
@@ -171,14 +172,16 @@ def match_posteriors(
         symmetry: The group, with its sizes.
         divergence: What is minimised.
         init: Relabelling to start from.
-        run: Calls :func:`~pyro_align.matching.match`, here or elsewhere.
         options: Options of ``match``.
     """
-    fixed, moving = a.features(divergence, "fixed"), b.features(divergence, "moving")
-    found = run(symmetry, fixed, moving, odd=a.feature_odd(divergence), init=init, **options)
-    if divergence == "w2" and a.is_coupled:
-        return _alternate(a, b, symmetry, found, options)
-    return found
+    goal = build_objective(a, b, symmetry, divergence)
+    found = goal.finish(match(goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **options))
+    return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
+
+
+def is_coupled(a: Posterior, divergence: Any) -> bool:
+    """Whether matching alternates with couplings."""
+    return a.is_coupled and isinstance(divergence, str) and divergence == "w2"
 
 
 def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, options: Mapping[str, Any]) -> Match:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from pyro_align.align import fit_symmetry, match_posteriors
-from pyro_align.errors import DiagnosticWarning, GuideError
+from pyro_align.align import fit_symmetry, is_coupled, match_posteriors
+from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
+from pyro_align.objectives import Activations, build_objective
 from pyro_align.symmetry import Permutation, Symmetry
 
 
@@ -75,7 +76,7 @@ def align_many(
     symmetry: Symmetry,
     *,
     reference: int | None = None,
-    divergence: str = "w2",
+    divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     restarts: int = 0,
     max_sweeps: int = 100,
@@ -230,7 +231,7 @@ def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: 
             try:
                 found[i] = future()
                 bar.update()
-            except GuideError:
+            except PyroAlignError:
                 raise
             except Exception as error:
                 warnings.warn(
@@ -249,19 +250,17 @@ def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: 
 def _submit(executor: Executor, job: tuple, options: dict) -> Callable[[], Match]:
     """Sends one match away as plain tensors, which any worker can unpickle; posteriors hold models, which need not."""
     center, posterior, symmetry, init = job
-    if center.is_coupled and options["divergence"] == "w2":  # alternates with couplings: runs where the posteriors are
+    rest = {k: v for k, v in options.items() if k != "divergence"}
+    if is_coupled(center, options["divergence"]):  # alternates with couplings: runs where the posteriors are
         return lambda: match_posteriors(center, posterior, symmetry, init=init, **options)
-    futures: list[Future] = []
-
-    def send(*args: Any, **kwargs: Any) -> Match:
-        futures.append(executor.submit(match, *args, **kwargs))
-        return None
-
+    goal = build_objective(center, posterior, symmetry, options["divergence"])
     try:
-        match_posteriors(center, posterior, symmetry, init=init, run=send, **options)
+        future = executor.submit(
+            match, goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **rest
+        )
     except RuntimeError as error:  # a pool that broke refuses new work
         return _raiser(error)
-    return futures[0].result
+    return lambda: goal.finish(future.result())
 
 
 def _raiser(error: Exception) -> Callable[[], Match]:

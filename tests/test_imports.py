@@ -19,6 +19,7 @@ ROOMS = (
     "io",
     "align_many",
     "align",
+    "objectives",
     "barrier",
     "draws",
     "report",

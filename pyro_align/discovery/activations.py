@@ -1,0 +1,118 @@
+"""Activations of any traced model: what its units say about data.
+
+The graph already knows which tensors carry which units, so nothing about the architecture is written by hand: the
+tensors that enter a sum of products, that depend on data and on sites, and that carry a free atom, are the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import Node
+
+from pyro_align.axes import Axis, leaves
+from pyro_align.discovery.assemble import name_atoms, write_axes
+from pyro_align.discovery.certify import DoubleInterpreter, GraphFunction
+from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.tracing import TracedGraph
+from pyro_align.symmetry import Symmetry
+
+CONTRACTIONS = frozenset({"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"})
+VIEWS = frozenset(
+    {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "clone", "unsqueeze", "squeeze", "alias"}
+    | {"detach", "_to_copy", "slice"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationProbe:
+    """Where a model's activations are, and a function that returns them.
+
+    Attributes:
+        axes: Name of a tensor in the graph -> its axis terms, over the atoms of the model's symmetry.
+    """
+
+    axes: Mapping[str, tuple[Axis, ...]]
+    _traced: TracedGraph = field(repr=False)
+    _nodes: Mapping[str, Node] = field(repr=False)
+
+    @classmethod
+    def of(cls, traced: TracedGraph, symmetry: Symmetry) -> ActivationProbe:
+        """Finds the activations of a traced model.
+
+        Args:
+            traced: The graph.
+            symmetry: The model's symmetry, as discovery finds it: the atoms' names are its.
+        """
+        inference = Inference(traced)
+        atoms, _ = name_atoms(inference)
+        axes, nodes = {}, {}
+        for node in _activation_nodes(traced, inference):
+            written = write_axes(inference.tensor_of(node).axes, atoms)
+            free = [a for t in written for a in leaves(t) if a.name in symmetry.atoms]
+            if free and any(not list(_named(t)) for t in written):
+                axes[f"@{node.name}"], nodes[f"@{node.name}"] = written, node
+        return cls(axes, traced, nodes)
+
+    def __call__(self, draws: Iterable[Mapping[str, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and mean square of each activation over posterior draws, float64, in the shape of the tensor.
+
+        Args:
+            draws: Site values, one mapping per draw; sites left out keep the values of the trace.
+        """
+        first: dict[str, Tensor] = {}
+        second: dict[str, Tensor] = {}
+        count = 0
+        names = {node: name for name, node in self._nodes.items()}
+        for values in draws:
+            count += 1
+            for node, value in _record(self._traced, {**self._traced.values, **values}, set(names)).items():
+                name = names[node]
+                first[name] = first[name] + value if name in first else value
+                second[name] = second[name] + value**2 if name in second else value**2
+        return {name: (first[name] / count, second[name] / count) for name in first}
+
+
+def _named(term: Axis):
+    return (a for a in leaves(term) if a.name)
+
+
+def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
+    """Sources of the operands of contractions that depend on data and on sites."""
+    on_data = _dependents(traced, traced.data)
+    on_sites = _dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
+    found: dict[Node, None] = {}
+    for node in traced.module.graph.nodes:
+        if node.op != "call_function" or getattr(node.target, "_opname", "") not in CONTRACTIONS:
+            continue
+        for source in node.all_input_nodes:
+            while source.op == "call_function" and getattr(source.target, "_opname", "") in VIEWS:
+                source = source.all_input_nodes[0]
+            if source in on_data and source in on_sites and isinstance(inference.tensor_of(source), AxisTensor):
+                found[source] = None
+    return list(found)
+
+
+def _dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
+    reached = set(roots)
+    for node in traced.module.graph.nodes:
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _record(traced: TracedGraph, values: Mapping[str, Tensor], wanted: set[Node]) -> dict[Node, Tensor]:
+    """Runs the graph in float64 and keeps the tensors asked for."""
+    kept: dict[Node, Tensor] = {}
+
+    class Recorder(DoubleInterpreter):
+        def run_node(self, node):
+            out = super().run_node(node)
+            if node in wanted:
+                kept[node] = out.detach().double()
+            return out
+
+    GraphFunction(traced).run(values, Recorder)
+    return kept

@@ -1,0 +1,164 @@
+"""What an alignment minimises: divergences of posteriors, likeness of activations, and their combinations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from pyro_align.axes import axis_size, leaves
+from pyro_align.discovery import ActivationProbe, probe_activations
+from pyro_align.errors import MatchError
+from pyro_align.guides import Posterior
+from pyro_align.matching import Match
+from pyro_align.symmetry import Permutation, Symmetry
+
+Features = dict[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Activations:
+    """Likeness of units by what they do on data, averaged over the posterior (activation matching).
+
+    Two units are alike if their activations correlate over data and posterior draws (Tatro et al. 2020; Ainsworth et
+    al. 2023, section 3.1); noise of the posterior lowers the correlation, so that units at the prior count little. The
+    activations are found in the model's traced graph, whatever its architecture.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments: the data on which to compare, a few hundred are plenty.
+        num_draws: Posterior draws.
+        seed: Seed of the draws.
+        kwargs: The model's keyword arguments.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import Activations
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
+        >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_draws=4)
+        >>> by_activation.num_draws
+        4
+    """
+
+    model: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+    num_draws: int
+    seed: int
+    _probes: dict = field(repr=False)
+
+    def __init__(self, model: Callable, *args: Any, num_draws: int = 8, seed: int = 0, **kwargs: Any):
+        if num_draws < 1:
+            raise MatchError(f"num_draws: expected at least 1, got {num_draws}")
+        values = {"model": model, "args": args, "kwargs": kwargs, "num_draws": num_draws, "seed": seed, "_probes": {}}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def probe(self, symmetry: Symmetry) -> ActivationProbe:
+        """Where the activations are in the model's graph."""
+        key = id(symmetry)
+        if key not in self._probes:
+            probe = probe_activations(self.model, *self.args, symmetry=symmetry, **self.kwargs)
+            if not probe.axes:
+                raise MatchError("the model has no activations: no tensor carries both data and units of the symmetry")
+            self._probes[key] = (symmetry, probe)  # holds the symmetry, so that its id stays taken
+        return self._probes[key][1]
+
+    def features(self, posterior: Posterior, symmetry: Symmetry) -> Features:
+        """Standardised mean activations, pseudo-site -> one tensor."""
+        probe = self.probe(symmetry)
+        values = posterior.push(posterior.noise(self.num_draws, generator=self.seed))
+        draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_draws))
+        return {
+            name: (_standardised(mean, square, probe.axes[name]).to(posterior.dtype),)
+            for name, (mean, square) in probe(draws).items()
+        }
+
+
+def _standardised(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
+    """Activations less their mean over data, over their spread over data and draws; units that never vary give 0."""
+    samples = [i for i, term in enumerate(axes) if not any(atom.name for atom in leaves(term))]
+    center = mean.mean(samples, keepdim=True)
+    variance = (square.mean(samples, keepdim=True) - center**2).clamp_min(0.0)
+    count = math.prod(axis_size(axes[i]) for i in samples)
+    scale = variance.sqrt()
+    floor = 1e-8 * (center.abs() + scale.max())
+    return ((mean - center) / scale.clamp_min(1e-300)).where(scale > floor, 0.0) / math.sqrt(count)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is handed to a matcher.
+
+    Attributes:
+        group: The symmetry whose elements are wanted.
+        symmetry: The same over the tensors that have features: sites, and a pseudo-site per tensor of activations.
+        fixed: Features of the posterior that stays.
+        moving: Features of the posterior to relabel.
+        odd: Site -> which features change sign with signed units.
+    """
+
+    group: Symmetry = field(repr=False)
+    symmetry: Symmetry
+    fixed: Features = field(repr=False)
+    moving: Features = field(repr=False)
+    odd: Mapping[str, tuple[bool, ...]] = field(repr=False)
+
+    def start(self, permutation: Permutation | None) -> Permutation | None:
+        """A relabelling to start from, over the tensors that have features."""
+        if permutation is None or self.symmetry is self.group:
+            return permutation
+        known = self.symmetry.atoms
+        return self.symmetry.permutation(
+            {k: v for k, v in permutation.indices.items() if k in known},
+            {k: v for k, v in permutation.signs.items() if k in known},
+        )
+
+    def finish(self, found: Match) -> Match:
+        """What was found, with its relabelling as an element of the group; atoms without features keep their order."""
+        if self.symmetry is self.group:
+            return found
+        return replace(found, permutation=self.group.permutation(found.permutation.indices, found.permutation.signs))
+
+
+def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: Any) -> Objective:
+    """The features of a divergence, of activations, or of a weighted combination.
+
+    Args:
+        a: The posterior that stays.
+        b: The posterior to relabel.
+        symmetry: The group, with its sizes.
+        divergence: A divergence's name, an :class:`Activations`, or a mapping of these to weights.
+
+    Raises:
+        MatchError: A weight is not positive, or activations are asked for where units have signs.
+    """
+    parts = dict(divergence) if isinstance(divergence, Mapping) else {divergence: 1.0}
+    if not parts:
+        raise MatchError("divergence: got an empty mapping; give names or Activations with their weights")
+    fixed: Features = {}
+    moving: Features = {}
+    odd: dict[str, tuple[bool, ...]] = {}
+    axes = dict(symmetry.sites)
+    for part, weight in parts.items():
+        if not (isinstance(weight, int | float) and 0 < weight < math.inf):
+            raise MatchError(f"divergence: the weight of {part!r} must be a positive number, got {weight!r}")
+        if isinstance(part, Activations):
+            if symmetry.signed:
+                raise MatchError("activations cannot be matched up to signs; use a symmetry found with signs=False")
+            axes.update(part.probe(symmetry).axes)
+            here, there, flags = part.features(a, symmetry), part.features(b, symmetry), (False,)
+        else:
+            here, there, flags = a.features(part, "fixed"), b.features(part, "moving"), a.feature_odd(part)
+        for site in here:
+            fixed[site] = (*fixed.get(site, ()), *(here[site] if weight == 1 else (weight * t for t in here[site])))
+            moving[site] = (*moving.get(site, ()), *there[site])
+            odd[site] = (*odd.get(site, ()), *flags)
+    if axes.keys() == fixed.keys() == symmetry.sites.keys():
+        return Objective(symmetry, symmetry, fixed, moving, odd)
+    kept = {site: terms for site, terms in axes.items() if site in fixed}
+    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), fixed, moving, odd)

@@ -1,0 +1,114 @@
+"""Activations and combinations of divergences."""
+
+import pyro
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal, init_to_sample
+
+import pyro_align
+from pyro_align import Activations, MatchError, SymmetryError
+from pyro_align.demo.network import bayesian_mlp
+from pyro_align.discovery import probe_activations
+from pyro_align.guides import read_guide
+from pyro_align.objectives import build_objective
+
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(40) % 2
+MODEL = bayesian_mlp([3, 7, 5, 2], activation="tanh")
+
+
+@pytest.fixture(scope="module")
+def symmetry():
+    return pyro_align.find_symmetry(MODEL, X, Y)
+
+
+def make_guide(seed, scale=0.01):
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(seed)
+        guide = AutoNormal(MODEL, init_loc_fn=init_to_sample, init_scale=scale)
+        guide(X, Y)
+    return guide
+
+
+def test_the_activations_of_a_network_are_its_hidden_layers(symmetry):
+    probe = probe_activations(MODEL, X, Y, symmetry=symmetry)
+    posterior = read_guide(make_guide(0))
+    values = posterior.push(posterior.noise(3, generator=0))
+    draws = [{k: v[s] for k, v in values.items()} for s in range(3)]
+    found = probe(draws)
+    hidden = [torch.tanh(X @ d["layer0.weight"].T + d["layer0.bias"]) for d in draws]
+    deep = [torch.tanh(h @ d["layer1.weight"].T + d["layer1.bias"]) for h, d in zip(hidden, draws, strict=True)]
+    assert [tuple(str(t) for t in axes) for axes in probe.axes.values()] == [
+        ("fixed 40", "layer0"),
+        ("fixed 40", "layer1"),
+    ]
+    for (mean, square), expected in zip(found.values(), (hidden, deep), strict=True):
+        assert torch.allclose(mean, torch.stack(expected).mean(0))
+        assert torch.allclose(square, torch.stack(expected).square().mean(0))
+
+
+def test_the_gain_is_the_correlation_of_units(symmetry):
+    a, b = read_guide(make_guide(1)), read_guide(make_guide(2))
+    goal = build_objective(a, b, symmetry, Activations(MODEL, X, Y, num_draws=1))
+    name = next(iter(goal.symmetry.sites))
+    gain = goal.fixed[name][0].T @ goal.moving[name][0]
+    hidden = []
+    for q in (a, b):
+        values = q.push(q.noise(1, generator=0))
+        hidden.append(torch.tanh(X @ values["layer0.weight"][0].T + values["layer0.bias"][0]))
+    expected = torch.corrcoef(torch.cat(hidden, 1).T)[:7, 7:]
+    assert torch.allclose(gain, expected)
+
+
+def test_activations_recover_a_relabelled_copy(symmetry):
+    guide, hidden = make_guide(0), symmetry.random(3)
+    moved = pyro_align.permute_guide(guide, hidden)
+    for divergence in (Activations(MODEL, X, Y), {"w2": 1.0, Activations(MODEL, X, Y): 0.5}, {"w2": 2, "means": 0.1}):
+        alignment = pyro_align.align(guide, moved, symmetry, divergence=divergence)
+        assert alignment.permutation == hidden.inverse()
+        assert alignment.permutation.symmetry is symmetry
+        assert alignment.distance == 0.0
+
+
+def test_a_combination_is_the_weighted_sum(symmetry):
+    a, b = read_guide(make_guide(1)), read_guide(make_guide(2))
+    p = symmetry.random(0)
+
+    def value(divergence):
+        goal = build_objective(a, b, symmetry, divergence)
+        return pyro_align.matching.objective(goal.symmetry, goal.fixed, goal.moving, goal.start(p), odd=goal.odd)
+
+    by_activation = Activations(MODEL, X, Y)
+    expected = 2 * value("w2") + 0.5 * value("means") + 3 * value(by_activation)
+    assert value({"w2": 2, "means": 0.5, by_activation: 3}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_constant_units_say_nothing():
+    symmetry = pyro_align.find_symmetry(MODEL, X, Y)
+    guide = make_guide(0, scale=1e-12)
+    with torch.no_grad():
+        next(p for n, p in guide.named_parameters() if n.startswith("locs") and "layer0" in n).zero_()
+    goal = build_objective(read_guide(guide), read_guide(make_guide(1)), symmetry, Activations(MODEL, X, Y))
+    assert all(torch.isfinite(t).all() for features in goal.fixed.values() for t in features)
+
+
+def test_the_same_seed_gives_the_same_features(symmetry):
+    posterior = read_guide(make_guide(0, scale=0.5))
+    first, again, other = (Activations(MODEL, X, Y, seed=s).features(posterior, symmetry) for s in (0, 0, 1))
+    assert all(torch.equal(first[k][0], again[k][0]) for k in first)
+    assert not all(torch.equal(first[k][0], other[k][0]) for k in first)
+
+
+def test_bad_input_is_refused(symmetry):
+    guides = make_guide(0), make_guide(1)
+    with pytest.raises(MatchError, match="weight of 'w2'"):
+        pyro_align.align(*guides, symmetry, divergence={"w2": 0})
+    with pytest.raises(MatchError, match="empty"):
+        pyro_align.align(*guides, symmetry, divergence={})
+    with pytest.raises(MatchError, match="num_draws"):
+        Activations(MODEL, X, Y, num_draws=0)
+    by_hand = pyro_align.Symmetry.from_axes(
+        {"layer0.weight": ("h", None), "layer0.bias": ("h",), "layer1.weight": (None, "h")}
+    )
+    with pytest.raises(SymmetryError, match="find_symmetry"):
+        pyro_align.align(*guides, by_hand, divergence=Activations(MODEL, X, Y))
