@@ -27,7 +27,9 @@ def untouched(*modules: object, seed: int | None = None) -> Iterator[None]:
     saved = (dict(store._params), dict(store._param_to_name), dict(store._constraints))
     guarded = {id(m): m for root in modules if isinstance(root, nn.Module) for m in root.modules()}
     flags = {i: m.training for i, m in guarded.items()}
-    buffers = [(m, name, b, b.detach().clone()) for m in guarded.values() for name, b in m._buffers.items() if b is not None]
+    buffers = [
+        (m, name, b, b.detach().clone()) for m in guarded.values() for name, b in m._buffers.items() if b is not None
+    ]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:

@@ -28,7 +28,9 @@ def symmetry_table(symmetry: Symmetry) -> str:
     if not symmetry.sites:
         return "Symmetry without sites"
     count = "" if not symmetry.is_bound else f", log order {symmetry.log_order:.1f} nats"
-    lines = [f"Symmetry of {len(symmetry.sites)} sites: {len(symmetry.atoms)} free atoms{count} (scope: {symmetry.scope})"]
+    lines = [
+        f"Symmetry of {len(symmetry.sites)} sites: {len(symmetry.atoms)} free atoms{count} (scope: {symmetry.scope})"
+    ]
     if symmetry.atoms:
         rows = []
         for name, atom in symmetry.atoms.items():
