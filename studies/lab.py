@@ -1,0 +1,164 @@
+"""One network on one data set: its model, its fits, and the barrier between two of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import pyro_align
+from pyro_align.demo.network import bayesian_mlp
+from pyro_align.diagnostics import effective_width
+from pyro_align.guides import MeanFieldNormal, Posterior
+from studies.data import DataSet, load
+from studies.runner import Row
+from studies.training import Fit, Fits, Recipe
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A multilayer perceptron, its prior, and how it is fitted.
+
+    Attributes:
+        data: Name of the data set.
+        hidden: Widths of the hidden layers.
+        activation: ``"relu"`` or ``"tanh"``.
+        prior: ``"fan-in"`` or the standard deviation of every prior, as text.
+        recipe: Optimiser settings, temperature and guide.
+    """
+
+    data: str
+    hidden: tuple[int, ...]
+    activation: str = "relu"
+    prior: str = "fan-in"
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def name(self) -> dict[str, object]:
+        """What names a fit beside its recipe and seed."""
+        return {"data": self.data, "hidden": list(self.hidden), "activation": self.activation, "prior": self.prior}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where and how finely a path is evaluated.
+
+    Attributes:
+        taus: Points on the path.
+        draws: Posterior draws at each.
+        train: Number of training data evaluated; 0 for none.
+        test: Number of test data evaluated; None for all.
+    """
+
+    taus: int = 11
+    draws: int = 16
+    train: int = 1437
+    test: int | None = None
+
+
+class Lab:
+    """Loads, fits and measures, each thing once.
+
+    Args:
+        options: Options of a study, see :func:`studies.runner.parser`.
+        grid: Where paths are evaluated.
+        limit: Greatest number of training data to fit to; None for all.
+    """
+
+    def __init__(self, options: argparse.Namespace, grid: Grid, limit: int | None = None):
+        self.options = options
+        self.grid = grid
+        self.limit = limit
+        self.fits = Fits(options.fits, options.device)
+        self.data = cache(self._data)
+        self.symmetry = cache(self._symmetry)
+
+    def _data(self, name: str) -> DataSet:
+        data = load(name, self.options.data_dir).flat().to(self.options.device)
+        return data if self.limit is None else data.head(self.limit, self.limit)
+
+    def model(self, setting: Setting) -> Callable:
+        """The Pyro model of a setting."""
+        data = self.data(setting.data)
+        prior = setting.prior if setting.prior == "fan-in" else float(setting.prior)
+        sizes = [data.x.shape[1], *setting.hidden, data.classes]
+        return bayesian_mlp(sizes, prior_scale=prior, activation=setting.activation)
+
+    def fit(self, setting: Setting, seed: int) -> Fit:
+        """The posterior of a setting and seed."""
+        data = self.data(setting.data)
+        return self.fits(self.model(setting), data.x, data.y, seed=seed, recipe=setting.recipe, what=setting.name)
+
+    def _symmetry(self, setting: Setting) -> pyro_align.Symmetry:
+        data = self.data(setting.data)
+        return pyro_align.find_symmetry(self.model(setting), data.x[:32], data.y[:32])
+
+    def evaluation(self, setting: Setting) -> dict[str, tuple]:
+        """The data a path is evaluated on; the third argument is the number of data that the posterior was fitted to."""
+        data, grid = self.data(setting.data), self.grid
+        parts = {
+            "train": (data.x[: grid.train], data.y[: grid.train], len(data.x)),
+            "test": (data.x_test[: grid.test], data.y_test[: grid.test], len(data.x)),
+        }
+        return {name: part for name, part in parts.items() if len(part[0])}
+
+    def barrier(self, setting: Setting, path, *, seed: int = 0) -> pyro_align.Barrier:
+        """The losses along a path."""
+        draws = 2 if setting.recipe.guide == "delta" else self.grid.draws  # a point mass has no spread
+        return pyro_align.evaluate_barrier(
+            self.model(setting),
+            path,
+            evaluation=self.evaluation(setting),
+            taus=self.grid.taus,
+            num_samples=draws,
+            temperature=setting.recipe.temperature,
+            seed=seed,
+        )
+
+    def alive(self, setting: Setting, posterior: Posterior) -> list[int]:
+        """Units of each hidden layer that have left the prior (KL above 5 nats); none for a point estimate."""
+        if not isinstance(posterior, MeanFieldNormal):
+            return []
+        data = self.data(setting.data)
+        width = effective_width(posterior, self.symmetry(setting), self.model(setting), data.x[:2], data.y[:2])
+        return list(width.alive.values())
+
+
+def rows(barrier: pyro_align.Barrier, losses: Sequence[str] | None = None, **columns: object) -> list[Row]:
+    """One row per data set and loss: barrier, its standard error and tau, and the loss at both ends."""
+    made = []
+    for (evaluation, loss), curve in barrier.curves.items():
+        if losses is not None and loss not in losses:
+            continue
+        peak = curve.barrier
+        ends = {"start": float(curve.value[0]), "end": float(curve.value[-1])}
+        made.append(
+            {
+                **columns,
+                "evaluation": evaluation,
+                "loss": loss,
+                "barrier": peak.height,
+                "se": peak.se,
+                "tau": peak.tau,
+                **ends,
+            }
+        )
+    return made
+
+
+def before_and_after(lab: Lab, setting: Setting, seed_a: int, seed_b: int, **options: object) -> list[Row]:
+    """Barriers between two fits as they stand and after alignment, with distances and effective widths."""
+    fits = [lab.fit(setting, seed) for seed in (seed_a, seed_b)]
+    a, b = (fit.posterior for fit in fits)
+    alignment = pyro_align.align(a, b, lab.symmetry(setting), **options)
+    alive = "/".join(map(str, lab.alive(setting, a)))
+    common = {"fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
+    made = []
+    for name, end, distance in (
+        ("none", b, alignment.distance_before),
+        (alignment.divergence, alignment.posterior, alignment.distance),
+    ):
+        barrier = lab.barrier(setting, pyro_align.displacement(a, end))
+        made += rows(barrier, alignment=name, distance=distance, **common)
+    return made
