@@ -105,8 +105,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         ValueError: It is no such file, or is cut short.
     """
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         magic = file.read(4)
         if len(magic) < 4 or magic[:3] != b"\0\0\x08":
             raise ValueError(f"{path} is not an IDX file of unsigned bytes")

@@ -1,7 +1,8 @@
 """An ELBO for mean-field Gaussians with the KL in closed form, and local reparameterisation on request.
 
 Pyro's ``Trace_ELBO`` scores each weight under prior and guide, draw by draw; for Normal against Normal the KL is known,
-which removes its noise and most of the cost of a step. Nothing else differs: ``pyro.infer.SVI(model, guide, optimiser, **elbo.for_svi())``.
+which removes its noise and most of the cost of a step. The rest is plain Pyro:
+``SVI(model, guide, optimiser, **elbo.for_svi())``.
 """
 
 from __future__ import annotations
@@ -114,10 +115,11 @@ class _GuideDraws(Messenger):
 class LocalReparameterisation(TorchFunctionMode):
     """Draws the outputs of linear and convolutional layers in place of their weights.
 
-    Where weights are independent Normals, a layer's output is Normal given its input, with mean ``f(x; m)`` and variance
-    ``f(x^2; s^2)``; drawing it anew for each datum lowers the variance of the gradient (Kingma, Salimans & Welling
-    2015, eq. 6). Layers are recognised by the identity of their weight: a model that transforms a weight before use gets
-    the mean of it. Exact for dense layers; for convolutions, outputs at different places are drawn independently.
+    Where weights are independent Normals, a layer's output is Normal given its input, with mean ``f(x; m)`` and
+    variance ``f(x^2; s^2)``; drawing it anew for each datum lowers the variance of the gradient (Kingma, Salimans &
+    Welling 2015, eq. 6). Layers are recognised by the identity of their weight: a model that transforms a weight before
+    use gets the mean of it. Exact for dense layers; a convolution's outputs at different places are drawn independently,
+    though they share weights.
 
     Args:
         guide_trace: Trace of an ``AutoNormal`` whose sites stand at their means.

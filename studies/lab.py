@@ -95,7 +95,7 @@ class Lab:
         return pyro_align.find_symmetry(self.model(setting), data.x[:32], data.y[:32])
 
     def evaluation(self, setting: Setting) -> dict[str, tuple]:
-        """The data a path is evaluated on; the third argument is the number of data that the posterior was fitted to."""
+        """The data a path is evaluated on; the third argument is the number of data that the fit saw."""
         data, grid = self.data(setting.data), self.grid
         parts = {
             "train": (data.x[: grid.train], data.y[: grid.train], len(data.x)),
