@@ -7,6 +7,7 @@ from pyro_align.guides.guide_list import Independent
 from pyro_align.guides.hand_written import mean_field_guide
 from pyro_align.guides.low_rank import LowRankNormal
 from pyro_align.guides.mean_field import MeanFieldNormal
+from pyro_align.guides.outside import read_bayesian_module
 from pyro_align.guides.point import Point
 from pyro_align.guides.posterior import Posterior, SiteSpec
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
@@ -28,6 +29,7 @@ __all__ = [
     "check_distinct",
     "mean_field_guide",
     "permute_guide",
+    "read_bayesian_module",
     "read_guide",
     "register_guide",
     "registered_guides",

@@ -40,7 +40,7 @@ class RawParameter:
         raw: The unconstrained tensor, detached and owned.
         constraint: The constraint of the value.
         event_dim: Number of rightmost axes that plates do not subsample.
-        kind: ``"pyro"`` (a PyroParam), ``"parameter"`` (an nn.Parameter) or ``"buffer"``.
+        kind: ``"pyro"`` (a PyroParam), ``"parameter"`` (an nn.Parameter), ``"buffer"`` or ``"plain"`` (an attribute).
     """
 
     raw: Tensor
@@ -100,6 +100,8 @@ def write_parameter(module: PyroModule, path: str, parameter: RawParameter) -> N
     raw = _own(parameter.raw)
     if parameter.kind == "buffer":
         owner.register_buffer(name, raw)
+    elif parameter.kind == "plain":
+        owner.__dict__[name] = raw
     elif parameter.kind == "parameter":
         owner.register_parameter(name, nn.Parameter(raw))
     else:

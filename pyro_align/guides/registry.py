@@ -18,6 +18,7 @@ Reader = Callable[[Any], Posterior]
 
 
 _RULES: dict[type, Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
+_OUTSIDE: dict[str, Reader] = {}  # by dotted name, for types of packages that are not imported here
 
 
 def register_guide(*types: type) -> Callable[[Reader], Reader]:
@@ -35,6 +36,16 @@ def register_guide(*types: type) -> Callable[[Reader], Reader]:
     def register(reader: Reader) -> Reader:
         for cls in types:
             _RULES[cls] = reader
+        return reader
+
+    return register
+
+
+def register_outside(*names: str) -> Callable[[Reader], Reader]:
+    """Registers a reader for types by ``module.qualname``, so that their package need not be there."""
+
+    def register(reader: Reader) -> Reader:
+        _OUTSIDE.update(dict.fromkeys(names, reader))
         return reader
 
     return register
@@ -61,8 +72,10 @@ def read_guide(guide: Any) -> Posterior:
     if isinstance(guide, Posterior):
         return guide
     warn_if_stale(guide)
-    if type(guide) in _RULES:
-        return _RULES[type(guide)](guide)
+    cls = type(guide)
+    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
+    if reader is not None:
+        return reader(guide)
     from pyro_align.guides.wrapped import wrap_guide  # here: the guides that it makes are themselves registered
 
     return wrap_guide(guide)
