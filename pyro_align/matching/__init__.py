@@ -5,6 +5,8 @@
 
 from pyro_align.matching.coordinate import Coordinate
 from pyro_align.matching.exhaustive import Exhaustive, elements
+from pyro_align.matching.frank_wolfe import FrankWolfe
+from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
 from pyro_align.matching.problem import Features, objective
 from pyro_align.matching.solve import Match, match
@@ -14,10 +16,12 @@ __all__ = [
     "Coordinate",
     "Exhaustive",
     "Features",
+    "FrankWolfe",
     "Match",
     "Matcher",
     "Run",
     "elements",
+    "margins",
     "match",
     "objective",
     "register",

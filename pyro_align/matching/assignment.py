@@ -52,3 +52,20 @@ def _solve(gain: np.ndarray) -> np.ndarray:
 def picked(gain: Tensor, index: Tensor) -> Tensor:
     """The entries of each matrix along an assignment, ``(*batch, n)`` in float64."""
     return gain.gather(-1, index.unsqueeze(-1)).squeeze(-1).double()
+
+
+def swap_costs(gain: Tensor, index: Tensor) -> Tensor:
+    """What swapping the partners of two rows costs: ``g[i, p(i)] + g[k, p(k)] - g[i, p(k)] - g[k, p(i)]``.
+
+    Args:
+        gain: ``(batch, n, n)``.
+        index: An assignment p, ``(batch, n)``.
+
+    Returns:
+        ``(batch, n, n)``; infinite on the diagonal.
+    """
+    theirs = gain.gather(2, index.unsqueeze(1).expand_as(gain))  # entry (i, k): what i gains from k's partner
+    kept = theirs.diagonal(dim1=1, dim2=2)
+    cost = kept.unsqueeze(2) + kept.unsqueeze(1) - theirs - theirs.transpose(1, 2)
+    cost.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return cost

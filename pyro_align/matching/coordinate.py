@@ -7,6 +7,7 @@ tie to fixed axes (data, outputs), uses only the sites whose other atoms are set
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -53,25 +54,37 @@ def make_updates(problem) -> list[Update]:
     return updates
 
 
-def anchored_pass(run: Run, updates: list[Update]) -> bool:
+def anchored_pass(run: Run, updates: list[Update], settled: Collection[str] = ()) -> bool:
     """Settles every atom once, by the evidence of those already settled.
+
+    Args:
+        run: The search.
+        updates: The moves.
+        settled: Atoms that are settled to begin with.
 
     Returns:
         Whether it came to its end before the time limit.
     """
-    ready: set[str] = set()
+    ready = set(settled)
     waiting = list(updates)
     while waiting := [u for u in waiting if u.name not in ready]:
         if run.clock.expired:
             return False
         evidence = [u.evidence(ready) for u in waiting]
         if any(evidence):
-            update = waiting[max(range(len(waiting)), key=evidence.__getitem__)]
+            update = waiting[_choose(run, evidence)]
             update.anchor(run.labels, run.clock, ready)
         else:  # nothing speaks for any: leave one as it is and see what that says about the others
             update = waiting[0]
         ready |= set(update.tree)
     return True
+
+
+def _choose(run: Run, evidence: list[int]) -> int:
+    """The atom with most evidence; on a random pass one drawn in proportion to it."""
+    if run.random_order:
+        return int(torch.multinomial(torch.tensor(evidence, dtype=torch.float64), 1, generator=run.generator))
+    return max(range(len(evidence)), key=evidence.__getitem__)
 
 
 def sweep_until_converged(run: Run, updates: list[Update]) -> str:

@@ -34,12 +34,14 @@ class Part:
         batch: Dimensions of the atoms around the moved one.
         chain: Dimensions of the moved atom and of those nested in it, outermost first.
         linear: Whether the block is linear in the move.
+        carries: Whether further nested dimensions are carried along, not matched.
     """
 
     block: Block
     batch: tuple[int, ...]
     chain: tuple[int, ...]
     linear: bool
+    carries: bool = False
 
     @property
     def node(self) -> str:
@@ -85,9 +87,10 @@ class Part:
                 dim = self.block.dims[i]
                 if dim.odd and dim.name in labels.signs:
                     fixed = fixed * aligned(self.block, i, labels.signs[dim.name]).to(fixed.dtype)
-        return self._flat(fixed), self._flat(right)
+        return self.flat(fixed), self.flat(right)
 
-    def _flat(self, value: Tensor) -> Tensor:
+    def flat(self, value: Tensor) -> Tensor:
+        """A block's value as ``(batch, chain, rest)``."""
         batch, size, _ = self.shape
         rest = value.numel() // max(1, batch * size)
         return value.permute(*self.batch, *self.chain, *self.others).reshape(batch, size, rest)
@@ -123,7 +126,7 @@ def find_parts(block: Block, name: str, joint: bool) -> list[Part]:
             inside.discard(nested[0])
         # what is left inside is not matched along but carried, so the block is only approximated
         linear = len(places) == 1 and (not joint or not inside)
-        parts.append(Part(block, block.dims[place].outer, tuple(chain), linear))
+        parts.append(Part(block, block.dims[place].outer, tuple(chain), linear, bool(inside)))
     return parts
 
 

@@ -36,6 +36,7 @@ class Run:
         generator: The only source of randomness.
         max_sweeps: Sweeps after which to stop.
         anchored: Whether the search may choose its own start, as none was given.
+        random_order: Whether an anchored pass settles atoms in random order.
         progress: Called with (sweep, objective), or None.
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.
@@ -47,6 +48,7 @@ class Run:
     generator: torch.Generator
     max_sweeps: int
     anchored: bool = True
+    random_order: bool = False
     progress: Callable[[int, float], None] | None = None
     value: float = 0.0
     history: list[float] = field(default_factory=list)
@@ -71,9 +73,15 @@ class Run:
 
 
 class Matcher(ABC):
-    """One algorithm that maximises the objective over relabellings."""
+    """One algorithm that maximises the objective over relabellings.
+
+    Attributes:
+        name: Its name in the registry.
+        own_loss: Whether it minimises a loss of the caller's instead, so that the objective may fall.
+    """
 
     name = ""
+    own_loss = False
 
     @abstractmethod
     def search(self, run: Run) -> str:

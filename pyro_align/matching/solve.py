@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import Matcher, Run, as_matcher, print_progress, start_labels
 from pyro_align.matching.problem import Features, Problem, inner
+from pyro_align.matching.starts import kick, named_start
 from pyro_align.symmetry import Permutation, Symmetry, same_group
 
 
@@ -30,6 +33,8 @@ class Match:
         seconds: Wall time by part: ``gain``, ``assignment``, ``rest``.
         matcher: The matcher's name.
         seed: The seed it ran with.
+        loss: What ``select`` gave for the permutation, where it was given.
+        margins: Atom -> what each unit's second-best partner would cost, ``(*outer sizes, size)``, where asked for.
     """
 
     permutation: Permutation
@@ -40,6 +45,8 @@ class Match:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     matcher: str = ""
     seed: int = 0
+    loss: float | None = None
+    margins: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{k} {v:.3g} s" for k, v in self.seconds.items())
@@ -53,11 +60,13 @@ def match(
     *,
     odd=None,
     matcher: str | Matcher = "coordinate",
-    init: Permutation | None = None,
+    init: Permutation | str | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
     time_limit: float | None = None,
     restarts: int = 0,
+    select: Callable[[Permutation], float] | None = None,
+    with_margins: bool = False,
     progress: bool | Callable[[int, float], None] = False,
 ) -> Match:
     """Finds a relabelling of ``moving`` that makes it most like ``fixed``.
@@ -72,12 +81,15 @@ def match(
         odd: Which features change sign with the units of signed atoms: one bool per feature, or site -> such a
             sequence. Needed only where the symmetry has signs.
         matcher: A name in ``MATCHERS``, or a configured matcher such as ``Coordinate(anchored=False)``.
-        init: Relabelling to start from. Without one the matcher chooses its start, and what it finds is never worse
-            than the identity.
+        init: Relabelling to start from, or ``"identity"``, ``"random"`` or ``"spectral"``. Without one the matcher
+            chooses its start, and what it finds is never worse than the identity.
         seed: Seed of the order of the sweeps and of the restarts.
         max_sweeps: Sweeps after which to stop.
         time_limit: Wall time in seconds after which to stop with the best so far, or None.
-        restarts: Number of further searches from random relabellings; the best is kept.
+        restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept.
+        select: Loss of a relabelling, lower is better (say, the model's loss at the midpoint): chooses among the
+            searches in place of the objective.
+        with_margins: Whether to compute each unit's margin at the end; see :func:`margins`.
         progress: True prints one line a sweep to standard error; a callable gets (sweep, objective).
 
     Raises:
@@ -100,21 +112,49 @@ def match(
         )
     clock = Clock(time_limit)
     problem = Problem(symmetry, fixed, moving, odd)
-    if init is not None and not same_group(init.symmetry, symmetry):
+    if isinstance(init, Permutation) and not same_group(init.symmetry, symmetry):
         raise MatchError("init= belongs to another symmetry than the one given")
     report = print_progress if progress is True else progress or None
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(init, str):
+        init = named_start(problem, init, generator)
     best: Match | None = None
     with torch.no_grad():
         for k in range(restarts + 1):
-            start = init if k == 0 else symmetry.random(generator)
-            run = Run(problem, start_labels(problem, start), clock, generator, max_sweeps, start is None, report)
+            start, random_order = _start(problem, init, best, k, generator)
+            run = Run(problem, start_labels(problem, start), clock, generator, max_sweeps, start is None)
+            run.random_order, run.progress = random_order, report
             found = _search(chosen, run, start, seed)
-            best = found if best is None or found.objective > best.objective else best
+            if select is not None:
+                with torch.enable_grad():
+                    found = replace(found, loss=float(select(found.permutation)))
+            best = found if best is None or _better(found, best) else best
             if found.status in ("interrupted", "time_limit"):
                 best = replace(best, status=found.status)
                 break
+    if with_margins:
+        best = replace(best, margins=margins(problem, best.permutation))
     return replace(best, seconds=clock.seconds())
+
+
+def _better(a: Match, b: Match) -> bool:
+    return a.objective > b.objective if a.loss is None or b.loss is None else a.loss < b.loss
+
+
+def _start(problem: Problem, init, best: Match | None, k: int, generator) -> tuple[Permutation | None, bool]:
+    """Where search k begins, and whether an anchored pass takes a random order.
+
+    Most restarts shuffle a tenth of the units of the best so far and climb again: on independent problems this finds
+    better optima than fresh random starts do.
+    """
+    if k == 0 or best is None:
+        return init, False
+    kind = k % 8
+    if kind in (0, 4):
+        return problem.symmetry.random(generator), False
+    if kind in (3, 6):
+        return None, True
+    return kick(best.permutation, 0.3 if kind == 5 else 0.1, generator), False
 
 
 def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) -> Match:
@@ -125,7 +165,11 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
         run.history.append(run.value)
     found = _finish(matcher, run, status, seed)
     floor = run.problem.symmetry.identity()
-    if start is None and value(run.problem, start_labels(run.problem, floor)) > found.objective:
+    if (
+        start is None
+        and not matcher.own_loss
+        and value(run.problem, start_labels(run.problem, floor)) > found.objective
+    ):
         # the matcher's own start led below where it began: begin there
         again = replace(run, labels=start_labels(run.problem, floor), anchored=False, value=0.0, history=[])
         try:

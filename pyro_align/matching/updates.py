@@ -20,7 +20,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from pyro_align.matching.assignment import argmax_assignment, picked
+from pyro_align.matching.assignment import argmax_assignment, picked, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.evidence import Evidence, Gains, Part, find_parts
@@ -29,6 +29,7 @@ from pyro_align.matching.nested import solve_tree
 from pyro_align.matching.problem import Problem, inner
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
+_SWAPS = 16  # pairs tried where no assignment raises a quadratic objective
 _ALIKE = 0.5  # mean cosine of paired units above which it pays to ask whether further evidence can matter
 
 
@@ -110,6 +111,14 @@ class Update:
         self._seen = {n: labels.versions[n] for n in self.depends} if self.exact or not rise else None
         return rise
 
+    def gain(self, labels: Labels) -> Tensor:
+        """The full gain matrix of the atom alone, ``(batch, n, n)``, linearised where it must be."""
+        n, batch = self.atom.size, math.prod(self.problem.symmetry.outer_shape(self.name))
+        total = (self.linear.bring(labels) + self.curved.bring(labels)).total(self.name)
+        if total is None:
+            return torch.zeros(batch, n, n, dtype=self.problem.work_dtype, device=labels.device)
+        return total.reshape(batch, n, n)
+
     # -- the move --------------------------------------------------------------------------------------------------
 
     def _move(self, labels: Labels, clock: Clock) -> float:
@@ -131,12 +140,33 @@ class Update:
             trial = labels.copy()
             trial.replace(indices, signs)
             if not trial.differs(labels):
-                return 0.0
-            rise, size = self._rise(linear, labels, trial)
-            if blocks:
-                rise += self._exact(blocks, trial) - base
-                size += abs(base)
-            if rise > self._noise * size:
+                break
+            rise = self._rise(linear, labels, trial, base)
+            if rise > 0:
+                labels.replace(indices, signs)
+                return rise
+        return self._swap(gains, linear, labels, base) if len(rewards) > 1 else 0.0
+
+    def _swap(self, gains: Gains, linear: Gains, labels: Labels, base: float) -> float:
+        """Exchanges two units where that raises the objective: a last try, of the pairs that look cheapest."""
+        gain = gains.total(self.name)
+        if gain is None or self.atom.size < 2:
+            return 0.0
+        index = labels.indices[self.name].reshape(gain.shape[:-1])
+        n = self.atom.size
+        once = torch.ones(n, n, dtype=torch.bool, device=gain.device).tril()
+        cost = swap_costs(gain, index).masked_fill_(once, torch.inf)
+        for flat in cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False).indices.tolist():
+            row, i, k = flat // n**2, flat // n % n, flat % n
+            swapped = index.clone()
+            swapped[row, i], swapped[row, k] = index[row, k], index[row, i]
+            indices, signs = {self.name: swapped.reshape(labels.indices[self.name].shape)}, {}
+            if not self.joint:
+                self._carry(indices, signs, labels)
+            trial = labels.copy()
+            trial.replace(indices, signs)
+            rise = self._rise(linear, labels, trial, base)
+            if rise > 0:
                 labels.replace(indices, signs)
                 return rise
         return 0.0
@@ -149,8 +179,15 @@ class Update:
     def _exact(self, blocks: list[Block], labels: Labels) -> float:
         return math.fsum(inner(f, relabelled(b, m, labels, odd=o)) for b in blocks for f, m, o in self.problem.views(b))
 
-    def _rise(self, gains: Gains, old: Labels, new: Labels) -> tuple[float, float]:
-        """How much the linear parts rise, and the sum of magnitudes that went into it, by which rounding is judged."""
+    def _rise(self, gains: Gains, old: Labels, new: Labels, base: float) -> float:
+        """How much the objective rises, 0 where that cannot be told from rounding.
+
+        Args:
+            gains: Those of the linear parts.
+            old: The relabelling before.
+            new: The relabelling after.
+            base: What the curved blocks give before.
+        """
         rise = size = 0.0
         for node in self.tree:
             for table in (gains.even, gains.odd):
@@ -159,13 +196,16 @@ class Update:
                     change = after - before
                     rise += float(change.sum())
                     size += float((after.abs() + before.abs())[change != 0].sum())
-        return rise, size
+        if self._curved_blocks:
+            after = self._exact(self._curved_blocks, new)
+            rise, size = rise + after - base, size + abs(base) + abs(after)
+        return rise if rise > self._noise * size else 0.0
 
     def _entries(self, gain: Tensor, node: str, labels: Labels, odd: bool) -> Tensor:
-        entries = picked(gain, self._flat(node, labels))
+        entries = picked(gain, self.flat_index(node, labels))
         return entries * labels.signs[node].reshape(entries.shape) if odd and node in labels.signs else entries
 
-    def _flat(self, node: str, labels: Labels) -> Tensor:
+    def flat_index(self, node: str, labels: Labels) -> Tensor:
         """Index of the chain down to ``node``, flattened: ``(batch, chain size)``."""
         path = [n for n in (*self.problem.symmetry.atoms[node].within, node) if n in self.tree]
         flat = labels.indices[path[0]].reshape(-1, self.atom.size)

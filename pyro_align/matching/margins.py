@@ -1,0 +1,38 @@
+"""How sure each match is: what a unit's second-best partner would cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_align.matching.assignment import swap_costs
+from pyro_align.matching.labels import Labels
+from pyro_align.matching.problem import Problem
+from pyro_align.matching.updates import Update
+from pyro_align.symmetry import Permutation
+
+
+def margins(problem: Problem, permutation: Permutation) -> dict[str, Tensor]:
+    """For each unit, how much the objective falls if it swaps partners with the unit that makes that cheapest.
+
+    All other atoms held, swapping the partners of new positions i and k changes the objective by
+    ``g[i, p(k)] + g[k, p(i)] - g[i, p(i)] - g[k, p(k)]`` with g the atom's gain matrix; the margin of i is the least
+    fall over k. A margin near 0 means that the unit is exchangeable: it sits at the prior, or has a twin, and its match
+    means nothing. A negative one means that a swap would gain: the relabelling is not a local optimum. Where an atom
+    stands on two axes of one site the gain is the linearised one.
+
+    Args:
+        problem: What was matched.
+        permutation: The relabelling to judge.
+
+    Returns:
+        Atom -> ``(*outer sizes, size)`` in units of the objective; infinite for atoms of one unit.
+    """
+    out = {}
+    labels = Labels(permutation, problem.device)
+    with torch.no_grad():
+        for name, atom in problem.symmetry.atoms.items():
+            gain = Update(problem, name, joint=False).gain(labels)
+            now = labels.indices[name].reshape(-1, atom.size)
+            out[name] = swap_costs(gain, now).amin(2).reshape(labels.indices[name].shape).cpu()
+    return out
