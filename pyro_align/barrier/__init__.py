@@ -1,7 +1,7 @@
 """Losses along a path, with common random numbers and standard errors."""
 
 from pyro_align.barrier.curve import Band, Curve, Peak
-from pyro_align.barrier.evaluate import evaluate_barrier
+from pyro_align.barrier.evaluate import evaluate_barrier, evaluate_loss
 from pyro_align.barrier.result import Barrier
 
-__all__ = ["Band", "Barrier", "Curve", "Peak", "evaluate_barrier"]
+__all__ = ["Band", "Barrier", "Curve", "Peak", "evaluate_barrier", "evaluate_loss"]

@@ -167,7 +167,14 @@ def _evaluate(
 
 
 def probe(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, draw: Mapping[str, Tensor], seed: int
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    posterior,
+    draw: Mapping[str, Tensor],
+    seed: int,
+    *,
+    strict: bool = True,
 ) -> Layout:
     """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done.
 
@@ -181,7 +188,8 @@ def probe(
     try:
         with untouched(model, seed=seed), torch.inference_mode():
             records = forward.record(model, args, kwargs, draw)
-            _check_sites(records, posterior)
+            if strict:
+                _check_sites(records, posterior)
             return forward.read_layout(records)
     except BarrierError:
         raise

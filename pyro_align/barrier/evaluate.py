@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from pyro_align.barrier.checkpoint import Checkpoint
 from pyro_align.barrier.curve import Curve
 from pyro_align.barrier.data import read_data
 from pyro_align.barrier.losses import read_losses
 from pyro_align.barrier.problem import Piece, Problem, evaluate_tau
 from pyro_align.barrier.result import Barrier
+from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
 
 
@@ -31,6 +34,9 @@ def evaluate_barrier(
     chunk: int | None = None,
     max_memory: int = 2**30,
     nonfinite: str = "raise",
+    tolerance: float | None = None,
+    executor: Executor | None = None,
+    checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Barrier:
@@ -63,12 +69,18 @@ def evaluate_barrier(
         seed: Seed of the draws; the same seed gives the same figures.
         losses: Names, callables and Pyro ELBO objects, or a mapping of names to these. Default: the first four above,
             and ``error_rate`` where the observed site is categorical. A callable ``(prediction, observed) -> loss per
-            datum`` gets the posterior mean of the observed distribution's mean (class probabilities for classes).
+            datum`` gets the posterior mean of the observed distribution's mean (class probabilities for classes). A
+            Pyro ELBO object is evaluated on ``path(tau)``, once per draw, with the same seeds at every tau; the
+            temperature does not touch it.
         temperature: Weight T of the KL in the negative ELBO; 1 for Bayes, less for a cold posterior.
         chunk: Draws that go through the model at once; None chooses it by ``max_memory``.
         max_memory: Bytes that the model's intermediate tensors may take.
         nonfinite: ``"raise"`` stops at a loss that is NaN or infinite, naming tau, draw and site; ``"keep"`` carries it
             into the curve.
+        tolerance: Adds taus around the maximum of every curve until its neighbours are no farther off than this.
+        executor: Where the taus are evaluated, such as a ``ProcessPoolExecutor``; the figures do not depend on it.
+        checkpoint: A folder in which every finished tau is kept. An evaluation that was stopped goes on from there,
+            and gives the figures it would have given; the folder of another evaluation is refused.
         progress: Whether to show a progress bar over taus.
         **kwargs: The model's keyword arguments, for every data set.
 
@@ -90,10 +102,46 @@ def evaluate_barrier(
         max_memory=_check_memory(max_memory),
         nonfinite=_check_nonfinite(nonfinite),
     )
-    grid = read_taus(taus)
+    grid, tolerance = read_taus(taus), _check_tolerance(tolerance)
+    if executor is not None:
+        check_executor(executor)
     problem = _fit_losses(problem, asked=losses is not None)
-    pieces = [evaluate_tau(problem, float(tau)) for tau in tqdm(grid, desc="barrier", unit="tau", disable=not progress)]
+    store = None if checkpoint is None else Checkpoint.open(checkpoint, problem)
+    pieces = evaluate_taus(problem, grid, tolerance=tolerance, executor=executor, checkpoint=store, progress=progress)
     return assemble(problem, pieces)
+
+
+def evaluate_loss(
+    model: Callable,
+    path: Any,
+    tau: float,
+    *args: Any,
+    loss: Any = "predictive_nll",
+    num_samples: int = 32,
+    seed: int = 0,
+    temperature: float = 1.0,
+    **kwargs: Any,
+) -> float:
+    """One loss at one point of a path, in nats per datum; arguments as in :func:`evaluate_barrier`.
+
+    The figures of one seed share their noise, so that paths can be compared.
+
+    Raises:
+        BarrierError: Options, data, model and path do not fit together, or the loss is not finite.
+    """
+    problem = Problem(
+        model=model,
+        path=_check_path(path),
+        data=tuple(read_data(args, kwargs, None)),
+        losses=read_losses([loss]),
+        num_samples=_check_draws(num_samples),
+        seed=_check_seed(seed),
+        temperature=_check_temperature(temperature),
+        chunk=None,
+        max_memory=2**30,
+    )
+    problem = _fit_losses(problem, asked=True)
+    return float(np.mean(next(iter(evaluate_tau(problem, float(tau)).pseudo.values()))))
 
 
 def assemble(problem: Problem, pieces: Sequence[Piece]) -> Barrier:
@@ -196,6 +244,12 @@ def _check_memory(max_memory: Any) -> int:
     if not isinstance(max_memory, numbers.Real) or max_memory <= 0:
         raise BarrierError(f"max_memory: expected a number of bytes > 0, got {max_memory!r}")
     return int(max_memory)
+
+
+def _check_tolerance(tolerance: Any) -> float | None:
+    if tolerance is not None and (not isinstance(tolerance, numbers.Real) or not 0 < tolerance < 1):
+        raise BarrierError(f"tolerance: expected a distance in tau between 0 and 1, got {tolerance!r}")
+    return tolerance
 
 
 def _check_nonfinite(nonfinite: Any) -> str:

@@ -63,6 +63,16 @@ def _name(loss) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
 
+def is_pyro_loss(loss) -> bool:
+    """Whether a loss is a Pyro ELBO object, evaluated on guides rather than on draws."""
+    return not isinstance(loss, str) and callable(getattr(loss, "loss", None))
+
+
+def is_task_loss(loss) -> bool:
+    """Whether a loss is a callable that judges predictions."""
+    return callable(loss) and not is_pyro_loss(loss)
+
+
 @dataclass
 class Sums:
     """Running sums over batches of one data set at one tau.
@@ -96,7 +106,7 @@ class Sums:
                 self.effective += float(effective_draws(log_likelihood).sum())
             elif loss == "error_rate":
                 self._add(name, task_pseudo_values(name, wrong_class, draws.prediction, draws.target, self.weights))
-            elif callable(loss):
+            elif is_task_loss(loss):
                 self._add(name, task_pseudo_values(name, loss, draws.prediction, draws.target, self.weights))
 
     def _add(self, name: str, value: Tensor) -> None:

@@ -16,7 +16,7 @@ from pyro_align.barrier import forward
 from pyro_align.barrier.batch import Draws, Normals, Runner, probe
 from pyro_align.barrier.data import Data
 from pyro_align.barrier.forward import Layout
-from pyro_align.barrier.losses import Sums, bootstrap_weights, kl_per_draw
+from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 
@@ -105,7 +105,8 @@ class Problem:
 
     def _probe(self, data: Data, posterior, draw: Mapping[str, Tensor]) -> Layout:
         for args, kwargs in data.batches():
-            return probe(self.model, args, kwargs, posterior, draw, self.seed)
+            strict = any(not is_pyro_loss(loss) for loss in self.losses.values())
+            return probe(self.model, args, kwargs, posterior, draw, self.seed, strict=strict)
         raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
 
     def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None):
@@ -129,16 +130,24 @@ def evaluate_tau(problem: Problem, tau: float) -> Piece:
     posterior = problem.path.posterior(tau)
     with torch.inference_mode():
         values, log_q = posterior.push_with_log_prob(problem.noise)
-    predict = any(loss == "error_rate" or callable(loss) for loss in problem.losses.values())
+    predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
     pseudo, likelihood, effective, num_data, log_prior = {}, {}, {}, {}, None
     for data in problem.data:
+        layout = problem.layouts[data.name]
+        for name, loss in problem.losses.items():
+            if is_pyro_loss(loss):
+                pseudo[data.name, name] = _pyro_loss(problem, data, tau, loss) / layout.full
+        if all(is_pyro_loss(loss) for loss in problem.losses.values()):
+            num_data[data.name], effective[data.name] = layout.full, np.nan
+            likelihood[data.name] = np.full(problem.num_samples, np.nan)
+            log_prior = torch.full_like(log_q, torch.nan)
+            continue
         sums, kl = Sums(problem.losses, problem.weights), None
         for draws in problem.draws(data, tau, predict=predict, posterior=posterior, values=values):
             _check_finite(problem, data, tau, draws, values)
             sums.add(draws)
             if kl is None:  # the prior does not depend on the data
                 kl, log_prior = kl_per_draw(draws, log_q, posterior.sites), draws.log_prior
-        layout = problem.layouts[data.name]
         count = layout.full if layout.full != layout.seen else sums.seen
         for name, value in sums.finish(kl, count, problem.temperature).items():
             pseudo[data.name, name] = value
@@ -147,6 +156,23 @@ def evaluate_tau(problem: Problem, tau: float) -> Piece:
         effective[data.name] = sums.effective / sums.seen
     numpy = [t.double().cpu().numpy() for t in (log_prior, log_q)]
     return Piece(tau, pseudo, likelihood, effective, *numpy, num_data, problem.runner.vectorized)
+
+
+def _pyro_loss(problem: Problem, data: Data, tau: float, loss: Any) -> np.ndarray:
+    """A Pyro ELBO on ``path(tau)``, once per draw with the draw's own seed, ``(draws,)`` nats for all data."""
+    if not callable(problem.path):
+        raise BarrierError(f"{type(loss).__name__} needs a guide: the path must be callable, path(tau) -> guide")
+    batches = list(data.batches())
+    if len(batches) > 1:
+        raise BarrierError(
+            f"evaluation '{data.name}': {type(loss).__name__} counts the KL in every batch, so it takes data in one "
+            f"piece; got {len(batches)} batches"
+        )
+    (args, kwargs), guide, values = batches[0], problem.path(tau), []
+    for s in range(problem.num_samples):
+        with untouched(problem.model, seed=(problem.seed + s) % 2**63), torch.no_grad():
+            values.append(float(loss.loss(problem.model, guide, *args, **kwargs)))
+    return np.array(values)
 
 
 def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:

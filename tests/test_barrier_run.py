@@ -1,0 +1,258 @@
+"""Long evaluations: refinement, executors, checkpoints; Pyro's ELBO objects as losses."""
+
+import concurrent.futures
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from barrier_problems import classifier, classifier_data, linear, linear_data, make_guide, make_path
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal, init_to_value
+
+from pyro_align.barrier import evaluate_barrier
+from pyro_align.errors import BarrierError
+from pyro_align.paths import displacement
+
+
+@pytest.fixture
+def network():
+    x, y = classifier_data()
+    return make_path(classifier, x, y), x, y
+
+
+def same(a, b):
+    assert np.array_equal(a.taus, b.taus)
+    assert a.curves.keys() == b.curves.keys()
+    for key in a.curves:
+        assert np.array_equal(a[key].draws, b[key].draws), key
+    assert np.array_equal(a.log_q, b.log_q)
+    assert np.array_equal(a.log_prior, b.log_prior)
+    assert a.num_data == b.num_data
+    for name in a.likelihood:
+        assert np.array_equal(a.likelihood[name], b.likelihood[name])
+        assert np.array_equal(a.effective_draws[name], b.effective_draws[name])
+
+
+# -- refinement --------------------------------------------------------------------------------------------------------
+
+
+def well(y):
+    """Two modes, w = 2 and w = -2, with a barrier between them."""
+    w = pyro.sample("w", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(w**2, 1.0), obs=y)
+
+
+def well_guide(loc):
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(well, init_loc_fn=init_to_value(values={"w": torch.tensor(loc)}), init_scale=0.05)
+        guide(torch.zeros(2))
+    return guide
+
+
+def test_taus_gather_around_the_barrier():
+    y = 4 + torch.randn(10)
+    path = displacement(well_guide(2.1), well_guide(-1.7))
+    coarse, fine, dense = (
+        evaluate_barrier(well, path, y, losses=["expected_nll"], **options)["expected_nll"]
+        for options in ({"taus": 4}, {"taus": 4, "tolerance": 0.01}, {"taus": 201})
+    )
+    peak, truth = fine.barrier, dense.barrier
+    assert truth.height > 5
+    assert abs(peak.tau - truth.tau) <= 0.011
+    assert coarse.barrier.height < peak.height
+    assert abs(peak.height - truth.height) < 1e-3 * truth.height
+    best = int(np.argmax(fine.excess))
+    assert np.diff(fine.taus)[best - 1 : best + 1].max() <= 0.01
+    assert len(fine.taus) < 30
+    assert set(coarse.taus) < set(fine.taus)
+
+
+# -- executors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_figures(network):
+    path, x, y = network
+    here = evaluate_barrier(classifier, path, x, y, taus=4, num_samples=4)
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=_spawn()) as pool:
+        there = evaluate_barrier(classifier, path, x, y, taus=4, num_samples=4, executor=pool)
+        same(here, there)
+        with pytest.raises(BarrierError, match="cannot be sent to the executor's processes"):
+            evaluate_barrier(lambda x, y: classifier(x, y), path, x, y, taus=3, executor=pool)
+
+
+def _spawn():
+    import multiprocessing
+
+    return multiprocessing.get_context("spawn")
+
+
+def test_threads_are_refused(network):
+    path, x, y = network
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(BarrierError, match="one stack of effects"):
+        evaluate_barrier(classifier, path, x, y, executor=pool)
+    with pytest.raises(BarrierError, match="expected a concurrent"):
+        evaluate_barrier(classifier, path, x, y, executor=3)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_evaluation_goes_on(network, tmp_path, monkeypatch):
+    path, x, y = network
+    whole = evaluate_barrier(classifier, path, x, y, taus=6)
+    calls, limit = [], [3]
+    import pyro_align.barrier.run as run
+
+    work = run.evaluate_tau
+
+    def counted(problem, tau):
+        if len(calls) == limit[0]:
+            raise Stop
+        calls.append(tau)
+        return work(problem, tau)
+
+    monkeypatch.setattr(run, "evaluate_tau", counted)
+    with pytest.raises(Stop):
+        evaluate_barrier(classifier, path, x, y, taus=6, checkpoint=tmp_path / "run")
+    limit[0] = 99
+    resumed = evaluate_barrier(classifier, path, x, y, taus=6, checkpoint=tmp_path / "run")
+    assert sorted(calls) == list(whole.taus), "no tau is evaluated twice"
+    same(whole, resumed)
+    finer = evaluate_barrier(classifier, path, x, y, taus=11, checkpoint=tmp_path / "run")
+    assert len(calls) == 11
+    assert list(finer.taus) == list(np.linspace(0, 1, 11))
+
+
+def test_another_evaluations_checkpoint_is_refused(network, tmp_path):
+    path, x, y = network
+    evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
+
+    def other(x, y=None):
+        with pyro.poutine.scale(scale=2.0):
+            classifier(x, y)
+
+    cases = {
+        "data": (classifier, path, x + 1, y, {}),
+        "model": (other, path, x, y, {}),
+        "path": (classifier, make_path(classifier, x, y, scales=(0.1, 0.2)), x, y, {}),
+        "seed": (classifier, path, x, y, {"seed": 1}),
+        "num_samples": (classifier, path, x, y, {"num_samples": 5}),
+        "temperature": (classifier, path, x, y, {"temperature": 0.5}),
+        "losses": (classifier, path, x, y, {"losses": ["kl"]}),
+    }
+    for what, (model, way, a, b, options) in cases.items():
+        with pytest.raises(BarrierError, match=f"belongs to another evaluation, with other .*{what}"):
+            evaluate_barrier(model, way, a, b, **{"taus": 3, "num_samples": 4, "checkpoint": tmp_path, **options})
+
+
+def test_a_folder_of_other_things_is_refused(network, tmp_path):
+    path, x, y = network
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BarrierError, match="not empty and not a checkpoint"):
+        evaluate_barrier(classifier, path, x, y, checkpoint=tmp_path)
+    with pytest.raises(BarrierError, match="cannot be written"):
+        evaluate_barrier(classifier, path, x, y, checkpoint=tmp_path / "notes.txt")
+
+
+def test_a_damaged_piece_is_named(network, tmp_path):
+    path, x, y = network
+    evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
+    piece = next(tmp_path.glob("*.npz"))
+    piece.write_bytes(piece.read_bytes()[:50])
+    with pytest.raises(BarrierError, match=r"\.npz' is damaged"):
+        evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+from barrier_problems import classifier, classifier_data, make_path
+from pyro_align.barrier import evaluate_barrier
+x, y = classifier_data(n=2000)
+evaluate_barrier(classifier, make_path(classifier, x, y), x, y, taus=30, checkpoint=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    here = Path(__file__).parent
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)]))
+    x, y = classifier_data(n=2000)
+    path = make_path(classifier, x, y)
+    whole, rng, killed = evaluate_barrier(classifier, path, x, y, taus=30), random.Random(0), 0
+    for trial in range(5):
+        folder = tmp_path / f"run{trial}"
+        process = subprocess.Popen([sys.executable, str(script), str(folder)], env={**os.environ})
+        deadline = time.monotonic() + 120
+        while not (folder / "problem.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        same(whole, evaluate_barrier(classifier, path, x, y, taus=30, checkpoint=folder))
+        assert json.loads((folder / "problem.json").read_text())["seed"] == "0"
+    assert killed >= 3, "the runs ended before they could be killed"
+
+
+# -- Pyro's ELBO objects -----------------------------------------------------------------------------------------------
+
+
+def test_pyro_losses_on_the_path(network):
+    path, x, y = network
+    theirs = [Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(alpha=0.5, num_particles=4)]
+    barrier = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=24, losses=["elbo", *theirs])
+    assert barrier.losses == ("elbo", "Trace_ELBO", "TraceMeanField_ELBO", "RenyiELBO")
+    ours = barrier["elbo"]
+    for name in ("Trace_ELBO", "TraceMeanField_ELBO"):
+        curve = barrier[name]
+        assert np.all(np.abs(curve.value - ours.value) < 4.5 * np.hypot(curve.se, ours.se))
+        assert curve.excess_se[1] < 1.5 * curve.se[1], "the same seeds at every tau"
+    assert np.all(barrier["RenyiELBO"].value < ours.value), "a tighter bound"
+
+
+def mixture(y):
+    locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
+        pyro.sample("y", dist.Normal(locs[z], 1.0), obs=y)
+
+
+def test_enumerated_models_by_pyros_loss():
+    y = torch.cat([torch.randn(15) - 3, torch.randn(10) + 3])
+    blocked = pyro.poutine.block(mixture, hide=["z"])
+    path = displacement(*(make_guide(blocked, y, seed=s, guide_type=AutoNormal) for s in (1, 2)))
+    model = config_enumerate(mixture)
+    loss = TraceEnum_ELBO(max_plate_nesting=1)
+    barrier = evaluate_barrier(model, path, y, taus=3, num_samples=40, losses=[loss])
+    curve = barrier["TraceEnum_ELBO"]
+    theirs = [loss.loss(model, path(0.5), y) / len(y) for _ in range(40)]
+    assert abs(curve.value[1] - np.mean(theirs)) < 4.5 * np.hypot(curve.se[1], np.std(theirs) / 40**0.5)
+    with pytest.raises(BarrierError, match=r"\['z'\] are discrete.*TraceEnum_ELBO"):
+        evaluate_barrier(model, path, y, taus=3)
+
+
+def test_pyro_losses_take_data_in_one_piece():
+    x, y = linear_data()
+    path = make_path(linear, x, y)
+    with pytest.raises(BarrierError, match="takes data in one piece; got 2 batches"):
+        evaluate_barrier(linear, path, evaluation={"a": [(x[:6], y[:6]), (x[6:], y[6:])]}, losses=[Trace_ELBO()])
