@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -97,8 +98,8 @@ def _laplace(seed):
     pyro.set_rng_seed(seed)
     with pyro.get_param_store().scope():
         guide = AutoLaplaceApproximation(model, init_loc_fn=init_to_sample)
-        svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), Trace_ELBO())
-        for _ in range(500):
+        svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.98}), Trace_ELBO())
+        for _ in range(250):
             svi.step(X, Y)
         return guide.laplace_approximation(X, Y)
 
@@ -391,3 +392,16 @@ def test_returned_guides_work_in_pyro(name):
     if name != "laplace_approximation":  # holds buffers: nothing to train, in Pyro too
         assert any(not torch.equal(v, state[k]) for k, v in state_of(first).items())
     assert all(torch.equal(v, untouched[k]) for k, v in state_of(second).items())
+
+
+@every_guide
+def test_paths_can_be_pickled(name):
+    """So that taus can be evaluated in other processes."""
+    path = displacement(GUIDES[name](0), GUIDES[name](1))
+    noise = path.posterior(0.0).noise(3, generator=0)
+    expected = path.posterior(0.5).push_with_log_prob(noise)
+    loaded = pickle.loads(pickle.dumps(path))
+    values, log_prob = loaded.posterior(0.5).push_with_log_prob(noise)
+    assert torch.equal(log_prob, expected[1])
+    assert all(torch.equal(v, expected[0][k]) for k, v in values.items())
+    assert loaded(0.5)(X, Y)["w1"].shape == (UNITS, INPUTS)

@@ -191,6 +191,15 @@ class Shell:
         kept = {k: slim_trace(v) if isinstance(v, poutine.Trace) else v for k, v in kept.items()}
         return cls(type(guide), kept, guide.training)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the model and the initialisation, which are code, as Pyro pickles its own guides.
+
+        A messenger guide runs its model and keeps it.
+        """
+        dropped = set() if issubclass(self.cls, GuideMessenger) else {"_model", "init_loc_fn"}
+        attributes = {k: None if k in dropped else v for k, v in self.attributes.items()}
+        return {"cls": self.cls, "attributes": attributes, "training": self.training}
+
     def build(self, parameters: Mapping[str, RawParameter]) -> PyroModule:
         """A new guide with these parameters by dotted path, under a name of its own in the param store.
 
