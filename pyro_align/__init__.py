@@ -16,7 +16,7 @@ from pyro_align.errors import (
     TraceError,
 )
 from pyro_align.guides import permute_guide, read_guide
-from pyro_align.objectives import Activations
+from pyro_align.objectives import Activations, PathLoss
 from pyro_align.paths import Path, displacement
 from pyro_align.symmetry import Permutation, Symmetry
 
@@ -37,6 +37,7 @@ __all__ = [
     "Modes",
     "Odd",
     "Path",
+    "PathLoss",
     "Permutation",
     "Product",
     "PyroAlignError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
+from pyro_align.paths import Path
 from pyro_align.symmetry import Permutation, Symmetry
 
 
@@ -77,6 +78,7 @@ def align(
     restarts: int = 0,
     max_sweeps: int = 100,
     time_limit: float | None = None,
+    select: Callable[[Path], float] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Alignment:
@@ -98,6 +100,8 @@ def align(
         restarts: Further searches from random relabellings; the best is kept.
         max_sweeps: Sweeps over the atoms after which to stop.
         time_limit: Seconds after which to stop with the best so far.
+        select: Loss of the path to a relabelled posterior, lower is better, by which to choose among the restarts in
+            place of the divergence: a :class:`~pyro_align.PathLoss`, say.
         seed: Seed of the matcher.
         progress: Whether to print one line per sweep to standard error.
 
@@ -141,6 +145,7 @@ def align(
         restarts=restarts,
         max_sweeps=max_sweeps,
         time_limit=time_limit,
+        select=select,
         progress=progress,
     )
     moved = b.permute(found.permutation)
@@ -162,6 +167,7 @@ def match_posteriors(
     *,
     divergence: Any,
     init: Permutation | None = None,
+    select: Callable[[Path], float] | None = None,
     **options: Any,
 ) -> Match:
     """Finds the relabelling of ``b`` that brings it nearest to ``a``.
@@ -172,9 +178,12 @@ def match_posteriors(
         symmetry: The group, with its sizes.
         divergence: What is minimised.
         init: Relabelling to start from.
+        select: Loss of the path to a relabelled ``b``, by which to choose among restarts.
         options: Options of ``match``.
     """
     goal = build_objective(a, b, symmetry, divergence)
+    if select is not None:
+        options["select"] = lambda p: select(Path(a, b.permute(goal.as_element(p))))
     found = goal.finish(match(goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **options))
     return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
 
@@ -197,7 +206,7 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
     distance = a.distance(b.permute(best))
     while True:
         fixed, moving, odd = a.coupled_features(b, best)
-        found = match(symmetry, fixed, moving, odd=odd, init=best, **{**options, "restarts": 0})
+        found = match(symmetry, fixed, moving, odd=odd, init=best, **{**options, "restarts": 0, "select": None})
         nearer = a.distance(b.permute(found.permutation))
         if found.permutation == best or not nearer < distance:
             return replace(found, permutation=best)

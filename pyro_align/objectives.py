@@ -10,10 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from pyro_align.axes import axis_size, leaves
+from pyro_align.barrier import evaluate_loss
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
+from pyro_align.guides.posterior import check_tau
 from pyro_align.matching import Match
+from pyro_align.paths import Path
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = dict[str, tuple[Tensor, ...]]
@@ -90,6 +93,72 @@ def _standardised(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
     return ((mean - center) / scale.clamp_min(1e-300)).where(scale > floor, 0.0) / math.sqrt(count)
 
 
+@dataclass(frozen=True, eq=False, init=False)
+class PathLoss:
+    """A loss at one point of a path, by which :func:`~pyro_align.align` can choose among restarts.
+
+    The Wasserstein distance is an imperfect proxy of the barrier: among local optima the nearest need not be the one
+    with the lowest loss on the way. This looks at the loss itself.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments, data included.
+        loss: ``"predictive_nll"``, ``"expected_nll"`` or ``"elbo"``, in nats per datum.
+        tau: Where on the path.
+        num_samples: Posterior draws.
+        temperature: Weight of the KL in ``"elbo"``.
+        seed: Seed of the draws; the same for every path, so that differences count.
+        kwargs: The model's keyword arguments.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import PathLoss
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
+        >>> PathLoss(bayesian_mlp([4, 8, 3]), x, y, num_samples=4).tau
+        0.5
+    """
+
+    model: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+    loss: str
+    tau: float
+    num_samples: int
+    temperature: float
+    seed: int
+
+    def __init__(
+        self,
+        model: Callable,
+        *args: Any,
+        loss: str = "predictive_nll",
+        tau: float = 0.5,
+        num_samples: int = 8,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        values = {"model": model, "args": args, "kwargs": kwargs, "loss": loss, "tau": check_tau(tau)}
+        values |= {"num_samples": num_samples, "temperature": temperature, "seed": seed}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __call__(self, path: Path) -> float:
+        """The loss on a path, nats per datum."""
+        return evaluate_loss(
+            self.model,
+            path,
+            self.tau,
+            *self.args,
+            loss=self.loss,
+            num_samples=self.num_samples,
+            temperature=self.temperature,
+            seed=self.seed,
+            **self.kwargs,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """What is handed to a matcher.
@@ -119,10 +188,14 @@ class Objective:
         )
 
     def finish(self, found: Match) -> Match:
-        """What was found, with its relabelling as an element of the group; atoms without features keep their order."""
+        """What was found, with its relabelling as an element of the group."""
+        return replace(found, permutation=self.as_element(found.permutation))
+
+    def as_element(self, permutation: Permutation) -> Permutation:
+        """A relabelling of the tensors with features as an element of the group; all other atoms keep their order."""
         if self.symmetry is self.group:
-            return found
-        return replace(found, permutation=self.group.permutation(found.permutation.indices, found.permutation.signs))
+            return permutation
+        return self.group.permutation(permutation.indices, permutation.signs)
 
 
 def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: Any) -> Objective:
