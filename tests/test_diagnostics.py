@@ -1,0 +1,88 @@
+"""Effective width: the KL of single units."""
+
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from barrier_problems import classifier, classifier_data, make_guide
+from pyro.infer.autoguide import AutoDelta
+from torch.distributions import Normal, kl_divergence
+
+from pyro_align.diagnostics import effective_width
+from pyro_align.errors import PyroAlignError
+from pyro_align.guides import read_guide
+from pyro_align.symmetry import Symmetry
+
+AXES = {"w1": (None, "hidden"), "b1": ("hidden",), "w2": ("hidden", None)}
+SHAPES = {"w1": (4, 6), "b1": (6,), "w2": (6, 3)}
+
+
+@pytest.fixture
+def problem():
+    x, y = classifier_data()
+    return make_guide(classifier, x, y, scale=0.2), Symmetry.from_axes(AXES, shapes=SHAPES), x, y
+
+
+def test_a_units_kl_is_that_of_all_its_values(problem):
+    guide, symmetry, x, y = problem
+    width = effective_width(guide, symmetry, classifier, x, y, threshold=3.0)
+    q = read_guide(guide)
+    parts = {k: kl_divergence(Normal(*q.marginal(k)), Normal(0.0, s)) for k, s in (("w1", 1), ("b1", 1), ("w2", 0.7))}
+    expected = parts["w1"].sum(0) + parts["b1"] + parts["w2"].sum(1)
+    assert torch.allclose(width.kl["hidden"], expected)
+    assert width.alive == {"hidden": int((expected > 3).sum())}
+    table = width.summary()
+    assert table.loc["hidden", "units"] == 6
+    assert "KL > 3 nats" in str(width)
+
+
+def test_units_at_the_prior_are_not_alive(problem):
+    guide, symmetry, x, y = problem
+    q = read_guide(guide)
+    prior = {"w1": 1.0, "b1": 1.0, "w2": 0.7}
+    locs, scales = {}, {}
+    for name in q.sites:
+        loc, scale = (t.clone() for t in q.marginal(name))
+        index = (slice(None), slice(0, 4)) if name == "w1" else (slice(0, 4),)
+        loc[index], scale[index] = 0.0, prior[name]
+        locs[name], scales[name] = loc, q.scales[name].with_value(scale)
+    width = effective_width(replace(q, locs=locs, scales=scales), symmetry, classifier, x, y, threshold=1.0)
+    assert width.alive == {"hidden": 2}
+    assert width.kl["hidden"][:4].abs().max() < 1e-10
+
+
+def test_a_value_on_two_axes_counts_once():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 3]).to_event(2))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
+
+    y = torch.tensor(1.0)
+    guide = make_guide(model, y)
+    symmetry = Symmetry.from_axes({"w": ("state", "state")}, shapes={"w": (3, 3)})
+    width = effective_width(guide, symmetry, model, y)
+    kl = kl_divergence(Normal(*read_guide(guide).marginal("w")), Normal(0.0, 1.0))
+    assert torch.allclose(width.kl["state"], kl.sum(0) + kl.sum(1) - kl.diagonal())
+
+
+def test_sites_without_a_closed_form_are_named():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.sample("y", dist.Normal((w * s).sum(), 1.0), obs=y)
+
+    y = torch.tensor(1.0)
+    symmetry = Symmetry.from_axes({"w": ("unit",), "s": ("unit",)}, shapes={"w": (3,), "s": (3,)})
+    width = effective_width(make_guide(model, y), symmetry, model, y)
+    assert width.skipped == ("s",)
+    assert "without sites s" in str(width)
+
+
+def test_other_families_are_refused(problem):
+    _, symmetry, x, y = problem
+    with pyro.get_param_store().scope():
+        guide = AutoDelta(classifier)
+        guide(x, y)
+    with pytest.raises(PyroAlignError, match="needs a mean-field Gaussian"):
+        effective_width(guide, symmetry, classifier, x, y)
