@@ -23,6 +23,7 @@ from pyro.infer.autoguide import (
     init_to_sample,
 )
 
+from pyro_align.axes import Odd
 from pyro_align.guides import (
     DenseNormal,
     EmpiricalGuide,
@@ -405,3 +406,38 @@ def test_paths_can_be_pickled(name):
     assert torch.equal(log_prob, expected[1])
     assert all(torch.equal(v, expected[0][k]) for k, v in values.items())
     assert loaded(0.5)(X, Y)["w1"].shape == (UNITS, INPUTS)
+
+
+@every_guide
+@pytest.mark.parametrize("signed", [False, True])
+def test_matching_features_of_every_family(name, signed):
+    """Coupled features give the true W2 at their own relabelling, and bound it from above at others."""
+    a, b = read_guide(GUIDES[name](0)), read_guide(GUIDES[name](1))
+    symmetry = SYMMETRY
+    if signed:  # real sites alone can change sign
+        symmetry = Symmetry.from_axes(
+            {"w1": (Odd("unit"), None), "w2": (None, Odd("unit"))},
+            shapes={"w1": (UNITS, INPUTS), "w2": (OUTPUTS, UNITS)},
+        )
+    here = symmetry.random(3)
+    fixed, moving, odd = a.coupled_features(b, here)
+    assert {len(f) for f in (*fixed.values(), *moving.values())} == {len(odd)}
+
+    def inner(p):
+        total = 0.0
+        for site in fixed:
+            for f, m, o in zip(fixed[site], moving[site], odd, strict=True):
+                m = p.apply_site(site, m, signs=o) if site in p.symmetry.sites else m
+                total += float((f * m).detach().sum())
+        return total
+
+    def half_w2(p):
+        return a.distance(b.permute(p)) ** 2 / 2
+
+    constant = inner(here) + half_w2(here)
+    gaps = [constant - inner(p) - half_w2(p) for p in (symmetry.random(seed) for seed in range(5))]
+    assert min(gaps) > -1e-8 * constant
+    for side in ("fixed", "moving"):
+        features = a.features("w2", side)
+        assert {len(f) for f in features.values()} == {len(a.feature_odd("w2"))}
+        assert {k: {tuple(t.shape) for t in v} for k, v in features.items()} == {k: {v} for k, v in a.shapes.items()}

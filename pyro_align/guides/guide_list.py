@@ -7,7 +7,7 @@ theirs, and the geodesic is the product of theirs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -84,25 +84,17 @@ class Independent(Posterior):
     # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
-        """The parts' features; a part with fewer of them than another gets zeros, which match anything equally."""
-        features = {k: v for part in self.parts for k, v in part.features(divergence, side).items()}
-        return _filled(features, len(self.feature_odd(divergence)))
+        odds = [part.feature_odd(divergence) for part in self.parts]
+        return _slotted([part.features(divergence, side) for part in self.parts], odds)
 
     def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return max((part.feature_odd(divergence) for part in self.parts), key=len)
+        return _slots([part.feature_odd(divergence) for part in self.parts])
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)
-        fixed, moving, odds = {}, {}, []
-        for here, there in zip(self.parts, other.parts, strict=True):
-            mine, theirs, odd = here.coupled_features(there, p)
-            fixed.update(mine)
-            moving.update(theirs)
-            odds.append(odd)
-        odd = max(odds, key=len)
-        if any(part != odd[: len(part)] for part in odds):
-            raise GuideError("signed symmetries cannot be matched by the true W2 across these parts; match by 'means'")
-        return _filled(fixed, len(odd)), _filled(moving, len(odd)), odd
+        pairs = zip(self.parts, other.parts, strict=True)
+        fixed, moving, odds = zip(*(here.coupled_features(there, p) for here, there in pairs), strict=True)
+        return _slotted(fixed, odds), _slotted(moving, odds), _slots(odds)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
@@ -128,8 +120,23 @@ def _own(noise: Noise, part: int) -> Noise:
     return {key.removeprefix(prefix): value for key, value in noise.items() if key.startswith(prefix)}
 
 
-def _filled(features: Mapping[str, tuple[Tensor, ...]], count: int) -> dict[str, tuple[Tensor, ...]]:
-    return {k: (*v, *(torch.zeros_like(v[0]) for _ in range(count - len(v)))) for k, v in features.items()}
+def _slots(odds: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:
+    """Oddness of common feature slots: as many odd ones, then as many even ones, as the part with the most has."""
+    return (True,) * max(sum(odd) for odd in odds) + (False,) * max(len(odd) - sum(odd) for odd in odds)
+
+
+def _slotted(
+    features: Sequence[Mapping[str, tuple[Tensor, ...]]], odds: Sequence[tuple[bool, ...]]
+) -> dict[str, tuple[Tensor, ...]]:
+    """Every part's features in the common slots; empty slots hold zeros, which match anything equally."""
+    slots = _slots(odds)
+    placed = {}
+    for own, odd in zip(features, odds, strict=True):
+        for site, tensors in own.items():
+            zero = tensors[0].new_zeros(()).expand(tensors[0].shape)
+            kinds = {kind: iter([t for t, o in zip(tensors, odd, strict=True) if o is kind]) for kind in (True, False)}
+            placed[site] = tuple(next(kinds[kind], zero) for kind in slots)
+    return placed
 
 
 @register_guide(AutoGuideList)
