@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_align.action import check_nesting, gather, is_identity_index, plan
 from pyro_align.axes import (
     Atom,
     Axis,
     AxisLike,
     as_axis,
-    axis_index,
-    axis_sign,
     axis_size,
-    coordinates,
-    external,
     leaves,
     map_atoms,
     with_sizes,
@@ -107,7 +104,7 @@ class Symmetry:
         object.__setattr__(self, "opaque", tuple(self.opaque))
         object.__setattr__(self, "_all_atoms", MappingProxyType(_collect_atoms(self.sites)))
         if self.is_bound:
-            _check_nesting(self.sites, self._all_atoms)
+            check_nesting(self.sites, self._all_atoms)
 
     def __reduce__(self):  # read-only mappings cannot be pickled or copied
         return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate)
@@ -366,9 +363,9 @@ class Permutation:
 
     def apply_site(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
         """The relabelled value of one site; with ``signs=False`` only the order changes (for scales, say)."""
-        terms = self._terms(site, value, batch_dims)
+        self._check(site, value, batch_dims)
         for axis, index, sign in self._gathers(site):
-            value = _gather(value, batch_dims, len(terms), axis, index, sign if signs else None)
+            value = gather(value, batch_dims, axis, index, sign if signs else None)
         return value
 
     def flat_index(self, site: str) -> Tensor:
@@ -385,7 +382,7 @@ class Permutation:
         sign = moved.sign()
         return None if bool((sign > 0).all()) else sign
 
-    def _terms(self, site: str, value: Tensor, batch_dims: int) -> tuple[Axis, ...]:
+    def _check(self, site: str, value: Tensor, batch_dims: int) -> None:
         terms = self.symmetry.sites.get(site)
         if terms is None:
             raise SymmetryError(
@@ -397,7 +394,6 @@ class Permutation:
             raise SymmetryError(
                 f"site '{site}': expected shape (*{batch_dims} batch axes, *{expected}), got {tuple(value.shape)}"
             )
-        return terms
 
     def _gathers(self, site: str) -> tuple[tuple[int, Tensor, Tensor | None], ...]:
         """The axis-wise steps of the action on one site: ``(axis, index, sign)``, outer axes first.
@@ -407,29 +403,8 @@ class Permutation:
         """
         cache = self.__dict__.setdefault("_cache", {})
         if site not in cache:
-            cache[site] = tuple(self._plan(site))
+            cache[site] = tuple(plan(self.symmetry.sites[site], self.indices, self.signs))
         return cache[site]
-
-    def _plan(self, site: str):
-        terms = self.symmetry.sites[site]
-        moved = {name for name, index in self.indices.items() if not _is_identity(index)} | set(self.signs)
-        for axis in _outer_first(terms):
-            term = terms[axis]
-            if not any(a.name in moved for a in leaves(term)):
-                continue
-            outer, batch_axes = _outer_coordinates(terms, axis)
-            index = axis_index(term, self.indices, outer)
-            sign = axis_sign(term, self.signs, outer)
-            shape = [1] * len(terms)
-            for j in (*batch_axes, axis):
-                shape[j] = axis_size(terms[j])
-            order = sorted((*batch_axes, axis))
-            permute = [(*batch_axes, axis).index(j) for j in order]
-            yield (
-                axis,
-                index.permute(permute).reshape(shape),
-                None if sign is None else sign.permute(permute).reshape(shape),
-            )
 
     # -- the group -------------------------------------------------------------------------------------------------
 
@@ -483,7 +458,7 @@ class Permutation:
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        return not self.signs and all(_is_identity(index) for index in self.indices.values())
+        return not self.signs and all(is_identity_index(index) for index in self.indices.values())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):
@@ -517,64 +492,8 @@ def same_group(a: Symmetry, b: Symmetry) -> bool:
     return a is b or dict(a.sites) == dict(b.sites)
 
 
-def _is_identity(index: Tensor) -> bool:
-    return bool((index == torch.arange(index.shape[-1])).all())
-
-
 def _free(term: Axis) -> list[Atom]:
     return [a for a in leaves(term) if a.name and not a.fixed]
-
-
-def _gather(value: Tensor, batch_dims: int, ndim: int, axis: int, index: Tensor, sign: Tensor | None) -> Tensor:
-    index = index.to(value.device)
-    if index.numel() == index.shape[axis]:
-        value = value.index_select(batch_dims + axis, index.flatten())
-    else:
-        value = torch.take_along_dim(value, index.reshape((1,) * batch_dims + tuple(index.shape)), batch_dims + axis)
-    if sign is not None:
-        value = value * sign.to(value.device, value.dtype)
-    return value
-
-
-def _outer_first(terms: Sequence[Axis]) -> list[int]:
-    """The axes in an order in which those that carry an outer atom come before those nested in it."""
-    done: list[int] = []
-    waiting = list(range(len(terms)))
-    while waiting:
-        for axis in waiting:
-            needs = external(terms[axis])
-            blockers = [j for j in waiting if j != axis and needs & {a.name for a in leaves(terms[j])}]
-            if not blockers:
-                done.append(axis)
-                waiting.remove(axis)
-                break
-        else:
-            raise SymmetryError(f"the nesting of the axes {[str(t) for t in terms]} goes in a circle")
-    return done
-
-
-def _outer_coordinates(terms: Sequence[Axis], axis: int) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """Coordinates of the outer atoms that an axis needs from other axes, on the grid of those axes."""
-    needs = external(terms[axis])
-    sources = {}
-    for name in sorted(needs):
-        carriers = [j for j, t in enumerate(terms) if j != axis and any(a.name == name for a in leaves(t))]
-        if len(carriers) != 1:
-            raise SymmetryError(
-                f"an atom nested in '{name}' needs exactly one other axis with '{name}' in the same site, "
-                f"found {len(carriers)} in {[str(t) for t in terms]}"
-            )
-        index = coordinates(terms[carriers[0]])[name]
-        if bool((index < 0).any()):
-            raise SymmetryError(f"'{name}' is missing, or stands twice, on part of the axis '{terms[carriers[0]]}'")
-        sources[name] = (carriers[0], index)
-    batch_axes = tuple(sorted({j for j, _ in sources.values()}))
-    outer = {}
-    for name, (j, index) in sources.items():
-        shape = [1] * len(batch_axes)
-        shape[batch_axes.index(j)] = -1
-        outer[name] = index.reshape(shape).expand([axis_size(terms[b]) for b in batch_axes])
-    return outer, batch_axes
 
 
 def _collect_atoms(sites: Mapping[str, Sequence[Axis]]) -> dict[str, Atom]:
@@ -605,38 +524,3 @@ def _collect_atoms(sites: Mapping[str, Sequence[Axis]]) -> dict[str, Atom]:
                     f"{found[outer].within}, must come before it"
                 )
     return found
-
-
-def _check_nesting(sites: Mapping[str, Sequence[Axis]], atoms: Mapping[str, Atom]) -> None:
-    """Every site must tell, for each nested atom, the index of each atom around it."""
-    if not any(a.within for a in atoms.values()):
-        return
-    for site, terms in sites.items():
-        try:
-            for axis in _outer_first(terms):
-                outer, _ = _outer_coordinates(terms, axis)
-                identity = {
-                    n: torch.arange(a.size).expand(*(atoms[o].size for o in a.within), a.size)
-                    for n, a in atoms.items()
-                    if a.within and not a.fixed
-                }
-                axis_index(terms[axis], identity, outer)
-                _check_inner(terms[axis], frozenset(outer))
-        except SymmetryError as error:
-            raise SymmetryError(f"site '{site}': {error}") from None
-
-
-def _check_inner(term: Axis, seen: frozenset[str]) -> None:
-    from pyro_align.axes import Product, children  # local: only this check walks the structure
-
-    if isinstance(term, Atom):
-        return
-    for child in children(term):
-        _check_inner(child, seen)
-        if isinstance(term, Product):
-            index = coordinates(child)
-            inside = {o for f in term.factors for a in leaves(f) if not a.fixed for o in a.within}
-            for name in inside & set(index):
-                if bool((index[name] < 0).any()):
-                    raise SymmetryError(f"'{name}' is missing, or stands twice, on part of the factor '{child}'")
-            seen = seen | set(index)

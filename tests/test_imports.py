@@ -34,6 +34,7 @@ ROOMS = (
     "matching",
     "symmetry",
     "_tables",
+    "action",
     "axes",
     "errors",
 )
@@ -47,6 +48,7 @@ STRANGERS = {
 ONLY = {
     "errors": set(),
     "axes": {"torch"},
+    "action": {"torch"},
     "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
     "matching": {"torch", "numpy", "scipy"},
 }
