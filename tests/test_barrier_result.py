@@ -113,6 +113,13 @@ def test_one_tau_between_and_on_another_data_set(barrier):
         barrier.at(0.5, evaluation="tests")
 
 
+def test_leave_one_out_along_the_path(barrier):
+    table = barrier.loo([0.0, 0.5])
+    assert list(table.index) == [0.0, 0.5]
+    assert (table["elpd"] < 0).all()
+    assert table["elpd"][0.0] != table["elpd"][0.5]
+
+
 def test_a_plate_named_like_its_site():
     def model(x, y):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))

@@ -145,3 +145,29 @@ def test_the_container_follows_the_arviz_installed(monkeypatch, modern):
         assert tree["constant_data"].attrs["inference_library"] == "pyro_align"
     else:
         assert list(made[0]) == ["constant_data"]
+
+
+def test_leave_one_out_of_one_point():
+    rng = np.random.default_rng(0)
+    theta, y = rng.standard_normal(400) / np.sqrt(41), rng.standard_normal(40)
+    centre = y.sum() / 41  # posterior of a normal mean under a standard normal prior
+    draws = centre + theta
+    log_likelihood = -0.5 * (y - draws[:, None]) ** 2 - 0.5 * np.log(2 * np.pi)
+    lp = log_likelihood.sum(1) - 0.5 * draws**2
+    point = report.point_to_arviz(
+        tau=0.5,
+        evaluation="data",
+        name="y",
+        plates=("data",),
+        log_likelihood=log_likelihood,
+        observed={"y": y},
+        lp=lp,
+        log_q=-0.5 * 41 * theta**2,
+    )
+    out = report.leave_one_out(point)
+    others = (y.sum() - y) / 40  # leaving one out: mean of the posterior, variance 1 / 40
+    exact = np.sum(-0.5 * (y - others) ** 2 / (1 + 1 / 40) - 0.5 * np.log(2 * np.pi * (1 + 1 / 40)))
+    assert abs(out["elpd"] - exact) < 0.15
+    assert 0.5 < out["p"] < 2
+    assert out["bad_k"] == 0
+    assert out["corrected"] is MODERN

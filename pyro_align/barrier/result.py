@@ -168,6 +168,16 @@ class Barrier:
         name = self.evaluations[0] if evaluation is None else evaluation
         return report.point_to_arviz(**evaluate_point(self.problem, tau, name, posterior, predictive))
 
+    def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None) -> pd.DataFrame:
+        """Leave-one-out cross-validation along the path, one row per tau; see :func:`pyro_align.report.leave_one_out`.
+
+        Args:
+            taus: Where, in [0, 1]; each is evaluated anew.
+            evaluation: Which data set, the one the posterior was fitted to; the first by default.
+        """
+        rows = {float(t): report.leave_one_out(self.at(t, evaluation=evaluation, posterior=False)) for t in taus}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tau")
+
     # -- figures ---------------------------------------------------------------------------------------------------
 
     def plot(self, ax: Any = None, *, losses=None, evaluation: str | None = None, level: float = 0.95):
