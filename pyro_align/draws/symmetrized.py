@@ -85,11 +85,11 @@ class SymmetrizedGuide:
         >>> from pyro.infer.autoguide import AutoNormal
         >>> from pyro_align import Symmetry, SymmetrizedGuide, symmetrize
         >>> def model():
-        ...     pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("centre", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> guide = AutoNormal(model)
         >>> _ = guide()
-        >>> mixture = symmetrize(guide, Symmetry.from_axes({"loc": ("k",)}))
-        >>> isinstance(mixture, SymmetrizedGuide), mixture()["loc"].shape
+        >>> mixture = symmetrize(guide, Symmetry.from_axes({"centre": ("k",)}))
+        >>> isinstance(mixture, SymmetrizedGuide), mixture()["centre"].shape
         (True, torch.Size([2]))
     """
 
