@@ -229,6 +229,10 @@ def test_path_between_wrapped_guides():
     assert path.posterior(1.0) is b
     middle = path.posterior(0.5)
     assert isinstance(middle, Empirical)
+    noise = path.posterior(0.0).noise(4)  # one noise serves the whole path
+    assert {len(path.posterior(tau).push(noise)["w1"]) for tau in (0.0, 0.3, 1.0)} == {4}
+    with pytest.raises(GuideError, match="two families, Wrapped and Empirical"):
+        displacement(a, middle)
     assert {k: tuple(v.shape) for k, v in path(0.5)(X).items()} == SITE_SHAPES
     assert path.length == pytest.approx(2 * middle.distance(displacement(a, b).posterior(0.0)._draws), rel=1e-6)
 

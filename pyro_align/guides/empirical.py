@@ -126,9 +126,7 @@ class Empirical(Posterior):
 
     def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
         """One uniform number per draw, stratified, so that the draws are used evenly."""
-        generator, n = as_generator(generator), check_draws(num_draws)
-        order = torch.rand(n, generator=generator, dtype=torch.float64).argsort()
-        return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64)) / n}
+        return empirical_noise(num_draws, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         """The draws picked; a set of draws has no density, so the second value is zero, as for a point mass."""
@@ -190,6 +188,13 @@ class Empirical(Posterior):
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def empirical_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
+    """One uniform number per draw, stratified."""
+    generator, n = as_generator(generator), check_draws(num_draws)
+    order = torch.rand(n, generator=generator, dtype=torch.float64).argsort()
+    return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64)) / n}
 
 
 def _straight(spec: SiteSpec, values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from pyro_align._effects import untouched
 from pyro_align.errors import GuideError
 from pyro_align.guides.copies import StoredGuide, private_copy, runs_model, store_parameters
-from pyro_align.guides.empirical import Empirical, draws_from, moment_features
+from pyro_align.guides.empirical import Empirical, draws_from, empirical_noise, moment_features
 from pyro_align.guides.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator, check_draws, check_tau
 from pyro_align.guides.registry import register_guide
@@ -164,9 +164,10 @@ class Wrapped(Posterior):
         return dict(noise)
 
     def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        """A seed per draw."""
-        shape = (check_draws(num_draws),)
-        return {"_seed": torch.randint(0, 2**31 - 1, shape, generator=as_generator(generator))}
+        """A seed per draw, and what an empirical posterior on a path from here needs."""
+        generator, shape = as_generator(generator), (check_draws(num_draws),)
+        seeds = torch.randint(0, 2**31 - 1, shape, generator=generator)
+        return {"_seed": seeds, **empirical_noise(num_draws, generator)}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
@@ -193,14 +194,6 @@ class Wrapped(Posterior):
     @cached_property
     def _draws(self) -> Empirical:
         return draws_from(self)
-
-    def check_compatible(self, other: Posterior) -> None:
-        if isinstance(other, Wrapped):
-            super().check_compatible(other)
-        elif isinstance(other, Posterior):
-            self._draws.check_compatible(draws_from(other))
-        else:
-            super().check_compatible(other)
 
     def distance(self, other: Posterior) -> float:
         """The Wasserstein-2 distance between as many draws of either: an estimate, biased upwards."""
