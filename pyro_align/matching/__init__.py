@@ -9,7 +9,9 @@ from pyro_align.matching.frank_wolfe import FrankWolfe
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
 from pyro_align.matching.problem import Features, objective
+from pyro_align.matching.sinkhorn import Sinkhorn
 from pyro_align.matching.solve import Match, match
+from pyro_align.matching.straight_through import StraightThrough
 
 __all__ = [
     "MATCHERS",
@@ -20,6 +22,8 @@ __all__ = [
     "Match",
     "Matcher",
     "Run",
+    "Sinkhorn",
+    "StraightThrough",
     "elements",
     "margins",
     "match",

@@ -30,7 +30,6 @@ class Coordinate(Matcher):
     def search(self, run: Run) -> str:
         updates = make_updates(run.problem)
         if self.anchored and run.anchored and not anchored_pass(run, updates):
-            run.record()
             return "time_limit"
         return sweep_until_converged(run, updates)
 
