@@ -4,6 +4,7 @@ from pyro_align.align import Alignment, align
 from pyro_align.align_many import ManyAlignments, align_many
 from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
 from pyro_align.barrier import Barrier, evaluate_barrier
+from pyro_align.diagnostics import EffectiveWidth, effective_width
 from pyro_align.discovery import certify, find_symmetry
 from pyro_align.draws import AlignedDraws, Modes, SymmetrizedELBO, SymmetrizedGuide, align_draws, symmetrize
 from pyro_align.errors import (
@@ -15,7 +16,9 @@ from pyro_align.errors import (
     SymmetryError,
     TraceError,
 )
-from pyro_align.guides import permute_guide, read_guide
+from pyro_align.guides import mean_field_guide, permute_guide, read_guide, wrap_guide
+from pyro_align.handlers import permute_model
+from pyro_align.io import load, save
 from pyro_align.objectives import Activations, PathLoss
 from pyro_align.paths import Path, displacement
 from pyro_align.symmetry import Permutation, Symmetry
@@ -30,6 +33,7 @@ __all__ = [
     "Barrier",
     "BarrierError",
     "DiagnosticWarning",
+    "EffectiveWidth",
     "Fixed",
     "GuideError",
     "ManyAlignments",
@@ -53,9 +57,15 @@ __all__ = [
     "align_many",
     "certify",
     "displacement",
+    "effective_width",
     "evaluate_barrier",
     "find_symmetry",
+    "load",
+    "mean_field_guide",
     "permute_guide",
+    "permute_model",
     "read_guide",
+    "save",
     "symmetrize",
+    "wrap_guide",
 ]

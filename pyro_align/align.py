@@ -31,6 +31,20 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimised.
         match: How the matcher went: objective, history, status, time by part.
+
+    Example:
+        >>> from pyro_align import Symmetry, align, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> alignment = align(guide, permute_guide(guide, symmetry.random(0)), symmetry)
+        >>> alignment.distance
+        0.0
     """
 
     permutation: Permutation
@@ -117,17 +131,17 @@ def align(
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
         >>> from pyro_align import align, find_symmetry
-        >>> def model(x):
+        >>> def model(x, y):
         ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
         ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
-        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=torch.zeros(5, 2))
-        >>> x = torch.randn(5, 3)
+        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=y)
+        >>> x, y = torch.randn(5, 3), torch.randn(5, 2)
         >>> def guide():
         ...     with pyro.get_param_store().scope():  # parameters of its own
         ...         made = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         made(x)
+        ...         _ = made(x, y)
         ...     return made
-        >>> alignment = align(guide(), guide(), find_symmetry(model, x))
+        >>> alignment = align(guide(), guide(), find_symmetry(model, x, y))
         >>> alignment.distance <= alignment.distance_before
         True
     """

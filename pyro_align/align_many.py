@@ -36,6 +36,20 @@ class ManyAlignments:
         history: Mean squared W2 distance to the barycenter after each round; never rises. One entry for a reference.
         status: ``"converged"`` or ``"max_rounds"``.
         matches: How the last match of each posterior went.
+
+    Example:
+        >>> from pyro_align import Symmetry, align_many, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> copies = [permute_guide(guide, symmetry.random(seed)) for seed in range(3)]
+        >>> bool(align_many(copies, symmetry).distances.max() < 1e-6)
+        True
     """
 
     permutations: tuple[Permutation, ...]

@@ -31,6 +31,10 @@ class Atom:
         fixed: Whether the indices keep their places.
         within: Names of the atoms in which this one is nested, outermost first.
         odd: Whether the values along this axis change sign when a unit of the atom does (signed permutations).
+
+    Example:
+        >>> Atom("hidden", 128)
+        Atom(name='hidden', size=128, fixed=False, within=(), odd=False)
     """
 
     name: str
@@ -48,7 +52,12 @@ class Atom:
 
 @dataclass(frozen=True)
 class Product:
-    """A flattened product of terms, row-major: the last factor varies fastest."""
+    """A flattened product of terms, row-major: the last factor varies fastest.
+
+    Example:
+        >>> print(Product("channels", 49))
+        channels x fixed 49
+    """
 
     factors: tuple[Axis, ...]
 
@@ -63,7 +72,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Sum:
-    """A concatenation of terms."""
+    """A concatenation of terms.
+
+    Example:
+        >>> print(Sum("encoder", "decoder"))
+        encoder + decoder
+    """
 
     terms: tuple[Axis, ...]
 
@@ -81,12 +95,22 @@ AxisLike = Axis | str | int | None | tuple | list
 
 
 def Fixed(size: int | None = None) -> Atom:
-    """An anonymous axis whose indices keep their places."""
+    """An anonymous axis whose indices keep their places.
+
+    Example:
+        >>> print(Fixed(10))
+        fixed 10
+    """
     return Atom("", size, fixed=True)
 
 
 def Odd(name: str, size: int | None = None) -> Atom:
-    """An atom along which the site's value changes sign together with the unit (signed permutations)."""
+    """An atom along which the site's value changes sign together with the unit (signed permutations).
+
+    Example:
+        >>> print(Odd("hidden"))
+        ±hidden
+    """
     return Atom(name, size, odd=True)
 
 

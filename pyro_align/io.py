@@ -90,6 +90,15 @@ def load(path: str | os.PathLike, *, like: nn.Module | None = None) -> Any:
     Raises:
         FormatError: The file is truncated, not of this format, of a newer version, or does not match its digest.
         FileNotFoundError: There is no such file.
+
+    Example:
+        >>> import tempfile, os
+        >>> from pyro_align import Symmetry, load, save
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(os.path.join(folder, "s.zip"), Symmetry.from_axes({"w": ("h", None)}, shapes={"w": (4, 2)}))
+        ...     symmetry = load(os.path.join(folder, "s.zip"))
+        >>> symmetry.atoms["h"].size
+        4
     """
     meta, arrays = _read(Path(path))
     kind = meta.get("kind")

@@ -22,6 +22,21 @@ class Path:
         end: The posterior at ``tau = 1``.
         coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that shall stay low rank: a path between
             the same ends that is not the geodesic, but as short as a coupling within the family allows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import displacement
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide()
+        ...     return guide
+        >>> path = displacement(fit(), fit())
+        >>> abs(path.posterior(0.0).distance(path.posterior(0.5)) - path.length / 2) < 1e-4
+        True
     """
 
     start: Posterior = field(repr=False)
@@ -88,6 +103,21 @@ def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Pa
     Raises:
         GuideError: The guides share parameters, are untrained, differ in sites, shapes, dtype, device or family, or
             hold NaN or infinite parameters.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import displacement
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide()
+        ...     return guide
+        >>> path = displacement(fit(), fit())
+        >>> type(path(0.5)).__name__
+        'AutoNormal'
     """
     check_distinct(guide_a, guide_b)
     return Path(read_guide(guide_a), read_guide(guide_b), coupling)

@@ -313,6 +313,14 @@ class Permutation:
         symmetry: The group it belongs to.
         indices: Atom -> int64 tensor ``(*outer sizes, size)`` on the CPU: new position -> old position.
         signs: Signed atom -> int8 tensor of +-1, same shape, by new position.
+
+    Example:
+        >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
+        >>> p = symmetry.permutation({"unit": [2, 0, 1]})
+        >>> p.apply({"w": torch.tensor([10, 20, 30])})
+        {'w': tensor([30, 10, 20])}
+        >>> p @ p.inverse() == symmetry.identity()
+        True
     """
 
     symmetry: Symmetry

@@ -89,6 +89,24 @@ def evaluate_barrier(
 
     Raises:
         BarrierError: Options, data, model and path do not fit together, or a loss is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import displacement, evaluate_barrier
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide(y)
+        ...     return guide
+        >>> barrier = evaluate_barrier(model, displacement(fit(), fit()), y, taus=5, num_samples=16)
+        >>> barrier.losses
+        ('expected_nll', 'predictive_nll', 'elbo', 'kl')
     """
     problem = Problem(
         model=model,

@@ -35,7 +35,9 @@ class Recipe:
     init_scale: float = 0.01
 
 
-def fit(model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, label: str = "fit") -> AutoNormal:
+def fit(
+    model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, label: str = "fit", progress: bool = True
+) -> AutoNormal:
     """Fits a mean-field normal guide, with parameters of its own.
 
     Args:
@@ -45,6 +47,7 @@ def fit(model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, lab
         seed: Seed of initialisation, batches and gradient noise.
         recipe: Optimiser settings.
         label: Text of the progress bar.
+        progress: Whether to show it.
     """
     steps = recipe.epochs * -(-len(x) // recipe.batch_size)
     with pyro.get_param_store().scope():  # two guides of one model would share their parameters otherwise
@@ -53,7 +56,7 @@ def fit(model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, lab
         guide.to(x.device)
         optimiser = ClippedAdam({"lr": recipe.learning_rate, "lrd": 0.01 ** (1 / steps)})
         svi = SVI(tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimiser, Trace_ELBO())
-        bar = tqdm(range(recipe.epochs), desc=label, unit="epoch")
+        bar = tqdm(range(recipe.epochs), desc=label, unit="epoch", disable=not progress)
         for epoch in bar:
             total = 0.0
             for batch in torch.randperm(len(x), device=x.device).split(recipe.batch_size):

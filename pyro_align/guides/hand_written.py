@@ -42,6 +42,16 @@ def mean_field_guide(
     Raises:
         GuideError: A site is not drawn from a normal of its own, or a parameter is missing. Such a guide can still be
             relabelled with ``wrap_guide``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_align import mean_field_guide
+        >>> def guide():
+        ...     loc = pyro.param("loc", torch.zeros(3))
+        ...     scale = pyro.param("scale", torch.ones(3), constraint=dist.constraints.positive)
+        ...     pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+        >>> mean_field_guide(guide).marginal("w")
+        (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
     """
     nodes = latent_sites(trace_guide(guide, args, kwargs, seed=0))
     again = latent_sites(trace_guide(guide, args, kwargs, seed=1))

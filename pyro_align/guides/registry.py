@@ -68,6 +68,19 @@ def read_guide(guide: Any) -> Posterior:
 
     Raises:
         GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run without arguments.
+
+    Example:
+        >>> from pyro_align import read_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> posterior = read_guide(guide)
+        >>> {site: tuple(draws.shape) for site, draws in posterior.push(posterior.noise(5)).items()}
+        {'w': (5, 6, 2)}
     """
     if isinstance(guide, Posterior):
         return guide
@@ -88,6 +101,20 @@ def permute_guide(guide: Any, p: Permutation):
 
     Raises:
         GuideError: The guide cannot be read, or not be relabelled exactly; the message names the site and a remedy.
+
+    Example:
+        >>> from pyro_align import Symmetry, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> moved = permute_guide(guide, symmetry.permutation({"unit": [5, 4, 3, 2, 1, 0]}))
+        >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
+        True
     """
     return read_guide(guide).permute(p).to_guide()
 

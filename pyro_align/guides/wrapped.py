@@ -234,6 +234,16 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
 
     Raises:
         GuideError: The guide does not run with these arguments, or cannot be copied.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_align import Symmetry, permute_guide, wrap_guide
+        >>> def guide():
+        ...     pyro.sample("w", dist.Gamma(torch.tensor([1.0, 20.0, 400.0]), 1.0).to_event(1))
+        >>> p = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)}).permutation({"unit": [2, 0, 1]})
+        >>> moved = permute_guide(wrap_guide(guide), p)
+        >>> pyro.poutine.trace(moved).get_trace().nodes["w"]["value"].argsort()
+        tensor([1, 2, 0])
     """
     trace = trace_guide(guide, args, kwargs)
     nodes = latent_sites(trace)
