@@ -1,7 +1,7 @@
 """How long discovery takes, certificate included, and how much memory it needs beyond the model.
 
-    python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
-    python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
+python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
+python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import pyro_align
@@ -63,7 +63,12 @@ class GPT2(nn.Module):
 
     def __init__(self, layers=12, width=768, heads=12, words=50257, time=1024):
         super().__init__()
-        self.heads, self.wte, self.wpe, self.ln = heads, nn.Embedding(words, width), nn.Embedding(time, width), nn.LayerNorm(width)
+        self.heads, self.wte, self.wpe, self.ln = (
+            heads,
+            nn.Embedding(words, width),
+            nn.Embedding(time, width),
+            nn.LayerNorm(width),
+        )
         self.blocks = nn.ModuleList(
             nn.ModuleDict({
                 "ln1": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width),
@@ -112,7 +117,9 @@ def run_resnet() -> None:
     _, tracing = timed(trace)
     symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(model, x, y))
     print(f"ResNet-20 x4: {sum(v.numel() for v in values.values()):,} parameters, {len(symmetry.atoms)} atoms")
-    print(f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: {seconds / tracing:.2f} times")
+    print(
+        f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: {seconds / tracing:.2f} times"
+    )
 
 
 def run_gpt2() -> None:
@@ -124,7 +131,9 @@ def run_gpt2() -> None:
     before = peak()
     symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(net, tokens))
     print(f"GPT-2 small: {sum(p.numel() for p in net.parameters()):,} parameters, {len(symmetry.atoms)} atoms")
-    print(f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's {before:.2f} GiB")
+    print(
+        f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's {before:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

@@ -193,12 +193,15 @@ class Density:
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, site in self.latents.items():
-            if not site.dtype.is_floating_point:
+            try:
+                transform = biject_to(site.support) if site.dtype.is_floating_point else None
+            except NotImplementedError:
+                transform = None
+            if transform is None:
                 raise TraceError(
-                    f"site '{name}': integer latent of support {site.support} cannot be summed out; "
-                    "marginalise it in the model, or write the symmetry by hand with Symmetry.from_axes"
+                    f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
+                    "real line; marginalise it in the model, or write the symmetry by hand with Symmetry.from_axes"
                 )
-            transform = biject_to(site.support)
             shape = transform.inverse_shape(torch.Size(site.shape))
             noise = torch.randn(shape, generator=generator, dtype=torch.float64).mul_(scale)
             if fan_in and _is_real(site.support):

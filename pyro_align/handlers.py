@@ -131,7 +131,9 @@ def _relabelled(site: str, value: Tensor, permutation: Permutation) -> Tensor:
     ndim = len(permutation.symmetry.shapes[site])
     if value.dim() < ndim:
         shape = permutation.symmetry.shapes[site]
-        raise SymmetryError(f"site '{site}': expected shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+        raise SymmetryError(
+            f"site '{site}': expected shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}"
+        )
     return permutation.apply_site(site, value, batch_dims=value.dim() - ndim)
 
 

@@ -10,7 +10,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 WIDTHS = (1, 2, 2, 3, 4, 4, 6)
-ACTIVATIONS = (torch.relu, torch.tanh, F.gelu, F.silu, torch.sin, torch.sigmoid, F.softplus, F.leaky_relu, lambda x: x * x)
+ACTIVATIONS = (
+    torch.relu,
+    torch.tanh,
+    F.gelu,
+    F.silu,
+    torch.sin,
+    torch.sigmoid,
+    F.softplus,
+    F.leaky_relu,
+    lambda x: x * x,
+)
 
 
 class RandomNet(nn.Module):
@@ -68,13 +78,42 @@ class RandomNet(nn.Module):
         width = width or self.choose(*WIDTHS)
         if self.image:
             return self.say("conv1", F.conv2d(x, self.weight(width, x.shape[1], 1, 1)))
-        return self.say("linear", F.linear(x, self.weight(width, x.shape[-1]), self.weight(width) if self.choose(0, 1) else None))
+        return self.say(
+            "linear", F.linear(x, self.weight(width, x.shape[-1]), self.weight(width) if self.choose(0, 1) else None)
+        )
 
     def dense_step(self, x):
-        return getattr(self, "step_" + self.choose(
-            "linear", "act", "act", "norm", "residual", "skip", "concat", "split", "gate", "views", "heads", "softmax", "slice",
-            "outer", "experts", "roll", "sum", "recurrent", "einsum", "pad", "matrix", "stack", "index", "pool_old", "repeat",
-        ))(x)
+        return getattr(
+            self,
+            "step_"
+            + self.choose(
+                "linear",
+                "act",
+                "act",
+                "norm",
+                "residual",
+                "skip",
+                "concat",
+                "split",
+                "gate",
+                "views",
+                "heads",
+                "softmax",
+                "slice",
+                "outer",
+                "experts",
+                "roll",
+                "sum",
+                "recurrent",
+                "einsum",
+                "pad",
+                "matrix",
+                "stack",
+                "index",
+                "pool_old",
+                "repeat",
+            ),
+        )(x)
 
     def step_linear(self, x):
         return self.mix(x)
@@ -116,7 +155,9 @@ class RandomNet(nn.Module):
             return x
         k = self.rng.randint(1, n - 1)
         a, b = x.split([k, n - k], -1)
-        return self.say("split", torch.cat([b, torch.tanh(a)], -1) if self.choose(0, 1) else self.mix(a, 3) + self.mix(b, 3))
+        return self.say(
+            "split", torch.cat([b, torch.tanh(a)], -1) if self.choose(0, 1) else self.mix(a, 3) + self.mix(b, 3)
+        )
 
     def step_gate(self, x):
         a, b = self.mix(x, 2 * self.choose(1, 2, 3)).chunk(2, -1)
@@ -162,8 +203,17 @@ class RandomNet(nn.Module):
         return self.say("experts", torch.einsum("...e,...eh,eoh->...o", gate, hidden, self.weight(e, 3, h)))
 
     def step_roll(self, x):
-        return self.say("order", self.choose(lambda t: t.roll(1, -1), lambda t: t.flip(-1), lambda t: t.cumsum(-1),
-                                              lambda t: t.sort(-1).values, lambda t: t.T.T, lambda t: t.tril())(x))
+        return self.say(
+            "order",
+            self.choose(
+                lambda t: t.roll(1, -1),
+                lambda t: t.flip(-1),
+                lambda t: t.cumsum(-1),
+                lambda t: t.sort(-1).values,
+                lambda t: t.T.T,
+                lambda t: t.tril(),
+            )(x),
+        )
 
     def step_sum(self, x):
         reduce = self.choose("sum", "amax", "mean", "logsumexp")
@@ -193,9 +243,14 @@ class RandomNet(nn.Module):
         w = self.weight(n, n)
         kind = self.choose("symmetric", "gram", "diagonal", "eye", "inverse", "triangular")
         eye = torch.eye(n, dtype=x.dtype)
-        matrix = {"symmetric": lambda: w + w.T, "gram": lambda: w @ w.T, "diagonal": lambda: torch.diag(w.diagonal()),
-                  "eye": lambda: w * (1 - eye) + eye, "inverse": lambda: torch.linalg.inv(w @ w.T + 2 * eye),
-                  "triangular": lambda: w.tril()}[kind]()
+        matrix = {
+            "symmetric": lambda: w + w.T,
+            "gram": lambda: w @ w.T,
+            "diagonal": lambda: torch.diag(w.diagonal()),
+            "eye": lambda: w * (1 - eye) + eye,
+            "inverse": lambda: torch.linalg.inv(w @ w.T + 2 * eye),
+            "triangular": lambda: w.tril(),
+        }[kind]()
         return self.say(kind, x @ matrix)
 
     def step_stack(self, x):
@@ -221,24 +276,53 @@ class RandomNet(nn.Module):
     def step_repeat(self, x):
         if x.shape[-1] > 4:
             return x
-        return self.say("repeat", self.choose(lambda t: t.repeat(1, 2), lambda t: t.repeat_interleave(2, -1),
-                                              lambda t: torch.cat([t, t], -1), lambda t: t.expand(2, *t.shape).sum(0))(x))
+        return self.say(
+            "repeat",
+            self.choose(
+                lambda t: t.repeat(1, 2),
+                lambda t: t.repeat_interleave(2, -1),
+                lambda t: torch.cat([t, t], -1),
+                lambda t: t.expand(2, *t.shape).sum(0),
+            )(x),
+        )
 
     def dense_finish(self, x):
-        return self.choose(lambda: self.mix(x, 2), lambda: x.sum(-1), lambda: self.mix(torch.tanh(x), 3).logsumexp(-1))()
+        return self.choose(
+            lambda: self.mix(x, 2), lambda: x.sum(-1), lambda: self.mix(torch.tanh(x), 3).logsumexp(-1)
+        )()
 
     # -- images ----------------------------------------------------------------------------------------------------
 
     def image_step(self, x):
-        return getattr(self, "image_" + self.choose(
-            "conv", "conv", "act", "norm", "pool", "grouped", "transposed", "residual", "concat", "excite", "shuffle", "channels",
-            "flatten", "interpolate", "unshuffle", "split",
-        ))(x)
+        return getattr(
+            self,
+            "image_"
+            + self.choose(
+                "conv",
+                "conv",
+                "act",
+                "norm",
+                "pool",
+                "grouped",
+                "transposed",
+                "residual",
+                "concat",
+                "excite",
+                "shuffle",
+                "channels",
+                "flatten",
+                "interpolate",
+                "unshuffle",
+                "split",
+            ),
+        )(x)
 
     def image_conv(self, x):
         width, k = self.choose(*WIDTHS), self.choose(1, 2, 3)
         bias = self.weight(width) if self.choose(0, 1) else None
-        return self.say("conv", F.conv2d(x, self.weight(width, x.shape[1], k, k), bias, padding=k // 2, stride=self.choose(1, 1, 2)))
+        return self.say(
+            "conv", F.conv2d(x, self.weight(width, x.shape[1], k, k), bias, padding=k // 2, stride=self.choose(1, 1, 2))
+        )
 
     def image_act(self, x):
         return self.step_act(x)
@@ -247,7 +331,9 @@ class RandomNet(nn.Module):
         n = x.shape[1]
         kind = self.choose("group", "batch", "instance", "channel", "layer")
         if kind == "group":
-            x = F.group_norm(x, self.choose(*[g for g in range(1, n + 1) if n % g == 0]), self.weight(n), self.weight(n))
+            x = F.group_norm(
+                x, self.choose(*[g for g in range(1, n + 1) if n % g == 0]), self.weight(n), self.weight(n)
+            )
         elif kind == "batch":
             x = F.batch_norm(x, None, None, self.weight(n), self.weight(n), training=True) if x[:, 0].numel() > 1 else x
         elif kind == "instance":
@@ -261,8 +347,15 @@ class RandomNet(nn.Module):
     def image_pool(self, x):
         if min(x.shape[2:]) < 2:
             return x
-        return self.say("pool", self.choose(lambda t: F.max_pool2d(t, 2, 1), lambda t: F.avg_pool2d(t, 2),
-                                            lambda t: F.adaptive_avg_pool2d(t, 2), lambda t: F.adaptive_max_pool2d(t, 1))(x))
+        return self.say(
+            "pool",
+            self.choose(
+                lambda t: F.max_pool2d(t, 2, 1),
+                lambda t: F.avg_pool2d(t, 2),
+                lambda t: F.adaptive_avg_pool2d(t, 2),
+                lambda t: F.adaptive_max_pool2d(t, 1),
+            )(x),
+        )
 
     def image_grouped(self, x):
         n = x.shape[1]
@@ -274,7 +367,9 @@ class RandomNet(nn.Module):
         n = x.shape[1]
         groups = self.choose(*[g for g in range(1, n + 1) if n % g == 0])
         out = self.choose(1, 2)
-        return self.say(f"transposed {groups}", F.conv_transpose2d(x, self.weight(n, out, 2, 2), groups=groups)[..., :5, :5])
+        return self.say(
+            f"transposed {groups}", F.conv_transpose2d(x, self.weight(n, out, 2, 2), groups=groups)[..., :5, :5]
+        )
 
     def image_residual(self, x):
         n = x.shape[1]
@@ -312,7 +407,11 @@ class RandomNet(nn.Module):
     def image_unshuffle(self, x):
         if x.shape[1] % 4 == 0 and x.shape[2] <= 3:
             return self.say("pixel shuffle", F.pixel_shuffle(x, 2))
-        return self.say("unshuffle", F.pixel_unshuffle(x, 2)) if x.shape[1] <= 2 and x.shape[2] % 2 == x.shape[3] % 2 == 0 else x
+        return (
+            self.say("unshuffle", F.pixel_unshuffle(x, 2))
+            if x.shape[1] <= 2 and x.shape[2] % 2 == x.shape[3] % 2 == 0
+            else x
+        )
 
     def image_split(self, x):
         n = x.shape[1]

@@ -40,7 +40,10 @@ def function_of(problem) -> tuple[Callable[[Values], Tensor], dict[str, Tensor],
     density = Density(model, args, parameters=parameters)
     function = density.log_joint if scope == "joint" else density.log_likelihood
     points = [density.initial_values(seed=seed, scale=0.5) for seed in range(10, 18)]  # a unit may be dead at some
-    flat = {k: v.mean().expand(v.shape).clone() if v.numel() else v for k, v in density.initial_values(seed=5, scale=0.3).items()}
+    flat = {
+        k: v.mean().expand(v.shape).clone() if v.numel() else v
+        for k, v in density.initial_values(seed=5, scale=0.3).items()
+    }
     for k, v in flat.items():
         if str(density.latents[k].support).find("Simplex") >= 0:
             flat[k] = torch.full_like(v, 1.0 / v.shape[-1])
@@ -94,8 +97,9 @@ def candidates(function, flat: Values, limit: int = 3000) -> Iterator[dict[str, 
         return function({k: v.reshape(flat[k].shape) for k, v in zip(names, vector.split(sizes), strict=True)})
 
     point = torch.cat([flat[k].flatten() for k in names])
-    gradient = torch.autograd.functional.jacobian(of_vector, point).split(sizes)
-    hessian = torch.autograd.functional.hessian(of_vector, point)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        gradient = torch.autograd.functional.jacobian(of_vector, point).split(sizes)
+        hessian = torch.autograd.functional.hessian(of_vector, point)
     blocks = [list(row.split(sizes, 1)) for row in hessian.split(sizes, 0)]
     scale = 1e-9 * max(1.0, float(hessian.abs().max()))
 
@@ -105,7 +109,9 @@ def candidates(function, flat: Values, limit: int = 3000) -> Iterator[dict[str, 
     domains = []
     for i, name in enumerate(names):
         options = site_moves(tuple(flat[name].shape))
-        domains.append([m for m in options if same(gradient[i][m], gradient[i]) and same(blocks[i][i][m][:, m], blocks[i][i])])
+        domains.append(
+            [m for m in options if same(gradient[i][m], gradient[i]) and same(blocks[i][i][m][:, m], blocks[i][i])]
+        )
     found = 0
 
     def extend(chosen: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
 from torch.func import functional_call
 
-import pyro
 from pyro_align import Symmetry
 from pyro_align.axes import Atom, Product, as_axis, axis_size, map_atoms
 
@@ -119,7 +119,9 @@ def same_group(found: Symmetry, expected: Symmetry) -> str:
     if len(set(forward.values())) != len(forward):
         return f"two atoms of the answer are one: {forward}"
     for mine, theirs in forward.items():
-        if mine in found.atoms and {forward.get(o, o) for o in found.atoms[mine].within} != set(expected.atoms[theirs].within):
+        if mine in found.atoms and {forward.get(o, o) for o in found.atoms[mine].within} != set(
+            expected.atoms[theirs].within
+        ):
             return f"{mine} lies within {found.atoms[mine].within}, expected {expected.atoms[theirs].within}"
     return ""
 
@@ -141,7 +143,11 @@ def _shape_of(term):
 
 def _differ(a, b, forward) -> str:
     if isinstance(a, list):
-        return "another number of axes" if len(a) != len(b) else next(filter(None, (_differ(x, y, forward) for x, y in zip(a, b, strict=True))), "")
+        return (
+            "another number of axes"
+            if len(a) != len(b)
+            else next(filter(None, (_differ(x, y, forward) for x, y in zip(a, b, strict=True))), "")
+        )
     if a[0] != b[0]:
         if {a[0], b[0]} == {"atom", "fixed"}:  # a fixed axis may carry a name, for what is nested in it
             atom = a if a[0] == "atom" else b

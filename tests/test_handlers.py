@@ -70,7 +70,9 @@ def test_it_trains_like_any_model():
     losses = [svi.step(x) for _ in range(150)]
     assert sum(losses[-20:]) < sum(losses[:20])
     means = guide.median()["w1"][p.inverse().indices["h"]]
-    assert (means - torch.arange(12.0).view(4, 3)).abs().mean() < (guide.median()["w1"] - torch.arange(12.0).view(4, 3)).abs().mean()
+    assert (means - torch.arange(12.0).view(4, 3)).abs().mean() < (
+        guide.median()["w1"] - torch.arange(12.0).view(4, 3)
+    ).abs().mean()
 
 
 def test_particles_may_be_vectorised():
@@ -84,7 +86,9 @@ def test_particles_may_be_vectorised():
         with pyro.plate("units", 4):
             pyro.sample("scale", dist.Normal(torch.arange(4.0)[p.indices["h"]], 1.0))
 
-    loss = Trace_ELBO(num_particles=7, vectorize_particles=True, max_plate_nesting=1).loss(permute_model(model, p), guide)
+    loss = Trace_ELBO(num_particles=7, vectorize_particles=True, max_plate_nesting=1).loss(
+        permute_model(model, p), guide
+    )
     assert abs(loss) < 1e-10
 
 

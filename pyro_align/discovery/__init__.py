@@ -13,7 +13,7 @@ from pyro_align._effects import untouched
 from pyro_align.density import Density
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.assemble import assemble
-from pyro_align.discovery.certify import GraphFunction, certify_graph
+from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.rules import rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
@@ -60,11 +60,11 @@ def find_symmetry(
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
-        >>> def model(x):
+        >>> def model(x, y):
         ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
         ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
-        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=torch.zeros(5, 2))
-        >>> {name: atom.size for name, atom in find_symmetry(model, torch.randn(5, 3)).atoms.items()}
+        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=y)
+        >>> {name: atom.size for name, atom in find_symmetry(model, torch.randn(5, 3), torch.randn(5, 2)).atoms.items()}
         {'w1': 8}
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
@@ -96,6 +96,14 @@ def certify(
     Raises:
         SymmetryError: It does not fit the model's sites, or a relabelling changes the log joint.
         TraceError: As for :func:`find_symmetry`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
+        >>> certify(Symmetry.from_axes({"w": ("unit",)}), model).certificate.trials
+        3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     traced = source.trace()
@@ -153,7 +161,7 @@ class _Source:
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
         return {k: values[k] if k in values else v.double() for k, v in traced.values.items()}
 
-    def check_reproduces(self, traced: TracedGraph, values: dict[str, Tensor], reference: Tensor) -> None:
+    def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
         if self.is_module:
             return
@@ -162,10 +170,10 @@ class _Source:
         with untouched(self.model, seed=1), torch.no_grad():
             again = float(total(native))
         low = any(site.dtype != torch.float64 for site in self.density.latents.values())
-        if not abs(again - float(reference)) <= (1e-2 if low else 1e-6) * (1.0 + abs(float(reference))):
+        if not abs(again - reference) <= (1e-2 if low else 1e-6) * (1.0 + abs(reference)):
             raise TraceError(
                 f"the model is not the same function when run again: its log joint is {again:.6g} nats where its trace "
-                f"gives {float(reference):.6g}. A model whose structure or noise changes between runs has no symmetry "
+                f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
             )
 
@@ -189,6 +197,6 @@ def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, 
         except TraceError as error:
             failure = error
             continue
-        source.check_reproduces(traced, values, GraphFunction(traced)(values) if not source.is_module else None)
+        source.check_reproduces(values, certificate.log_joint)
         return replace(symmetry, certificate=certificate)
     raise SymmetryError(str(failure))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.nesting import nested
-from pyro_align.discovery.terms import Cat, Prod, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.discovery.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry import OpaqueOperation, Symmetry
 
 _SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")

@@ -24,7 +24,8 @@ class DoubleInterpreter(fx.Interpreter):
         return _double(value)
 
     def call_function(self, target, args, kwargs):
-        args, kwargs = pytree.tree_map(_double_dtype, (args, kwargs))
+        args = tuple(map(_double_dtype, args))
+        kwargs = {k: _double_dtype(v) for k, v in kwargs.items()}
         return super().call_function(target, args, kwargs)
 
 
@@ -33,11 +34,10 @@ def _double(value):
 
 
 def _double_dtype(value):
-    return (
-        torch.float64
-        if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype)
-        else value
-    )
+    return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
+
+
+_LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class GraphFunction:

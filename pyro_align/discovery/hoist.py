@@ -136,11 +136,7 @@ class _Hoist:
         gone = {d % len(inner_shape) for d in dims if inner_shape[d] == 1}
         kept = [i for i in range(len(inner_shape)) if i not in gone]
         inner = self.select(source.args[0], kept[dim], index)
-        return inner and self.call(aten.view.default, self.contiguous(inner), [n for i, n in enumerate(_shape(source)) if i != dim])
-
-    def contiguous(self, node: Node) -> Node:
-        value = node.meta["val"]
-        return node if value.is_contiguous() else self.call(aten.clone.default, node, memory_format=torch.contiguous_format)
+        return inner and self.call(aten.reshape.default, inner, [n for i, n in enumerate(_shape(source)) if i != dim])
 
     def _view(self, source: Node, dim: int, index: int) -> Node | None:
         inside, shape = _shape(source.args[0]), _shape(source)
@@ -156,7 +152,7 @@ class _Hoist:
         else:
             inner = self.call(aten.slice.Tensor, source.args[0], axis, index * each, (index + 1) * each)
         rest = [n for i, n in enumerate(shape) if i != dim]
-        return inner and self.call(aten.view.default, self.contiguous(inner), rest)
+        return inner and self.call(aten.reshape.default, inner, rest)
 
     def _sliced(self, source: Node, dim: int, index: int) -> Node | None:
         inner, axis, kept = _slice(source)

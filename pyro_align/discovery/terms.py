@@ -134,7 +134,9 @@ def has_uniform(term: Term) -> bool:
     term = resolve(term)
     if isinstance(term, Uniform):
         return term.size > 1
-    return any(map(has_uniform, term.factors if isinstance(term, Prod) else term.terms if isinstance(term, Cat) else ()))
+    return any(
+        map(has_uniform, term.factors if isinstance(term, Prod) else term.terms if isinstance(term, Cat) else ())
+    )
 
 
 def is_fixed(term: Term) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
+from pyro_align.discovery.concrete import ConcreteData, is_library
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 
@@ -64,7 +66,7 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
 
     captured = dict(_captured(density.model)) if parameters else {}
     data = [leaves[i] for i in slots]
-    module = _trace(function, list(values.values()), data, density.model, density.seed, stack_traces)
+    module = _trace(function, values, data, density.model, density.seed, stack_traces)
     return _assemble(module, values, data, captured)
 
 
@@ -89,7 +91,7 @@ def trace_module(
         return results + [current[name] for name in states]
 
     data = [leaves[i] for i in slots]
-    graph = _trace(function, list(named.values()), data, module, 0, stack_traces)
+    graph = _trace(function, named, data, module, 0, stack_traces)
     return _assemble(graph, named, data, {}, states=states)
 
 
@@ -108,8 +110,14 @@ def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
 
 
 def _trace(
-    function: Callable, sites: list[Tensor], data: list[Tensor], model, seed: int, stack_traces: bool
+    function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int, stack_traces: bool
 ) -> GraphModule:
+    sites = list(values.values())
+
+    def looking(s: list[Tensor], d: list[Tensor]):
+        with ConcreteData(list(values), data, locate=stack_traces):
+            return function(s, d)
+
     with (
         warnings.catch_warnings(),
         untouched(model, seed=seed),
@@ -117,24 +125,59 @@ def _trace(
         _decomposed_kernels(),
     ):
         try:
-            module = _make_graph(function, sites, data, stack_traces)
-            if any(_is_mutable(node) for node in module.graph.nodes):
-                _detach_attributes(module)
-                module = _make_graph(torch.func.functionalize(module, remove="mutations"), sites, data, stack_traces)
-        except PyroAlignError:
-            raise
+            module = _functional_graph(looking, sites, data)
+        except PyroAlignError as error:  # Pyro appends the shapes of its trace to every message
+            raise type(error)(str(error).split("\n")[0]) from None
         except Exception as error:
-            text = str(error).strip().split("\n")[0]
-            raise TraceError(f"the model could not be traced ({type(error).__name__}): {text}. {_ADVICE}") from error
+            raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
     _drop_dead_code(module)
+    _free_of_strides(module)
     hoist_selections(module)
     for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not all(isinstance(n, int) for n in value.shape):
+            raise TraceError(
+                f"the shape of a tensor depends on the values of others ({node.target}); write it without boolean "
+                f"indexing or nonzero, with torch.where for example. {_ADVICE}"
+            )
         if _is_random(node):
             raise TraceError(
                 f"the model draws random numbers outside its sample sites ({node.target}); switch dropout off with "
                 f".eval(), or make the noise a sample site. {_ADVICE}"
             )
     return module
+
+
+def _described(error: Exception) -> str:
+    """The error's kind and the first line that it says, with the line of the model where it arose."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
+    where = f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"
+
+
+def _functional_graph(function, sites, data) -> GraphModule:
+    """The graph without in-place operations."""
+    module = _make_graph(function, sites, data)
+    if any(_is_mutable(node) for node in module.graph.nodes):
+        _detach_attributes(module)
+        functional = torch.func.functionalize(module, remove="mutations")
+        module = _make_graph(functional, sites, data)
+    return module
+
+
+def _free_of_strides(module: GraphModule) -> None:
+    """Views become reshapes: a graph is run again on tensors that may be laid out otherwise than when it was traced."""
+    aten = torch.ops.aten
+    for node in module.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        elif node.target is aten.as_strided.default:
+            source, result = node.args[0].meta["val"], node.meta["val"]
+            whole = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
+            if whole and source.is_contiguous() and result.is_contiguous():
+                node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(result.shape)), {}
+    module.recompile()
 
 
 def _is_random(node: Node) -> bool:
@@ -147,13 +190,12 @@ def _drop_dead_code(module: GraphModule) -> None:
     module.recompile()
 
 
-def _make_graph(function: Callable, sites: list[Tensor], data: list[Tensor], stack_traces: bool) -> GraphModule:
+def _make_graph(function: Callable, sites: list[Tensor], data: list[Tensor]) -> GraphModule:
     return make_fx(
         function,
         decomposition_table=_decompositions(),
         tracing_mode="fake",
         _allow_non_fake_inputs=True,
-        record_stack_traces=stack_traces,
     )(sites, data)
 
 

@@ -14,8 +14,14 @@ CNN = {"0.weight": ("a", None, None, None), "0.bias": ("a",), "3.weight": ("b", 
 
 def cnn(pool_a: nn.Module, pool_b: nn.Module, features: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), pool_a, nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), pool_b,
-        nn.Flatten(), nn.Linear(features, 2),
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        pool_a,
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Tanh(),
+        pool_b,
+        nn.Flatten(),
+        nn.Linear(features, 2),
     )
 
 
@@ -24,7 +30,7 @@ def cnn_with_max_pooling_and_flatten():
     return bayesian(cnn(nn.MaxPool2d(2), nn.MaxPool2d(2), 16)), (torch.randn(2, 2, 8, 8),)
 
 
-@problem({**CNN, "7.weight": (None, ("b", None))})
+@problem({**CNN, "7.weight": (None, ("b", None))}, oracle=False)
 def cnn_with_average_pooling():
     return bayesian(cnn(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), 36)), (torch.randn(2, 2, 8, 8),)
 
@@ -36,37 +42,73 @@ def cnn_with_global_pooling():
 
 @problem({"0.weight": ("a", None, None), "0.bias": ("a",), "2.weight": (None, "a", None)})
 def convolution_in_one_dimension():
-    net = nn.Sequential(nn.Conv1d(2, 5, 3, padding=1, padding_mode="circular"), nn.Softplus(), nn.Conv1d(5, 2, 3, stride=2))
+    net = nn.Sequential(
+        nn.Conv1d(2, 5, 3, padding=1, padding_mode="circular"), nn.Softplus(), nn.Conv1d(5, 2, 3, stride=2)
+    )
     return bayesian(net), (torch.randn(2, 2, 8),)
 
 
-@problem({"0.weight": ("a", None, None, None), "0.bias": ("a",), "2.weight": ("a", None, None, None), "2.bias": ("a",),
-          "4.weight": (None, "a", None, None)})
+@problem(
+    {
+        "0.weight": ("a", None, None, None),
+        "0.bias": ("a",),
+        "2.weight": ("a", None, None, None),
+        "2.bias": ("a",),
+        "4.weight": (None, "a", None, None),
+    }
+)
 def depthwise_convolution():
     net = nn.Sequential(nn.Conv2d(2, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 3, groups=5), nn.ReLU(), nn.Conv2d(5, 2, 1))
     return bayesian(net), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"0.weight": ("a", None, None, None), "0.bias": ("a",), "2.weight": (("a", "m"), None, None, None),
-          "2.bias": (("a", "m"),), "4.weight": (None, ("a", "m"), None, None)}, within={"m": "a"})
+@problem(
+    {
+        "0.weight": ("a", None, None, None),
+        "0.bias": ("a",),
+        "2.weight": (("a", "m"), None, None, None),
+        "2.bias": (("a", "m"),),
+        "4.weight": (None, ("a", "m"), None, None),
+    },
+    within={"m": "a"},
+)
 def depthwise_convolution_with_multiplier():
     net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 2, 1))
     return bayesian(net), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"0.weight": ((Atom("g", 2), Atom("i", 3)), None, None, None), "0.bias": (("g", "i"),),
-          "2.weight": (("g", Atom("o", 4)), "i", None, None), "2.bias": (("g", "o"),),
-          "4.weight": (None, ("g", "o"), None, None)}, within={"i": "g", "o": "g"})
+@problem(
+    {
+        "0.weight": ((Atom("g", 2), Atom("i", 3)), None, None, None),
+        "0.bias": (("g", "i"),),
+        "2.weight": (("g", Atom("o", 4)), "i", None, None),
+        "2.bias": (("g", "o"),),
+        "4.weight": (None, ("g", "o"), None, None),
+    },
+    within={"i": "g", "o": "g"},
+)
 def grouped_convolution():
     net = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
     return bayesian(net), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"0.weight": ("a", None, None, None), "0.bias": ("a",), "2.weight": ("a", "b", None, None), "2.bias": ("b",),
-          "4.weight": ("b", None, None, None)})
+@problem(
+    {
+        "0.weight": ("a", None, None, None),
+        "0.bias": ("a",),
+        "2.weight": ("a", "b", None, None),
+        "2.bias": ("b",),
+        "4.weight": ("b", None, None, None),
+    }
+)
 def transposed_convolution():
-    net = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(3, 4, 2, stride=2), nn.ReLU(),
-                        nn.ConvTranspose2d(4, 2, 3))
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(3, 4, 2, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, 3),
+    )
     return bayesian(net), (torch.randn(2, 2, 5, 5),)
 
 
@@ -123,7 +165,10 @@ def resnet_axes(widths, blocks, groups):
                 stream = channels(str(i), m)
                 axes[f"{at}.project.weight"] = (stream, before, None, None)
             hidden = channels(f"b{index}", m)
-            axes[f"{at}.conv1.weight"], axes[f"{at}.conv2.weight"] = (hidden, before, None, None), (stream, hidden, None, None)
+            axes[f"{at}.conv1.weight"], axes[f"{at}.conv2.weight"] = (
+                (hidden, before, None, None),
+                (stream, hidden, None, None),
+            )
             axes[f"{at}.norm1.weight"] = axes[f"{at}.norm1.bias"] = (hidden,)
             axes[f"{at}.norm2.weight"] = axes[f"{at}.norm2.bias"] = (stream,)
             index += 1
@@ -139,7 +184,7 @@ def _resnet(name, widths, blocks, groups, oracle):
         return bayesian(ResNet(widths, blocks, groups)), (torch.randn(1, 3, 8, 8),)
 
 
-_resnet("small_resnet_with_group_norm", (4, 4, 6), 1, 2, True)
+_resnet("small_resnet_with_group_norm", (4, 4, 6), 1, 2, False)
 _resnet("resnet_20_with_group_norm", (8, 16, 32), 3, 4, False)
 
 
@@ -155,9 +200,20 @@ class FilterResponseNorm(nn.Module):
         return torch.maximum(self.gamma * x + self.beta, self.tau)
 
 
-@problem({"0.weight": ("a", None, None, None), "0.bias": ("a",), "1.tau": (None, "a", None, None),
-          "1.beta": (None, "a", None, None), "1.gamma": (None, "a", None, None), "2.weight": ("b", "a", None, None),
-          "2.bias": ("b",), "3.weight": ("b", None, None), "3.bias": ("b", None, None), "6.weight": (None, ("b", None))})
+@problem(
+    {
+        "0.weight": ("a", None, None, None),
+        "0.bias": ("a",),
+        "1.tau": (None, "a", None, None),
+        "1.beta": (None, "a", None, None),
+        "1.gamma": (None, "a", None, None),
+        "2.weight": ("b", "a", None, None),
+        "2.bias": ("b",),
+        "3.weight": ("b", None, None),
+        "3.bias": ("b", None, None),
+        "6.weight": (None, ("b", None)),
+    }
+)
 def custom_normalisations():
     class ChannelScale(nn.Module):
         def __init__(self):
@@ -168,13 +224,27 @@ def custom_normalisations():
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
             return x * self.weight + self.bias
 
-    net = nn.Sequential(nn.Conv2d(2, 3, 3), FilterResponseNorm(3), nn.Conv2d(3, 4, 2), ChannelScale(), nn.ELU(),
-                        nn.Flatten(), nn.Linear(16, 2))
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        FilterResponseNorm(3),
+        nn.Conv2d(3, 4, 2),
+        ChannelScale(),
+        nn.ELU(),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
     return bayesian(net), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"a.weight": (Atom("a", 3), None, None, None), "a.bias": ("a",), "b.weight": (Atom("b", 4), [Atom("x!", 2), "a"], None, None),
-          "b.bias": ("b",), "c.weight": (None, [Atom("x!", 2), "a", "b"], None, None)})
+@problem(
+    {
+        "a.weight": (Atom("a", 3), None, None, None),
+        "a.bias": ("a",),
+        "b.weight": (Atom("b", 4), [Atom("x!", 2), "a"], None, None),
+        "b.bias": ("b",),
+        "c.weight": (None, [Atom("x!", 2), "a", "b"], None, None),
+    }
+)
 def dense_concatenation():
     class DenseNet(nn.Module):
         def __init__(self):
@@ -189,9 +259,17 @@ def dense_concatenation():
     return bayesian(DenseNet()), (torch.randn(2, 2, 4, 4),)
 
 
-@problem({"down.weight": (Atom("a", 3), None, None, None), "down.bias": ("a",), "middle.weight": (Atom("b", 4), "a", None, None),
-          "middle.bias": ("b",), "up.weight": ("b", Atom("c", 5), None, None), "up.bias": ("c",),
-          "out.weight": (None, ["c", "a"], None, None)})
+@problem(
+    {
+        "down.weight": (Atom("a", 3), None, None, None),
+        "down.bias": ("a",),
+        "middle.weight": (Atom("b", 4), "a", None, None),
+        "middle.bias": ("b",),
+        "up.weight": ("b", Atom("c", 5), None, None),
+        "up.bias": ("c",),
+        "out.weight": (None, ["c", "a"], None, None),
+    }
+)
 def u_net_skip():
     class UNet(nn.Module):
         def __init__(self):
@@ -208,13 +286,27 @@ def u_net_skip():
     return bayesian(UNet()), (torch.randn(2, 2, 4, 4),)
 
 
-@problem({"conv.weight": ("a", None, None, None), "conv.bias": ("a",), "down.weight": ("s", "a"), "down.bias": ("s",),
-          "up.weight": ("a", "s"), "up.bias": ("a",), "out.weight": (None, "a", None, None)})
+@problem(
+    {
+        "conv.weight": ("a", None, None, None),
+        "conv.bias": ("a",),
+        "down.weight": ("s", "a"),
+        "down.bias": ("s",),
+        "up.weight": ("a", "s"),
+        "up.bias": ("a",),
+        "out.weight": (None, "a", None, None),
+    }
+)
 def squeeze_and_excitation():
     class SqueezeExcitation(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.down, self.up, self.out = nn.Conv2d(2, 5, 3), nn.Linear(5, 3), nn.Linear(3, 5), nn.Conv2d(5, 2, 1)
+            self.conv, self.down, self.up, self.out = (
+                nn.Conv2d(2, 5, 3),
+                nn.Linear(5, 3),
+                nn.Linear(3, 5),
+                nn.Conv2d(5, 2, 1),
+            )
 
         def forward(self, x):
             x = F.relu(self.conv(x))
@@ -224,8 +316,15 @@ def squeeze_and_excitation():
     return bayesian(SqueezeExcitation()), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"a.weight": ((Atom("g", 2), Atom("h", 3)), None, None, None), "a.bias": (("g", "h"),),
-          "b.weight": (("h", "g"), None, None, None), "b.bias": (("h", "g"),), "c.weight": (None, ("h", "g"), None, None)})
+@problem(
+    {
+        "a.weight": ((Atom("g", 2), Atom("h", 3)), None, None, None),
+        "a.bias": (("g", "h"),),
+        "b.weight": (("h", "g"), None, None, None),
+        "b.bias": (("h", "g"),),
+        "c.weight": (None, ("h", "g"), None, None),
+    }
+)
 def channel_shuffle():
     class Shuffle(nn.Module):
         def __init__(self):
@@ -239,9 +338,22 @@ def channel_shuffle():
     return bayesian(Shuffle()), (torch.randn(2, 2, 5, 5),)
 
 
-@problem({"stem.weight": ("a", None, None, None), "stem.bias": ("a",), "depth.weight": ("a", None, None, None),
-          "depth.bias": ("a",), "norm.weight": ("a",), "norm.bias": ("a",), "up.weight": ("h", "a"), "up.bias": ("h",),
-          "down.weight": ("a", "h"), "down.bias": ("a",), "gamma": ("a",), "head.weight": (None, "a")})
+@problem(
+    {
+        "stem.weight": ("a", None, None, None),
+        "stem.bias": ("a",),
+        "depth.weight": ("a", None, None, None),
+        "depth.bias": ("a",),
+        "norm.weight": ("a",),
+        "norm.bias": ("a",),
+        "up.weight": ("h", "a"),
+        "up.bias": ("h",),
+        "down.weight": ("a", "h"),
+        "down.bias": ("a",),
+        "gamma": ("a",),
+        "head.weight": (None, "a"),
+    }
+)
 def convnext_block_with_layer_scale():
     class ConvNeXt(nn.Module):
         def __init__(self):

@@ -101,8 +101,15 @@ def to_pyro_module():
     return Lifted(mlp()), (torch.randn(6, 3),)
 
 
-@problem({"net.net.0.weight": ("h", None), "net.net.0.bias": ("h",), "net.net.2.weight": ("k", "h"),
-          "net.net.2.bias": ("k",), "net.net.4.weight": (None, "k")})
+@problem(
+    {
+        "net.net.0.weight": ("h", None),
+        "net.net.0.bias": ("h",),
+        "net.net.2.weight": ("k", "h"),
+        "net.net.2.bias": ("k",),
+        "net.net.4.weight": (None, "k"),
+    }
+)
 def nested_modules():
     class Wrapper(nn.Module):
         def __init__(self):
@@ -120,16 +127,35 @@ def plain_module():
     return mlp(), (torch.randn(6, 3),)
 
 
-@problem({"0.weight": ("h", None), "0.bias": ("h",), "1.weight": ("h",), "1.bias": ("h",),
-          "3.weight": ("k", "h"), "3.bias": ("k",), "4.weight": ("k",), "4.bias": ("k",), "6.weight": (None, "k")})
+@problem(
+    {
+        "0.weight": ("h", None),
+        "0.bias": ("h",),
+        "1.weight": ("h",),
+        "1.bias": ("h",),
+        "3.weight": ("k", "h"),
+        "3.bias": ("k",),
+        "4.weight": ("k",),
+        "4.bias": ("k",),
+        "6.weight": (None, "k"),
+    }
+)
 def mlp_with_layer_norm():
-    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 3), nn.LayerNorm(3), nn.SiLU(),
-                        nn.Linear(3, 2))
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 3), nn.LayerNorm(3), nn.SiLU(), nn.Linear(3, 2)
+    )
     return bayesian(net), (torch.randn(6, 3),)
 
 
-BATCH_NORM = {"0.weight": ("h", None), "0.bias": ("h",), "1.weight": ("h",), "1.bias": ("h",),
-              "1.running_mean": ("h",), "1.running_var": ("h",), "3.weight": (None, "h")}
+BATCH_NORM = {
+    "0.weight": ("h", None),
+    "0.bias": ("h",),
+    "1.weight": ("h",),
+    "1.bias": ("h",),
+    "1.running_mean": ("h",),
+    "1.running_var": ("h",),
+    "3.weight": (None, "h"),
+}
 
 
 def batch_norm_net() -> nn.Sequential:
@@ -189,8 +215,15 @@ def params_as_constants():
     return model, (torch.randn(6, 3),)
 
 
-@problem({"shared.weight": ("h", "h"), "shared.bias": ("h",), "first.weight": ("h", None), "first.bias": ("h",),
-          "last.weight": (None, "h")})
+@problem(
+    {
+        "shared.weight": ("h", "h"),
+        "shared.bias": ("h",),
+        "first.weight": ("h", None),
+        "first.bias": ("h",),
+        "last.weight": (None, "h"),
+    }
+)
 def shared_module_called_twice():
     class Shared(nn.Module):
         def __init__(self):
@@ -231,7 +264,13 @@ def gated_linear_unit():
     return bayesian(Gated()), (torch.randn(6, 3),)
 
 
-@problem({"w1": ([Atom("a", 3), None, Atom("b", 4)], None), "w2": (None, [Atom("a", 3), None]), "w3": (None, [Atom("b", 4), None])})
+@problem(
+    {
+        "w1": ([Atom("a", 3), None, Atom("b", 4)], None),
+        "w2": (None, [Atom("a", 3), None]),
+        "w3": (None, [Atom("b", 4), None]),
+    }
+)
 def units_that_feed_different_places():
     def model(x):
         h = torch.relu(x @ normal("w1", 8, 3).T)  # the fourth unit feeds both

@@ -37,19 +37,34 @@ for _name, (_cell, _gates) in CELLS.items():
     def one_layer(cell=_cell):
         return bayesian(Sequence(cell(2, 3, batch_first=True), 3)), (torch.randn(2, 3, 2),)
 
-    @problem({**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 1, "k", "h"), "out.weight": (None, "k")},
-             name=f"{_name}_of_two_layers")
+    @problem(
+        {**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 1, "k", "h"), "out.weight": (None, "k")},
+        name=f"{_name}_of_two_layers",
+    )
     def two_layers(cell=_cell):
         return bayesian(Sequence(cell(2, 3, num_layers=2, batch_first=True), 3)), (torch.randn(2, 3, 2),)
 
-    @problem({**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 0, "r", None, "_reverse"), "out.weight": (None, ["h", "r"])},
-             name=f"bidirectional_{_name}")
+    @problem(
+        {
+            **layer_axes(_gates, 0, "h", None),
+            **layer_axes(_gates, 0, "r", None, "_reverse"),
+            "out.weight": (None, ["h", "r"]),
+        },
+        name=f"bidirectional_{_name}",
+    )
     def bidirectional(cell=_cell):
         return bayesian(Sequence(cell(2, 3, bidirectional=True, batch_first=True), 6)), (torch.randn(2, 3, 2),)
 
 
-@problem({"cell.weight_ih": (["h"] * 4, None), "cell.weight_hh": (["h"] * 4, "h"), "cell.bias_ih": (["h"] * 4,),
-          "cell.bias_hh": (["h"] * 4,), "out.weight": (None, "h")})
+@problem(
+    {
+        "cell.weight_ih": (["h"] * 4, None),
+        "cell.weight_hh": (["h"] * 4, "h"),
+        "cell.bias_ih": (["h"] * 4,),
+        "cell.bias_hh": (["h"] * 4,),
+        "out.weight": (None, "h"),
+    }
+)
 def lstm_cell_unrolled():
     class Unrolled(nn.Module):
         def __init__(self):

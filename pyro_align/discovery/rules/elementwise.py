@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch.utils import _pytree as pytree
+
 from pyro_align.discovery.rules import rule
 from pyro_align.discovery.terms import ONE, Uniform
-from torch.utils import _pytree as pytree
 
 
 def _tensors(args, kwargs):

@@ -20,17 +20,6 @@ def view(call, x, *args, **kwargs):
     return call.reshape(x.axes, call.shape)
 
 
-@rule("aten.as_strided", "aten.as_strided_copy")
-def as_strided(call, x, size, stride, storage_offset=None):
-    """A view of all of a contiguous tensor in the same order; any other pattern of strides is opaque."""
-    source, result = call.node.args[0].meta["val"], call.node.meta["val"]
-    if not (source.is_contiguous() and result.is_contiguous() and source.numel() == result.numel()):
-        raise call.unsupported()
-    if source.storage_offset() != result.storage_offset():
-        raise call.unsupported()
-    return call.reshape(x.axes, call.shape)
-
-
 @rule("aten.permute", "aten.permute_copy")
 def permute(call, x, dims):
     """Reorders axes."""

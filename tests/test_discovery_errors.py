@@ -1,0 +1,140 @@
+"""What cannot be traced is refused with one clear message; what has no rule is named with its line."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import normal, observe
+from torch import nn
+
+from pyro_align import Symmetry
+from pyro_align.discovery import certify, find_symmetry, rule
+from pyro_align.errors import SymmetryError, TraceError
+
+
+def looks_at_a_site(x):
+    w = normal("w", 3)
+    observe(w * x if w[0] > 0 else w + x)
+
+
+def drops_out(x):
+    observe(nn.functional.dropout(normal("w", 3), 0.5) * x)
+
+
+def shape_from_a_site(x):
+    w = normal("w", 3)
+    pyro.sample("y", dist.Normal(w[w > 0].sum(), 1.0), obs=x)
+
+
+def counts(x):
+    rate = pyro.sample("rate", dist.Poisson(3.0))
+    observe(normal("w", 3) * rate * x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (looks_at_a_site, "latent site 'w'"),
+        (drops_out, r"switch dropout off"),
+        (shape_from_a_site, "shape of a tensor depends"),
+        (counts, "site 'rate'"),
+    ],
+)
+def test_one_clear_message(model, message):
+    with pytest.raises(TraceError, match=message) as error:
+        find_symmetry(model, torch.tensor(1.0))
+    assert "from_axes" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_structure_that_changes_from_run_to_run():
+    runs = []
+
+    def model(x):
+        runs.append(1)
+        observe(normal("w", 3) * x)
+        if len(runs) % 2:
+            normal("v", 2)
+
+    with pytest.raises(TraceError, match="from_axes"):
+        find_symmetry(model, torch.tensor(1.0))
+
+
+def test_a_module_in_training_mode_with_dropout():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    with pytest.raises(TraceError, match=r"\.eval\(\)"):
+        find_symmetry(net, torch.randn(5, 3))
+    assert net.training
+
+
+def test_wrong_arguments():
+    with pytest.raises(TraceError, match="could not be run with the arguments"):
+        find_symmetry(looks_at_a_site, torch.tensor(1.0), torch.tensor(1.0))
+
+
+def test_the_data_may_be_looked_at():
+    def model(x, lengths):
+        w = normal("w", 4)
+        longest = int(lengths.max())
+        observe(x[:, :longest] * w.square().sum() + (1.0 if bool((lengths > 2).any()) else 0.0))
+
+    found = find_symmetry(model, torch.randn(2, 5), torch.tensor([3, 2]))
+    assert [a.size for a in found.atoms.values()] == [4]
+
+
+def test_an_operation_without_a_rule_is_named_with_its_line():
+    def model(x):
+        w1, w2 = normal("w1", 4, 3), normal("w2", 2, 4)
+        observe((x @ w1.T).sort(-1).values @ w2.T)
+
+    found = find_symmetry(model, torch.randn(5, 3))
+    assert not found.atoms
+    assert [o.operation for o in found.opaque] == ["aten.sort.default"]
+    assert "test_discovery_errors.py" in found.opaque[0].where
+    assert set(found.opaque[0].sites) == {"w1"}
+
+
+def test_a_rule_of_ones_own_in_three_lines():
+    @torch.library.custom_op("pyro_align_test::scale_rows", mutates_args=())
+    def scale_rows(x: torch.Tensor) -> torch.Tensor:
+        return x * x.square().mean(-1, keepdim=True)
+
+    @scale_rows.register_fake
+    def _(x):
+        return torch.empty_like(x)
+
+    def model(x):
+        w1, w2 = normal("w1", 4, 3), normal("w2", 2, 4)
+        observe(scale_rows(x @ w1.T) @ w2.T)
+
+    x = torch.randn(5, 3)
+    assert not find_symmetry(model, x).atoms
+
+    @rule("pyro_align_test.scale_rows")
+    def normalises(call, x):
+        call.witness(x.axes[:-1])
+        return x.axes
+
+    assert [a.size for a in find_symmetry(model, x).atoms.values()] == [4]
+
+
+def test_a_false_symmetry_does_not_get_its_certificate():
+    def model(x):
+        observe(torch.tanh(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
+
+    x = torch.randn(5, 3)
+    right = certify(Symmetry.from_axes({"w1": ("h", None), "w2": (None, "h")}), model, x)
+    assert right.certificate.error <= right.certificate.tolerance
+    with pytest.raises(SymmetryError, match=r"'h' on w1\[0\]"):
+        certify(Symmetry.from_axes({"w1": ("h", None)}), model, x)
+
+
+def test_nothing_of_the_callers_changes():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.get_rng_state()
+    find_symmetry(net, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training
+    assert not list(pyro.get_param_store().keys())
