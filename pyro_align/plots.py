@@ -138,9 +138,9 @@ def plot_before_after(
         for column, name in enumerate(names):
             panel = axes[row, column]
             for i, (label, barrier) in enumerate(barriers.items()):
-                peak = barrier[data, name].barrier
-                text = (f"{label}: " if label else "barrier ") + _figure(peak.height, peak.se)
-                plot_curve(barrier[data, name], ax=panel, label=text, index=i, level=level)
+                curve = barrier[data, name]
+                text = (f"{label}: " if label else "barrier ") + _figure(curve, level)
+                plot_curve(curve, ax=panel, label=text, index=i, level=level)
             if column == 0 and len(sets) > 1:
                 panel.set_ylabel(f"{data}\n{panel.get_ylabel()}")
             if row < len(sets) - 1:
@@ -149,12 +149,14 @@ def plot_before_after(
     return axes
 
 
-def _figure(height: float, se: float) -> str:
-    """A barrier with its standard error, to the error's second digit."""
-    if not np.isfinite(se) or se <= 0:
-        return f"{height:.3g}"
-    digits = int(np.clip(1 - np.floor(np.log10(se)), 0, 5))
-    return f"{height:.{digits}f} ± {se:.{digits}f}"
+def _figure(curve: Curve, level: float) -> str:
+    """A barrier with its standard error, to the error's second digit; of none, how high it may be."""
+    height, se = curve.barrier.height, curve.barrier.se
+    if np.isfinite(se) and se > 0:
+        digits = int(np.clip(1 - np.floor(np.log10(se)), 0, 5))
+        return f"{height:.{digits}f} ± {se:.{digits}f}"
+    upper = curve.band(level).interval[1]
+    return f"{height:.3g}" + (f", below {upper:.1g}" if height == 0 and upper > 0 else "")
 
 
 def _legend_above(ax: Axes) -> None:

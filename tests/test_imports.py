@@ -24,6 +24,7 @@ ROOMS = (
     "draws",
     "report",
     "plots",
+    "paths_learned",
     "paths",
     "diagnostics",
     "discovery",

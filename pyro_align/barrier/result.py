@@ -17,6 +17,8 @@ from pyro_align.errors import BarrierError, DiagnosticWarning
 if TYPE_CHECKING:
     from pyro_align.barrier.problem import Problem
 
+DRAWN = ("expected_nll", "predictive_nll", "elbo", "kl")  # losses whose pseudo-values belong to single draws
+
 
 @dataclass(frozen=True, eq=False)
 class Barrier:
@@ -123,7 +125,7 @@ class Barrier:
         return frame
 
     def _warn_of_dominance(self) -> None:
-        shares = {key: curve.dominance for key, curve in self.curves.items() if curve.num_draws >= 8}
+        shares = {k: curve.dominance for k, curve in self.curves.items() if k[1] in DRAWN and curve.num_draws >= 8}
         carried = [f"{loss} on '{evaluation}'" for (evaluation, loss), share in shares.items() if share > 0.8]
         if carried:
             warnings.warn(

@@ -1,0 +1,169 @@
+"""Curved paths, trained to be low: a quadratic Bezier curve or a chain of two pieces with one bend between the ends.
+
+Two posteriors that a straight path joins only over a barrier may still be joined by a curved one (Garipov et al. 2018;
+Draxler et al. 2018). The bend is a mean-field Gaussian of its own; it starts where the curve is the displacement
+between the ends, and is trained on the negative ELBO averaged over tau (Garipov et al. 2018, eq. 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from pyro_align._effects import untouched
+from pyro_align.density import Density
+from pyro_align.errors import GuideError
+from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+
+Moments = dict[str, tuple[Tensor, Tensor]]
+
+KINDS = ("bezier", "chain")
+
+
+@dataclass(frozen=True, eq=False)
+class BentPath:
+    """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
+
+    Attributes:
+        start: The posterior at 0.
+        bend: The control point of the curve, or the corner of the chain.
+        end: The posterior at 1.
+        kind: ``"bezier"`` or ``"chain"``.
+        losses: Negative ELBO of every training step, nats; noisy.
+    """
+
+    start: MeanFieldNormal = field(repr=False)
+    bend: MeanFieldNormal = field(repr=False)
+    end: MeanFieldNormal = field(repr=False)
+    kind: str = "bezier"
+    losses: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """The sites, by name."""
+        return self.start.sites
+
+    def posterior(self, tau: float) -> MeanFieldNormal:
+        """The posterior at ``tau``; the end points are exact.
+
+        Raises:
+            ValueError: ``tau`` lies outside [0, 1].
+        """
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if tau in (0.0, 1.0):
+            return self.start.displace(self.end, tau)
+        moments = blend(_moments(self.start), _moments(self.bend), _moments(self.end), tau, self.kind)
+        return _with_moments(self.start, moments)
+
+    def __call__(self, tau: float):
+        """A new Pyro guide at ``tau``."""
+        return self.posterior(tau).to_guide()
+
+
+def learn_path(
+    model: Callable,
+    guide_a: Any,
+    guide_b: Any,
+    *args: Any,
+    kind: str = "bezier",
+    steps: int = 500,
+    lr: float = 0.01,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+    **kwargs: Any,
+) -> BentPath:
+    """Trains the bend of a path between two posteriors on the negative ELBO, averaged over tau.
+
+    Args:
+        model: The Pyro model.
+        guide_a: The guide at ``tau = 0``: mean-field Gaussian, or a posterior read from one.
+        guide_b: The guide at ``tau = 1``; align it first.
+        *args: The model's arguments.
+        kind: ``"bezier"``, a quadratic Bezier curve, or ``"chain"``, two straight pieces.
+        steps: Steps of Adam; each takes one tau and one draw, the learning rate falls to a hundredth.
+        lr: Its learning rate.
+        temperature: Weight of the KL.
+        seed: Seed of taus and draws.
+        progress: Whether to show a progress bar.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        GuideError: The guides are of another family, or do not fit each other.
+        TraceError: The model cannot be run.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    check_distinct(guide_a, guide_b)
+    start, end = read_guide(guide_a), read_guide(guide_b)
+    for q in (start, end):
+        if not isinstance(q, MeanFieldNormal):
+            raise GuideError(f"learn_path needs mean-field Gaussians, got {type(q).__name__}")
+    start.check_compatible(end)
+    density = Density(model, args, kwargs)
+    if density.enumerated:
+        raise GuideError(f"learn_path cannot sum out the discrete sites {density.enumerated}; marginalise them")
+    middle = start.displace(end, 0.5)
+    leaves = {k: (m.clone().requires_grad_(), s.log().requires_grad_()) for k, (m, s) in _moments(middle).items()}
+    ends, generator, losses = (_moments(start), _moments(end)), torch.Generator().manual_seed(seed), []
+    flat = [t for pair in leaves.values() for t in pair]
+    optimizer = torch.optim.Adam(flat, lr=lr)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / steps))
+    with untouched(model, seed=seed):
+        for _ in trange(steps, desc="path", disable=not progress):
+            tau = float(torch.rand((), generator=generator, dtype=torch.float64))
+            bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
+            moments = blend(ends[0], bend, ends[1], tau, kind)
+            loss = _negative_elbo(density, start, moments, temperature, generator)
+            for leaf, gradient in zip(flat, torch.autograd.grad(loss, flat), strict=True):
+                leaf.grad = gradient  # of the bend alone: the model's own parameters get none
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    learned = {k: (m.detach(), log_s.detach().exp()) for k, (m, log_s) in leaves.items()}
+    return BentPath(start, _with_moments(start, learned), end, kind, tuple(losses))
+
+
+def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) -> Moments:
+    """Location and standard deviation at ``tau``; both are blended linearly, so scales stay positive."""
+    if kind == "bezier":
+        weights = ((1 - tau) ** 2, 2 * tau * (1 - tau), tau**2)
+    else:
+        weights = (max(0.0, 1 - 2 * tau), 1 - abs(2 * tau - 1), max(0.0, 2 * tau - 1))
+    a, b, c = weights
+    return {k: tuple(a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)) for k in start}
+
+
+def _negative_elbo(
+    density: Density, q: MeanFieldNormal, moments: Moments, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """One draw's -log p(y | z) + T (log q(z) - log p(z)), nats, differentiable in the moments."""
+    noise, values, log_q = q.noise(1, generator=generator), {}, 0.0
+    for name, spec in q.sites.items():
+        loc, scale = moments[name]
+        latent = (loc + scale * noise[name][0])[None]
+        values[name] = spec.constrain(latent)[0]
+        # the noise's own density is constant
+        log_q = log_q - scale.log().sum() - spec.log_volume(latent, values[name][None]).sum()
+    terms = {name: term.sum() for name, term in density.terms(values).items()}
+    likelihood = sum(terms[name] for name in density.observed)
+    prior = sum(term for name, term in terms.items() if name not in density.observed)
+    return -likelihood + temperature * (log_q - prior)
+
+
+def _moments(q: MeanFieldNormal) -> Moments:
+    return {name: q.marginal(name) for name in q.sites}
+
+
+def _with_moments(q: MeanFieldNormal, moments: Moments) -> MeanFieldNormal:
+    locs = {k: m for k, (m, _) in moments.items()}
+    scales = {k: q.scales[k].with_value(s) for k, (_, s) in moments.items()}
+    return replace(q, locs=locs, scales=scales)

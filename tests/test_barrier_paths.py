@@ -1,0 +1,87 @@
+"""Learned paths: exact ends, the displacement at the start, lower barriers after training."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from barrier_problems import classifier, classifier_data, linear, linear_data, make_guide
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+
+from pyro_align.barrier import evaluate_barrier
+from pyro_align.errors import GuideError
+from pyro_align.guides import read_guide
+from pyro_align.paths import displacement
+from pyro_align.paths_learned import learn_path
+
+
+def ring(y):
+    """A posterior on a circle: the straight path between two of its points leaves it."""
+    z = pyro.sample("z", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z.norm(), 0.5), obs=y)
+
+
+def at(point):
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(ring, init_loc_fn=init_to_value(values={"z": torch.tensor(point)}), init_scale=0.1)
+        guide(torch.zeros(2))
+    return guide
+
+
+@pytest.mark.parametrize("kind", ["bezier", "chain"])
+def test_a_bend_goes_around_the_barrier(kind):
+    y = 3 + 0.1 * torch.randn(5)
+    a, b = at([3.0, 0.0]), at([0.0, 3.0])
+    state = torch.get_rng_state()
+    path = learn_path(ring, a, b, y, kind=kind, steps=300, lr=0.05)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not list(pyro.get_param_store().keys())
+    straight, bent = (
+        evaluate_barrier(ring, p, y, taus=9, losses=["expected_nll"])["expected_nll"].barrier
+        for p in (displacement(a, b), path)
+    )
+    assert straight.height > 1
+    assert bent.height < 0.5 * straight.height
+    for tau, guide in ((0.0, a), (1.0, b)):
+        assert path.posterior(tau).distance(read_guide(guide)) == 0
+    assert isinstance(path(0.3), AutoNormal)
+    again = learn_path(ring, a, b, y, kind=kind, steps=300, lr=0.05)
+    assert path.losses == again.losses
+
+
+@pytest.mark.parametrize("kind", ["bezier", "chain"])
+def test_an_untrained_bend_is_the_displacement(kind):
+    x, y = classifier_data()
+    a, b = make_guide(classifier, x, y, seed=1), make_guide(classifier, x, y, seed=2, scale=0.3)
+    path, straight = learn_path(classifier, a, b, x, y, kind=kind, steps=1, lr=0.0), displacement(a, b)
+    for tau in np.linspace(0, 1, 5):
+        assert path.posterior(tau).distance(straight.posterior(tau)) < 1e-9
+
+
+def test_the_training_loss_is_the_negative_elbo():
+    x, y = linear_data()
+    a, b = make_guide(linear, x, y, seed=1), make_guide(linear, x, y, seed=2)
+    path = learn_path(linear, a, b, x, y, steps=600, lr=0.0, temperature=0.5)
+    curve = evaluate_barrier(linear, path, x, y, taus=21, num_samples=100, temperature=0.5)["elbo"]
+    mean = np.trapezoid(curve.value, curve.taus) * len(x)
+    entropy = 0.5 * 3 * (np.log(2 * np.pi) + 1)  # the constant of three sites that training leaves out
+    trained = np.array(path.losses) - 0.5 * entropy
+    assert abs(trained.mean() - mean) < 4.5 * trained.std() / 600**0.5
+
+
+def test_bad_input():
+    x, y = linear_data()
+    guide = make_guide(linear, x, y)
+    with pyro.get_param_store().scope():
+        delta = AutoDelta(linear)
+        delta(x, y)
+    other = make_guide(linear, x, y, seed=2)
+    with pytest.raises(GuideError, match="needs mean-field Gaussians, got Point"):
+        learn_path(linear, delta, other, x, y)
+    with pytest.raises(ValueError, match="expected one of bezier, chain"):
+        learn_path(linear, guide, other, x, y, kind="spline")
+    with pytest.raises(ValueError, match="at least 1"):
+        learn_path(linear, guide, other, x, y, steps=0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        learn_path(linear, guide, other, x, y, steps=1).posterior(1.5)
