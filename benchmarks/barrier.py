@@ -179,6 +179,7 @@ def main():
     path = make_path(model, x, y)
     taus, draws = preset["taus"], preset["draws"]
     print(f"{options.preset}: {sum(map(math.prod, shapes.values())):,} weights, {preset}")
+    evaluate_barrier(model, path, x[:8], y[:8], taus=3, num_samples=2)  # the first call imports parts of torch
     for _ in range(options.repeats):
         with torch.inference_mode():
             chunks = [options.chunk] if options.chunk else [1, 4, 8, draws]
