@@ -1,0 +1,217 @@
+"""Matching against its peers: CPU seconds, objectives, where the time goes.
+
+    python benchmarks/matching.py --networks mlp-512 resnet20-x4 --out matching.json
+    python benchmarks/matching.py --rebasin-python PATH   # a Python in which the `rebasin` package is installed
+
+Each network (see problems.py) is matched twice: *independent* weights of two seeds and a *planted* relabelling. CPU
+seconds on one thread, medians over seeds. The floor is the matrix products and assignments that the default matcher
+made, replayed alone: the products on random matrices of the same shapes, the assignments on the same matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import problems
+import torch
+from peers import plain_form, textbook
+
+from pyro_align.matching import assignment, match, objective
+from pyro_align.matching.evidence import Gains
+
+DEFAULT = ["mlp-512", "resnet20-x1", "resnet20-x4", "lstm-512", "vgg16"]
+
+
+def main() -> None:
+    options = read_options()
+    torch.set_num_threads(1)
+    rows = []
+    for name in options.networks:
+        network = problems.NETWORKS[name]()
+        for kind in options.kinds:
+            row = median([compare(name, network, kind, seed, options) for seed in range(options.seeds)])
+            rows.append(row)
+            print(describe(row), flush=True)
+    if options.out:
+        setup = {
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "gain": options.gain,
+            "noise": options.noise,
+        }
+        Path(options.out).write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n")
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=DEFAULT)
+    parser.add_argument("--kinds", nargs="+", choices=["independent", "planted"], default=["independent", "planted"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
+    parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
+    parser.add_argument("--restarts", type=int, default=0, help="also run with this many restarts")
+    parser.add_argument("--frank-wolfe", action="store_true", help="also run frank_wolfe")
+    parser.add_argument("--no-textbook", action="store_true")
+    parser.add_argument("--rebasin-python", default="", help="Python with the rebasin package")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    return parser.parse_args()
+
+
+def compare(name: str, network, kind: str, seed: int, options) -> dict:
+    """One problem, every method."""
+    symmetry, truth = network.symmetry(), None
+    if kind == "planted":
+        fixed, moving, truth = problems.planted(network, seed, options.noise, options.gain)
+    else:
+        fixed, moving = problems.independent(network, seed, options.gain)
+    row = {"network": name, "kind": kind, "parameters": network.size, "methods": {}}
+    methods = row["methods"]
+    with recorded() as work:
+        methods["coordinate"] = ours(symmetry, fixed, moving, truth)
+    row["floor_cpu_s"] = replay(work)
+    if options.restarts:
+        methods[f"coordinate, restarts={options.restarts}"] = ours(
+            symmetry, fixed, moving, truth, restarts=options.restarts
+        )
+    if options.frank_wolfe:
+        methods["frank_wolfe"] = ours(symmetry, fixed, moving, truth, matcher="frank_wolfe")
+    form = plain_form(network)
+    if form is not None and not options.no_textbook:
+        methods["textbook"] = run_textbook(form, symmetry, fixed, moving, truth, seed)
+    if options.rebasin_python:
+        methods["rebasin"] = run_rebasin(options.rebasin_python, name, fixed, moving)
+    row["methods"] = {k: v for k, v in methods.items() if v}
+    return row
+
+
+def ours(symmetry, fixed, moving, truth, **options) -> dict:
+    start = time.process_time()
+    found = match(symmetry, fixed, moving, **options)
+    spent = time.process_time() - start
+    result = {"cpu_s": spent, "objective": found.objective, "sweeps": found.sweeps, "wall": dict(found.seconds)}
+    if truth is not None:
+        result["recovered"] = recovered(found.permutation.indices, truth)
+    return result
+
+
+def run_textbook(form, symmetry, fixed, moving, truth, seed) -> dict:
+    axes, shapes = form
+    start = time.process_time()
+    indices, sweeps, _ = textbook(
+        axes, shapes, {k: v[0] for k, v in fixed.items()}, {k: v[0] for k, v in moving.items()}, seed=seed
+    )
+    spent = time.process_time() - start
+    value = objective(symmetry, fixed, moving, symmetry.permutation(indices))
+    result = {"cpu_s": spent, "objective": value, "sweeps": sweeps}
+    if truth is not None:
+        result["recovered"] = recovered(indices, truth)
+    return result
+
+
+def run_rebasin(python: str, name: str, fixed, moving) -> dict | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "problem.pt")
+        values = {"fixed": {k: v[0] for k, v in fixed.items()}, "moving": {k: v[0] for k, v in moving.items()}}
+        torch.save({"name": name, **values}, path)
+        script = Path(__file__).with_name("rebasin_peer.py")
+        done = subprocess.run([python, str(script), str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"rebasin failed on {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def recovered(indices, truth) -> float:
+    """Share of units matched as planted, over all atoms of the planted relabelling."""
+    hits = sum(int((indices[k] == v).sum()) for k, v in truth.indices.items() if k in indices)
+    return hits / sum(v.numel() for v in truth.indices.values())
+
+
+# -- the floor -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorded():
+    """Notes the shapes of all gain products and copies the matrices of all assignments while the block runs."""
+    work = {"products": [], "assignments": []}
+    add, solve = Gains.add, assignment._solve
+
+    def noted_add(self, node, odd, left, right):
+        work["products"].append((left.shape, right.shape, left.dtype))
+        add(self, node, odd, left, right)
+
+    def noted_solve(gain):
+        work["assignments"].append(gain.copy())
+        return solve(gain)
+
+    Gains.add, assignment._solve = noted_add, noted_solve
+    try:
+        yield work
+    finally:
+        Gains.add, assignment._solve = add, solve
+
+
+def replay(work) -> float:
+    """CPU seconds of the noted products and assignments alone."""
+    spent = 0.0
+    for left, right, dtype in work["products"]:
+        a, b = torch.randn(left, dtype=dtype), torch.randn(right, dtype=dtype)
+        start = time.process_time()
+        _ = a @ b.transpose(1, 2)
+        spent += time.process_time() - start
+    for matrix in work["assignments"]:
+        start = time.process_time()
+        assignment._solve(matrix)
+        spent += time.process_time() - start
+    return spent
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+def median(rows: list[dict]) -> dict:
+    """One row of medians."""
+    out = {k: rows[0][k] for k in ("network", "kind", "parameters")}
+    out["floor_cpu_s"] = statistics.median(r["floor_cpu_s"] for r in rows)
+    out["methods"] = {
+        name: {
+            k: statistics.median(r["methods"][name][k] for r in rows)
+            for k, v in method.items()
+            if not isinstance(v, dict)
+        }
+        for name, method in rows[0]["methods"].items()
+        if all(name in r["methods"] for r in rows)
+    }
+    out["methods"]["coordinate"]["wall"] = rows[0]["methods"]["coordinate"]["wall"]
+    return out
+
+
+def describe(row: dict) -> str:
+    mine = row["methods"]["coordinate"]
+    wall = mine["wall"]
+    total = sum(wall.values()) or 1.0
+    shares = ", ".join(f"{k} {v / total:.0%}" for k, v in wall.items())
+    lines = [
+        f"{row['network']}, {row['kind']}, {row['parameters'] / 1e6:.2f} M parameters: floor "
+        f"{row['floor_cpu_s']:.3g} s, total {mine['cpu_s'] / max(row['floor_cpu_s'], 1e-9):.2f} x the floor ({shares})"
+    ]
+    for name, method in row["methods"].items():
+        text = f"  {name:26s} {method['cpu_s']:8.3f} s ({mine['cpu_s'] / method['cpu_s']:4.2f})"
+        text += f"  objective {method['objective']:.6g}"
+        if "recovered" in method:
+            text += f"  recovered {method['recovered']:.1%}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
