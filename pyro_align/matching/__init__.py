@@ -8,7 +8,7 @@ from pyro_align.matching.exhaustive import Exhaustive, elements
 from pyro_align.matching.frank_wolfe import FrankWolfe
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
-from pyro_align.matching.problem import Features, objective
+from pyro_align.matching.problem import Features, Problem, objective
 from pyro_align.matching.sinkhorn import Sinkhorn
 from pyro_align.matching.solve import Match, match
 from pyro_align.matching.straight_through import StraightThrough
@@ -21,6 +21,7 @@ __all__ = [
     "FrankWolfe",
     "Match",
     "Matcher",
+    "Problem",
     "Run",
     "Sinkhorn",
     "StraightThrough",
