@@ -12,8 +12,8 @@ In ``meta.json`` an array is ``{"array": n}``, with ``"dtype"`` where NumPy has 
 ``{"atom": name, "size": n, "fixed": ..., "within": [...], "odd": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
 Nothing in a file is ever executed, and what is read is checked as if it were written by hand.
 
-A guide is saved as its parameters. Loading them needs a guide of the same type over the same model, which has run once
-(``like=``): the model itself is code, and stays where it is.
+A guide is saved as its parameters, a wrapped one with its relabellings. Loading them needs a guide of the same type
+over the same model, which has run once (``like=``): the model itself is code, and stays where it is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pyro_align.align import Alignment
 from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
-from pyro_align.guides import Posterior, read_guide
+from pyro_align.guides import Posterior, RelabelledGuide, read_guide
 from pyro_align.matching import Match
 from pyro_align.symmetry import Certificate, OpaqueOperation, Permutation, Symmetry
 
@@ -259,7 +259,10 @@ def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any
 def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[str, Any]:
     guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
     state = {name: _put(value, arrays) for name, value in guide.state_dict().items()}
-    return {"type": type(guide).__name__, "state": state}
+    meta = {"type": type(guide).__name__, "state": state}
+    if isinstance(guide, RelabelledGuide):  # its relabellings are no parameters
+        meta["relabellings"] = [_encode_permutation(p, arrays) for p in guide.relabellings]
+    return meta
 
 
 def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> nn.Module:
@@ -276,6 +279,8 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             if tensor.dtype != state[name].dtype:
                 raise FormatError(f"parameter '{name}' was saved as {state[name].dtype}, like= has {tensor.dtype}")
             tensor.copy_(state[name])
+    if isinstance(guide, RelabelledGuide):
+        guide.relabellings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabellings"])
     read_guide(guide)  # refuses NaN and infinite parameters
     return guide
 

@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -22,6 +23,7 @@ from pyro.infer.autoguide import (
 from pyro_align.align import align
 from pyro_align.axes import Atom, Odd, Product
 from pyro_align.errors import FormatError
+from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
 from pyro_align.symmetry import Certificate, OpaqueOperation, Symmetry, same_group
 
@@ -100,6 +102,26 @@ def test_guides_come_back(make, tmp_path):
         load(tmp_path / "g.zip")
     with pytest.raises(FormatError, match="holds a"):
         load(tmp_path / "g.zip", like=fitted(AutoNormal if make is not AutoNormal else AutoDelta))
+
+
+def test_wrapped_guides_come_back_with_their_relabelling(tmp_path):
+    a, b, like = (fitted(AutoIAFNormal, seed) for seed in range(3))
+    alignment = align(a, permute_guide(b, SYMMETRY.random(5)), SYMMETRY)
+    assert not alignment.permutation.is_identity
+    save(tmp_path / "a.zip", alignment)
+    save(tmp_path / "g.zip", alignment.guide)
+    save(tmp_path / "b.zip", b)
+    noise = alignment.posterior.noise(3)
+    expected = alignment.posterior.push(noise)
+    for back in (
+        load(tmp_path / "a.zip", like=like).posterior,
+        read_guide(load(tmp_path / "g.zip", like=like)),
+        read_guide(load(tmp_path / "g.zip", like=permute_guide(like, SYMMETRY.random(7)))),
+        read_guide(load(tmp_path / "b.zip", like=alignment.guide))
+        .permute(SYMMETRY.random(5))
+        .permute(alignment.permutation),
+    ):
+        assert all(torch.equal(v, expected[k]) for k, v in back.push(noise).items())
 
 
 def test_an_aligned_guide_gives_the_same_elbo_in_another_process(tmp_path):

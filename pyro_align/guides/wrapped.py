@@ -47,6 +47,9 @@ class RelabelledGuide(PyroModule):
         chain: Relabellings, applied one after the other.
         args: Arguments to run the guide with when it is read again.
         kwargs: Keyword arguments to run the guide with when it is read again.
+
+    Attributes:
+        relabellings: The relabellings, applied one after the other.
     """
 
     def __init__(
@@ -60,12 +63,12 @@ class RelabelledGuide(PyroModule):
         super().__init__(name=f"RelabelledGuide_{uuid.uuid4().hex[:12]}")
         self.guide = guide
         self._sites = dict(sites)
-        self._chain = chain
+        self.relabellings = chain
         self._args, self._kwargs = args, dict(kwargs or {})
 
     def forward(self, *args, **kwargs):
         """Draws once; returns site -> relabelled value."""
-        acts = [Relabelling(p, self._sites) for p in self._chain]
+        acts = [Relabelling(p, self._sites) for p in self.relabellings]
         # all sites step aside, also those that stay as they are, so that the guide's order of sites is kept
         names = set(self._sites) if any(act.moves(name) for act in acts for name in self._sites) else set()
         outside = {plate.name for plate in get_plates()}
@@ -157,8 +160,12 @@ class Wrapped(Posterior):
         if p.is_identity:
             return self
         if self.chain and same_group(self.chain[-1].symmetry, p.symmetry):
-            return replace(self, chain=(*self.chain[:-1], p @ self.chain[-1]))
-        return replace(self, chain=(*self.chain, p))
+            moved = replace(self, chain=(*self.chain[:-1], p @ self.chain[-1]))
+        else:
+            moved = replace(self, chain=(*self.chain, p))
+        if "_draws" in self.__dict__:  # the same seeds give the relabelled draws: no need to run the guide again
+            moved.__dict__["_draws"] = self._draws._permute(p)
+        return moved
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
@@ -191,6 +198,13 @@ class Wrapped(Posterior):
     def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
         return (True, False) if divergence == "w2" else (True,)
 
+    is_coupled = True
+
+    def coupled_features(self, other: Posterior, p: Permutation):
+        """Those of as many draws of either, which share their seeds."""
+        self.check_compatible(other)
+        return self._draws.coupled_features(other._draws, p)
+
     @cached_property
     def _draws(self) -> Empirical:
         return draws_from(self)
@@ -200,7 +214,7 @@ class Wrapped(Posterior):
         if other is self:
             return 0.0
         self.check_compatible(other)
-        return self._draws.distance(draws_from(other))
+        return self._draws.distance(other._draws)
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """Between the ends, displaced draws under an optimal assignment; the ends are the guides themselves."""
@@ -210,7 +224,7 @@ class Wrapped(Posterior):
         if tau == 1.0:
             return other
         self.check_compatible(other)
-        return self._draws.displace(draws_from(other), tau)
+        return self._draws.displace(other._draws, tau)
 
     def to_guide(self) -> RelabelledGuide:
         return RelabelledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs)
@@ -261,7 +275,7 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
 def read_relabelled_guide(guide: RelabelledGuide) -> Wrapped:
     """Reads the guide inside and the relabellings."""
     inner = private_copy(guide.guide)
-    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide._chain)
+    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabellings)
 
 
 def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
