@@ -33,7 +33,7 @@ def untouched(*modules: object, seed: int | None = None) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
-            torch.manual_seed(seed)
+            seed_everywhere(seed)
         try:
             yield
         finally:
@@ -45,6 +45,14 @@ def untouched(*modules: object, seed: int | None = None) -> Iterator[None]:
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
                     module._buffers[name] = buffer
+
+
+def seed_everywhere(seed: int) -> None:
+    """`torch.manual_seed`, which on machines without an accelerator formats the whole stack at each call."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 class SubstituteMessenger(Messenger):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from pyro_align._effects import untouched
+from pyro_align._effects import seed_everywhere, untouched
 from pyro_align.barrier import forward
 from pyro_align.barrier.forward import Layout
 from pyro_align.errors import BarrierError, DiagnosticWarning
@@ -23,7 +23,41 @@ FIGURES = ("log_likelihood", "likelihood", "log_prior", "analytic", "rest", "log
 CPU_CACHE = 2**25  # on a CPU, larger chunks only leave its caches
 SHARED = ("target",)  # the same for every draw
 
-Normals = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Normals:
+    """The sites that are independent Normals under one posterior, and their KLs as far as they are known.
+
+    Attributes:
+        moments: Site -> location and scale.
+        known: Site -> prior, and the KL to it; the prior of most sites is the same for every draw and batch.
+    """
+
+    moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    known: dict[str, tuple] = field(default_factory=dict, repr=False)
+
+    def kl(self, name: str, message: dict[str, Any]) -> Tensor | None:
+        """E_q[log q - c log p] of a site, as :func:`pyro_align.barrier.forward.normal_kl` has it."""
+        prior = forward.normal_prior(message)
+        if prior is None:
+            return None
+        fixed = not any(isinstance(part, Tensor) and torch._C._functorch.is_batchedtensor(part) for part in prior)
+        if fixed and name in self.known and _same(self.known[name][0], prior):
+            return self.known[name][1]
+        kl = forward.normal_kl(message, *self.moments[name])
+        if fixed:
+            self.known[name] = prior, kl
+        return kl
+
+
+def _same(a: tuple, b: tuple) -> bool:
+    """Whether two priors are equal, number by number."""
+    return all(
+        isinstance(x, Tensor) == isinstance(y, Tensor) and (torch.equal(x, y) if isinstance(x, Tensor) else x == y)
+        for x, y in zip(a, b, strict=True)
+    )
+
 
 
 @dataclass(frozen=True)
@@ -36,7 +70,7 @@ class Draws:
         log_prior: Scaled log density of all latent and factor sites, ``(draws,)``.
         analytic: Sum of the closed-form KLs, ``(draws,)``, of the sites named in :attr:`closed`.
         rest: Log density of the other latent and factor sites, ``(draws,)``.
-        log_q_closed: Log posterior density of the sites in :attr:`closed`, ``(draws,)``.
+        log_q_closed: Log posterior density of the sites in :attr:`closed`, ``(draws,)``; zero where these are all.
         closed: Sites whose KL is in closed form.
         prediction: Mean of the observed site's distribution, ``(draws, *datum, ...)``, or None where no loss wants it.
         target: The observed values that it is judged against, ``(*datum, ...)``, or None.
@@ -73,7 +107,13 @@ class Runner:
     _sizes: dict[tuple, int] = field(default_factory=dict)
 
     def __call__(
-        self, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any], normals: Normals, predict: bool
+        self,
+        values: Mapping[str, Tensor],
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        normals: Normals | None = None,
+        predict: bool = False,
+        prior: bool = True,
     ) -> Draws:
         """Runs the model on every draw.
 
@@ -83,11 +123,14 @@ class Runner:
             kwargs: Its keyword arguments.
             normals: Location and scale of the sites that are independent Normals under the posterior.
             predict: Whether predictions are wanted.
+            prior: Whether the figures of the latent sites are wanted; zeros else. They do not depend on the data, so
+                the first batch gives them.
         """
         closed: list[str] = []
+        normals = Normals() if normals is None else normals
 
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-            out, names = _evaluate(self.model, args, kwargs, draw, normals, predict)
+            out, names = _evaluate(self.model, args, kwargs, draw, normals, predict, prior)
             closed[:] = names
             return out
 
@@ -102,9 +145,9 @@ class Runner:
         return Draws(**stacked, closed=tuple(closed))
 
     def _run(self, one: Callable, chunk: dict[str, Tensor], predict: bool) -> dict[str, Tensor]:
-        if self.vectorized:
+        if self.vectorized and len(next(iter(chunk.values()))) > 1:  # one draw alone needs no vectorising
             try:
-                torch.manual_seed(self.seed)  # each chunk, and each draw below, sees the same subsample
+                seed_everywhere(self.seed)  # each chunk, and each draw below, sees the same subsample
                 names = (*FIGURES, "prediction", *SHARED) if predict else FIGURES  # in the order of `_evaluate`
                 out_dims = {k: None if k in SHARED else 0 for k in names}
                 return torch.func.vmap(one, out_dims=out_dims, randomness="same")(chunk)
@@ -119,7 +162,7 @@ class Runner:
                 )
         outs = []
         for s in range(next(iter(chunk.values())).shape[0]):
-            torch.manual_seed(self.seed)
+            seed_everywhere(self.seed)
             outs.append(one({k: v[s] for k, v in chunk.items()}))
         return {k: v if k in SHARED else torch.stack([out[k] for out in outs]) for k, v in outs[0].items()}
 
@@ -129,7 +172,7 @@ class Runner:
         leaves, _ = tree_flatten((args, dict(kwargs)))
         key = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
         if key not in self._sizes:
-            torch.manual_seed(self.seed)
+            seed_everywhere(self.seed)
             self._sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
         on_cpu = next(iter(values.values())).device.type == "cpu"
         budget = min(self.max_memory, CPU_CACHE) if on_cpu else self.max_memory
@@ -138,20 +181,24 @@ class Runner:
 
 
 def _evaluate(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], draw: dict[str, Tensor], normals: Normals, predict: bool
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    draw: dict[str, Tensor],
+    normals: Normals,
+    predict: bool,
+    prior: bool,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """All figures of one draw, and the names of the sites whose KL is in closed form."""
     records = forward.record(model, args, kwargs, draw)
     log_likelihood, likelihood = forward.per_datum(records)
-    terms = forward.log_joint_terms(records)
+    terms = forward.log_joint_terms(records) if prior else {}
     zero = log_likelihood.new_zeros(())
-    analytic, log_q, closed = zero, zero, []
-    for name, (loc, scale) in normals.items():
-        kl = forward.normal_kl(records.latent[name], loc, scale)
-        if kl is not None:
-            analytic = analytic + kl
-            log_q = log_q + forward.normal_log_prob(draw[name], loc, scale)
-            closed.append(name)
+    kls = {name: normals.kl(name, records.latent[name]) for name in normals.moments} if prior else {}
+    closed = [name for name, kl in kls.items() if kl is not None]
+    analytic, log_q = zero + sum(kls[name] for name in closed), zero
+    if len(closed) < len(draw):  # else nothing is left for which the rest of log q would be wanted
+        log_q = zero + sum(forward.normal_log_prob(draw[name], *normals.moments[name]) for name in closed)
     out = {
         "log_likelihood": log_likelihood,
         "likelihood": zero + likelihood,

@@ -118,7 +118,7 @@ def fingerprint(problem: Problem) -> dict[str, str]:
     for data in problem.data:
         for args, kwargs in data.batches():
             values = {k: v[:1] for k, v in problem.path.posterior(0.5).push(problem.noise).items()}
-            draws = problem.runner(values, args, kwargs, {}, False)
+            draws = problem.runner(values, args, kwargs)
             model.update(draws.log_likelihood.double().cpu().numpy().tobytes())
             model.update(draws.log_prior.double().cpu().numpy().tobytes())
             break

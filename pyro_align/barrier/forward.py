@@ -107,7 +107,21 @@ def _own_scale(message: dict[str, Any]) -> float | Tensor:
 def log_joint_terms(records: Records) -> dict[str, Tensor]:
     """Each latent and factor site's scaled log probability, summed, in nats."""
     messages = {**records.latent, **records.factors}
-    return {name: _masked(m, site_log_prob(m), m["scale"]).sum() for name, m in messages.items()}
+    return {name: _site_sum(m) for name, m in messages.items()}
+
+
+def _site_sum(message: dict[str, Any]) -> Tensor:
+    """One site's scaled log probability, summed; a Normal's without the terms that each of its entries repeats."""
+    prior = normal_prior(message)
+    if prior is None or isinstance(prior[2], Tensor) or prior[2] != 1:
+        return _masked(message, site_log_prob(message), message["scale"]).sum()
+    loc, scale, _ = prior
+    value = message["value"]
+    if value.shape != scale.shape:
+        return site_log_prob(message).sum()
+    once = scale[tuple(slice(0, 1) if step == 0 else slice(None) for step in scale.stride())]  # undoes `expand`
+    log_scale = once.log().sum() * (value.numel() / once.numel())
+    return -0.5 * ((value - loc) / scale).square().sum() - log_scale - 0.5 * LOG_TWO_PI * value.numel()
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -211,7 +225,9 @@ def predict(records: Records) -> Tensor:
     message = next(iter(records.data.values()))
     base, kind = _base(message["fn"]), _class_kind(message["fn"])
     if kind in ("Categorical", "OneHotCategorical"):
-        mean = base.probs
+        inner = getattr(base, "_categorical", base)
+        # logits are normalised at construction; a softmax of its own would take as long as a small layer
+        mean = inner.probs if "probs" in inner.__dict__ else inner.logits.exp()
     elif kind == "Bernoulli":
         mean = torch.stack([1 - base.probs, base.probs], -1)
     else:
@@ -253,14 +269,23 @@ def normal_kl(message: dict[str, Any], loc: Tensor, scale: Tensor) -> Tensor | N
     Returns:
         Scalar in nats, or None where the prior is no Normal.
     """
+    prior = normal_prior(message)
+    if prior is None:
+        return None
+    prior_loc, prior_scale, _ = prior
+    variance = prior_scale.square()
+    cross = 0.5 * (LOG_TWO_PI + variance.log() + (scale.square() + (loc - prior_loc).square()) / variance)
+    entropy = 0.5 * (LOG_TWO_PI + 1) * loc.numel() + scale.log().sum()
+    return (cross * _event_scale(message, cross)).sum() - entropy
+
+
+def normal_prior(message: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor] | None:
+    """Location, scale and weight of a site's Normal prior, or None where it is none or is masked."""
     fn = message["fn"]
     base = _base(fn)
     if type(base).__name__ != "Normal" or message["mask"] is not None or _has_mask(fn):
         return None
-    variance = base.scale.square()
-    cross = 0.5 * (LOG_TWO_PI + variance.log() + (scale.square() + (loc - base.loc).square()) / variance)
-    entropy = 0.5 * (LOG_TWO_PI + 1) * loc.numel() + scale.log().sum()
-    return (cross * _event_scale(message, cross)).sum() - entropy
+    return base.loc, base.scale, message["scale"]
 
 
 def _has_mask(fn) -> bool:

@@ -114,15 +114,15 @@ class Problem:
         posterior = self.path.posterior(tau) if posterior is None else posterior
         values = posterior.push(self.noise) if values is None else values
         normals = independent_normals(posterior)
-        for args, kwargs in data.batches():
-            yield self.runner(values, args, kwargs, normals, predict)
+        for i, (args, kwargs) in enumerate(data.batches()):
+            yield self.runner(values, args, kwargs, normals, predict, prior=i == 0)
 
 
 def independent_normals(posterior) -> Normals:
     """Location and scale of the sites that are Normals independent of all others under the posterior."""
     if not isinstance(posterior, MeanFieldNormal):
-        return {}
-    return {name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real}
+        return Normals()
+    return Normals({name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real})
 
 
 def evaluate_tau(problem: Problem, tau: float) -> Piece:
