@@ -18,6 +18,8 @@
 # We find the model's symmetry, relabel the second posterior, and look at the barrier again.
 
 # %%
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -120,10 +122,20 @@ alignment
 # %%
 path = pyro_align.displacement(guide_a, alignment.guide)
 after = pyro_align.evaluate_barrier(model, path, x, y)
-after.summary()
+with warnings.catch_warnings(record=True) as noted:
+    warnings.simplefilter("always")
+    table = after.summary()
+print(*(note.message for note in noted))
+table
+
+# %% [markdown]
+# The summary comes with a warning, and it is worth reading: the barrier of the ELBO is zero only because the KL
+# divergence from the prior dips in the middle of the path and makes up for what the likelihood loses there. So look at
+# the likelihood's own barriers, which are small but not zero.
 
 # %%
-after.plot()
+axes = after.plot()
+
 # %% [markdown]
 # Two posteriors that looked like two modes are neighbours. Every point on the path is a Pyro guide: here is how
 # often the posterior predictive of the midpoint is right on the test images.
