@@ -63,7 +63,7 @@ def read_guide(guide: Any) -> Posterior:
     another guide since.
 
     Args:
-        guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.guides.wrap_guide`) and
+        guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.wrap_guide`) and
             must then run without arguments; or a :class:`Posterior`, which is returned as it is.
 
     Raises:
