@@ -50,4 +50,6 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_align).*"),
+    # inner types that signatures name and that have no page of their own
+    (r"py:.*", r"pyro_align\.(discovery\.tracing|guides\.modules|matching\.matcher)\..*"),
 ]
