@@ -19,7 +19,7 @@ def installed(name):
         warnings.simplefilter("ignore")
         try:
             return pytest.importorskip(name)
-        except (AttributeError, TypeError) as error:  # installed, but broken with this torch
+        except (AttributeError, TypeError, RuntimeError, ImportError) as error:  # installed, but broken with this torch
             pytest.skip(f"{name} does not import here: {error}")
 
 
@@ -112,6 +112,26 @@ def test_blitz():
     torch.nn.init.zeros_(broken[0].weight_mu)
     with pytest.raises(GuideError, match="differ from its sampler's"):
         read_bayesian_module(broken)
+
+
+def test_torch_uncertainty():
+    layers = installed("torch_uncertainty.layers.bayesian")
+
+    def build():
+        return torch.nn.Sequential(
+            layers.BayesLinear(3, 5, sigma_init=-2.0), torch.nn.ReLU(), layers.BayesLinear(5, 2, sigma_init=-2.0)
+        ).double()
+
+    checkpoint, net = build().state_dict(), build()
+    net.load_state_dict(checkpoint)
+    q = read_bayesian_module(net)
+    assert torch.equal(q.marginal("0.weight")[0], checkpoint["0.weight_mu"])
+    check_family(q, P, softplus_pairs("{}_mu", "{}_sigma"))
+    moved = q.permute(P).to_guide()
+    assert moved[0].weight_sampler.mu is moved[0].weight_mu  # what it draws from
+    same_predictions(net, moved, torch.randn(4, 3))
+    net.load_state_dict(moved.state_dict())
+    assert torch.equal(net[0].weight_sigma, moved[0].weight_sigma)
 
 
 def test_posteriors():

@@ -57,6 +57,8 @@ def _(first: Point, posteriors: list) -> Posterior:
 
 @_barycenter.register
 def _(first: DenseNormal, posteriors: list) -> Posterior:
+    if type(first) is not DenseNormal:  # a subfamily, which the barycenter leaves
+        return _barycenter.dispatch(object)(first, posteriors)
     members = [in_order(q, first.sites) for q in posteriors]
     root = first.root
     for _ in range(_ROUNDS):

@@ -5,9 +5,11 @@
 | ``VIDiagState`` | posteriors | trees ``params``, ``log_sd_diag`` |
 | ``mu_weight``, ``rho_weight`` in modules | Bayesian-Torch | softplus of ``rho`` is the scale |
 | ``weight_mu``, ``weight_rho`` in modules | BLiTZ | the same, twice: its samplers hold them, too |
+| ``weight_mu``, ``weight_sigma`` in modules | torch-uncertainty | the same; softplus of ``sigma`` is the scale |
 
 A state is read by ``read_guide`` like any guide. Bayesian layers sit inside ordinary modules, which say nothing about
-themselves; ``read_bayesian_module`` reads those. What is written back is what was read: a state, a copy of the module.
+themselves; ``read_bayesian_module`` reads those, after ``load_state_dict`` where they are in a checkpoint. What is
+written back is what was read: a state, a copy of the module.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pyro_align.guides.modules import RawParameter
 from pyro_align.guides.posterior import SiteSpec
 from pyro_align.guides.registry import register_outside
 
-_EXP = constraints.positive  # its transform is the exponential
+EXP = constraints.positive  # its transform is the exponential
 _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 
 
@@ -48,8 +50,8 @@ def read_vi_diag_state(state) -> MeanFieldNormal:
         if not isinstance(value, Tensor):
             raise GuideError(f"parameter '{name}' is a {type(value).__name__}; flatten params to name -> tensor")
     locs = {k: v.detach().clone() for k, v in params.items()}
-    scales = {k: RawParameter(log_sds[k].detach().clone(), _EXP) for k in params}
-    return MeanFieldNormal(_real_sites(locs), locs, scales, _StateWriter(state))
+    scales = {k: RawParameter(log_sds[k].detach().clone(), EXP) for k in params}
+    return MeanFieldNormal(real_sites(locs), locs, scales, _StateWriter(state))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ def _tree_like(tree: Any, values: dict[str, Tensor]) -> Any:
 
 
 def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
-    """Reads the Bayesian layers of a Bayesian-Torch or BLiTZ module.
+    """Reads the Bayesian layers of a Bayesian-Torch, BLiTZ or torch-uncertainty module.
 
     Sites are named by their place in the module, ``"0.weight"`` for ``0.mu_weight`` and ``0.rho_weight``, and scales
     are ``softplus(rho)``. Other parameters of the module (normalisation layers) are left as they are.
@@ -90,7 +92,7 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
     if not pairs:
         raise GuideError(
             f"this {type(module).__name__} has no parameters named mu_* and rho_*, or *_mu and *_rho: it holds no "
-            "Bayesian layers of Bayesian-Torch or BLiTZ"
+            "Bayesian layers of Bayesian-Torch, BLiTZ or torch-uncertainty"
         )
     own = dict(module.named_parameters())
     for mine, twin in _twins(module, pairs):
@@ -104,7 +106,7 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
         site: RawParameter(own[rho].detach().clone(), pyro_constraints.softplus_positive)
         for site, (_, rho) in pairs.items()
     }
-    return MeanFieldNormal(_real_sites(locs), locs, scales, _ModuleWriter(copy.deepcopy(module), pairs))
+    return MeanFieldNormal(real_sites(locs), locs, scales, _ModuleWriter(copy.deepcopy(module), pairs))
 
 
 def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
@@ -115,7 +117,9 @@ def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
         if found is None:
             continue
         left, a, b = found["left"], found["a"], found["b"]
-        rho = f"{left}rho_{a}" if a else f"{left}{b}_rho"
+        layer = module.get_submodule(left.removesuffix("."))
+        last = "sigma" if type(layer).__module__.startswith("torch_uncertainty.") else "rho"
+        rho = f"{left}rho_{a}" if a else f"{left}{b}_{last}"
         if rho in names:
             pairs[left + (a or b)] = (name, rho)
     return pairs
@@ -148,5 +152,5 @@ def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tupl
     return twins
 
 
-def _real_sites(locs: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
+def real_sites(locs: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
     return {k: SiteSpec(k, tuple(v.shape), constraints.real, v.dim(), v.dtype, v.device) for k, v in locs.items()}
