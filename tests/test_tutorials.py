@@ -29,6 +29,7 @@ def test_the_notebook_is_the_executed_pair_of_its_text(text):
     assert cells(notebook) == cells(jupytext.read(text)), "run `make tutorials` and commit the notebook"
     codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    assert not [output.text for cell in codes for output in cell.outputs if output.get("name") == "stderr"]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)

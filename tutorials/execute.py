@@ -3,6 +3,7 @@
 python tutorials/execute.py [tutorials/01_two_posteriors.py ...]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm misses ipywidgets; nothing here draws a bar
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -21,7 +23,7 @@ def execute(text, timeout=300):
     for number, cell in enumerate(notebook.cells, start=1):
         cell["id"] = f"cell-{number}"
     client = NotebookClient(notebook, timeout=timeout, record_timing=False, resources={"metadata": {"path": str(HERE)}})
-    client.execute()
+    client.execute(env=os.environ | QUIET)
     notebook.metadata.pop("language_info", None)  # the version of the Python that ran it
     return notebook
 
