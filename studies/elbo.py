@@ -118,7 +118,7 @@ class LocalReparameterisation(TorchFunctionMode):
     Where weights are independent Normals, a layer's output is Normal given its input, with mean ``f(x; m)`` and
     variance ``f(x^2; s^2)``; drawing it anew for each datum lowers the variance of the gradient (Kingma, Salimans &
     Welling 2015, eq. 6). Layers are recognised by the identity of their weight: a model that transforms a weight before
-    use gets the mean of it. Exact for dense layers; a convolution's outputs at different places are drawn independently,
+    use gets the mean of it. Exact for dense layers; a convolution draws its outputs at different places independently,
     though they share weights.
 
     Args:
