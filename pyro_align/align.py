@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
-
-from torch import Tensor
 
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
@@ -163,12 +161,13 @@ def align(
         progress=progress,
     )
     moved = b.permute(found.permutation)
+    (before, sites_before), (after, sites_after) = _distances(a, b), _distances(a, moved)
     return Alignment(
         permutation=found.permutation,
         posterior=moved,
-        distance_before=a.distance(b),
-        distance=a.distance(moved),
-        site_distances=_site_distances(a, b, moved),
+        distance_before=before,
+        distance=after,
+        site_distances={site: (sites_before[site], sites_after[site]) for site in sites_before},
         divergence=divergence,
         match=found,
     )
@@ -255,14 +254,9 @@ def fit_symmetry(symmetry: Symmetry, posterior: Posterior) -> Symmetry:
     return symmetry
 
 
-def _site_distances(a: Posterior, b: Posterior, moved: Posterior) -> dict[str, tuple[float, float]]:
-    """The W2 distance site by site, for families in which its square is a sum over sites."""
+def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:
+    """The W2 distance, and that of each site for families in which its square is a sum over sites."""
     if not isinstance(a, MeanFieldNormal | Point):
-        return {}
-    fixed = a.features("w2", "fixed")
-    sides = [b.features("w2", "moving"), moved.features("w2", "moving")]
-    return {site: tuple(_distance(features, side[site]) for side in sides) for site, features in fixed.items()}
-
-
-def _distance(fixed: Sequence[Tensor], moving: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float((x.double() - y.double()).square().sum()) for x, y in zip(fixed, moving, strict=True)))
+        return a.distance(b), {}
+    parts = a.site_distances(b)
+    return math.sqrt(sum(part**2 for part in parts.values())), parts

@@ -14,12 +14,13 @@ from pyro_align.barrier import evaluate_loss
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
+from pyro_align.guides.features import PerSite
 from pyro_align.guides.posterior import check_tau
 from pyro_align.matching import Match
 from pyro_align.paths import Path
 from pyro_align.symmetry import Permutation, Symmetry
 
-Features = dict[str, tuple[Tensor, ...]]
+Features = Mapping[str, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -47,9 +48,9 @@ class Activations:
         4
     """
 
-    model: Callable
-    args: tuple
-    kwargs: Mapping[str, Any]
+    model: Callable = field(repr=False)
+    args: tuple = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
     num_draws: int
     seed: int
     _probes: dict = field(repr=False)
@@ -119,9 +120,9 @@ class PathLoss:
         0.5
     """
 
-    model: Callable
-    args: tuple
-    kwargs: Mapping[str, Any]
+    model: Callable = field(repr=False)
+    args: tuple = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
     loss: str
     tau: float
     num_samples: int
@@ -213,8 +214,8 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
     parts = dict(divergence) if isinstance(divergence, Mapping) else {divergence: 1.0}
     if not parts:
         raise MatchError("divergence: got an empty mapping; give names or Activations with their weights")
-    fixed: Features = {}
-    moving: Features = {}
+    fixed: list[tuple[Features, float]] = []
+    moving: list[tuple[Features, float]] = []
     odd: dict[str, tuple[bool, ...]] = {}
     axes = dict(symmetry.sites)
     for part, weight in parts.items():
@@ -227,11 +228,17 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
             here, there, flags = part.features(a, symmetry), part.features(b, symmetry), (False,)
         else:
             here, there, flags = a.features(part, "fixed"), b.features(part, "moving"), a.feature_odd(part)
+        fixed.append((here, weight))
+        moving.append((there, 1.0))
         for site in here:
-            fixed[site] = (*fixed.get(site, ()), *(here[site] if weight == 1 else (weight * t for t in here[site])))
-            moving[site] = (*moving.get(site, ()), *there[site])
             odd[site] = (*odd.get(site, ()), *flags)
-    if axes.keys() == fixed.keys() == symmetry.sites.keys():
-        return Objective(symmetry, symmetry, fixed, moving, odd)
-    kept = {site: terms for site, terms in axes.items() if site in fixed}
-    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), fixed, moving, odd)
+    sides = (PerSite(odd, lambda site: _stacked(fixed, site)), PerSite(odd, lambda site: _stacked(moving, site)))
+    if axes.keys() == odd.keys() == symmetry.sites.keys():
+        return Objective(symmetry, symmetry, *sides, odd)
+    kept = {site: terms for site, terms in axes.items() if site in odd}
+    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides, odd)
+
+
+def _stacked(parts: Sequence[tuple[Features, float]], site: str) -> tuple[Tensor, ...]:
+    """One site's features of all parts that have it, each times its weight."""
+    return tuple(t if weight == 1 else weight * t for part, weight in parts if site in part for t in part[site])

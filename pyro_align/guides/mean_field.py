@@ -8,7 +8,7 @@ diagonal covariances commute: W2^2 = |m0 - m1|^2 + |s0 - s1|^2 (Takatsu 2011).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +17,7 @@ from pyro.infer.autoguide.effect import AutoNormalMessenger
 from torch import Tensor
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.features import PerSite, squared_distance
 from pyro_align.guides.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.posterior import (
     Noise,
@@ -31,6 +32,7 @@ from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabelling
 from pyro_align.symmetry import Permutation
 
+_RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -97,11 +99,11 @@ class MeanFieldNormal(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+    def _features(self, divergence: str, side: str) -> Mapping[str, tuple[Tensor, ...]]:
         make = _FEATURES[divergence][0 if side == "fixed" else 1]
-        return {
-            name: tuple(spec.as_feature(t) for t in make(*self.marginal(name))) for name, spec in self.sites.items()
-        }
+        return PerSite(
+            self.sites, lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name)))
+        )
 
     def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
         return _FEATURES[divergence][2]
@@ -114,8 +116,9 @@ class MeanFieldNormal(Posterior):
         self.check_compatible(other)
         parts = {}
         for name in self.sites:
-            pairs = zip(self.marginal(name), other.marginal(name), strict=True)
-            parts[name] = math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
+            scales = zip(_runs(self.scales[name]), _runs(other.scales[name]), strict=True)
+            total = squared_distance(self.locs[name], other.locs[name])
+            parts[name] = math.sqrt(total + sum(squared_distance(a, b) for a, b in scales))
         return parts
 
     def displace(self, other: Posterior, tau: float) -> MeanFieldNormal:
@@ -131,6 +134,14 @@ class MeanFieldNormal(Posterior):
 
     def to_guide(self):
         return self.write(self)
+
+
+def _runs(scale: RawParameter) -> Iterator[Tensor]:
+    """The values of a scale by runs of its first axis, so that no large one is held as a whole."""
+    raw = scale.raw
+    step = max(1, _RUN * len(raw) // raw.numel()) if raw.dim() and raw.numel() > _RUN else max(1, raw.numel())
+    for part in raw.split(step) if raw.dim() else (raw,):
+        yield scale.with_raw(part).value
 
 
 # Per divergence: features of the fixed side, of the moving side (both from location and scale), and which are odd.

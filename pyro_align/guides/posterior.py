@@ -191,7 +191,7 @@ class Posterior(ABC):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def features(self, divergence: str = "w2", side: str = "fixed") -> dict[str, tuple[Tensor, ...]]:
+    def features(self, divergence: str = "w2", side: str = "fixed") -> Mapping[str, tuple[Tensor, ...]]:
         """Tensors of the sites' shapes whose inner products are a divergence.
 
         The sum over sites and features of ``<fixed, P moving>`` is, up to a constant, minus the divergence between the
@@ -215,7 +215,7 @@ class Posterior(ABC):
     #: The divergences that the family can be matched by.
     divergences: tuple[str, ...] = ()
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+    def _features(self, divergence: str, side: str) -> Mapping[str, tuple[Tensor, ...]]:
         raise GuideError(f"{type(self).__name__} has no features to match by")
 
     def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
@@ -327,6 +327,8 @@ def standard_normal(sites: Mapping[str, SiteSpec], num_draws: int, generator: to
 
 def check_finite(what: str, site: str, tensor: Tensor) -> None:
     """Raises a :class:`GuideError` where a tensor holds NaN or infinity."""
+    if bool(tensor.sum().isfinite()):  # tells of any NaN or infinity without a copy; only a suspect sum is looked into
+        return
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         raise GuideError(

@@ -1,0 +1,54 @@
+"""Features made site by site, when they are looked at: a posterior need not be copied to be matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+_KEEP = 1 << 18  # tensors of up to this many entries are made once
+
+
+class PerSite(Mapping[str, tuple[Tensor, ...]]):
+    """Site -> tensors, made at each look; small ones are kept, as making them anew would cost more than holding them.
+
+    Args:
+        sites: The sites.
+        make: Site -> its tensors.
+
+    Example:
+        >>> import torch
+        >>> PerSite(["w"], lambda site: (torch.ones(2),))["w"]
+        (tensor([1., 1.]),)
+    """
+
+    def __init__(self, sites: Iterable[str], make: Callable[[str], tuple[Tensor, ...]]):
+        self._sites, self._make = dict.fromkeys(sites), make
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+
+    def __getitem__(self, site: str) -> tuple[Tensor, ...]:
+        if site not in self._sites:
+            raise KeyError(site)
+        if site in self._kept:
+            return self._kept[site]
+        made = self._make(site)
+        if all(t.numel() <= _KEEP for t in made):
+            self._kept[site] = made
+        return made
+
+    def __contains__(self, site: object) -> bool:  # the inherited one would make the tensors
+        return site in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
+def squared_distance(a: Tensor, b: Tensor) -> float:
+    """The sum of squared differences in float64, a run at a time."""
+    return sum(
+        float((x.double() - y.double()).square().sum())
+        for x, y in zip(a.reshape(-1).split(_KEEP), b.reshape(-1).split(_KEEP), strict=True)
+    )
