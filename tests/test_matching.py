@@ -1,6 +1,7 @@
 """`match`: its input checks, starts, selection, margins and matchers with a loss of the caller's."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -107,6 +108,54 @@ def test_an_unbound_symmetry_is_refused():
 def test_not_a_symmetry_is_refused():
     with pytest.raises(TypeError, match="Symmetry"):
         match({"w": ("h",)}, {}, {})
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_sites_may_be_worked_on_in_runs(name, monkeypatch):
+    case = STRUCTURES[name]
+    fixed, moving = features(case.symmetry, 3), features(case.symmetry, 4)
+    whole = match(case.symmetry, fixed, moving, odd=case.odd)
+    monkeypatch.setattr("pyro_align.matching.blocks._RUN", 3)
+    pieces = match(case.symmetry, fixed, moving, odd=case.odd)
+    assert pieces.permutation == whole.permutation
+    assert pieces.objective == pytest.approx(whole.objective, rel=1e-12)
+
+
+def test_runs_cover_a_block_and_leave_nested_axes_whole():
+    case = STRUCTURES["one layer"]
+    (block,) = site_blocks("w1", case.symmetry.sites["w1"])
+    value = torch.arange(4.0 * 300000).reshape(4, 300000)
+    wide = [run for run, _ in block.runs(value.repeat(4, 1), value.repeat(4, 1))]
+    assert len(wide) > 1
+    assert torch.equal(torch.cat(wide, 1), value.repeat(4, 1))
+
+
+class CountedLooks(dict):
+    """Features that say how many sites were ever held at once."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.alive = self.most = 0
+
+    def __getitem__(self, site):
+        made = tuple(t.clone() for t in super().__getitem__(site))
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(made[0], self._gone)
+        return made
+
+    def _gone(self):
+        self.alive -= 1
+
+
+def test_features_are_read_site_by_site():
+    symmetry = Symmetry.from_axes(
+        {f"w{i}": (f"h{i}", None) for i in range(20)}, shapes={f"w{i}": (3, 4) for i in range(20)}
+    )
+    fixed, moving = (CountedLooks(features(symmetry, s)) for s in (0, 1))
+    found = match(symmetry, fixed, moving)
+    assert found.status == "converged"
+    assert max(fixed.most, moving.most) <= 3
 
 
 def test_statuses_and_counts(small):

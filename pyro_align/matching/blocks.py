@@ -7,7 +7,7 @@ sum over blocks and features of ``<fixed, P moving>``, with one index gather per
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum, axis_size
 from pyro_align.errors import MatchError
+
+_RUN = 1 << 22  # entries worked on at a time, where an axis of fixed order lets a site be cut
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Block:
             else:
                 value = value.narrow(dim, *rest)
         return value
+
+    def runs(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Views of the piece, cut along an axis of fixed order into runs of bounded size."""
+        free = [i for i, d in enumerate(self.dims) if not d.name and not self.inside(i)]
+        if not free or values[0].numel() <= _RUN:
+            yield values
+            return
+        axis = max(free, key=lambda i: values[0].shape[i])
+        step = max(1, _RUN * values[0].shape[axis] // values[0].numel())
+        yield from zip(*(v.split(step, axis) for v in values), strict=True)
 
     @cached_property
     def names(self) -> frozenset[str]:

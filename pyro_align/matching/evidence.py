@@ -194,11 +194,12 @@ class Evidence:
                 continue
             for fixed, moving, odd in self.problem.views(part.block):
                 key = part.node, part.signed(odd)
-                left, right = part.matrices(fixed, moving, now, odd, old=before)
-                if before is None and part.shape[2] <= _SMALL:
-                    small.setdefault(key, []).append((left, right))
-                else:
-                    self.gains.add(*key, left, right)
+                for run in part.block.runs(fixed, moving):
+                    left, right = part.matrices(*run, now, odd, old=before)
+                    if before is None and part.shape[2] <= _SMALL:
+                        small.setdefault(key, []).append((left, right))
+                    else:
+                        self.gains.add(*key, left, right)
             self._seen[id(part)] = now
         for key, pairs in small.items():
             left, right = (torch.cat(side, -1) for side in zip(*pairs, strict=True))
@@ -263,8 +264,9 @@ class Evidence:
         """What each unit gains at its present partner, ``(n,)``."""
         total = 0.0
         for fixed, moving, odd in self.problem.views(part.block):
-            moved = relabelled(part.block, moving, labels, odd=odd)
-            total = total + ((fixed * moved).sum(part.others) if part.others else fixed * moved)
+            for here, there in part.block.runs(fixed, moving):
+                moved = relabelled(part.block, there, labels, odd=odd)
+                total = total + ((here * moved).sum(part.others) if part.others else here * moved)
         return total
 
     def _added(self) -> list[Part]:

@@ -195,7 +195,8 @@ def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
 def value(problem: Problem, labels: Labels) -> float:
     """The objective of ``labels``, as :meth:`Problem.objective` but from the blocks, without planning gathers anew."""
     return math.fsum(
-        inner(fixed, relabelled(block, moving, labels, odd=odd))
+        inner(here, relabelled(block, there, labels, odd=odd))
         for block in problem.all_blocks
         for fixed, moving, odd in problem.views(block)
+        for here, there in block.runs(fixed, moving)
     )

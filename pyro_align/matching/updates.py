@@ -177,7 +177,12 @@ class Update:
         return 8 * torch.finfo(self.problem.work_dtype).eps
 
     def _exact(self, blocks: list[Block], labels: Labels) -> float:
-        return math.fsum(inner(f, relabelled(b, m, labels, odd=o)) for b in blocks for f, m, o in self.problem.views(b))
+        return math.fsum(
+            inner(here, relabelled(b, there, labels, odd=o))
+            for b in blocks
+            for f, m, o in self.problem.views(b)
+            for here, there in b.runs(f, m)
+        )
 
     def _rise(self, gains: Gains, old: Labels, new: Labels, base: float) -> float:
         """How much the objective rises, 0 where that cannot be told from rounding.
