@@ -49,7 +49,8 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
 
     Args:
         path: The file; an existing one is replaced.
-        value: What to save. An alignment keeps its relabelled guide's parameters.
+        value: What to save. An alignment keeps its relabelled guide's parameters; of a divergence by activations
+            only the name comes back.
 
     Raises:
         TypeError: Something else was given.
@@ -293,10 +294,17 @@ def _encode_alignment(alignment: Alignment, arrays: list[Tensor]) -> dict[str, A
         "permutation": _encode_permutation(alignment.permutation, arrays),
         "distances": [alignment.distance_before, alignment.distance],
         "site_distances": {k: list(v) for k, v in alignment.site_distances.items()},
-        "divergence": alignment.divergence,
+        "divergence": _in_words(alignment.divergence),
         "match": {k: dict(v) if isinstance(v, Mapping) else v for k, v in match.items()},
         "margins": None if margins is None else {k: _put(v, arrays) for k, v in margins.items()},
     }
+
+
+def _in_words(divergence: Any) -> str | dict[str, float]:
+    """A divergence by name; activations, which hold a model and data, as they print."""
+    if isinstance(divergence, Mapping):
+        return {str(part): weight for part, weight in divergence.items()}
+    return str(divergence)
 
 
 def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> Alignment:

@@ -22,9 +22,11 @@ from pyro.infer.autoguide import (
 
 from pyro_align.align import align
 from pyro_align.axes import Atom, Odd, Product
+from pyro_align.discovery import find_symmetry
 from pyro_align.errors import FormatError
 from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
+from pyro_align.objectives import Activations
 from pyro_align.symmetry import Certificate, OpaqueOperation, Symmetry, same_group
 
 MODEL = """
@@ -102,6 +104,26 @@ def test_guides_come_back(make, tmp_path):
         load(tmp_path / "g.zip")
     with pytest.raises(FormatError, match="holds a"):
         load(tmp_path / "g.zip", like=fitted(AutoNormal if make is not AutoNormal else AutoDelta))
+
+
+def test_alignments_by_activations_come_back(tmp_path):
+    """The model and the data of an objective stay where they are."""
+
+    def with_data(x, y=None):
+        w1 = pyro.sample("w1", dist.Normal(0, 1).expand([4, 2]).to_event(2))
+        w2 = pyro.sample("w2", dist.Normal(0, 1).expand([3, 4]).to_event(2))
+        pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1).to_event(2), obs=y)
+
+    x = torch.randn(5, 2)
+    y = torch.linspace(-1, 1, 15).reshape(5, 3)  # told apart, or outputs could be relabelled, too
+    by, symmetry = Activations(with_data, x, y), find_symmetry(with_data, x, y)
+    for divergence, expected in ((by, str(by)), ({"w2": 1.0, by: 2.0}, {"w2": 1.0, str(by): 2.0})):
+        alignment = align(fitted(AutoNormal, 0), fitted(AutoNormal, 1), symmetry, divergence=divergence)
+        assert "tensor" not in str(alignment)
+        save(tmp_path / "a.zip", alignment)
+        back = load(tmp_path / "a.zip", like=fitted(AutoNormal, 2))
+        assert back.divergence == expected
+        assert back.permutation == alignment.permutation
 
 
 def test_wrapped_guides_come_back_with_their_relabelling(tmp_path):
