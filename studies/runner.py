@@ -74,7 +74,11 @@ class Table:
         frame = self.frame()
         same = pd.Series(True, index=frame.index)
         for name in self.key:
-            same &= frame[name].astype(str) == str(cell[name])
+            value = cell[name]
+            if isinstance(value, float):  # 1.0 comes back from the file as the integer 1
+                same &= pd.to_numeric(frame[name], errors="coerce") == value
+            else:
+                same &= frame[name].astype(str) == str(value)
         return bool(same.any())
 
     def append(self, cell: Mapping[str, object], rows: Iterable[Row]) -> None:

@@ -1,0 +1,149 @@
+"""Objectives and matchers where the plain method fails: deep networks at temperature 1, most units at the prior.
+
+python -m studies.objectives --out OUT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+import pyro_align
+from studies import figures, runner
+from studies.lab import Grid, Lab, Setting, rows
+from studies.training import Recipe
+
+KEY = ("data", "hidden", "prior", "temperature", "objective", "seed_a", "seed_b")
+
+
+def objectives(lab: Lab, setting: Setting) -> dict[str, dict]:
+    """Name -> options of ``align``."""
+    data, model = lab.data(setting.data), lab.model(setting)
+    sample = (data.x[:500], data.y[:500])
+    by_activation = pyro_align.Activations(model, *sample, num_draws=8)
+    by_loss = pyro_align.PathLoss(model, *sample, num_samples=8)
+    return {
+        "w2": {},
+        "means": {"divergence": "means"},
+        "kl": {"divergence": "kl"},
+        "jeffreys": {"divergence": "jeffreys"},
+        "snr": {"divergence": "snr"},
+        "activations": {"divergence": by_activation},
+        "w2, 8 restarts by midpoint loss": {"restarts": 8, "select": by_loss},
+        "snr, 8 restarts by midpoint loss": {"divergence": "snr", "restarts": 8, "select": by_loss},
+        "activations, 8 restarts by midpoint loss": {"divergence": by_activation, "restarts": 8, "select": by_loss},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Runs the study with command line options."""
+    made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
+    made.add_argument("--data", default="digits", help="data set")
+    made.add_argument("--hidden", nargs="+", default=["512-512", "512-512-512"], help="hidden layers, joined by dashes")
+    made.add_argument("--temperature", type=float, default=1.0, help="weight of the KL")
+    made.add_argument("--prior", default="fan-in", help="fan-in or a standard deviation")
+    made.add_argument("--epochs", type=int, default=300, help="passes over the data in each fit")
+    options = runner.read(made, argv)
+    grid, limit = Grid(), None
+    if options.quick:
+        options.hidden, options.epochs = ["8-8"], 3
+        grid, limit = Grid(3, 2, train=100), 200
+    lab = Lab(options, grid, limit)
+
+    def compute(data, hidden, prior, temperature, objective, seed_a, seed_b):
+        recipe = Recipe(epochs=options.epochs, temperature=temperature)
+        setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=recipe)
+        a, b = (lab.fit(setting, seed).posterior for seed in (seed_a, seed_b))
+        alive = "/".join(map(str, lab.alive(setting, a)))
+        if objective == "none":
+            end, before = b, a.distance(b)
+        else:
+            alignment = pyro_align.align(a, b, lab.symmetry(setting), **objectives(lab, setting)[objective])
+            end, before = alignment.posterior, alignment.distance
+        path = pyro_align.displacement(a, end)
+        common = {"distance": before, "alive": alive, "retained": retained(lab, setting, path)}
+        return rows(lab.barrier(setting, path), **common)
+
+    cells = [
+        dict(zip(KEY, (options.data, hidden, options.prior, options.temperature, objective, *pair), strict=True))
+        for pair in runner.pairs(options.seeds)
+        for hidden in options.hidden
+        for objective in ("none", *objectives(lab, Setting(options.data, tuple(map(int, hidden.split("-"))))))
+    ]
+    frame = runner.run(runner.Table(options.out / "objectives.csv", KEY), cells, compute)
+    runner.write_table(summary(frame), options.out / "objectives_table.md")
+    draw(frame, options.out / "objectives.png")
+    return frame
+
+
+def retained(lab: Lab, setting: Setting, path) -> float:
+    """Spread of the logits over data at the midpoint over that at the ends: below 1 where activations collapse.
+
+    The spread is the standard deviation over data of the posterior mean of the logits (Jordan et al. 2023 call its loss
+    variance collapse).
+    """
+    data, model = lab.data(setting.data), lab.model(setting)
+    x = data.x[:500]
+
+    def spread(tau: float) -> float:
+        posterior = path.posterior(tau)
+        values = posterior.push(posterior.noise(8, generator=0))
+        with torch.no_grad():
+            logits = [
+                pyro_align.density.Density(model, (x, data.y[:500])).trace({k: v[s] for k, v in values.items()})
+                for s in range(8)
+            ]
+        mean = torch.stack([trace.nodes["_RETURN"]["value"] for trace in logits]).mean(0)
+        return float((mean - mean.mean(-1, keepdim=True)).std(0).mean())
+
+    return spread(0.5) / (0.5 * (spread(0.0) + spread(1.0)))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per architecture and objective: barriers, W2 distance, and how much of the logits' spread is left."""
+    made = []
+    for (hidden, objective), part in frame.groupby(["hidden", "objective"], sort=False):
+
+        def barrier(evaluation, loss, part=part):
+            chosen = part[(part["evaluation"] == evaluation) & (part["loss"] == loss)]
+            return figures.spread(chosen["barrier"], 4)
+
+        made.append(
+            {
+                "hidden": hidden,
+                "objective": objective,
+                "seed pairs": len(part.drop_duplicates(["seed_a", "seed_b"])),
+                "predictive NLL, train": barrier("train", "predictive_nll"),
+                "predictive NLL, test": barrier("test", "predictive_nll"),
+                "expected NLL, train": barrier("train", "expected_nll"),
+                "W2": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["distance"], 2),
+                "logit spread kept": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["retained"], 2),
+                "units alive": part["alive"].iloc[0],
+            }
+        )
+    return pd.DataFrame(made)
+
+
+def draw(frame: pd.DataFrame, path) -> None:
+    """Predictive-NLL barrier on training data by objective."""
+    frame = frame[(frame["evaluation"] == "train") & (frame["loss"] == "predictive_nll")]
+    shapes = list(dict.fromkeys(frame["hidden"]))
+    names = list(dict.fromkeys(frame["objective"]))
+    figure, axes = figures.pyplot().subplots(
+        1, len(shapes), figsize=(4.5 * len(shapes), 3.2), squeeze=False, sharey=True
+    )
+    for ax, shape in zip(axes.flat, shapes, strict=True):
+        part = frame[frame["hidden"] == shape]
+        middle = [part[part["objective"] == name]["barrier"].median() for name in names]
+        ax.barh(range(len(names)), middle, color=["0.6", *["#0072B2"] * (len(names) - 1)])
+        ax.set_yticks(range(len(names)), [name if name != "none" else "not aligned" for name in names], fontsize=8)
+        ax.set_xlabel(figures.LABELS["predictive_nll"], fontsize=9)
+        ax.set_title(shape, fontsize=10)
+    axes.flat[0].invert_yaxis()
+    figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
