@@ -3,11 +3,15 @@
 import copy
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_align.errors import GuideError
-from pyro_align.guides import MeanFieldNormal, read_bayesian_module, read_guide
+from pyro_align.guides import MeanFieldNormal, permute_guide, read_bayesian_module, read_guide
 from pyro_align.paths import displacement
 from pyro_align.symmetry import Symmetry
 
@@ -150,6 +154,25 @@ def test_posteriors():
 
     check_family(q, P, values_of)
     torch.testing.assert_close(q.marginal("0.bias")[0], params["0.bias"])
+
+
+def test_tyxe_with_an_autoguide():
+    """TyXe's own guides do not run under Pyro 1.9; with Pyro's, its networks are guides like any other."""
+    tyxe = installed("tyxe")
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    prior = tyxe.priors.IIDPrior(dist.Normal(0.0, 1.0))
+    likelihood = tyxe.likelihoods.HomoskedasticGaussian(8, scale=0.5)
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+    bnn = tyxe.VariationalBNN(net, prior, likelihood, AutoNormal)
+    bnn.fit(DataLoader(TensorDataset(x, y), batch_size=8), pyro.optim.Adam({"lr": 0.1}), 3)
+    symmetry = Symmetry.from_axes(
+        {f"net.{k}": terms for k, terms in MLP.sites.items()}, shapes={f"net.{k}": v for k, v in MLP.shapes.items()}
+    )
+    p = symmetry.permutation(P.indices)
+    moved = permute_guide(bnn.net_guide, p)
+    assert type(moved) is AutoNormal
+    old, new = bnn.net_guide.median(), moved.median()
+    assert all(torch.equal(new[k], p.apply_site(k, old[k])) for k in symmetry.sites)
 
 
 def test_modules_without_bayesian_layers_are_refused():
