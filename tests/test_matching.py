@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -365,3 +366,45 @@ def test_heads_and_dimensions_are_matched_jointly(share):
         truth = symmetry.random(seed + 50)
         fixed = relabel(moving, truth, noise=share)
         assert match(symmetry, fixed, moving).permutation == truth
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_restarts_find_the_same_on_an_executor(pool):
+    case = STRUCTURES["signs"]
+    fixed, moving = features(case.symmetry, 3), features(case.symmetry, 4)
+    options = {"odd": case.odd, "restarts": 6, "seed": 5}
+    here = match(case.symmetry, fixed, moving, **options)
+    with pool(2) as executor:
+        there = match(case.symmetry, fixed, moving, **options, executor=executor)
+    assert there.permutation == here.permutation
+    assert there.history == here.history
+
+
+def test_restarts_on_an_executor_are_chosen_by_the_loss(small):
+    losses = []
+
+    def loss(permutation):
+        losses.append(float(len(losses)))
+        return -losses[-1]
+
+    with ThreadPoolExecutor(2) as executor:
+        found = match(*small, restarts=5, select=loss, executor=executor)
+    assert found.loss == -5.0
+    assert len(losses) == 6
+
+
+def test_an_interrupt_while_restarts_run_elsewhere_keeps_the_best(small):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            future = super().submit(*args, **kwargs)
+
+            def interrupt(timeout=None):
+                raise KeyboardInterrupt
+
+            future.result = interrupt
+            return future
+
+    with Interrupted(1) as executor:
+        found = match(*small, restarts=5, executor=executor)
+    assert found.status == "interrupted"
+    assert found.objective == match(*small).objective

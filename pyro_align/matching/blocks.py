@@ -65,8 +65,9 @@ class Block:
 
     def runs(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Views of the piece, cut along an axis of fixed order into runs of bounded size."""
-        free = [i for i, d in enumerate(self.dims) if not d.name and not self.inside(i)]
-        if not free or values[0].numel() <= _RUN:
+        large = values[0].numel() > _RUN
+        free = [i for i, d in enumerate(self.dims) if not d.name and not self.inside(i)] if large else ()
+        if not free:
             yield values
             return
         axis = max(free, key=lambda i: values[0].shape[i])

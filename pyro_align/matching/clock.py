@@ -33,6 +33,11 @@ class Clock:
         return time.perf_counter() - self._start
 
     @property
+    def left(self) -> float | None:
+        """Seconds until the limit, positive, or None without one."""
+        return None if self._limit is None else max(1e-9, self._limit - self.elapsed)
+
+    @property
     def expired(self) -> bool:
         """Whether the limit has passed."""
         return self._limit is not None and self.elapsed >= self._limit

@@ -14,6 +14,7 @@ from pyro_align.matching.blocks import Block, site_blocks
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = Mapping[str, Sequence[Tensor]]
+_SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
 _RUN = 4096  # products summed in the dtype of the features
 
 
@@ -45,6 +46,7 @@ class Problem:
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
         self.counts: dict[str, int] = {}
+        self._views: dict[int, list[tuple[Tensor, Tensor, bool]]] = {}
         for site, shape in symmetry.shapes.items():
             self._check(site, shape)
         self.device = self.device or torch.device("cpu")
@@ -70,7 +72,12 @@ class Problem:
 
     def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
-        return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
+        found = self._views.get(id(block))
+        if found is None:
+            found = [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
+            if all(f.numel() <= _SMALL for f, _, _ in found):
+                self._views[id(block)] = found
+        return found
 
     def objective(self, permutation: Permutation) -> float:
         """The exact objective of one relabelling, up to rounding; every matcher is held against it."""
@@ -79,6 +86,16 @@ class Problem:
             for site in self.symmetry.sites
             for f, m, odd in self.features(site)
         )
+
+    def contents(self) -> tuple[Symmetry, dict, dict, dict]:
+        """The arguments that make the same problem elsewhere, read from wherever they lie."""
+        sites = self.symmetry.sites
+        odd = {s: self._odd(s, self.counts[s]) for s in sites}
+        return self.symmetry, {s: tuple(self._fixed[s]) for s in sites}, {s: tuple(self._moving[s]) for s in sites}, odd
+
+    def as_given(self) -> float:
+        """The objective of the identity."""
+        return math.fsum(inner(f, m) for site in self.symmetry.sites for f, m, _ in self.features(site))
 
     def _check(self, site: str, shape: tuple[int, ...]) -> None:
         for side, given in (("fixed", self._fixed), ("moving", self._moving)):
@@ -107,7 +124,7 @@ class Problem:
         if value.dtype != self.dtype:
             raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
         # one sum tells of any NaN or infinity; only a suspect one, which may be an overflow, pays for the full check
-        if not bool(value.detach().sum().isfinite()) and not bool(value.detach().isfinite().all()):
+        if not math.isfinite(float(value.detach().sum())) and not bool(value.detach().isfinite().all()):
             bad = int((~value.detach().isfinite()).sum())
             raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
 
@@ -157,6 +174,8 @@ def _matrix_dtype(value: Tensor) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors: runs of 4096 products in their own dtype, those in float64."""
     a, b = a.reshape(-1), b.reshape(-1)
+    if a.numel() <= _RUN:
+        return float(torch.dot(a, b))
     whole = a.numel() // _RUN * _RUN
     runs = torch.linalg.vecdot(a[:whole].view(-1, _RUN), b[:whole].view(-1, _RUN))
     return float(runs.sum(dtype=torch.float64)) + float(torch.dot(a[whole:], b[whole:]))

@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_align.matching.assignment import argmax_assignment, picked, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
+from pyro_align.matching.curvature import is_plain, second_order
 from pyro_align.matching.evidence import Evidence, Gains, Part, find_parts
 from pyro_align.matching.labels import Labels, relabelled
 from pyro_align.matching.nested import solve_tree
@@ -54,11 +55,11 @@ class Update:
         around = set().union(*(p.block.names for p in self.parts)) if self.parts else set()
         self.depends = frozenset(around - members if self.exact else around)
         self.linear = Evidence(problem, (p for p in self.parts if p.linear), keep=joint and not signed_stem)
-        self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=False)
         alone = len(self.tree) == 1 and not self.atom.within and name not in problem.symmetry.signed
-        self._curved_blocks = {
-            b for b in problem.touching[name] if not all(p.linear for p in find_parts(b, name, joint))
-        }
+        self._curved_blocks = {b for b, parts in found.items() if not all(p.linear for p in parts)}
+        # whether the exact change is known from the gains and the units that move
+        self._plain = alone and joint and all(is_plain(b, name) for b in self._curved_blocks)
+        self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
         self._may_certify = alone and self.exact
         self._alike = False
         self._seen: dict[str, int] | None = None
@@ -131,7 +132,8 @@ class Update:
             linear = self.linear.bring(labels)
             gains = linear + self.curved.bring(labels) if self.curved.parts else linear
         blocks = self._curved_blocks
-        base = self._exact(blocks, labels) if blocks else 0.0
+        base = self._exact(blocks, labels) if blocks and not self._plain else 0.0
+        known = gains if self._plain else linear
         rewards = _REWARDS if blocks and len(self.tree) == 1 else (0.0,)
         unit = _mean_slack(gains, labels, self.name) if len(rewards) > 1 else 0.0
         for reward in rewards:
@@ -141,13 +143,13 @@ class Update:
             trial.replace(indices, signs)
             if not trial.differs(labels):
                 break
-            rise = self._rise(linear, labels, trial, base)
+            rise = self._rise(known, labels, trial, base)
             if rise > 0:
                 labels.replace(indices, signs)
                 return rise
-        return self._swap(gains, linear, labels, base) if len(rewards) > 1 else 0.0
+        return self._swap(gains, known, labels, base) if len(rewards) > 1 else 0.0
 
-    def _swap(self, gains: Gains, linear: Gains, labels: Labels, base: float) -> float:
+    def _swap(self, gains: Gains, known: Gains, labels: Labels, base: float) -> float:
         """Exchanges two units where that raises the objective: a last try, of the pairs that look cheapest."""
         gain = gains.total(self.name)
         if gain is None or self.atom.size < 2:
@@ -165,7 +167,7 @@ class Update:
                 self._carry(indices, signs, labels)
             trial = labels.copy()
             trial.replace(indices, signs)
-            rise = self._rise(linear, labels, trial, base)
+            rise = self._rise(known, labels, trial, base)
             if rise > 0:
                 labels.replace(indices, signs)
                 return rise
@@ -188,10 +190,10 @@ class Update:
         """How much the objective rises, 0 where that cannot be told from rounding.
 
         Args:
-            gains: Those of the linear parts.
+            gains: Those of the linear parts; of all parts where second order is all that they lack.
             old: The relabelling before.
             new: The relabelling after.
-            base: What the curved blocks give before.
+            base: What the curved blocks give before, where they are evaluated as a whole.
         """
         rise = size = 0.0
         for node in self.tree:
@@ -201,7 +203,10 @@ class Update:
                     change = after - before
                     rise += float(change.sum())
                     size += float((after.abs() + before.abs())[change != 0].sum())
-        if self._curved_blocks:
+        if self._curved_blocks and self._plain:
+            change = second_order(self.problem, self._curved_blocks, self.name, old, new)
+            rise, size = rise + change, size + abs(change)
+        elif self._curved_blocks:
             after = self._exact(self._curved_blocks, new)
             rise, size = rise + after - base, size + abs(base) + abs(after)
         return rise if rise > self._noise * size else 0.0

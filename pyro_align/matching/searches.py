@@ -1,0 +1,159 @@
+"""The searches of one matching: the first and its restarts, here or on an executor.
+
+Restarts run in waves. Every restart of a wave begins from the best of the waves before and has a generator of its own,
+so that what it finds does not depend on where, or in which order, the searches run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pyro_align.errors import MatchError
+from pyro_align.matching.clock import Clock
+from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.matcher import Matcher, Run, start_labels
+from pyro_align.matching.problem import Problem, inner
+from pyro_align.matching.result import Match
+from pyro_align.matching.starts import kick
+from pyro_align.symmetry import Permutation
+
+_WAVE = 4  # restarts that begin from the same best
+
+
+def waves(restarts: int) -> Iterator[range]:
+    """The numbers of the searches, wave by wave; the first search is a wave of its own.
+
+    Example:
+        >>> [list(wave) for wave in waves(6)]
+        [[0], [1, 2, 3, 4], [5, 6]]
+    """
+    yield range(1)
+    for k in range(1, restarts + 1, _WAVE):
+        yield range(k, min(k + _WAVE, restarts + 1))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search.
+
+    Attributes:
+        start: Relabelling to start from, or None where the matcher may choose.
+        random_order: Whether an anchored pass takes a random order.
+        generator: The search's randomness.
+    """
+
+    start: Permutation | None
+    random_order: bool
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What all searches of one matching share."""
+
+    problem: Problem
+    matcher: Matcher
+    clock: Clock
+    seed: int
+    max_sweeps: int
+    report: Any = None
+
+    def first(self, init: Permutation | None, generator: torch.Generator) -> Task:
+        """The search from the caller's start."""
+        return Task(init, False, generator)
+
+    def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
+        """The k-th restart.
+
+        Most shuffle a tenth of the units of the best so far and climb again: on independent problems this finds better
+        optima than fresh random starts do.
+        """
+        generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
+        kind = k % 8
+        if kind in (0, 4):
+            return Task(self.problem.symmetry.random(generator), False, generator)
+        if kind in (3, 6):
+            return Task(None, True, generator)
+        return Task(kick(best.permutation, 0.3 if kind == 5 else 0.1, generator), False, generator)
+
+    def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[Match]:
+        """What each task found, in order."""
+        if executor is None or len(tasks) == 1:
+            for task in tasks:
+                yield self.search(task)
+            return
+        limit = self.clock.left
+        work = (self.problem.contents(), self.matcher, self.seed, self.max_sweeps, limit)
+        futures = [executor.submit(_elsewhere, *work, t.start, t.random_order, t.generator.get_state()) for t in tasks]
+        try:
+            for future in futures:
+                yield future.result()
+        except KeyboardInterrupt:
+            found = self.search(replace(tasks[0], start=self.problem.symmetry.identity()), sweeps=0)
+            yield replace(found, status="interrupted")
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def search(self, task: Task, sweeps: int | None = None) -> Match:
+        """One search, here."""
+        labels = start_labels(self.problem, task.start)
+        sweeps = self.max_sweeps if sweeps is None else sweeps
+        run = Run(self.problem, labels, self.clock, task.generator, sweeps, task.start is None)
+        run.random_order, run.progress = task.random_order, self.report
+        with torch.no_grad():
+            return _search(self.matcher, run, task.start, self.seed)
+
+
+def _elsewhere(contents, matcher, seed, max_sweeps, limit, start, random_order, state) -> Match:
+    """One search in another process or thread."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    searches = Searches(Problem(*contents), matcher, Clock(limit), seed, max_sweeps)
+    return searches.search(Task(start, random_order, generator))
+
+
+def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) -> Match:
+    try:
+        status = matcher.search(run)
+    except KeyboardInterrupt:
+        status = "interrupted"
+        run.history.append(run.value)
+    found = _finish(matcher, run, status, seed)
+    if start is None and not matcher.own_loss and run.problem.as_given() > found.objective:
+        # the matcher's own start led below where it began: begin there
+        again = replace(run, labels=start_labels(run.problem, None), anchored=False, value=0.0, history=[])
+        try:
+            status = matcher.search(again) if status not in ("interrupted", "time_limit") else status
+        except KeyboardInterrupt:
+            status = "interrupted"
+            again.history.append(again.value)
+        return _finish(matcher, again, status, seed)
+    return found
+
+
+def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
+    permutation = run.labels.permutation()
+    exact = value(run.problem, run.labels)
+    if not math.isfinite(exact):
+        raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
+    # searches add up rises; counted back from the exact value at the end they give the history
+    last = run.history[-1] if run.history else 0.0
+    history = tuple(exact + (h - last) for h in run.history) or (exact,)
+    return Match(permutation, exact, history, run.sweeps, status, {}, matcher.name, seed)
+
+
+def value(problem: Problem, labels: Labels) -> float:
+    """The objective of ``labels``, as :meth:`Problem.objective` but from the blocks, without planning gathers anew."""
+    return math.fsum(
+        inner(here, relabelled(block, there, labels, odd=odd))
+        for block in problem.all_blocks
+        for fixed, moving, odd in problem.views(block)
+        for here, there in block.runs(fixed, moving)
+    )
