@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pyro_align.errors import GuideError, SymmetryError
+from pyro_align.diagnostics import EffectiveWidth
+from pyro_align.errors import GuideError, MatchError, SymmetryError
 from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
@@ -68,6 +69,40 @@ class Alignment:
         frame.index.name = "site"
         return frame
 
+    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01):
+        """Which matches mean something: one row per unit as a ``pandas.DataFrame``, indexed by atom and new position.
+
+        Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
+        in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
+        ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
+        nats, and ``alive``, whether it has left the prior. The match of a unit that is not distinct, or not alive, is
+        one of many that are as good.
+
+        Args:
+            width: The :func:`~pyro_align.effective_width` of the guide that stays.
+            share: Share of an atom's largest margin above which a unit is distinct.
+
+        Raises:
+            MatchError: The alignment was made without margins.
+        """
+        import pandas as pd
+
+        if self.match.margins is None:
+            raise MatchError("the alignment has no margins; call align(..., with_margins=True)")
+        frames = {}
+        for atom, margin in self.match.margins.items():
+            finite = margin[margin.isfinite()]
+            largest = float(finite.max()) if finite.numel() else 0.0
+            columns = {
+                "partner": self.permutation.indices[atom],
+                "margin": margin,
+                "distinct": margin > share * largest,
+            }
+            if width is not None and atom in width.kl:
+                columns |= {"kl": width.kl[atom], "alive": width.kl[atom] > width.threshold}
+            frames[atom] = pd.DataFrame({k: v.flatten().cpu().numpy() for k, v in columns.items()})
+        return pd.concat(frames, names=["atom", "unit"])
+
     def __str__(self) -> str:
         moved = ", ".join(
             f"{name} {count}/{self.permutation.indices[name].numel()}"
@@ -91,6 +126,7 @@ def align(
     max_sweeps: int = 100,
     time_limit: float | None = None,
     select: Callable[[Path], float] | None = None,
+    with_margins: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Alignment:
@@ -114,6 +150,7 @@ def align(
         time_limit: Seconds after which to stop with the best so far.
         select: Loss of the path to a relabelled posterior, lower is better, by which to choose among the restarts in
             place of the divergence: a :class:`~pyro_align.PathLoss`, say.
+        with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
         seed: Seed of the matcher.
         progress: Whether to print one line per sweep to standard error.
 
@@ -158,6 +195,7 @@ def align(
         max_sweeps=max_sweeps,
         time_limit=time_limit,
         select=select,
+        with_margins=with_margins,
         progress=progress,
     )
     moved = b.permute(found.permutation)

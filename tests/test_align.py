@@ -234,3 +234,25 @@ def test_options_out_of_range_are_refused(symmetry):
 def test_a_model_with_other_arguments_is_refused():
     with pytest.raises(pyro_align.TraceError, match="could not be run with the arguments given"):
         pyro_align.find_symmetry(model, X[:, :2], Y)
+
+
+def test_units_say_which_matches_mean_something():
+    symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (5, 2)})
+
+    def plain():
+        pyro.sample("w", dist.Normal(0.0, 1.0).expand([5, 2]).to_event(2))
+
+    guide = make_guide(AutoNormal, 0, plain, ())
+    with torch.no_grad():  # two twins, one unit at the prior, two of a kind of their own
+        guide.locs.w.copy_(torch.tensor([[4.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 5.0], [-4.0, 1.0]]))
+        guide.scales.w_unconstrained.fill_(0.5413248546129181)  # softplus(this) = 1, the prior's scale
+    alignment = pyro_align.align(
+        guide, pyro_align.permute_guide(guide, symmetry.random(3)), symmetry, with_margins=True
+    )
+    units = alignment.units(pyro_align.effective_width(guide, symmetry, plain))
+    assert units["distinct"].tolist() == [False, False, True, True, True]
+    assert units["alive"].tolist() == [True, True, False, True, True]
+    assert units.loc[("unit", 4), "partner"] == int(alignment.permutation.indices["unit"][4])
+    assert "kl" not in alignment.units()
+    with pytest.raises(MatchError, match="with_margins=True"):
+        pyro_align.align(guide, make_guide(AutoNormal, 1, plain, ()), symmetry).units()
