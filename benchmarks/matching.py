@@ -3,7 +3,8 @@
     python benchmarks/matching.py --networks mlp-512 resnet20-x4 --out matching.json
     python benchmarks/matching.py --rebasin-python PATH   # a Python in which the `rebasin` package is installed
 
-Each network (see problems.py) is matched twice: *independent* weights of two seeds and a *planted* relabelling. CPU
+Each network (see problems.py) is matched with *independent* weights of two seeds and with a *planted* relabelling;
+``--kinds trained --data-dir MNIST --cache FOLDER`` fits two of an MLP to MNIST first (see trained.py). CPU
 seconds on one thread, medians over seeds. The floor is the matrix products and assignments that the default matcher
 made, replayed alone: the products on random matrices of the same shapes, the assignments on the same matrices.
 """
@@ -24,10 +25,12 @@ from pathlib import Path
 import problems
 import torch
 from peers import plain_form, textbook
+from trained import trained_mlp
 
 from pyro_align.matching import assignment, match, objective
 from pyro_align.matching.evidence import Gains
 
+KINDS = ["independent", "planted", "trained"]
 DEFAULT = ["mlp-512", "resnet20-x1", "resnet20-x4", "lstm-512", "vgg16"]
 
 
@@ -54,7 +57,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=DEFAULT)
-    parser.add_argument("--kinds", nargs="+", choices=["independent", "planted"], default=["independent", "planted"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
     parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
@@ -62,6 +65,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--frank-wolfe", action="store_true", help="also run frank_wolfe")
     parser.add_argument("--no-textbook", action="store_true")
     parser.add_argument("--rebasin-python", default="", help="Python with the rebasin package")
+    parser.add_argument("--data-dir", default="", help="trained: folder with MNIST's published files")
+    parser.add_argument("--cache", default="", help="trained: folder in which fitted weights are kept")
     parser.add_argument("--out", default="", help="JSON file to write")
     return parser.parse_args()
 
@@ -71,6 +76,11 @@ def compare(name: str, network, kind: str, seed: int, options) -> dict:
     symmetry, truth = network.symmetry(), None
     if kind == "planted":
         fixed, moving, truth = problems.planted(network, seed, options.noise, options.gain)
+    elif kind == "trained":
+        if not name.startswith("mlp-") or not options.data_dir or not options.cache:
+            raise SystemExit("trained weights need an MLP, --data-dir and --cache")
+        folders = Path(options.data_dir), Path(options.cache)
+        fixed, moving = (trained_mlp(int(name[4:]), 2 * seed + k, *folders) for k in (0, 1))
     else:
         fixed, moving = problems.independent(network, seed, options.gain)
     row = {"network": name, "kind": kind, "parameters": network.size, "methods": {}}
