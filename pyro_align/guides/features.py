@@ -45,6 +45,9 @@ class PerSite(Mapping[str, tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self._sites)
 
+    def __reduce__(self):  # a worker gets the tensors: what makes them cannot be pickled
+        return dict, ([(site, self[site]) for site in self],)
+
 
 def squared_distance(a: Tensor, b: Tensor) -> float:
     """The sum of squared differences in float64, a run at a time."""
