@@ -82,6 +82,7 @@ def test_bad_features_are_named(small, tensors, message):
         ({"init": "best"}, "unknown init 'best'"),
         ({"max_sweeps": -1}, "max_sweeps >= 0"),
         ({"restarts": -1}, "restarts >= 0"),
+        ({"wave": 0}, "wave >= 1"),
         ({"time_limit": 0.0}, "time_limit > 0"),
         ({"init": STRUCTURES["one layer"].symmetry.identity()}, "another symmetry"),
         ({"matcher": Exhaustive(limit=10)}, "more than limit=10"),
@@ -372,7 +373,7 @@ def test_heads_and_dimensions_are_matched_jointly(share):
 def test_restarts_find_the_same_on_an_executor(pool):
     case = STRUCTURES["signs"]
     fixed, moving = features(case.symmetry, 3), features(case.symmetry, 4)
-    options = {"odd": case.odd, "restarts": 6, "seed": 5}
+    options = {"odd": case.odd, "restarts": 6, "wave": 3, "seed": 5}
     here = match(case.symmetry, fixed, moving, **options)
     with pool(2) as executor:
         there = match(case.symmetry, fixed, moving, **options, executor=executor)
@@ -388,7 +389,7 @@ def test_restarts_on_an_executor_are_chosen_by_the_loss(small):
         return -losses[-1]
 
     with ThreadPoolExecutor(2) as executor:
-        found = match(*small, restarts=5, select=loss, executor=executor)
+        found = match(*small, restarts=5, wave=3, select=loss, executor=executor)
     assert found.loss == -5.0
     assert len(losses) == 6
 
@@ -405,6 +406,6 @@ def test_an_interrupt_while_restarts_run_elsewhere_keeps_the_best(small):
             return future
 
     with Interrupted(1) as executor:
-        found = match(*small, restarts=5, executor=executor)
+        found = match(*small, restarts=5, wave=3, executor=executor)
     assert found.status == "interrupted"
     assert found.objective == match(*small).objective

@@ -23,19 +23,17 @@ from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry import Permutation
 
-_WAVE = 4  # restarts that begin from the same best
 
-
-def waves(restarts: int) -> Iterator[range]:
+def waves(restarts: int, size: int = 1) -> Iterator[range]:
     """The numbers of the searches, wave by wave; the first search is a wave of its own.
 
     Example:
-        >>> [list(wave) for wave in waves(6)]
+        >>> [list(wave) for wave in waves(6, 4)]
         [[0], [1, 2, 3, 4], [5, 6]]
     """
     yield range(1)
-    for k in range(1, restarts + 1, _WAVE):
-        yield range(k, min(k + _WAVE, restarts + 1))
+    for k in range(1, restarts + 1, size):
+        yield range(k, min(k + size, restarts + 1))
 
 
 @dataclass(frozen=True)

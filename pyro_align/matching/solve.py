@@ -32,6 +32,7 @@ def match(
     time_limit: float | None = None,
     restarts: int = 0,
     select: Callable[[Permutation], float] | None = None,
+    wave: int = 1,
     executor: Executor | None = None,
     with_margins: bool = False,
     progress: bool | Callable[[int, float], None] = False,
@@ -56,7 +57,9 @@ def match(
         restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept.
         select: Loss of a relabelling, lower is better (say, the model's loss at the midpoint): chooses among the
             searches in place of the objective.
-        executor: Where restarts run, such as a ``ProcessPoolExecutor``; here, one after another, by default. The result
+        wave: Restarts that begin from the same best so far and can run at the same time. Larger ones lose quality: each
+            restart then sees fewer of those before it.
+        executor: Where the restarts of a wave run, such as a ``ProcessPoolExecutor``; here, one after another, by default. The result
             does not depend on it. Their sweeps are not reported, and an interrupt ends them only between restarts.
         with_margins: Whether to compute each unit's margin at the end; see :func:`margins`.
         progress: True prints one line a sweep to standard error; a callable gets (sweep, objective).
@@ -74,10 +77,10 @@ def match(
         (4.0, 'converged')
     """
     chosen = as_matcher(matcher)
-    if max_sweeps < 0 or restarts < 0 or (time_limit is not None and not time_limit > 0):
+    if max_sweeps < 0 or restarts < 0 or wave < 1 or (time_limit is not None and not time_limit > 0):
         raise MatchError(
-            "expected max_sweeps >= 0, restarts >= 0 and time_limit > 0 or None; "
-            f"got {max_sweeps}, {restarts} and {time_limit}"
+            "expected max_sweeps >= 0, restarts >= 0, wave >= 1 and time_limit > 0 or None; "
+            f"got {max_sweeps}, {restarts}, {wave} and {time_limit}"
         )
     clock = Clock(time_limit)
     problem = Problem(symmetry, fixed, moving, odd)
@@ -89,8 +92,8 @@ def match(
         init = named_start(problem, init, generator)
     searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
     best: Match | None = None
-    for wave in waves(restarts):
-        tasks = [searches.first(init, generator) if best is None else searches.restart(k, init, best) for k in wave]
+    for numbers in waves(restarts, wave):
+        tasks = [searches.first(init, generator) if best is None else searches.restart(k, init, best) for k in numbers]
         for found in searches.run(tasks, executor):
             if select is not None:
                 found = replace(found, loss=float(select(found.permutation)))
