@@ -60,7 +60,8 @@ def match(
         wave: Restarts that begin from the same best so far and can run at the same time. Larger ones lose quality: each
             restart then sees fewer of those before it.
         executor: Where the restarts of a wave run, such as a ``ProcessPoolExecutor``; here, one after another, by
-            default. The result does not depend on it. Their sweeps are not reported, and an interrupt ends them only between restarts.
+            default. The result does not depend on it. Their sweeps are not reported, and an interrupt ends them
+            only between restarts.
         with_margins: Whether to compute each unit's margin at the end; see :func:`margins`.
         progress: True prints one line a sweep to standard error; a callable gets (sweep, objective).
 
