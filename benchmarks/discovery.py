@@ -118,7 +118,8 @@ def run_resnet() -> None:
     symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(model, x, y))
     print(f"ResNet-20 x4: {sum(v.numel() for v in values.values()):,} parameters, {len(symmetry.atoms)} atoms")
     print(
-        f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: {seconds / tracing:.2f} times"
+        f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: "
+        f"{seconds / tracing:.2f} times"
     )
 
 
@@ -132,7 +133,8 @@ def run_gpt2() -> None:
     symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(net, tokens))
     print(f"GPT-2 small: {sum(p.numel() for p in net.parameters()):,} parameters, {len(symmetry.atoms)} atoms")
     print(
-        f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's {before:.2f} GiB"
+        f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's "
+        f"{before:.2f} GiB"
     )
 
 

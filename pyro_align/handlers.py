@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -14,13 +15,15 @@ from torch.distributions import constraints
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry import Permutation
 
+_NO_SHAPE = torch.Size()
+
 
 def permute_model(model: Callable, permutation: Permutation) -> Callable:
     """The model whose latent sites are relabelled.
 
     ``log_joint(permute_model(model, p), p.apply(z)) == log_joint(model, z)`` for every ``z`` and every permutation
-    ``p`` of the sites' axes, whether the model is symmetric or not. So the ELBO of a relabelled guide under the relabelled
-    model is the old ELBO, draw by draw; where the model is symmetric, it is the old model again.
+    ``p`` of the sites' axes, whether the model is symmetric or not. So the ELBO of a relabelled guide under the
+    relabelled model is the old ELBO, draw by draw; where the model is symmetric, it is the old model again.
 
     Args:
         model: A Pyro model. It may use plates, enumeration, ``poutine.scale`` and ``poutine.mask``, and may be trained
@@ -80,7 +83,7 @@ class RelabelledDistribution(TorchDistribution):
         inverse: Its inverse.
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, base: TorchDistribution, site: str, permutation: Permutation, inverse: Permutation):
         self.base, self.site, self.permutation, self.inverse = base, site, permutation, inverse
@@ -101,16 +104,16 @@ class RelabelledDistribution(TorchDistribution):
         """The same distribution over a larger batch."""
         return RelabelledDistribution(self.base.expand(batch_shape), self.site, self.permutation, self.inverse)
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=_NO_SHAPE):
         """Draws ``(*sample_shape, *batch_shape, *event_shape)``."""
         return _relabelled(self.site, self.base.sample(sample_shape), self.permutation)
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape=_NO_SHAPE):
         """The same, reparameterised."""
         return _relabelled(self.site, self.base.rsample(sample_shape), self.permutation)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, ``batch_shape``: each entry belongs to the model's own labels, as scales and masks do."""
+        """Log density in nats, ``batch_shape``: entries belong to the model's own labels, as scales and masks do."""
         return self.base.log_prob(_relabelled(self.site, value, self.inverse))
 
     @property

@@ -115,7 +115,8 @@ def same_group(found: Symmetry, expected: Symmetry) -> str:
         left, right = canonical(found.sites[site]), canonical(expected.sites[site])
         why = _differ(left, right, forward)
         if why:
-            return f"{site}: {tuple(map(str, found.sites[site]))} instead of {tuple(map(str, expected.sites[site]))} ({why})"
+            here, there = (tuple(map(str, s.sites[site])) for s in (found, expected))
+            return f"{site}: {here} instead of {there} ({why})"
     if len(set(forward.values())) != len(forward):
         return f"two atoms of the answer are one: {forward}"
     for mine, theirs in forward.items():

@@ -101,7 +101,8 @@ def test_nothing_is_touched(cls, symmetry):
     alignment = pyro_align.align(a, b, symmetry)
     pyro_align.permute_guide(a, symmetry.random(1))
     alignment.guide  # noqa: B018  (built when asked for)
-    assert a.training and a.model is not None
+    assert a.training
+    assert a.model is not None
     for guide, state in zip((a, b), before, strict=False):
         assert all(torch.equal(v, state[k]) for k, v in guide.state_dict().items())
     assert list(pyro.get_param_store().keys()) == ["mine"]
@@ -130,7 +131,8 @@ def test_the_result_is_a_working_guide(cls, symmetry):
 def test_the_same_seed_gives_the_same_alignment(symmetry):
     a, b = make_guide(AutoNormal, 1), make_guide(AutoNormal, 2)
     first, second = (pyro_align.align(a, b, symmetry, seed=3, restarts=2) for _ in range(2))
-    assert first.permutation == second.permutation and first.match.history == second.match.history
+    assert first.permutation == second.permutation
+    assert first.match.history == second.match.history
 
 
 def test_the_summary_splits_the_distance_by_site(symmetry):
@@ -195,12 +197,12 @@ def test_parameters_that_are_not_finite_are_refused(bad, symmetry):
     guide, broken = make_guide(AutoNormal, 0), make_guide(AutoNormal, 1)
     with torch.no_grad():
         next(p for n, p in broken.named_parameters() if "locs" in n).view(-1)[0] = bad
-    with pytest.raises(GuideError, match="'layer0.weight'.*NaN or infinite"):
+    with pytest.raises(GuideError, match=r"'layer0.weight'.*NaN or infinite"):
         pyro_align.align(guide, broken, symmetry)
 
 
 def test_an_untrained_guide_is_refused(symmetry):
-    with pytest.raises(GuideError, match="no parameters yet|untrained"):
+    with pytest.raises(GuideError, match=r"no parameters yet|untrained"):
         pyro_align.align(make_guide(AutoNormal, 0), AutoNormal(model), symmetry)
 
 
@@ -215,7 +217,7 @@ def test_guides_that_share_the_store_are_refused(symmetry):
 
 def test_guides_of_two_dtypes_are_refused(symmetry):
     single = make_guide(AutoNormal, 1).to(torch.float32)
-    with pytest.raises(MatchError, match="'layer0.weight'.*float32.*float64"):
+    with pytest.raises(MatchError, match=r"'layer0.weight'.*float32.*float64"):
         pyro_align.align(make_guide(AutoNormal, 0), single, symmetry)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pyro_align.demo.__main__ import load_digits, main
 
-SMALL = "--hidden 6 5 --epochs 2 --num-samples 4 --num-taus 3 --threads 1".split()
+SMALL = ["--hidden", "6", "5", "--epochs", "2", "--num-samples", "4", "--num-taus", "3", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +76,15 @@ def test_the_file_opens_in_arviz_and_the_figure_is_there(runs):
 
 def test_digits_are_split_without_overlap():
     data = load_digits()
-    assert data.x.shape == (1437, 64) and data.x_test.shape == (360, 64)
-    assert 0 <= float(data.x.min()) and float(data.x.max()) == 1.0
+    assert data.x.shape == (1437, 64)
+    assert data.x_test.shape == (360, 64)
+    assert float(data.x.min()) >= 0
+    assert float(data.x.max()) == 1.0
     assert set(data.y_test.tolist()) == set(range(10))
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ("--hidden 0", "--hidden: expected positive"),
         ("--seeds 1 1", "two different seeds"),

@@ -68,8 +68,12 @@ def test_group_axioms(symmetry):
     p, q, r = (symmetry.random(seed) for seed in range(3))
     identity = symmetry.identity()
     assert (p @ q) @ r == p @ (q @ r)
-    assert p @ p.inverse() == identity and p.inverse() @ p == identity
-    assert p @ identity == p and identity @ p == p and identity.is_identity and not p.is_identity
+    assert p @ p.inverse() == identity
+    assert p.inverse() @ p == identity
+    assert p @ identity == p
+    assert identity @ p == p
+    assert identity.is_identity
+    assert not p.is_identity
     assert (p @ q).inverse() == q.inverse() @ p.inverse()
 
 
@@ -101,7 +105,8 @@ def test_action_moves_every_entry_once(symmetry):
 def test_random_is_reproducible_and_advances_a_generator(symmetry):
     generator = torch.Generator().manual_seed(0)
     first = symmetry.random(generator)
-    assert first == symmetry.random(0) and first != symmetry.random(generator)
+    assert first == symmetry.random(0)
+    assert first != symmetry.random(generator)
 
 
 def test_log_order_counts_the_group():
@@ -129,7 +134,7 @@ def test_sizes_are_solved_from_shapes():
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    ("make", "message"),
     [
         (lambda: Symmetry.from_axes({"w": ("h",)}, shapes={"w": (3, 2)}), "'w'.*1 axes.*shape"),
         (lambda: Symmetry.from_axes({"w": ("h",), "v": ("h",)}, shapes={"w": (3,), "v": (4,)}), "'v'.*axis 0.*size 3"),
@@ -162,7 +167,7 @@ def test_bad_symmetries_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    "indices, signs, message",
+    ("indices", "signs", "message"),
     [
         ({"h": [0, 1, 2, 3, 3]}, {}, "'h'.*not a permutation"),
         ({"h": [0, 1, 2]}, {}, r"'h'.*shape \(5,\).*got \(3,\)"),

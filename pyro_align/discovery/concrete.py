@@ -1,4 +1,6 @@
-"""What a model may do while it is traced: look at its data (``int(lengths.max())`` has a value, ``float(weight[0])`` none).
+"""What a model may do while it is traced: look at its data, not at its latents.
+
+``int(lengths.max())`` has a value, ``float(weight[0])`` has none.
 
 The same mode notes from which line of the model each operation comes.
 """
@@ -71,8 +73,8 @@ class ConcreteData(TorchFunctionMode):
                 raise TraceError(
                     f"the model looks at the value of the latent site '{names[n]}' to decide what to do next, so its "
                     "trace at one draw does not hold at another. If it cannot be written without this (torch.where "
-                    "instead of if), write the symmetry by hand with Symmetry.from_axes({site: (axis, ...)}); it passes "
-                    "the same certificate."
+                    "instead of if), write the symmetry by hand with Symmetry.from_axes({site: (axis, ...)}); it "
+                    "passes the same certificate."
                 )
             if n not in known:
                 if n.op == "get_attr":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def _runs(value: Tensor, axis: int) -> Term:
     if bool(differs.all()):
         return Var(n, fixed=True)
     cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
-    lengths = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(cuts)]
     return concat([Uniform(k) if k > 1 else Var(1, fixed=True) for k in lengths])
 
 

@@ -285,9 +285,8 @@ def _captured(model) -> list[tuple[str, Tensor]]:
     if isinstance(owner, nn.Module):
         roots.append(("", owner))
     function = getattr(model, "__func__", model)
-    for name, cell in zip(
-        getattr(getattr(function, "__code__", None), "co_freevars", ()), getattr(function, "__closure__", None) or ()
-    ):
+    freevars = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(freevars, getattr(function, "__closure__", None) or (), strict=False):
         with contextlib.suppress(ValueError):
             if isinstance(cell.cell_contents, nn.Module):
                 roots.append((f"{name}.", cell.cell_contents))

@@ -48,8 +48,8 @@ SEPARATE = {
 }
 
 
-# Where keys have a bias the softmax drops it, so that its entries are free by the prior alone: no tie of axes says so, and
-# the exhaustive search is left to the models whose projections have none.
+# Where keys have a bias the softmax drops it, so that its entries are free by the prior alone: no tie of axes says so,
+# and the exhaustive search is left to the models whose projections have none.
 @problem(SEPARATE, within=WITHIN, oracle=False)
 def attention_with_separate_projections():
     return bayesian(Attention()), (torch.randn(2, 3, E),)
