@@ -2,8 +2,8 @@
 
 A *move* swaps two indices of an axis, or two blocks of equal length, or the same two places in several blocks. The
 search looks at every choice of one move (or none) for each axis of each site. It is feasible because at a point at
-which all entries of a site are equal, a symmetry must leave the Hessian of the log joint alone: each pair of sites rules out most
-pairs of moves. What survives is tried on the model itself at generic points.
+which all entries of a site are equal, a symmetry must leave the Hessian of the log joint alone: each pair of sites
+rules out most pairs of moves. What survives is tried on the model itself at generic points.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Takes one index of a stacked axis before the axis is made, where the graph allows it.
 
-``qkv.view(b, t, 3, h, d).permute(2, 0, 3, 1, 4)[0]`` is ``qkv[..., :e].view(b, t, h, d).permute(0, 2, 1, 3)``. The two
-are equal, but only the second shows that queries, keys and values are three pieces of one axis, each with structure
-of its own: as a product, ``3 x (h x d)``, the three would be tied. So every selection is pushed up through the views above it,
-to the view that made the axis or the concatenation that stacked it.
+``qkv.view(b, t, 3, h, d).permute(2, 0, 3, 1, 4)[0]`` is ``qkv[..., :e].view(b, t, h, d).permute(0, 2, 1, 3)``. The
+two are equal, but only the second shows that queries, keys and values are three pieces of one axis, each with
+structure of its own: as a product, ``3 x (h x d)``, the three would be tied. So every selection is pushed up through
+the views above it, to the view that made the axis or the concatenation that stacked it.
 """
 
 from __future__ import annotations
