@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 import weakref
@@ -20,9 +21,8 @@ from pyro_align.barrier.forward import Layout
 from pyro_align.errors import BarrierError, DiagnosticWarning
 
 FIGURES = ("log_likelihood", "likelihood", "log_prior", "analytic", "rest", "log_q_closed")
-CPU_CACHE = 2**25  # on a CPU, larger chunks only leave its caches
+CPU_CACHE = 2**23  # on a CPU, larger chunks only leave its caches
 SHARED = ("target",)  # the same for every draw
-
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ def _same(a: tuple, b: tuple) -> bool:
         isinstance(x, Tensor) == isinstance(y, Tensor) and (torch.equal(x, y) if isinstance(x, Tensor) else x == y)
         for x, y in zip(a, b, strict=True)
     )
-
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Runner:
     chunk: int | None = None
     max_memory: int = 2**30
     vectorized: bool = True
-    _sizes: dict[tuple, int] = field(default_factory=dict)
+    _sizes: dict[tuple, int] = field(default_factory=dict)  # bytes of one draw's run, by the data's shapes
 
     def __call__(
         self,
@@ -169,8 +168,7 @@ class Runner:
     def _chunk_size(self, one: Callable, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping, count: int) -> int:
         if self.chunk is not None:
             return min(self.chunk, count)
-        leaves, _ = tree_flatten((args, dict(kwargs)))
-        key = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
+        key = call_shapes(args, kwargs)
         if key not in self._sizes:
             seed_everywhere(self.seed)
             self._sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
@@ -213,6 +211,12 @@ def _evaluate(
     return out, closed
 
 
+def call_shapes(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all tensors among a model's arguments, on which the memory of a run depends."""
+    leaves, _ = tree_flatten((args, dict(kwargs)))
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def probe(
     model: Callable,
     args: tuple,
@@ -222,11 +226,22 @@ def probe(
     seed: int,
     *,
     strict: bool = True,
-) -> Layout:
+    measure: bool = False,
+) -> tuple[Layout, int | None]:
     """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done.
 
+    Args:
+        model: The Pyro model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        posterior: The path's posterior at some tau.
+        draw: One draw from it.
+        seed: Seed of the model's own randomness.
+        strict: Whether every latent site needs a value.
+        measure: Whether to measure the memory that the run takes, which saves another run for that.
+
     Returns:
-        The data's layout.
+        The data's layout, and the peak bytes or None.
 
     Raises:
         BarrierError: The arguments do not fit the model, or the posterior's sites are not the model's.
@@ -234,10 +249,14 @@ def probe(
     _check_devices(posterior, args, kwargs)
     try:
         with untouched(model, seed=seed), torch.inference_mode():
-            records = forward.record(model, args, kwargs, draw)
-            if strict:
-                _check_sites(records, posterior)
-            return forward.read_layout(records)
+            with _Live() if measure else contextlib.nullcontext() as live:
+                records = forward.record(model, args, kwargs, draw)
+                if strict:
+                    _check_sites(records, posterior)
+                layout = forward.read_layout(records)
+                if measure:
+                    forward.log_joint_terms(records)
+            return layout, live.peak if measure else None
     except BarrierError:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_align._effects import untouched
 from pyro_align.barrier import forward
-from pyro_align.barrier.batch import Draws, Normals, Runner, probe
+from pyro_align.barrier.batch import Draws, Normals, Runner, call_shapes, probe
 from pyro_align.barrier.data import Data
 from pyro_align.barrier.forward import Layout
 from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw
@@ -92,7 +92,7 @@ class Problem:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self.model, self.seed, self.chunk, self.max_memory)
+        return Runner(self.model, self.seed, self.chunk, self.max_memory, _sizes=self._cache.setdefault("sizes", {}))
 
     @property
     def layouts(self) -> dict[str, Layout]:
@@ -106,7 +106,11 @@ class Problem:
     def _probe(self, data: Data, posterior, draw: Mapping[str, Tensor]) -> Layout:
         for args, kwargs in data.batches():
             strict = any(not is_pyro_loss(loss) for loss in self.losses.values())
-            return probe(self.model, args, kwargs, posterior, draw, self.seed, strict=strict)
+            measure = self.chunk is None and strict
+            layout, size = probe(self.model, args, kwargs, posterior, draw, self.seed, strict=strict, measure=measure)
+            if measure:
+                self._cache.setdefault("sizes", {})[call_shapes(args, kwargs)] = size
+            return layout
         raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
 
     def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None):
