@@ -16,6 +16,8 @@ from studies.training import Recipe
 
 KEY = ("data", "hidden", "temperature", "epochs", "seed_a", "seed_b")
 
+SHOWN = ("predictive_nll", "expected_nll", "elbo", "error_rate")
+
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Runs the study with command line options."""
@@ -51,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per data set, temperature and loss on test data: barrier before and after, and the ends' levels."""
     made = []
-    for (data, temperature, loss), part in frame[frame["evaluation"] == "test"].groupby(
-        ["data", "temperature", "loss"], sort=False
-    ):
+    frame = frame[(frame["evaluation"] == "test") & frame["loss"].isin(SHOWN)]
+    for (data, temperature, epochs, loss), part in frame.groupby(["data", "temperature", "epochs", "loss"], sort=False):
         before, after = (part[part["alignment"] == name] for name in ("none", "w2"))
         ends = pd.concat([after["start"], after["end"]])
         made.append(
             {
                 "data": data,
                 "T": f"{temperature:g}",
+                "epochs": epochs,
+                "alive": "; ".join(part["alive"].unique()),
                 "loss": TITLES.get(loss, loss),
                 "seed pairs": len(after),
                 "barrier as they stand": figures.spread(before["barrier"], 4),

@@ -127,17 +127,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, path) -> None:
-    """Predictive-NLL barrier on training data by objective."""
+    """Predictive-NLL barrier on training data by objective; dots are seed pairs."""
     frame = frame[(frame["evaluation"] == "train") & (frame["loss"] == "predictive_nll")]
     shapes = list(dict.fromkeys(frame["hidden"]))
     names = list(dict.fromkeys(frame["objective"]))
     figure, axes = figures.pyplot().subplots(
-        1, len(shapes), figsize=(4.5 * len(shapes), 3.2), squeeze=False, sharey=True
+        1, len(shapes), figsize=(4.5 * len(shapes), 3.2), squeeze=False, sharey=True, sharex=True
     )
     for ax, shape in zip(axes.flat, shapes, strict=True):
         part = frame[frame["hidden"] == shape]
-        middle = [part[part["objective"] == name]["barrier"].median() for name in names]
-        ax.barh(range(len(names)), middle, color=["0.6", *["#0072B2"] * (len(names) - 1)])
+        for i, name in enumerate(names):
+            values = figures.floor(part.loc[part["objective"] == name, "barrier"])
+            colour, marker = (figures.COLOURS[0], "o") if name == "none" else (figures.COLOURS[1], "s")
+            ax.plot(values, [i] * len(values), marker, color=colour)
+        ax.set_xscale("log")
+        ax.grid(True, axis="x", alpha=0.3)
         ax.set_yticks(range(len(names)), [name if name != "none" else "not aligned" for name in names], fontsize=8)
         ax.set_xlabel(figures.LABELS["predictive_nll"], fontsize=9)
         ax.set_title(shape, fontsize=10)
