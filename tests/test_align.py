@@ -94,6 +94,24 @@ def test_the_aligned_guide_describes_the_same_functions(symmetry):
 
 
 @pytest.mark.parametrize("cls", GUIDES)
+def test_the_elbo_is_the_old_one_draw_by_draw(cls, symmetry):
+    posterior = pyro_align.read_guide(make_guide(cls, 1))
+    p, noise = symmetry.random(4), posterior.noise(5)
+    moved = posterior.permute(p)
+    sides = {}
+    for name, q, eps in (("old", posterior, noise), ("new", moved, posterior.permute_noise(p, noise))):
+        values, log_q = q.push_with_log_prob(eps)
+        sides[name] = [({k: v[s] for k, v in values.items()}, log_q[s]) for s in range(5)]
+
+    def elbo(fn, side):
+        density = pyro_align.density.Density(fn, (X, Y))
+        return torch.stack([density.log_joint(values) - log_q for values, log_q in sides[side]])
+
+    assert torch.allclose(elbo(model, "new"), elbo(model, "old"), rtol=1e-11)
+    assert torch.allclose(elbo(pyro_align.permute_model(model, p), "new"), elbo(model, "old"), rtol=1e-11)
+
+
+@pytest.mark.parametrize("cls", GUIDES)
 def test_nothing_is_touched(cls, symmetry):
     a, b = make_guide(cls, 1), make_guide(cls, 2)
     pyro.param("mine", torch.tensor([1.0, 2.0]))
