@@ -63,7 +63,7 @@ class UnitMatcher:
     Attributes:
         symmetry: The group of one member, with known sizes and without idle sites.
         odd: Which features change sign with signed units: one bool per feature.
-        restarts: Searches from random relabellings beside those from the identity and from the anchored start.
+        restarts: Searches from random relabellings beside the one from the anchored start.
         seed: Seed of the order of sweeps and of the restarts.
     """
 
@@ -105,20 +105,20 @@ class UnitMatcher:
         return best
 
     def _candidates(self, stack: Symmetry, fixed, moving, odd, init) -> Iterator[Permutation]:
-        identity = stack.identity()
-        yield identity if init is None else init
-        if is_linear(self.symmetry) and not self.restarts:
+        yield stack.identity() if init is None else init
+        if is_linear(self.symmetry):
             yield match(stack, fixed, moving, odd=odd, seed=self.seed).permutation
             return
         if self.symmetry.log_order <= math.log(SMALL_GROUP) + 1e-9:
             yield from (everywhere(stack, element) for element in elements(self.symmetry))
             return
-        yield match(stack, fixed, moving, odd=odd, seed=self.seed).permutation
-        yield match(stack, fixed, moving, odd=odd, seed=self.seed, init=identity if init is None else init).permutation
+        fresh = init is None or init.is_identity
+        # the anchored start first; later passes only improve on what it found
+        yield match(stack, fixed, moving, odd=odd, seed=self.seed, init=None if fresh else init).permutation
         if not all_linear(self.symmetry):  # a move is accepted for the stack as a whole: what it lost is found here
             yield match(stack, fixed, moving, odd=odd, seed=self.seed, max_sweeps=0).permutation
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.restarts):
+        for _ in range(self.restarts if fresh else 0):
             start = stack.random(generator)
             yield match(stack, fixed, moving, odd=odd, seed=self.seed, init=start).permutation
 
