@@ -3,7 +3,7 @@
 from pyro_align.align import Alignment, align
 from pyro_align.align_many import ManyAlignments, align_many
 from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
-from pyro_align.barrier import Barrier, evaluate_barrier
+from pyro_align.barrier import Barrier, Surface, evaluate_barrier, evaluate_plane
 from pyro_align.diagnostics import EffectiveWidth, effective_width
 from pyro_align.discovery import certify, find_symmetry
 from pyro_align.draws import AlignedDraws, Modes, SymmetrizedELBO, SymmetrizedGuide, align_draws, symmetrize
@@ -20,7 +20,9 @@ from pyro_align.guides import mean_field_guide, permute_guide, read_guide, wrap_
 from pyro_align.handlers import permute_model
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations, PathLoss
-from pyro_align.paths import Path, displacement
+from pyro_align.paths import Path, PiecewisePath, displacement, path_through
+from pyro_align.paths_learned import BentPath, learn_path
+from pyro_align.planes import Plane, plane
 from pyro_align.symmetry import Permutation, Symmetry
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "Atom",
     "Barrier",
     "BarrierError",
+    "BentPath",
     "DiagnosticWarning",
     "EffectiveWidth",
     "Fixed",
@@ -43,9 +46,12 @@ __all__ = [
     "Path",
     "PathLoss",
     "Permutation",
+    "PiecewisePath",
+    "Plane",
     "Product",
     "PyroAlignError",
     "Sum",
+    "Surface",
     "SymmetrizedELBO",
     "SymmetrizedGuide",
     "Symmetry",
@@ -59,11 +65,15 @@ __all__ = [
     "displacement",
     "effective_width",
     "evaluate_barrier",
+    "evaluate_plane",
     "find_symmetry",
+    "learn_path",
     "load",
     "mean_field_guide",
+    "path_through",
     "permute_guide",
     "permute_model",
+    "plane",
     "read_guide",
     "save",
     "symmetrize",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,3 +123,114 @@ def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Pa
     """
     check_distinct(guide_a, guide_b)
     return Path(read_guide(guide_a), read_guide(guide_b), coupling)
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewisePath:
+    """Displacements one after another, through several posteriors.
+
+    Attributes:
+        pieces: The displacements; each begins where the one before it ends, with the same draws for the same noise.
+        breaks: The taus at which the path passes its posteriors, from 0 to 1, one more than there are pieces.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import path_through
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide()
+        ...     return guide
+        >>> path = path_through([fit(), fit(), fit()], spacing="length")
+        >>> abs(path.breaks[1] - path.pieces[0].length / path.length) < 1e-9
+        True
+    """
+
+    pieces: tuple[Path, ...] = field(repr=False)
+    breaks: tuple[float, ...]
+
+    @property
+    def sites(self) -> Mapping[str, SiteSpec]:
+        """The sites, by name."""
+        return self.pieces[0].sites
+
+    @property
+    def length(self) -> float:
+        """The sum of the pieces' Wasserstein-2 lengths."""
+        return sum(piece.length for piece in self.pieces)
+
+    def posterior(self, tau: float) -> Posterior:
+        """The posterior at ``tau``; at the breaks, the posteriors that the path goes through are exact.
+
+        Raises:
+            ValueError: ``tau`` lies outside [0, 1].
+        """
+        tau = float(tau)
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if tau == 1.0:
+            return self.pieces[-1].posterior(1.0)
+        i = bisect.bisect_right(self.breaks, tau) - 1  # of pieces without length, the last
+        low, high = self.breaks[i : i + 2]
+        return self.pieces[i].posterior((tau - low) / (high - low))
+
+    def __call__(self, tau: float):
+        """A new Pyro guide at ``tau`` that owns its parameters."""
+        return self.posterior(tau).to_guide()
+
+    def __repr__(self) -> str:
+        stops = ", ".join(f"{tau:.3g}" for tau in self.breaks)
+        return f"PiecewisePath({len(self.pieces)} pieces, breaks at {stops}, length {self.length:.6g})"
+
+
+def path_through(guides: Any, *, spacing: str = "equal", coupling: str = "optimal") -> PiecewisePath:
+    """The path that visits guides in order, along the displacement from each to the next.
+
+    Through a posterior of its own between two ends, such as a third fit or a barycentre, a path may avoid a barrier.
+    Pass ``taus`` to ``evaluate_barrier`` that hold ``path.breaks``, where the losses have kinks.
+
+    Args:
+        guides: At least two guides of one family over the same sites, or posteriors read from them; align them first.
+        spacing: ``"equal"`` gives each piece an equal share of tau; ``"length"`` a share as long as the piece is, so
+            that the path is walked at constant speed.
+        coupling: As in :func:`displacement`.
+
+    Raises:
+        ValueError: Fewer than two guides, or an unknown spacing.
+        GuideError: Two guides share parameters, or do not fit each other.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import path_through
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide()
+        ...     return guide
+        >>> path_through([fit(), fit(), fit()]).breaks
+        (0.0, 0.5, 1.0)
+    """
+    guides = list(guides)
+    if len(guides) < 2:
+        raise ValueError(f"path_through needs at least two guides, got {len(guides)}")
+    if spacing not in ("equal", "length"):
+        raise ValueError(f"spacing must be 'equal' or 'length', got {spacing!r}")
+    for a, b in itertools.combinations(guides, 2):
+        check_distinct(a, b)
+    posteriors = [read_guide(guide) for guide in guides]
+    start, pieces = posteriors[0], []
+    for q in posteriors[1:]:
+        pieces.append(Path(start, q, coupling))
+        reached = pieces[-1].posterior(1.0)
+        # turned towards the start, so that one noise gives coupled draws all along; not where the family was left
+        start = reached if type(reached) is type(q) else q
+    lengths = [piece.length for piece in pieces]
+    shares = lengths if spacing == "length" and sum(lengths) > 0 else [1.0] * len(pieces)
+    ends = [end / sum(shares) for end in itertools.accumulate(shares)]
+    return PiecewisePath(tuple(pieces), (0.0, *ends[:-1], 1.0))

@@ -35,6 +35,24 @@ class BentPath:
         end: The posterior at 1.
         kind: ``"bezier"`` or ``"chain"``.
         losses: Negative ELBO of every training step, nats; noisy.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import learn_path
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide(y)
+        ...     return guide
+        >>> path = learn_path(model, fit(), fit(), y, kind="chain", steps=5)
+        >>> len(path.losses), type(path(0.5)).__name__
+        (5, 'AutoNormal')
     """
 
     start: MeanFieldNormal = field(repr=False)
@@ -97,6 +115,24 @@ def learn_path(
     Raises:
         GuideError: The guides are of another family, or do not fit each other.
         TraceError: The model cannot be run.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import learn_path
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide(y)
+        ...     return guide
+        >>> path = learn_path(model, fit(), fit(), y, steps=5)
+        >>> path.kind
+        'bezier'
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

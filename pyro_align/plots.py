@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
+    from pyro_align.align import Alignment
     from pyro_align.barrier.curve import Curve
     from pyro_align.barrier.result import Barrier
+    from pyro_align.barrier.surface import Surface
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -149,6 +152,136 @@ def plot_before_after(
     return axes
 
 
+def plot_plane(
+    surface: Surface,
+    *,
+    loss: str | None = None,
+    evaluation: str | None = None,
+    ax: Axes | None = None,
+    names: Sequence[str] = ("A", "B", "C"),
+    levels: int = 12,
+) -> Axes:
+    """A loss over the plane through three posteriors, as filled contours.
+
+    Contours are set at quantiles of the loss, close where it is low and wide where it is high: beside the triangle it
+    often is a hundred times as high as within. Hatched is where standard deviations are held at their floor.
+
+    Args:
+        surface: From :func:`~pyro_align.evaluate_plane`.
+        loss: Which loss; the first by default.
+        evaluation: Which data set; the first by default.
+        ax: Where to draw; the current axes by default.
+        names: Names of the three posteriors, in the order in which they were given.
+        levels: Number of contours.
+    """
+    ax = _pyplot().gca() if ax is None else ax
+    loss = _names(loss, surface.losses, "loss")[0]
+    data = _names(evaluation, surface.evaluations, "data set")[0]
+    values = np.where(np.isfinite(surface[data, loss]), surface[data, loss], np.nan)
+    heights = np.unique(np.nanquantile(values, np.linspace(0, 1, levels + 1)))
+    if len(heights) < 2:  # flat, or nothing finite
+        heights = np.array([0.0, 1.0]) if not len(heights) or np.isnan(heights[0]) else heights[0] + np.array([0, 1])
+    norm = _pyplot().matplotlib.colors.BoundaryNorm(heights, 256, extend="neither") if len(heights) <= 256 else None
+    filled = ax.contourf(surface.x, surface.y, values, levels=heights, cmap="cividis_r", norm=norm)
+    ax.contour(surface.x, surface.y, values, levels=heights[1:-1], colors="white", linewidths=0.4, alpha=0.7)
+    if (surface.clipped > 0).any() and (surface.clipped < 1).any():
+        ax.contourf(surface.x, surface.y, surface.clipped > 0, levels=[0.5, 1.5], colors="none", hatches=["...."])
+    outline = np.vstack([surface.corners, surface.corners[:1]])
+    ax.plot(*outline.T, color="black", lw=1.2, ls=(0, (3, 2)))
+    centre = surface.corners.mean(0)
+    for i, (corner, name) in enumerate(zip(surface.corners, names, strict=True)):
+        ax.plot(*corner, MARKERS[i], color=COLOURS[i], ms=9, mec="white", mew=1.2, label=name)
+        outward = (corner - centre) / np.linalg.norm(corner - centre)
+        ax.annotate(
+            name,
+            corner,
+            xytext=15 * outward,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
+        )
+    bar = ax.figure.colorbar(filled, ax=ax, ticks=heights[:: max(1, len(heights) // 6)], format="%.3g")
+    bar.set_label(_unit(loss), fontsize=9)
+    ax.set_aspect("equal")
+    ax.set_title(TITLES.get(loss, loss) + (f", {data}" if len(surface.evaluations) > 1 else ""), fontsize=10)
+    ax.set_xlabel("W2 distance along the edge " + f"{names[0]} to {names[1]}")
+    ax.set_ylabel("W2 distance across")
+    return ax
+
+
+def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Leave-one-out along the path: the expected log predictive density at each tau, from ``barrier.loo(taus)``.
+
+    Bars are the error of the difference to the best tau, from paired data; that of a level is much larger, and common
+    to the whole path. Open markers are estimates with too high a Pareto shape for some data, with their share.
+
+    Args:
+        table: From :meth:`~pyro_align.Barrier.loo`.
+        ax: Where to draw; the current axes by default.
+    """
+    ax = _pyplot().gca() if ax is None else ax
+    taus, elpd = table.index.to_numpy(float), table["elpd"].to_numpy(float)
+    trusted = table["bad_k"].to_numpy(float) == 0
+    ax.errorbar(taus, elpd, yerr=table["dse"].to_numpy(float), color=COLOURS[1], lw=1.6, elinewidth=1.2, capsize=3)
+    ax.plot(taus[trusted], elpd[trusted], "o", color=COLOURS[1], ms=6, clip_on=False)
+    ax.plot(taus[~trusted], elpd[~trusted], "o", mec=COLOURS[1], mfc="white", mew=1.4, ms=6, clip_on=False)
+    for tau, height, share in zip(taus[~trusted], elpd[~trusted], table["bad_k"][~trusted], strict=True):
+        ax.annotate(
+            f"{share:.0%} bad k",
+            (tau, height),
+            xytext=(0, -14),
+            textcoords="offset points",
+            fontsize=7,
+            ha="left" if tau == 0 else "right" if tau == 1 else "center",
+        )
+    _dress(ax, "")
+    ax.margins(y=0.18)
+    ax.set_title("leave-one-out along the path", fontsize=10)
+    ax.set_ylabel("elpd, nats over all data (higher is better)")
+    return ax
+
+
+def plot_site_distances(alignment: Alignment, *, ax: Axes | None = None) -> Axes:
+    """Each site's Wasserstein-2 distance between the two posteriors, before and after the alignment.
+
+    Args:
+        alignment: From :func:`~pyro_align.align`.
+        ax: Where to draw; by default a new figure as high as there are sites.
+
+    Raises:
+        ValueError: The family has correlations between sites, so that the distance is no sum over them.
+    """
+    sites = dict(alignment.site_distances)
+    if not sites:
+        raise ValueError(
+            "this alignment has no distances by site: its family has correlations between sites; "
+            "alignment.distance_before and alignment.distance are the whole"
+        )
+    if ax is None:
+        _, ax = _pyplot().subplots(figsize=(5.2, 1.3 + 0.28 * len(sites)), layout="constrained")
+    rows = np.arange(len(sites))
+    before, after = np.array(list(sites.values()), float).T
+    ax.hlines(rows, np.minimum(before, after), np.maximum(before, after), color="0.65", lw=2, zorder=1)
+    ax.plot(before, rows, MARKERS[0], color=COLOURS[0], ms=7, label="before", clip_on=False)
+    ax.plot(after, rows, MARKERS[1], color=COLOURS[1], ms=7, label="after", clip_on=False)
+    ax.set_yticks(rows, list(sites))
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    ax.set_ylim(len(sites) - 0.5, -0.5)
+    ax.set_xlabel("W2 distance")
+    ax.set_title("distance by site", fontsize=10, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="x", lw=0.4, alpha=0.5)
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
+    return ax
+
+
+def _unit(loss: str) -> str:
+    return "fraction of data" if loss == "error_rate" else NATS if loss in TITLES else "per datum"
+
+
 def _figure(curve: Curve, level: float) -> str:
     """A barrier with its standard error, to the error's second digit; of none, how high it may be."""
     height, se = curve.barrier.height, curve.barrier.se
@@ -169,7 +302,7 @@ def _legend_above(ax: Axes) -> None:
 def _dress(ax: Axes, loss: str) -> None:
     ax.set_title(TITLES.get(loss, loss), fontsize=10)
     ax.set_xlabel("τ along the path")
-    ax.set_ylabel("fraction of data" if loss == "error_rate" else NATS if loss in TITLES else "per datum")
+    ax.set_ylabel(_unit(loss))
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.spines[["top", "right"]].set_visible(False)

@@ -5,6 +5,7 @@ Every result is first laid out as xarray data sets, one per ArviZ group; only th
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -14,6 +15,8 @@ import numpy as np
 import xarray as xr
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pyro_align.barrier.result import Barrier
 
 _CURVES = ("value", "se", "chord", "excess", "excess_se")
@@ -126,6 +129,73 @@ def leave_one_out(point) -> dict[str, float | bool]:
         share ``bad_k`` of data whose Pareto shape is too high to trust, the largest shape ``max_k``, and whether the
         draws were ``corrected``.
     """
+    return _figures(*_psis_loo(point))
+
+
+def leave_one_out_table(points: Mapping[Any, Any]) -> pd.DataFrame:
+    """:func:`leave_one_out` of several posteriors of the same data, one row each.
+
+    ``diff`` is the loss of ``elpd`` to the best of them, at least 0, and ``dse`` the standard error of that difference,
+    from the differences of single data.
+    """
+    import pandas as pd
+
+    loos = {key: _psis_loo(point) for key, point in points.items()}
+    pointwise = {key: _pointwise(out) for key, (out, _) in loos.items()}
+    best = pointwise[max(pointwise, key=lambda key: pointwise[key].sum())]
+    rows = {}
+    for key, loo in loos.items():
+        gap = best - pointwise[key]
+        dse = float(np.sqrt(gap.size * gap.var()))
+        rows[key] = {**_figures(*loo), "diff": float(gap.sum()), "dse": dse}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _pointwise(out) -> np.ndarray:
+    return np.asarray(out.loo_i if "loo_i" in dir(out) else out.elpd_i).ravel()
+
+
+def _figures(out, corrected: bool) -> dict[str, float | bool]:
+    elpd, p = (out.elpd_loo, out.p_loo) if "elpd_loo" in dir(out) else (out.elpd, out.p)
+    shapes = np.asarray(out.pareto_k)
+    return {
+        "elpd": float(elpd),
+        "se": float(out.se),
+        "p": float(p),
+        "bad_k": float((shapes > out.good_k).mean()),
+        "max_k": float(shapes.max()),
+        "corrected": corrected,
+    }
+
+
+def compare_points(points: Mapping[str, Any]) -> pd.DataFrame:
+    """Ranks posteriors by leave-one-out, best first, with ``arviz.compare``.
+
+    Args:
+        points: Name -> ArviZ object of one posterior on the same data, as made by :func:`point_to_arviz`.
+
+    Returns:
+        One row per name: ``rank``, ``elpd`` and its error ``se`` in nats over all data, the effective number of
+        parameters ``p``, ``elpd_diff`` to the best (positive, as ArviZ has it) and its error ``dse``, which is that
+        of paired differences, the stacking ``weight``, and the share ``bad_k`` of data whose Pareto shape is too high.
+
+    Raises:
+        ValueError: Fewer than two posteriors.
+    """
+    if len(points) < 2:
+        raise ValueError(f"compare needs at least two posteriors, got {list(points)}")
+    loos = {name: _psis_loo(point)[0] for name, point in points.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
+        table = _arviz().compare(loos)
+    table = table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
+    table["bad_k"] = [float((np.asarray(loos[name].pareto_k) > loos[name].good_k).mean()) for name in table.index]
+    columns = ("rank", "elpd", "se", "p", "elpd_diff", "dse", "weight", "bad_k")
+    return table[[column for column in columns if column in table]].rename_axis("posterior")
+
+
+def _psis_loo(point) -> tuple[Any, bool]:
+    """ArviZ's own result, with pointwise figures, and whether it was corrected for the guide."""
     arviz = _arviz()
     corrected = getattr(arviz, "loo_approximate_posterior", None)
     with warnings.catch_warnings():
@@ -137,16 +207,7 @@ def leave_one_out(point) -> dict[str, float | bool]:
             )
         else:
             out = arviz.loo(point, pointwise=True, reff=1.0)
-    elpd, p = (out.elpd_loo, out.p_loo) if "elpd_loo" in dir(out) else (out.elpd, out.p)
-    shapes = np.asarray(out.pareto_k)
-    return {
-        "elpd": float(elpd),
-        "se": float(out.se),
-        "p": float(p),
-        "bad_k": float((shapes > out.good_k).mean()),
-        "max_k": float(shapes.max()),
-        "corrected": corrected is not None,
-    }
+    return out, corrected is not None
 
 
 def _dataset(
@@ -186,3 +247,37 @@ def _arviz():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on import
         import arviz
     return arviz
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def write_zarr(tree, folder: str | os.PathLike) -> None:
+    """Writes an ArviZ object to a Zarr folder, one group each; any Zarr that the installed xarray takes.
+
+    ``InferenceData.to_zarr`` of ArviZ 0.23 wants Zarr 2, recent releases of xarray want Zarr 3: this goes through
+    ``xarray.DataTree``, with either. An existing folder is not written over.
+
+    Args:
+        tree: ``barrier.to_arviz()``, ``barrier.at(tau)``.
+        folder: Where.
+
+    Raises:
+        FileExistsError: The folder holds something.
+        ImportError: The package ``zarr`` is not there.
+    """
+    groups = tree.children if isinstance(tree, xr.DataTree) else {g: tree[g] for g in tree.groups()}
+    datasets = {f"/{name}": g.to_dataset() if isinstance(g, xr.DataTree) else g for name, g in groups.items()}
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise FileExistsError(f"the folder '{os.fspath(folder)}' is not empty; give another")
+    xr.DataTree.from_dict(datasets).to_zarr(os.fspath(folder), mode="w", consolidated=False)
+
+
+def read_zarr(folder: str | os.PathLike):
+    """The ArviZ object in a Zarr folder written by :func:`write_zarr`, in memory.
+
+    Returns:
+        ``arviz.InferenceData`` on ArviZ 0.x, ``xarray.DataTree`` on 1.x.
+    """
+    with xr.open_datatree(os.fspath(folder), engine="zarr", consolidated=False) as tree:
+        return assemble({name: node.to_dataset().load() for name, node in tree.children.items()})

@@ -25,6 +25,7 @@ ROOMS = (
     "report",
     "plots",
     "paths_learned",
+    "planes",
     "paths",
     "diagnostics",
     "discovery",

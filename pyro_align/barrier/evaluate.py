@@ -113,17 +113,17 @@ def evaluate_barrier(
         path=_check_path(path),
         data=tuple(read_data(args, kwargs, evaluation)),
         losses=read_losses(losses),
-        num_samples=_check_draws(num_samples),
-        seed=_check_seed(seed),
-        temperature=_check_temperature(temperature),
-        chunk=_check_chunk(chunk),
-        max_memory=_check_memory(max_memory),
-        nonfinite=_check_nonfinite(nonfinite),
+        num_samples=check_draws(num_samples),
+        seed=check_seed(seed),
+        temperature=check_temperature(temperature),
+        chunk=check_chunk(chunk),
+        max_memory=check_memory(max_memory),
+        nonfinite=check_nonfinite(nonfinite),
     )
     grid, tolerance = read_taus(taus), _check_tolerance(tolerance)
     if executor is not None:
         check_executor(executor)
-    problem = _fit_losses(problem, asked=losses is not None)
+    problem = fit_losses(problem, asked=losses is not None)
     store = None if checkpoint is None else Checkpoint.open(checkpoint, problem)
     pieces = evaluate_taus(problem, grid, tolerance=tolerance, executor=executor, checkpoint=store, progress=progress)
     return assemble(problem, pieces)
@@ -152,13 +152,13 @@ def evaluate_loss(
         path=_check_path(path),
         data=tuple(read_data(args, kwargs, None)),
         losses=read_losses([loss]),
-        num_samples=_check_draws(num_samples),
-        seed=_check_seed(seed),
-        temperature=_check_temperature(temperature),
+        num_samples=check_draws(num_samples),
+        seed=check_seed(seed),
+        temperature=check_temperature(temperature),
         chunk=None,
         max_memory=2**30,
     )
-    problem = _fit_losses(problem, asked=True)
+    problem = fit_losses(problem, asked=True)
     return float(np.mean(next(iter(evaluate_tau(problem, float(tau)).pseudo.values()))))
 
 
@@ -184,7 +184,7 @@ def assemble(problem: Problem, pieces: Sequence[Piece]) -> Barrier:
     )
 
 
-def _fit_losses(problem: Problem, *, asked: bool) -> Problem:
+def fit_losses(problem: Problem, *, asked: bool) -> Problem:
     """Adds ``error_rate`` to the default losses where it makes sense, refuses it where asked for in vain."""
     categorical = all(layout.categorical is not None for layout in problem.layouts.values())
     losses = dict(problem.losses)
@@ -234,31 +234,31 @@ def _check_path(path: Any) -> Any:
     return path
 
 
-def _check_draws(num_samples: Any) -> int:
+def check_draws(num_samples: Any) -> int:
     if not _is_int(num_samples) or num_samples < 2:
         raise BarrierError(f"num_samples: expected an int of at least 2 (errors need two draws), got {num_samples!r}")
     return int(num_samples)
 
 
-def _check_seed(seed: Any) -> int:
+def check_seed(seed: Any) -> int:
     if not _is_int(seed):
         raise BarrierError(f"seed: expected an int, got {seed!r}")
     return int(seed)
 
 
-def _check_temperature(temperature: Any) -> float:
+def check_temperature(temperature: Any) -> float:
     if not isinstance(temperature, numbers.Real) or not 0 <= float(temperature) < np.inf:
         raise BarrierError(f"temperature: expected a finite number >= 0, the weight of the KL; got {temperature!r}")
     return float(temperature)
 
 
-def _check_chunk(chunk: Any) -> int | None:
+def check_chunk(chunk: Any) -> int | None:
     if chunk is not None and (not _is_int(chunk) or chunk < 1):
         raise BarrierError(f"chunk: expected a number of draws >= 1 or None, got {chunk!r}")
     return chunk
 
 
-def _check_memory(max_memory: Any) -> int:
+def check_memory(max_memory: Any) -> int:
     if not isinstance(max_memory, numbers.Real) or max_memory <= 0:
         raise BarrierError(f"max_memory: expected a number of bytes > 0, got {max_memory!r}")
     return int(max_memory)
@@ -270,7 +270,7 @@ def _check_tolerance(tolerance: Any) -> float | None:
     return tolerance
 
 
-def _check_nonfinite(nonfinite: Any) -> str:
+def check_nonfinite(nonfinite: Any) -> str:
     if nonfinite not in ("raise", "keep"):
         raise BarrierError(f"nonfinite: expected 'raise' or 'keep', got {nonfinite!r}")
     return nonfinite

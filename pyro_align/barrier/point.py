@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_align._effects import untouched
 from pyro_align.barrier import forward
 from pyro_align.barrier.problem import Problem
 from pyro_align.errors import BarrierError
+from pyro_align.guides import MeanFieldNormal
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
@@ -46,6 +51,32 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
         "lp": lp.cpu().numpy(),
         "log_q": log_q.cpu().numpy(),
     }
+
+
+def evaluate_mixture(problem: Problem, evaluation: str) -> dict[str, Any]:
+    """The equal mixture of the path's ends, with every draw of either, as arguments of ``report.point_to_arviz``.
+
+    ``log_q`` is the density of the mixture for mean-field Gaussians. Other families give no density of another
+    member's draws: there it is half the density of the draw's own end, which holds where the ends hardly overlap.
+    """
+    first, second = (evaluate_point(problem, tau, evaluation, False, False) for tau in (0.0, 1.0))
+    both = {k: np.concatenate([first[k], second[k]]) for k in ("log_likelihood", "lp")}
+    ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
+    own = [torch.as_tensor(first["log_q"]), torch.as_tensor(second["log_q"])]
+    if all(isinstance(end, MeanFieldNormal) for end in ends):
+        other = [_density(ends[1 - i], ends[i].push(problem.noise)).cpu() for i in range(2)]
+        own = [torch.logaddexp(mine, theirs) for mine, theirs in zip(own, other, strict=True)]
+    log_q = (torch.cat(own) - math.log(2)).numpy()
+    return {**first, **both, "log_q": log_q, "tau": math.nan}
+
+
+def _density(q: MeanFieldNormal, values: Mapping[str, Tensor]) -> Tensor:
+    """Log density of constrained draws ``(draws, *site_shape)`` under a posterior that they need not come from."""
+    noise = {}
+    for name, spec in q.sites.items():
+        loc, scale = q.marginal(name)
+        noise[name] = (spec.unconstrain(values[name]) - loc) / scale
+    return q.push_with_log_prob(noise)[1]
 
 
 def _data_values(problem: Problem, data, values, predictive: bool):

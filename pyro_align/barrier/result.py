@@ -183,20 +183,48 @@ class Barrier:
         """
         from pyro_align.barrier.point import evaluate_point
 
-        if self.problem is None:
-            raise BarrierError("this barrier does not hold its model and path, so it cannot be evaluated at a tau")
         name = self.evaluations[0] if evaluation is None else evaluation
-        return report.point_to_arviz(**evaluate_point(self.problem, tau, name, posterior, predictive))
+        return report.point_to_arviz(**evaluate_point(self._evaluated(), tau, name, posterior, predictive))
 
     def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None) -> pd.DataFrame:
         """Leave-one-out cross-validation along the path, one row per tau; see :func:`pyro_align.report.leave_one_out`.
+
+        ``diff`` is the loss of ``elpd`` to the best tau, and ``dse`` its error from paired data.
 
         Args:
             taus: Where, in [0, 1]; each is evaluated anew.
             evaluation: Which data set, the one the posterior was fitted to; the first by default.
         """
-        rows = {float(t): report.leave_one_out(self.at(t, evaluation=evaluation, posterior=False)) for t in taus}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tau")
+        points = {float(t): self.at(t, evaluation=evaluation, posterior=False) for t in taus}
+        return report.leave_one_out_table(points).rename_axis("tau")
+
+    def compare(self, taus=(0.0, 0.5, 1.0), *, mixture: bool = True, evaluation: str | None = None) -> pd.DataFrame:
+        """Ranks points of the path, and the equal mixture of its ends, by leave-one-out; best first.
+
+        The mixture is the ensemble of the two posteriors: what one would use without a path. Where a point between
+        ranks with it, one network does as well as two. Columns as in :func:`pyro_align.report.compare_points`; ``dse``
+        is the error of the difference to the best.
+
+        Args:
+            taus: Where, in [0, 1].
+            mixture: Whether to add the mixture of the ends.
+            evaluation: Which data set, the one the posterior was fitted to; the first by default.
+
+        Raises:
+            BarrierError: A tau lies outside [0, 1], or the model and path are not there.
+        """
+        from pyro_align.barrier.point import evaluate_mixture
+
+        points = {f"tau={tau:g}": self.at(tau, evaluation=evaluation, posterior=False) for tau in taus}
+        if mixture:
+            name = self.evaluations[0] if evaluation is None else evaluation
+            points["mixture of ends"] = report.point_to_arviz(**evaluate_mixture(self._evaluated(), name))
+        return report.compare_points(points)
+
+    def _evaluated(self) -> Problem:
+        if self.problem is None:
+            raise BarrierError("this barrier does not hold its model and path, so it cannot be evaluated at a tau")
+        return self.problem
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
