@@ -155,7 +155,7 @@ def _sqrt(matrix):
 @every_structure
 def test_alignment_undoes_a_planted_relabelling(structure):
     made = fitted(structure)
-    symmetry = find_symmetry(made.model, X, signs=True)
+    symmetry = find_symmetry(made.model, X)
     assert [atom.size for atom in symmetry.atoms.values()] == [5]
     p = symmetry.random(3)
     assert not p.is_identity
