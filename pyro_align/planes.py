@@ -47,7 +47,7 @@ class Plane:
         ...     return guide
         >>> here = plane(fit(), fit(), fit())
         >>> a, b, c = here.corners
-        >>> abs(here.coordinates[1, 0] - a.distance(b)) < 1e-4
+        >>> bool(abs(here.coordinates[1, 0] - a.distance(b)) < 1e-4)
         True
     """
 

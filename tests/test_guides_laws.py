@@ -173,7 +173,10 @@ SITE_SHAPES = {**SYMMETRY.shapes, "noise": ()}
 
 def test_every_registered_guide_is_under_the_laws():
     tested = {type(make(0)) for make in GUIDES.values()}
-    assert set(registered_guides()) - ELSEWHERE <= tested
+    examples = {
+        cls for cls in registered_guides() if cls.__module__ == "pyro_align.guides.registry"
+    }  # of its docstring
+    assert set(registered_guides()) - ELSEWHERE - examples <= tested
 
 
 @every_guide
