@@ -1,6 +1,8 @@
 """Adapters to other packages, each against the real package; without it, that test is skipped."""
 
 import copy
+import functools
+import operator
 import warnings
 
 import pyro
@@ -156,23 +158,56 @@ def test_posteriors():
     torch.testing.assert_close(q.marginal("0.bias")[0], params["0.bias"])
 
 
-def test_tyxe_with_an_autoguide():
-    """TyXe's own guides do not run under Pyro 1.9; with Pyro's, its networks are guides like any other."""
-    tyxe = installed("tyxe")
+TYXE = Symmetry.from_axes(
+    {f"net.{k}": terms for k, terms in MLP.sites.items()}, shapes={f"net.{k}": v for k, v in MLP.shapes.items()}
+)
+
+
+def tyxe_network(tyxe, guide_builder):
     net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
     prior = tyxe.priors.IIDPrior(dist.Normal(0.0, 1.0))
     likelihood = tyxe.likelihoods.HomoskedasticGaussian(8, scale=0.5)
-    x, y = torch.randn(8, 3), torch.randn(8, 2)
-    bnn = tyxe.VariationalBNN(net, prior, likelihood, AutoNormal)
-    bnn.fit(DataLoader(TensorDataset(x, y), batch_size=8), pyro.optim.Adam({"lr": 0.1}), 3)
-    symmetry = Symmetry.from_axes(
-        {f"net.{k}": terms for k, terms in MLP.sites.items()}, shapes={f"net.{k}": v for k, v in MLP.shapes.items()}
-    )
-    p = symmetry.permutation(P.indices)
+    bnn = tyxe.VariationalBNN(net, prior, likelihood, guide_builder)
+    data = DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 2)), batch_size=8)
+    bnn.fit(data, pyro.optim.Adam({"lr": 0.1}), 3)
+    return bnn
+
+
+def test_tyxe_with_an_autoguide():
+    bnn = tyxe_network(installed("tyxe"), AutoNormal)
+    p = TYXE.permutation(P.indices)
     moved = permute_guide(bnn.net_guide, p)
     assert type(moved) is AutoNormal
     old, new = bnn.net_guide.median(), moved.median()
-    assert all(torch.equal(new[k], p.apply_site(k, old[k])) for k in symmetry.sites)
+    assert all(torch.equal(new[k], p.apply_site(k, old[k])) for k in TYXE.sites)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"train_scale": False}, {"train_loc": False}, {"max_guide_scale": 0.5}], ids=str
+)
+def test_tyxe_with_its_own_guide(options, monkeypatch):
+    """Pyro 1.9 has dropped a function that TyXe calls; with that put back its guide runs, and keeps its type."""
+    tyxe = installed("tyxe")
+    monkeypatch.setattr(pyro.util, "deep_getattr", lambda o, name: operator.attrgetter(name)(o), raising=False)
+    bnn = tyxe_network(tyxe, functools.partial(tyxe.guides.AutoNormal, **options))
+    guide, p = bnn.net_guide, TYXE.permutation(P.indices)
+
+    def values_of(g):
+        assert type(g) is tyxe.guides.AutoNormal
+        return {k: (g.get_loc(k).detach(), g.get_scale(k).detach()) for k in g.prototype_trace.nodes if "net" in k}
+
+    check_family(read_guide(guide), p, values_of)
+    moved = permute_guide(guide, p)
+    nodes = pyro.poutine.trace(moved).get_trace().nodes
+    for site, (loc, scale) in values_of(guide).items():
+        old = dist.Normal(loc, scale).to_event(loc.dim())
+        prior = dist.Normal(torch.zeros_like(loc), 1.0).to_event(loc.dim())
+        there = torch.distributions.kl_divergence(nodes[site]["fn"], prior)  # in closed form, as TyXe's ELBO needs it
+        torch.testing.assert_close(there, torch.distributions.kl_divergence(old, prior))
+    x = torch.randn(4, 3)
+    locs = [{k: loc for k, (loc, _) in values_of(g).items()} for g in (guide, moved)]
+    before, after = (pyro.poutine.condition(bnn.net, data=values)(x).detach() for values in locs)
+    torch.testing.assert_close(after, before)
 
 
 def test_modules_without_bayesian_layers_are_refused():
