@@ -1,4 +1,4 @@
-"""Figures of barriers. Every function takes axes, returns axes, and never shows or saves.
+"""Figures of barriers, alignments and symmetries. Every function takes axes, returns axes, and never shows or saves.
 
 Colours are those of Okabe & Ito (2008), told apart with every common colour blindness; lines also differ in style.
 """
@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pyro_align._drawing import plot_symmetry as plot_symmetry
+from pyro_align._drawing import pyplot as _pyplot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -321,11 +324,3 @@ def _names(asked: str | Sequence[str] | None, known: Sequence[str], what: str) -
     if unknown:
         raise ValueError(f"no {what} {unknown}; there are {list(known)}")
     return names
-
-
-def _pyplot():
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'pyro_align[plots]'") from error
-    return plt

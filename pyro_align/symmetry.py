@@ -36,7 +36,7 @@ class Certificate:
 
     Attributes:
         trials: Number of random relabellings tried.
-        log_joint: Log joint (nats) of the draw that was relabelled.
+        log_joint: Log joint (nats) of the draw that was relabelled; NaN for a module, whose outputs are compared.
         error: Largest absolute change of the log joint over the trials, in nats.
         tolerance: The change that float64 rounding allows, in nats.
         seed: Seed of the draw and of the relabellings.
@@ -49,8 +49,9 @@ class Certificate:
     seed: int
 
     def __str__(self) -> str:
+        what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
         return (
-            f"certified by {self.trials} random relabellings: log joint {self.log_joint:.6g} nats changed by at most "
+            f"certified by {self.trials} random relabellings: {what} changed by at most "
             f"{self.error:.1e} (float64 rounding allows {self.tolerance:.1e})"
         )
 
@@ -293,6 +294,28 @@ class Symmetry:
             for i, t in enumerate(terms)
         ]
         return pd.DataFrame(rows, columns=["site", "axis", "size", "term", "atoms"])
+
+    def plot(self, ax: Any = None, *, sites: Sequence[str] | None = None) -> Any:
+        """Draws which sites share which atoms.
+
+        One row per site. On the left stand its axes as boxes: a letter is an atom, a grey number an axis that keeps
+        its order, ``×`` a flattened product, ``+`` a concatenation, and a box inside a box a nested atom. On the right
+        every atom has a line, with a dot at each site that carries it, and in the dot how often where more than once.
+
+        Args:
+            ax: Matplotlib axes to draw in; by default a new figure, as large as the rows and atoms need.
+            sites: Which sites, in which order; by default all.
+
+        Returns:
+            The axes. Nothing is shown or saved.
+
+        Raises:
+            ValueError: A site that the symmetry does not have, or no site at all.
+            ImportError: Matplotlib is missing; the extra ``plots`` brings it.
+        """
+        from pyro_align._drawing import plot_symmetry
+
+        return plot_symmetry(self, ax=ax, sites=sites)
 
     def __str__(self) -> str:
         from pyro_align._tables import symmetry_table

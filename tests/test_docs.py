@@ -19,6 +19,8 @@ PACKAGE = ROOT / "pyro_align"
 PAGES = sorted(path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+# A block of ```text shows what the code of its page prints.
+
 # Pages whose code is a quotation of code run elsewhere, or a pattern to fill in.
 NOT_RUN = {"index.md", "CONTRIBUTING.md"}
 
@@ -46,6 +48,8 @@ def test_code_blocks_of_a_page_run_in_order(page, tmp_path):
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{page.name} (line numbers are those of the page):\n{done.stderr}"
+    for shown in (block[2] for block in FENCE.finditer(page.read_text(encoding="utf-8")) if block[1] == "text"):
+        assert shown in done.stdout, f"{page.name} shows\n{shown}\nbut its code prints\n{done.stdout}"
 
 
 def test_the_readme_has_code_to_run():

@@ -36,6 +36,7 @@ ROOMS = (
     "matching",
     "symmetry",
     "_tables",
+    "_drawing",  # what `symmetry.plot` draws
     "action",
     "axes",
     "errors",
@@ -60,7 +61,7 @@ RESERVED = {
     "torch.fx": {"discovery"},
     "pyro.infer.autoguide": {"guides", "demo"},  # the demo fits its guides as a user would
     "arviz": {"report", "draws"},
-    "matplotlib": {"plots", "demo"},
+    "matplotlib": {"plots", "_drawing", "demo"},
     "sklearn": {"demo"},
     "tests": set(),
 }
