@@ -159,13 +159,14 @@ class _Source:
                 for k, v in traced.values.items()
             }
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
-        return {k: values[k] if k in values else v.double() for k, v in traced.values.items()}
+        given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
+        return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
 
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
         if self.is_module:
             return
-        native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items()}
+        native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items() if k in values}
         total = self.density.log_joint if self.scope == "joint" else self.density.log_likelihood
         with untouched(self.model, seed=1), torch.no_grad():
             again = float(total(native))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
     captured = dict(_captured(density.model)) if parameters else {}
     data = [leaves[i] for i in slots]
     module = _trace(function, values, data, density.model, density.seed, stack_traces)
-    return _assemble(module, values, data, captured)
+    params = [name for name, site in density.latents.items() if site.is_param]
+    return _assemble(module, values, data, captured, params=params)
 
 
 def trace_module(
@@ -250,7 +251,12 @@ def _decompositions() -> dict:
 
 
 def _assemble(
-    module: GraphModule, values, data, captured: Mapping[str, Tensor], states: tuple[str, ...] = ()
+    module: GraphModule,
+    values,
+    data,
+    captured: Mapping[str, Tensor],
+    states: tuple[str, ...] = (),
+    params: Iterable[str] = (),
 ) -> TracedGraph:
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     names = list(values)
@@ -258,6 +264,13 @@ def _assemble(
     # make_fx keeps every placeholder, used or not, in the order of the flattened arguments
     data_nodes = dict(zip(placeholders[len(names) :], data, strict=True))
     values = dict(values)
+    for name in params:
+        # `pyro.module`, and a PyroModule's own `nn.Parameter`s, announce a parameter and then go on with the module's
+        # tensor: nothing depends on the value announced, which must not be mistaken for a site that is free to move.
+        if not nodes[name][0].users:
+            module.graph.erase_node(nodes[name][0])
+            del values[name], nodes[name]
+    module.recompile()
     if captured:
         by_id = {id(t): name for name, t in captured.items()}
         for node in module.graph.nodes:

@@ -205,6 +205,50 @@ def pyro_params():
     return model, (torch.randn(6, 3),)
 
 
+class Announced(pyro.nn.PyroModule):
+    """A PyroModule announces its `nn.Parameter`s as param sites, and computes with its own tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = pyro.nn.PyroModule[torch.nn.Linear](3, 5)
+        self.gain = torch.nn.Parameter(torch.rand(5) + 0.5)
+
+    def forward(self, x):
+        mean = (torch.relu(self.layer(x)) * self.gain) @ normal("w2", 2, 5).T
+        observe(mean)
+
+
+@problem(
+    {"layer.weight": ("h", None), "layer.bias": ("h",), "gain": ("h",), "w2": (None, "h")},
+    parameters=True,
+    oracle=False,
+)
+def parameters_of_a_pyro_module():
+    return Announced(), (torch.randn(6, 3),)
+
+
+@problem({"net.weight": ("h", None), "net.bias": ("h",), "w2": (None, "h")}, parameters=True, oracle=False)
+def parameters_of_a_registered_module():
+    net = torch.nn.Linear(3, 5)
+
+    def model(x):
+        pyro.module("registered", net)
+        mean = torch.relu(net(x)) @ normal("w2", 2, 5).T
+        observe(mean)
+
+    return model, (torch.randn(6, 3),)
+
+
+@problem({"w2": (None, "h"), "w1": ("h", None)}, parameters=True)
+def a_parameter_that_nothing_depends_on():
+    def model(x):
+        pyro.param("idle", torch.randn(4))
+        mean = torch.relu(x @ normal("w1", 5, 3).T) @ normal("w2", 2, 5).T
+        observe(mean)
+
+    return model, (torch.randn(6, 3),)
+
+
 @problem({"w2": (None, None)})
 def params_as_constants():
     def model(x):
