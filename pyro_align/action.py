@@ -61,7 +61,7 @@ def plan(
 
 def is_identity_index(index: Tensor) -> bool:
     """Whether an index tensor ``(*outer sizes, size)`` keeps every place."""
-    return bool((index == torch.arange(index.shape[-1])).all())
+    return bool((index == torch.arange(index.shape[-1], device="cpu")).all())
 
 
 def gather(value: Tensor, batch_dims: int, axis: int, index: Tensor, sign: Tensor | None) -> Tensor:
@@ -126,7 +126,7 @@ def check_nesting(sites: Mapping[str, Sequence[Axis]], atoms: Mapping[str, Atom]
             for axis in outer_first(terms):
                 outer, _ = outer_coordinates(terms, axis)
                 identity = {
-                    n: torch.arange(a.size).expand(*(atoms[o].size for o in a.within), a.size)
+                    n: torch.arange(a.size, device="cpu").expand(*(atoms[o].size for o in a.within), a.size)
                     for n, a in atoms.items()
                     if a.within and not a.fixed
                 }

@@ -216,12 +216,12 @@ def coordinates(axis: Axis) -> dict[str, Tensor]:
         Atom name -> int64 tensor ``(size,)``.
     """
     if isinstance(axis, Atom):
-        return {axis.name: torch.arange(axis.size)} if axis.name else {}
+        return {axis.name: torch.arange(axis.size, device="cpu")} if axis.name else {}
     parts = [(axis_size(t), coordinates(t)) for t in children(axis)]
     names = {name for _, part in parts for name in part}
     if isinstance(axis, Sum):
         return {
-            name: torch.cat([part[name] if name in part else torch.full((n,), -1) for n, part in parts])
+            name: torch.cat([part[name] if name in part else torch.full((n,), -1, device="cpu") for n, part in parts])
             for name in names
         }
     found: dict[str, Tensor] = {}
@@ -266,7 +266,7 @@ def axis_index(axis: Axis, indices: Mapping[str, Tensor], outer: Mapping[str, Te
     if isinstance(axis, Atom):
         index = None if axis.fixed else indices.get(axis.name)
         if index is None:
-            return torch.arange(axis.size).expand(*batch, axis.size)
+            return torch.arange(axis.size, device="cpu").expand(*batch, axis.size)
         if axis.within:
             return index[tuple(outer[o] for o in axis.within)]
         return index.expand(*batch, axis.size)
@@ -294,15 +294,17 @@ def axis_sign(axis: Axis, signs: Mapping[str, Tensor], outer: Mapping[str, Tenso
         parts = [(axis_sign(t, signs, outer), axis_size(t)) for t in axis.terms]
         if all(s is None for s, _ in parts):
             return None
-        return torch.cat([torch.ones(*batch, n, dtype=torch.int8) if s is None else s for s, n in parts], dim=-1)
+        return torch.cat(
+            [torch.ones(*batch, n, dtype=torch.int8, device="cpu") if s is None else s for s, n in parts], dim=-1
+        )
     head, rest = axis.factors[0], _rest(axis)
     lead = axis_sign(head, signs, outer)
     tail = axis_sign(rest, signs, _descend(head, outer, batch))
     if lead is None and tail is None:
         return None
     n, m = axis_size(head), axis_size(rest)
-    lead = torch.ones(*batch, n, dtype=torch.int8) if lead is None else lead
-    tail = torch.ones(*batch, n, m, dtype=torch.int8) if tail is None else tail.reshape(*batch, n, m)
+    lead = torch.ones(*batch, n, dtype=torch.int8, device="cpu") if lead is None else lead
+    tail = torch.ones(*batch, n, m, dtype=torch.int8, device="cpu") if tail is None else tail.reshape(*batch, n, m)
     return (lead.unsqueeze(-1) * tail).flatten(-2)
 
 
@@ -316,5 +318,5 @@ def _descend(head: Axis, outer: Mapping[str, Tensor], batch: tuple[int, ...]) ->
     seen = {name: t.unsqueeze(-1).expand(*batch, n) for name, t in outer.items()}
     seen.update({name: c.expand(*batch, n) for name, c in coordinates(head).items()})
     if not seen:  # an anonymous fixed head still multiplies the batch
-        seen[""] = torch.arange(n).expand(*batch, n)
+        seen[""] = torch.arange(n, device="cpu").expand(*batch, n)
     return seen

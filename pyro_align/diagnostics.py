@@ -116,7 +116,7 @@ def effective_width(
         raise PyroAlignError(f"none of the symmetry's sites {list(symmetry.sites)} has a Normal posterior and prior")
     kl = {}
     for name, atom in symmetry.atoms.items():
-        total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64)
+        total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64, device="cpu")
         for site in sites:
             _add_units(total, name, atom.within, symmetry.sites[site], divergences[site])
         kl[name] = total

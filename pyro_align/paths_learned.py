@@ -155,7 +155,7 @@ def learn_path(
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / steps))
     with untouched(model, seed=seed):
         for _ in trange(steps, desc="path", disable=not progress):
-            tau = float(torch.rand((), generator=generator, dtype=torch.float64))
+            tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
             bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
             moments = blend(ends[0], bend, ends[1], tau, kind)
             loss = _negative_elbo(density, start, moments, temperature, generator)

@@ -277,9 +277,9 @@ class Symmetry:
         indices, signs = {}, {}
         for name, atom in self.atoms.items():
             shape = (*self.outer_shape(name), atom.size)
-            indices[name] = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(-1)
+            indices[name] = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").argsort(-1)
             if name in self.signed:
-                signs[name] = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+                signs[name] = torch.randint(0, 2, shape, generator=generator, device="cpu") * 2 - 1
         return self.permutation(indices, signs)
 
     # -- reading it ------------------------------------------------------------------------------------------------
@@ -357,8 +357,8 @@ class Permutation:
             raise SymmetryError(f"unknown atoms {unknown}; the symmetry has {list(self.symmetry.atoms)}")
         for name, atom in self.symmetry.atoms.items():
             shape = (*self.symmetry.outer_shape(name), atom.size)
-            identity = torch.arange(atom.size).expand(shape)
-            index = torch.as_tensor(self.indices.get(name, identity)).detach().to("cpu", torch.int64)
+            identity = torch.arange(atom.size, device="cpu").expand(shape)
+            index = torch.as_tensor(self.indices.get(name, identity), dtype=torch.int64, device="cpu").detach()
             if index.shape != shape:
                 raise SymmetryError(f"atom '{name}': expected indices of shape {shape}, got {tuple(index.shape)}")
             if not torch.equal(index.sort(-1).values, identity):
@@ -367,7 +367,7 @@ class Permutation:
             if name in self.signs:
                 if name not in self.symmetry.signed:
                     raise SymmetryError(f"atom '{name}' has no signs in this symmetry")
-                sign = torch.as_tensor(self.signs[name]).detach().to("cpu", torch.int8)
+                sign = torch.as_tensor(self.signs[name], dtype=torch.int8, device="cpu").detach()
                 if sign.shape != shape or not bool((sign.abs() == 1).all()):
                     raise SymmetryError(f"atom '{name}': expected signs +-1 of shape {shape}")
                 if bool((sign < 0).any()):
@@ -402,14 +402,14 @@ class Permutation:
     def flat_index(self, site: str) -> Tensor:
         """For every element of a site's flattened value, the flat position it comes from, ``(numel,)`` int64."""
         shape = self.symmetry.shapes[site]
-        return self.apply_site(site, torch.arange(math.prod(shape)).reshape(shape), signs=False).flatten()
+        return self.apply_site(site, torch.arange(math.prod(shape), device="cpu").reshape(shape), signs=False).flatten()
 
     def flat_sign(self, site: str) -> Tensor | None:
         """Sign of every element of the site's flattened new value, ``(numel,)``, or None if all are +1."""
         if not self.signs:
             return None
         shape = self.symmetry.shapes[site]
-        moved = self.apply_site(site, torch.arange(1, math.prod(shape) + 1).reshape(shape)).flatten()
+        moved = self.apply_site(site, torch.arange(1, math.prod(shape) + 1, device="cpu").reshape(shape)).flatten()
         sign = moved.sign()
         return None if bool((sign > 0).all()) else sign
 
@@ -475,7 +475,9 @@ class Permutation:
         if not outers:
             return ()
         sizes = self.symmetry.outer_shape(atom)
-        grid = dict(zip(outers, torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij"), strict=True))
+        grid = dict(
+            zip(outers, torch.meshgrid(*(torch.arange(n, device="cpu") for n in sizes), indexing="ij"), strict=True)
+        )
         moves = []
         for name in outers:
             index = self.indices.get(name)
@@ -507,7 +509,7 @@ class Permutation:
         """Atom -> number of its units that change place or sign."""
         out = {}
         for name, index in self.indices.items():
-            change = index != torch.arange(index.shape[-1])
+            change = index != torch.arange(index.shape[-1], device="cpu")
             if name in self.signs:
                 change = change | (self.signs[name] < 0)
             out[name] = int(change.sum())

@@ -193,8 +193,8 @@ class Empirical(Posterior):
 def empirical_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
     """One uniform number per draw, stratified."""
     generator, n = as_generator(generator), check_draws(num_draws)
-    order = torch.rand(n, generator=generator, dtype=torch.float64).argsort()
-    return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64)) / n}
+    order = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu").argsort()
+    return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")) / n}
 
 
 def _straight(spec: SiteSpec, values: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def _reordered(q: Empirical, sites: Mapping[str, SiteSpec]) -> Empirical:
 def _assignment(here: Tensor, there: Tensor) -> Tensor:
     """For each row of ``here`` the row of ``there`` it goes to under the cheapest assignment."""
     cost = torch.cdist(here.double(), there.double()).square()
-    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])
+    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device="cpu")
 
 
 def _per_draw(q: Empirical, order: Tensor | None = None) -> dict[str, tuple[Tensor, ...]]:

@@ -187,7 +187,7 @@ def in_order(q: DenseNormal, sites: Mapping[str, SiteSpec]) -> DenseNormal:
 def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:
     """The relabelling of the rows of a flat tensor, or None where nothing moves."""
     index, sign = Relabelling(p, sites).flat(list(sites))
-    if sign is None and torch.equal(index, torch.arange(len(index))):
+    if sign is None and torch.equal(index, torch.arange(len(index), device="cpu")):
         return None
 
     def act(rows: Tensor, *, signs: bool = True) -> Tensor:
@@ -214,7 +214,9 @@ def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_draws: int, gene
     noise = standard_normal(sites, num_draws, generator)
     if extra:
         first = next(iter(sites.values()))
-        noise[RANK_NOISE] = torch.randn((num_draws, extra), generator=generator, dtype=first.dtype).to(first.device)
+        noise[RANK_NOISE] = torch.randn((num_draws, extra), generator=generator, dtype=first.dtype, device="cpu").to(
+            first.device
+        )
     return noise
 
 

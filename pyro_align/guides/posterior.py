@@ -320,7 +320,9 @@ def standard_normal(sites: Mapping[str, SiteSpec], num_draws: int, generator: to
     """Standard normal noise in the sites' unconstrained shapes, drawn on the CPU so that a seed fixes it anywhere."""
     generator, num_draws = as_generator(generator), check_draws(num_draws)
     return {
-        name: torch.randn((num_draws, *spec.unconstrained_shape), generator=generator, dtype=spec.dtype).to(spec.device)
+        name: torch.randn(
+            (num_draws, *spec.unconstrained_shape), generator=generator, dtype=spec.dtype, device="cpu"
+        ).to(spec.device)
         for name, spec in sites.items()
     }
 

@@ -59,7 +59,7 @@ class Relabelling:
         indices, signs, offset = [], [], 0
         for site in order:
             spec = self.sites[site]
-            places = torch.arange(1, spec.numel + 1).reshape(spec.unconstrained_shape)
+            places = torch.arange(1, spec.numel + 1, device="cpu").reshape(spec.unconstrained_shape)
             moved = self.unconstrained(site, places).flatten()
             indices.append(moved.abs() - 1 + offset)
             signs.append(moved.sign())

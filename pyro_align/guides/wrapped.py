@@ -127,7 +127,7 @@ class _Aside(Messenger):
     def plate(self, frame) -> pyro.plate:
         """The plate of a site of the run, over the same subsample, to be entered once more."""
         size = frame.full_size or frame.size
-        subsample = self._subsamples.get(frame.name, torch.arange(size))
+        subsample = self._subsamples.get(frame.name, torch.arange(size, device="cpu"))
         with poutine.block():  # the plate itself has been seen outside already
             return pyro.plate(frame.name, size, subsample=subsample, dim=frame.dim)
 
@@ -173,7 +173,7 @@ class Wrapped(Posterior):
     def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
         """A seed per draw, and what an empirical posterior on a path from here needs."""
         generator, shape = as_generator(generator), (check_draws(num_draws),)
-        seeds = torch.randint(0, 2**31 - 1, shape, generator=generator)
+        seeds = torch.randint(0, 2**31 - 1, shape, generator=generator, device="cpu")
         return {"_seed": seeds, **empirical_noise(num_draws, generator)}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:

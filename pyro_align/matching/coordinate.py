@@ -82,7 +82,9 @@ def anchored_pass(run: Run, updates: list[Update], settled: Collection[str] = ()
 def _choose(run: Run, evidence: list[int]) -> int:
     """The atom with most evidence; on a random pass one drawn in proportion to it."""
     if run.random_order:
-        return int(torch.multinomial(torch.tensor(evidence, dtype=torch.float64), 1, generator=run.generator))
+        return int(
+            torch.multinomial(torch.tensor(evidence, dtype=torch.float64, device="cpu"), 1, generator=run.generator)
+        )
     return max(range(len(evidence)), key=evidence.__getitem__)
 
 
@@ -93,7 +95,7 @@ def sweep_until_converged(run: Run, updates: list[Update]) -> str:
         if run.stopped:
             return run.stopped
         moved = False
-        for k in torch.randperm(len(updates), generator=run.generator).tolist():
+        for k in torch.randperm(len(updates), generator=run.generator, device="cpu").tolist():
             rise = updates[k].run(run.labels, run.clock)
             moved |= rise > 0
             run.value += rise

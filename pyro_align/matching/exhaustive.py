@@ -64,10 +64,13 @@ def elements(symmetry: Symmetry) -> Iterator[Permutation]:
     for name, atom in symmetry.atoms.items():
         shape = (*symmetry.outer_shape(name), atom.size)
         copies = math.prod(shape[:-1])
-        orders = [torch.tensor(rows).reshape(shape) for rows in product(permutations(range(atom.size)), repeat=copies)]
+        orders = [
+            torch.tensor(rows, device="cpu").reshape(shape)
+            for rows in product(permutations(range(atom.size)), repeat=copies)
+        ]
         signs = [None]
         if name in symmetry.signed:
-            signs = [torch.tensor(s).reshape(shape) for s in product((1, -1), repeat=math.prod(shape))]
+            signs = [torch.tensor(s, device="cpu").reshape(shape) for s in product((1, -1), repeat=math.prod(shape))]
         choices.append([(name, order, sign) for order in orders for sign in signs])
     for picks in product(*choices):
         yield symmetry.permutation(

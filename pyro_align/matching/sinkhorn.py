@@ -99,7 +99,7 @@ class Sinkhorn(Matcher):
         dtype = run.problem.work_dtype
         for name, index in run.labels.indices.items():
             n = index.shape[-1]
-            noise = 0.01 * torch.randn(*index.shape, n, generator=run.generator, dtype=dtype)
+            noise = 0.01 * torch.randn(*index.shape, n, generator=run.generator, dtype=dtype, device="cpu")
             here = torch.nn.functional.one_hot(index, n).to(dtype)
             scores[name] = (noise.to(here.device) + self.confidence * here).requires_grad_()
         for name, sign in run.labels.signs.items():

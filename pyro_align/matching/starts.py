@@ -60,7 +60,7 @@ def kick(permutation: Permutation, share: float, generator: torch.Generator) -> 
         count = min(n, max(2, math.ceil(share * n)))
         rows = index.reshape(-1, n).clone()
         for row in rows:
-            picked = torch.randperm(n, generator=generator)[:count]
-            row[picked] = row[picked[torch.randperm(count, generator=generator)]]
+            picked = torch.randperm(n, generator=generator, device="cpu")[:count]
+            row[picked] = row[picked[torch.randperm(count, generator=generator, device="cpu")]]
         indices[name] = rows.reshape(index.shape)
     return permutation.symmetry.permutation(indices, permutation.signs)

@@ -162,7 +162,7 @@ def _factor_moves(p: Permutation, name: str, shape: tuple[int, ...]) -> tuple[tu
                 f"site '{name}': its units are nested in units of another axis ({sorted(outer - own)}), and the "
                 "relabelled covariance has no Kronecker form; use hessian_structure='full'"
             )
-    places = torch.arange(1, 1 + math.prod(shape)).reshape(shape)
+    places = torch.arange(1, 1 + math.prod(shape), device="cpu").reshape(shape)
     moved = p.apply_site(name, places)
     if len(shape) == 1:
         return ((moved.abs() - 1, moved.sign()),)
