@@ -43,7 +43,7 @@ def test_many_guides_do_not_depend_on_the_default_device():
     guides = [GUIDES["AutoNormal"](seed) for seed in range(3)]
     with torch.device("meta"):
         many = align_many(guides, SYMMETRY)
-    for guide in (*many.guides, many.reference):
+    for guide in (*many.guides, many.center.to_guide()):
         check_on_host(guide)
 
 
