@@ -39,7 +39,7 @@ class Dim:
     around: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One piece of a site.
 
@@ -82,6 +82,29 @@ class Block:
     def positions(self, name: str) -> tuple[int, ...]:
         """The dimensions that carry an atom."""
         return tuple(i for i, d in enumerate(self.dims) if d.name == name)
+
+    @cached_property
+    def free(self) -> tuple[int, ...]:
+        """The dimensions that carry a free atom."""
+        return tuple(i for i, d in enumerate(self.dims) if d.name)
+
+    def gathers(self, held: tuple[int, ...]) -> tuple[tuple[int, Dim, frozenset[str]], ...]:
+        """How to relabel all but some dimensions: dimension, what it is, and which atoms around it are held.
+
+        What lies around comes before what lies within.
+        """
+        if held not in self._plans:
+            order = sorted((i for i in self.free if i not in held), key=lambda i: len(self.dims[i].outer))
+            self._plans[held] = tuple(
+                (i, d, frozenset(name for o, name in zip(d.outer, d.around, strict=True) if o in held))
+                for i in order
+                for d in [self.dims[i]]
+            )
+        return self._plans[held]
+
+    @cached_property
+    def _plans(self) -> dict:
+        return {}
 
     def inside(self, position: int) -> tuple[int, ...]:
         """The dimensions nested, directly or not, in the one at ``position``, outer ones first."""

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.labels import Labels, relabelled
-from pyro_align.matching.problem import Problem, inner
+from pyro_align.matching.problem import Problem
+from pyro_align.matching.sums import inner
 
 
 def is_plain(block: Block, name: str) -> bool:

@@ -23,6 +23,7 @@ from pyro_align.matching.problem import Problem
 
 _SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered
+_RUN = 64  # runs of at least this many numbers are copied as fast as whole tensors
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Part:
     def others(self) -> tuple[int, ...]:
         """The dimensions summed over."""
         return tuple(i for i in range(len(self.block.dims)) if i not in (*self.batch, *self.chain))
+
+    @cached_property
+    def moving(self) -> tuple[str, ...]:
+        """The free atoms summed over: while they stand still, so does the contribution."""
+        return tuple(self.block.dims[i].name for i in self.others if self.block.dims[i].name)
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether the contribution never changes and is cheap, so that it is added to begin with."""
+        return not self.moving and not self.batch and self.shape[2] <= _SMALL
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -93,7 +104,17 @@ class Part:
         """A block's value as ``(batch, chain, rest)``."""
         batch, size, _ = self.shape
         rest = value.numel() // max(1, batch * size)
+        if value.dim() == 1:
+            return value.reshape(batch, size, rest)
+        if self._chain_last:
+            return value.permute(*self.batch, *self.others, *self.chain).reshape(batch, rest, size).transpose(1, 2)
         return value.permute(*self.batch, *self.chain, *self.others).reshape(batch, size, rest)
+
+    @cached_property
+    def _chain_last(self) -> bool:
+        """Whether it is cheaper to lay the values out as ``(batch, rest, chain)``, as for a convolution's inputs."""
+        after = math.prod(self.block.dims[i].size for i in self.others if i > self.chain[-1])
+        return bool(self.others) and self.others[0] < self.chain[0] and after < _RUN
 
     def _moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
         """The dimension along which alone something moved, and the positions that did, where they are few."""
@@ -177,10 +198,12 @@ class Evidence:
         self.problem, self.parts, self.keep = problem, tuple(parts), keep
         self.gains = Gains()
         self._seen: dict[int, Labels] = {}  # part -> the relabelling it was added under
-        self._norms: dict[int, tuple[Tensor, Tensor]] = {}
 
     def bring(self, labels: Labels, parts: Iterable[Part] | None = None) -> Gains:
-        """The gains of the parts added so far and of ``parts`` (all, where None), up to date."""
+        """The gains of the parts added so far and of ``parts`` (all, where None), up to date.
+
+        Parts that never change and are cheap come along with the first.
+        """
         if not self.keep:
             self.gains, self._seen = Gains(), {}
         wanted = {id(p) for p in (self.parts if parts is None else parts)}
@@ -188,9 +211,10 @@ class Evidence:
         small: dict[tuple[str, bool], list[tuple[Tensor, Tensor]]] = {}
         for part in self.parts:
             before = self._seen.get(id(part))
-            if before is None and id(part) not in wanted:
-                continue
-            if before is not None and self._unmoved(part, before, now):
+            if before is None:
+                if not (id(part) in wanted or part.still):
+                    continue
+            elif self._unmoved(part, before, now):
                 continue
             for fixed, moving, odd in self.problem.views(part.block):
                 key = part.node, part.signed(odd)
@@ -211,8 +235,7 @@ class Evidence:
         return [p for p in (self.parts if parts is None else parts) if id(p) not in self._seen]
 
     def _unmoved(self, part: Part, before: Labels, now: Labels) -> bool:
-        names = {part.block.dims[i].name for i in part.others} - {""}
-        return all(before.versions[n] == now.versions[n] for n in names)
+        return all(before.versions[n] == now.versions[n] for n in part.moving)
 
     # -- what need not be multiplied out ---------------------------------------------------------------------------
 
@@ -241,7 +264,7 @@ class Evidence:
         """
         node = self.parts[0].node
         parts = sorted(self.pending(), key=lambda p: p.shape[2])
-        here = [self._present(part, labels) for part in parts]
+        here = [self.problem.sums.products(part.block, labels)[part.chain[0]] for part in parts]
         spare = sum(p.shape[2] for p in parts) // 2
         while True:
             gain = self.gains.even[node][0]
@@ -260,27 +283,10 @@ class Evidence:
         at = gain.gather(1, index.T).squeeze(1) + torch.stack(here).sum(0)
         return bool((at > bound.amax(1)).all())
 
-    def _present(self, part: Part, labels: Labels) -> Tensor:
-        """What each unit gains at its present partner, ``(n,)``."""
-        total = 0.0
-        for fixed, moving, odd in self.problem.views(part.block):
-            for here, there in part.block.runs(fixed, moving):
-                moved = relabelled(part.block, there, labels, odd=odd)
-                total = total + ((here * moved).sum(part.others) if part.others else here * moved)
-        return total
-
     def _added(self) -> list[Part]:
         return [p for p in self.parts if id(p) in self._seen]
 
     def _norm(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Squared norms of the units of either side; relabelling other axes does not change them."""
-        if id(part) not in self._norms:
-            left = right = 0.0
-            for fixed, moving, _ in self.problem.views(part.block):
-                left, right = left + _square_norm(fixed, part.others), right + _square_norm(moving, part.others)
-            self._norms[id(part)] = left, right
-        return self._norms[id(part)]
-
-
-def _square_norm(value: Tensor, over: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(value, dim=over).square() if over else value.square()
+        """Squared norms of the units of either side."""
+        left, right = self.problem.sums.norms(part.block)
+        return left[part.chain[0]], right[part.chain[0]]

@@ -40,11 +40,11 @@ class Labels:
         return other
 
     def replace(self, indices: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
-        """Sets some atoms' relabellings; the version of each that changes goes up."""
-        changed = {k for k, v in indices.items() if not torch.equal(v, self.indices[k])}
-        changed |= {k for k, v in signs.items() if not torch.equal(v, self.signs[k])}
+        """Sets some atoms' relabellings; the version of each that changes goes up, and only its tensors are new."""
+        indices = {k: v for k, v in indices.items() if not torch.equal(v, self.indices[k])}
+        signs = {k: v for k, v in signs.items() if not torch.equal(v, self.signs[k])}
         self.indices, self.signs = {**self.indices, **indices}, {**self.signs, **signs}
-        for name in changed:
+        for name in {**indices, **signs}:
             self.versions[name] += 1
 
     def differs(self, other: Labels) -> bool:
@@ -102,15 +102,11 @@ def relabelled(
         odd: Whether the feature changes sign with signed atoms.
         rows: A dimension that is not nested and the only new positions wanted along it.
     """
-    for i in _outer_first(block):
-        dim = block.dims[i]
-        if not dim.name or i in free:
-            continue
+    for i, dim, held in block.gathers(tuple(free)):
         index = labels.indices[dim.name]
         sign = labels.signs.get(dim.name) if odd and dim.odd else None
         if rows is not None and rows[0] == i:
             index, sign = index[rows[1]], None if sign is None else sign[rows[1]]
-        held = {name for o, name in zip(dim.outer, dim.around, strict=True) if o in free}
         if held:
             index = labels.by_old(dim.name, held, index)
             sign = None if sign is None else labels.by_old(dim.name, held, sign)
@@ -133,7 +129,3 @@ def aligned(block: Block, i: int, table: Tensor) -> Tensor:
     for place, n in zip(places, table.shape, strict=True):
         shape[place] = n
     return table.permute(order).reshape(shape)
-
-
-def _outer_first(block: Block) -> list[int]:
-    return sorted(range(len(block.dims)), key=lambda i: len(block.dims[i].outer))

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.blocks import Block, site_blocks
+from pyro_align.matching.sums import UnitSums, inner
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
-_RUN = 4096  # products summed in the dtype of the features
+_EXACT = (torch.float32, torch.float64)
 
 
 class Problem:
@@ -46,7 +47,9 @@ class Problem:
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
         self.counts: dict[str, int] = {}
-        self._views: dict[int, list[tuple[Tensor, Tensor, bool]]] = {}
+        self._views: dict[Block, list[tuple[Tensor, Tensor, bool]]] = {}
+        # a plain dict gives the same tensors at each look, so that their views may be kept without holding more
+        self._plain = type(fixed) is dict and type(moving) is dict
         for site, shape in symmetry.shapes.items():
             self._check(site, shape)
         self.device = self.device or torch.device("cpu")
@@ -64,6 +67,11 @@ class Problem:
         """Free atom -> the blocks that carry it."""
         return {name: tuple(b for b in self.blocks if name in b.names) for name in self.symmetry.atoms}
 
+    @cached_property
+    def sums(self) -> UnitSums:
+        """Sums over blocks by unit, kept while their atoms stand still."""
+        return UnitSums(self)
+
     def features(self, site: str) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a site."""
         odd = self._odd(site, self.counts[site])
@@ -72,11 +80,11 @@ class Problem:
 
     def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
-        found = self._views.get(id(block))
+        found = self._views.get(block)
         if found is None:
             found = [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
-            if all(f.numel() <= _SMALL for f, _, _ in found):
-                self._views[id(block)] = found
+            if (self._plain and self.dtype in _EXACT) or all(f.numel() <= _SMALL for f, _, _ in found):
+                self._views[block] = found
         return found
 
     def objective(self, permutation: Permutation) -> float:
@@ -116,7 +124,7 @@ class Problem:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise MatchError(f"{what}: expected a tensor of real floating point numbers, got {kind}")
-        if tuple(value.shape) != shape:
+        if value.shape != shape:
             raise MatchError(f"{what}: expected shape {shape}, as in the symmetry, got {tuple(value.shape)}")
         self.device, self.dtype = self.device or value.device, self.dtype or value.dtype
         if value.device != self.device:
@@ -124,8 +132,9 @@ class Problem:
         if value.dtype != self.dtype:
             raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
         # one sum tells of any NaN or infinity; only a suspect one, which may be an overflow, pays for the full check
-        if not math.isfinite(float(value.detach().sum())) and not bool(value.detach().isfinite().all()):
-            bad = int((~value.detach().isfinite()).sum())
+        value = value.detach()
+        if not math.isfinite(value.sum()) and not bool(value.isfinite().all()):
+            bad = int((~value.isfinite()).sum())
             raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
 
 
@@ -168,14 +177,4 @@ def _read_odd(symmetry: Symmetry, odd):
 
 def _matrix_dtype(value: Tensor) -> Tensor:
     value = value.detach()
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """The inner product of two tensors: runs of 4096 products in their own dtype, those in float64."""
-    a, b = a.reshape(-1), b.reshape(-1)
-    if a.numel() <= _RUN:
-        return float(torch.dot(a, b))
-    whole = a.numel() // _RUN * _RUN
-    runs = torch.linalg.vecdot(a[:whole].view(-1, _RUN), b[:whole].view(-1, _RUN))
-    return float(runs.sum(dtype=torch.float64)) + float(torch.dot(a[whole:], b[whole:]))
+    return value if value.dtype in _EXACT else value.float()

@@ -16,9 +16,8 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
-from pyro_align.matching.labels import Labels, relabelled
 from pyro_align.matching.matcher import Matcher, Run, start_labels
-from pyro_align.matching.problem import Problem, inner
+from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry import Permutation
@@ -138,20 +137,10 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
 
 def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     permutation = run.labels.permutation()
-    exact = value(run.problem, run.labels)
+    exact = math.fsum(run.problem.sums.value(block, run.labels) for block in run.problem.all_blocks)
     if not math.isfinite(exact):
         raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
     # searches add up rises; counted back from the exact value at the end they give the history
     last = run.history[-1] if run.history else 0.0
     history = tuple(exact + (h - last) for h in run.history) or (exact,)
     return Match(permutation, exact, history, run.sweeps, status, {}, matcher.name, seed)
-
-
-def value(problem: Problem, labels: Labels) -> float:
-    """The objective of ``labels``, as :meth:`Problem.objective` but from the blocks, without planning gathers anew."""
-    return math.fsum(
-        inner(here, relabelled(block, there, labels, odd=odd))
-        for block in problem.all_blocks
-        for fixed, moving, odd in problem.views(block)
-        for here, there in block.runs(fixed, moving)
-    )

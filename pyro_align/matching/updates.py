@@ -25,9 +25,9 @@ from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.curvature import is_plain, second_order
 from pyro_align.matching.evidence import Evidence, Gains, Part, find_parts
-from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.labels import Labels
 from pyro_align.matching.nested import solve_tree
-from pyro_align.matching.problem import Problem, inner
+from pyro_align.matching.problem import Problem
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
 _SWAPS = 16  # pairs tried where no assignment raises a quadratic objective
@@ -179,12 +179,7 @@ class Update:
         return 8 * torch.finfo(self.problem.work_dtype).eps
 
     def _exact(self, blocks: list[Block], labels: Labels) -> float:
-        return math.fsum(
-            inner(here, relabelled(b, there, labels, odd=o))
-            for b in blocks
-            for f, m, o in self.problem.views(b)
-            for here, there in b.runs(f, m)
-        )
+        return math.fsum(self.problem.sums.value(b, labels) for b in blocks)
 
     def _rise(self, gains: Gains, old: Labels, new: Labels, base: float) -> float:
         """How much the objective rises, 0 where that cannot be told from rounding.
