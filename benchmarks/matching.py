@@ -159,9 +159,9 @@ def recorded():
         work["products"].append((left.shape, right.shape, left.dtype))
         add(self, node, odd, left, right)
 
-    def noted_solve(gain):
-        work["assignments"].append(gain.copy())
-        return solve(gain)
+    def noted_solve(gain, wanted):
+        work["assignments"].append((gain.copy(), wanted))
+        return solve(gain, wanted)
 
     Gains.add, assignment._solve = noted_add, noted_solve
     try:
@@ -178,9 +178,9 @@ def replay(work) -> float:
         start = time.process_time()
         _ = a @ b.transpose(1, 2)
         spent += time.process_time() - start
-    for matrix in work["assignments"]:
+    for matrix, wanted in work["assignments"]:
         start = time.process_time()
-        assignment._solve(matrix)
+        assignment._solve(matrix, wanted)
         spent += time.process_time() - start
     return spent
 

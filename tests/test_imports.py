@@ -53,7 +53,7 @@ ONLY = {
     "axes": {"torch"},
     "action": {"torch"},
     "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
-    "matching": {"torch", "numpy", "scipy"},
+    "matching": {"torch", "numpy", "scipy", "lap"},
 }
 
 # What only these rooms may import: a module is reserved together with everything inside it.

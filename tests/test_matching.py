@@ -16,6 +16,7 @@ from pyro_align.matching import (
     Exhaustive,
     Sinkhorn,
     StraightThrough,
+    assignment,
     elements,
     match,
     objective,
@@ -241,18 +242,43 @@ def test_a_certified_assignment_is_the_best_one():
     first = max(evidence.parts, key=lambda p: p.shape[2])
     evidence.bring(labels, [first])
     assert evidence.pending()
-    assert evidence.certifies(labels, labels.indices["a"].unsqueeze(0))
+    assert evidence.certifies(labels, labels.indices["a"])
     assert evidence.pending()  # and it did so without adding what was left
-    wrong = labels.indices["a"].roll(1).unsqueeze(0)
+    wrong = labels.indices["a"].roll(1)
     assert not evidence.certifies(labels, wrong)
 
 
-def test_assign_is_optimal():
+@pytest.mark.parametrize("solver", ["lapx", "scipy"])
+def test_assign_is_optimal(solver, monkeypatch):
+    if solver == "lapx":
+        pytest.importorskip("lap")
+        monkeypatch.setattr(assignment, "_EASY", -1.0)
+    else:
+        monkeypatch.setattr(assignment, "_fast_solver", lambda: None)
     gain = torch.randn(4, 5, 5)
     best = assign(gain)
     for matrix, index in zip(gain, best, strict=True):
         orders = [element.indices["a"] for element in elements(Symmetry.from_axes({"w": ("a",)}, shapes={"w": (5,)}))]
         assert matrix[torch.arange(5), index].sum() == max(matrix[torch.arange(5), o].sum() for o in orders)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["random", "ties", "all alike", "same wish"])
+def test_the_solvers_agree(kind, dtype):
+    """`lapx` and SciPy reach the same total, also where the best assignment is not unique."""
+    pytest.importorskip("lap")
+    generator = torch.Generator().manual_seed(0)
+    gain = torch.randn(60, 60, generator=generator, dtype=dtype)
+    if kind == "ties":
+        gain = gain.round()
+    elif kind == "all alike":
+        gain = torch.zeros_like(gain)
+    elif kind == "same wish":
+        gain = gain[0].abs().exp() * gain[:, :1].abs()
+    found = [assignment._solve(gain.numpy(), wanted) for wanted in (0.0, 1.0)]
+    totals = [float(gain.double()[torch.arange(60), torch.from_numpy(f)].sum()) for f in found]
+    assert sorted(found[1].tolist()) == list(range(60))
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6, abs=1e-6)
 
 
 def test_exhaustive_counts_the_group():

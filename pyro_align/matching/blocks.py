@@ -65,8 +65,10 @@ class Block:
 
     def runs(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Views of the piece, cut along an axis of fixed order into runs of bounded size."""
-        large = values[0].numel() > _RUN
-        free = [i for i, d in enumerate(self.dims) if not d.name and not self.inside(i)] if large else ()
+        if values[0].numel() <= _RUN:
+            yield values
+            return
+        free = [i for i, d in enumerate(self.dims) if not d.name and not self.inside(i)]
         if not free:
             yield values
             return

@@ -103,7 +103,7 @@ class Problem:
 
     def as_given(self) -> float:
         """The objective of the identity."""
-        return math.fsum(inner(f, m) for site in self.symmetry.sites for f, m, _ in self.features(site))
+        return math.fsum(inner(f, m) for block in self.all_blocks for f, m, _ in self.views(block))
 
     def _check(self, site: str, shape: tuple[int, ...]) -> None:
         for side, given in (("fixed", self._fixed), ("moving", self._moving)):

@@ -102,7 +102,8 @@ def sum_to(value: Tensor, place: int) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors: runs of 4096 products in their own dtype, those in float64."""
-    a, b = a.reshape(-1), b.reshape(-1)
+    if a.dim() != 1:
+        a, b = a.reshape(-1), b.reshape(-1)
     if a.numel() <= _RUN:
         return float(torch.dot(a, b))
     whole = a.numel() // _RUN * _RUN

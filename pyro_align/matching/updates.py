@@ -15,18 +15,19 @@ large enough it makes it convex, so that the linearisation is a lower bound and 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Set
 
 import torch
 from torch import Tensor
 
-from pyro_align.matching.assignment import argmax_assignment, picked, swap_costs
+from pyro_align.matching.assignment import argmax_assignment, assign, picked, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.curvature import is_plain, second_order
-from pyro_align.matching.evidence import Evidence, Gains, Part, find_parts
+from pyro_align.matching.evidence import Evidence, Gains
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.nested import solve_tree
+from pyro_align.matching.parts import Part, find_parts
 from pyro_align.matching.problem import Problem
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
@@ -56,24 +57,25 @@ class Update:
         self.depends = frozenset(around - members if self.exact else around)
         self.linear = Evidence(problem, (p for p in self.parts if p.linear), keep=joint and not signed_stem)
         alone = len(self.tree) == 1 and not self.atom.within and name not in problem.symmetry.signed
+        self._single = alone and joint
         self._curved_blocks = {b for b, parts in found.items() if not all(p.linear for p in parts)}
         # whether the exact change is known from the gains and the units that move
         self._plain = alone and joint and all(is_plain(b, name) for b in self._curved_blocks)
         self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
+        self._needs = [(p, p.block.names - members, math.prod(p.shape)) for p in self.linear.parts]
         self._may_certify = alone and self.exact
         self._alike = False
         self._seen: dict[str, int] | None = None
 
-    def usable(self, ready: Collection[str]) -> list[Part]:
+    def usable(self, ready: Set[str]) -> list[Part]:
         """The linear parts whose other atoms are all in ``ready``."""
-        known = set(self.tree) | set(ready)
-        return [p for p in self.linear.parts if p.block.names <= known]
+        return [part for part, needs, _ in self._needs if needs <= ready]
 
-    def evidence(self, ready: Collection[str]) -> int:
+    def evidence(self, ready: Set[str]) -> int:
         """Number of values per unit that speak for a partner once the atoms in ``ready`` are settled."""
-        return sum(math.prod(p.shape) for p in self.usable(ready)) // max(1, self.atom.size)
+        return sum(count for _, needs, count in self._needs if needs <= ready) // max(1, self.atom.size)
 
-    def anchor(self, labels: Labels, clock: Clock, ready: Collection[str]) -> None:
+    def anchor(self, labels: Labels, clock: Clock, ready: Set[str]) -> None:
         """Sets the atom by what the settled atoms say, whatever the rest of the objective."""
         parts = self.usable(ready)
         found = self._anchor_alike(labels, clock, parts) if self._may_certify else None
@@ -93,11 +95,11 @@ class Update:
         with clock("gain"):
             gain = self.linear.bring(labels, [max(parts, key=lambda p: p.shape[2])]).even[self.name]
         with clock("assignment"):
-            index = argmax_assignment(gain)
+            index = argmax_assignment(gain[0])
         if index is None or self.linear.similarity(index) < _ALIKE:
             return None
         self._alike = True
-        return index[0]
+        return index
 
     def run(self, labels: Labels, clock: Clock) -> float:
         """One move.
@@ -126,7 +128,7 @@ class Update:
         with clock("gain"):
             if self._alike and self.linear.pending():
                 self.linear.bring(labels, ())
-                if self.linear.certifies(labels, labels.indices[self.name].unsqueeze(0)):
+                if self.linear.certifies(labels, labels.indices[self.name]):
                     return 0.0
                 self._alike = False
             linear = self.linear.bring(labels)
@@ -221,6 +223,8 @@ class Update:
         return flat
 
     def _solve(self, gains: Gains, labels: Labels, reward: float = 0.0):
+        if self._single:
+            return {self.name: self._best(gains.total(self.name), labels, reward)}, {}
         stay = None
         if reward:
             now = labels.indices[self.name].reshape(-1, self.atom.size)
@@ -231,6 +235,16 @@ class Update:
         if not self.joint:
             self._carry(indices, signs, labels)
         return indices, signs
+
+    def _best(self, gain: Tensor | None, labels: Labels, reward: float) -> Tensor:
+        """The best assignment of an atom that moves alone."""
+        if gain is None:
+            return labels.indices[self.name]
+        if reward:
+            gain = gain[0].clone()
+            now = labels.indices[self.name].unsqueeze(1)
+            return assign(gain.scatter_add_(1, now, torch.full_like(now, reward, dtype=gain.dtype)))
+        return assign(gain[0])
 
     def _carry(self, indices: dict[str, Tensor], signs: dict[str, Tensor], labels: Labels) -> None:
         """What is nested in the moved atom keeps the relabelling it had for each old index."""
