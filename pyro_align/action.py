@@ -70,10 +70,21 @@ def gather(value: Tensor, batch_dims: int, axis: int, index: Tensor, sign: Tenso
     if index.numel() == index.shape[axis]:
         value = value.index_select(batch_dims + axis, index.flatten())
     else:
-        value = torch.take_along_dim(value, index.reshape((1,) * batch_dims + tuple(index.shape)), batch_dims + axis)
+        value = take(value, index.reshape((1,) * batch_dims + tuple(index.shape)), batch_dims + axis)
     if sign is not None:
         value = value * sign.to(value.device, value.dtype)
     return value
+
+
+def take(value: Tensor, index: Tensor, dim: int) -> Tensor:
+    """``torch.take_along_dim`` of an index that broadcasts; whole rows at a time where it is alike along later dims."""
+    if index.dim() != value.dim() or index.shape[dim + 1 :].numel() > 1 or value.shape[dim + 1 :].numel() == 1:
+        return torch.take_along_dim(value, index, dim)
+    lead, tail, kept = value.shape[:dim], value.shape[dim + 1 :], index.shape[dim]
+    index = index.reshape(index.shape[: dim + 1]).expand(*lead, kept).reshape(lead.numel(), kept)
+    rows = index + value.shape[dim] * torch.arange(lead.numel(), device=index.device).unsqueeze(1)
+    taken = value.reshape(lead.numel() * value.shape[dim], *tail).index_select(0, rows.flatten())
+    return taken.reshape(*lead, kept, *tail)
 
 
 def outer_first(terms: Sequence[Axis]) -> list[int]:

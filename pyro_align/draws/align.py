@@ -10,7 +10,7 @@ from pyro_align.draws.batched import restricted
 from pyro_align.draws.coordinates import coordinates
 from pyro_align.draws.density import DrawDensity
 from pyro_align.draws.methods import BY_ALLOCATION
-from pyro_align.draws.reference import allocation_probabilities, choose_pivot
+from pyro_align.draws.reference import choose_pivot
 from pyro_align.draws.result import AlignedDraws, nonfinite
 from pyro_align.draws.sources import Source, read_draws
 from pyro_align.draws.task import Options, Task
@@ -45,7 +45,8 @@ def align_draws(
 
     Args:
         draws: Site -> ``(chain, draw, *site_shape)``; a finished ``pyro.infer.MCMC``; ``InferenceData``, ``DataTree``
-            or its posterior ``Dataset``, whoever made it; or a list of guides or of state dicts (one chain).
+            or its posterior ``Dataset``, whoever made it; the path of a Zarr store or netCDF file that holds one of
+            these, read a slice at a time; or a list of guides or of state dicts (one chain).
         symmetry: The model's symmetry, found or written by hand. Sites that it does not name are left alone.
         method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
             the reference by the mean of the relabelled draws and starts again until nothing changes. ``"stephens"``,
@@ -108,9 +109,7 @@ def align_draws(
         pivot, start = choose_pivot(task, reference, log_probs)
         if method in BY_ALLOCATION:
             atom = task.component_atom(atom)
-            size = symmetry.atoms[atom].size
-            probabilities = allocation_probabilities(task, allocations, allocation_site, size)
-            outcome = task.relabel_by_allocations(pivot, atom, probabilities)
+            outcome = task.relabel_by_allocations(pivot, atom, allocations, allocation_site)
         else:
             outcome = task.relabel_by_values(start)
     result = task.result(outcome, pivot, flagged, log_probs)

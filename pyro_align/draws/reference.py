@@ -1,4 +1,4 @@
-"""What draws are compared with: the pivot, and allocations of the data."""
+"""What draws are compared with: the pivot."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pyro_align.draws.methods import by_values
 from pyro_align.draws.sources import as_tensor
@@ -85,34 +83,3 @@ def _medoid(task: Task, units: Units) -> int:
         if float(far.min()) < best:
             best, chosen = float(far.min()), start + int(far.argmin())
     return chosen
-
-
-def allocation_probabilities(task: Task, given: Any, site: str | None, size: int) -> Tensor:
-    """Probabilities ``(units, data, components)``."""
-    chains, draws = task.source.shape
-    if given is None:
-        if task.density is None:
-            raise ValueError(f"method={task.options.method!r} needs allocations= or model= (with args=)")
-        sites = task.density.allocation_sites(site)
-        parts = [task.density.allocations(task.latents(c, s), sites).float() for c, s in task.density_slices()]
-        p = torch.cat(parts)
-    else:
-        p = as_tensor(given)
-        if tuple(p.shape[:2]) != (chains, draws):
-            raise ValueError(f"allocations: expected {chains} chains of {draws} draws, got shape {tuple(p.shape)}")
-        p = p.flatten(0, 1)
-        if not p.is_floating_point():
-            low, high = int(p.min()), int(p.max())
-            if low < 0 or high >= size:
-                raise ValueError(f"allocations: labels must lie in 0..{size - 1}, got {low}..{high}")
-            p = one_hot(p.flatten(1).long(), size).float()
-        if p.dim() > 3:
-            p = p.flatten(1, -2)
-    if p.dim() != 3 or p.shape[-1] != size:
-        raise ValueError(
-            f"allocations: expected (chain, draw, data, {size} components), got {tuple(p.shape[1:])} per draw"
-        )
-    usable = torch.from_numpy(task.finite.reshape(-1).copy())
-    if not bool((p[usable] >= 0).all()) or not bool(((p[usable].sum(-1) - 1).abs() < 1e-3).all()):
-        raise ValueError("allocations: every row must hold probabilities that add up to one")
-    return p

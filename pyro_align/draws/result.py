@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.draws.batched import per_unit, transpositions
+from pyro_align.draws.batched import per_unit, restricted, transpositions
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
 from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
 from pyro_align.draws.units import Labels
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry import Permutation, Symmetry
 
-_SLICE = 1 << 24
+_SLICE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class AlignedDraws:
     def draws(self) -> dict[str, Any]:
         """Site -> relabelled draws ``(chain, draw, *site_shape)``: tensors where tensors were given, else arrays."""
         return {name: self._moved(name) for name in self.source.arrays}
+
+    def site(self, name: str) -> Any:
+        """One site of :attr:`draws`; the others are not read."""
+        return self.draws[name] if "draws" in self.__dict__ else self._moved(name)
 
     def _moved(self, site: str) -> Any:
         given = self.source.arrays[site]
@@ -198,22 +204,21 @@ class AlignedDraws:
             smallest: Smallest share of the draws that counts as a mode.
         """
         chains, draws = self.source.shape
-        step = -(-chains * draws // _THIN)
-        usable = ~self.nonfinite()
-        picks = [(c, d) for c in range(chains) for d in range(0, draws, step) if usable[c, d]]
-        if not picks:
+        every = slice(0, draws, -(-chains * draws // _THIN))
+        usable = (~self.nonfinite())[:, every]
+        if not usable.any():
             raise ValueError("every draw is NaN or infinite: there is no mode to find")
-        at = tuple(np.array(picks).T)
+        maps = self.coordinates or dict.fromkeys(restricted(self.symmetry).sites, lambda value: value)
         rows, values = [], {}
-        for site, map_to in self.coordinates.items():
-            moved = self.draws[site]
-            value = map_to(as_tensor(moved)[at].double())
+        for site, map_to in maps.items():
+            parts = [self.relabel({site: self.source.read(site, c, every)}, c, every)[site] for c in range(chains)]
+            value = map_to(torch.stack(parts)[torch.from_numpy(usable)].double())
             values[site] = value.numpy()
             spread = value.std(0, correction=0).square().mean().sqrt()
             rows.append((value / spread.clamp_min(1e-300)).flatten(1).numpy())
         found = split_modes(np.concatenate(rows, 1), valley=valley, smallest=smallest)
         labels = np.full(self.source.shape, -1)
-        labels[at] = found
+        labels[:, every][usable] = found
         count = found.max() + 1
         return Modes(
             tuple(float((found == k).mean()) for k in range(count)),
@@ -229,7 +234,8 @@ class AlignedDraws:
 
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
         of ``relabelled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
-        the number of ``modes`` left and of draws ``flagged``. Non-finite draws are left out of R-hat and ESS.
+        the number of ``modes`` left and of draws ``flagged``. Non-finite draws are left out of R-hat and ESS. One site
+        is held in memory at a time.
 
         Args:
             modes: Whether to look for modes.
@@ -259,6 +265,21 @@ class AlignedDraws:
             ArviZ 0.x, ``xarray.DataTree`` on 1.x.
         """
         return to_arviz(self)
+
+    def to_zarr(self, path: str | os.PathLike) -> None:
+        """Writes what :meth:`to_arviz` returns to a Zarr store, slice by slice: the draws are never all in memory.
+
+        For draws that were given as a path, or opened lazily: every group is copied, the posterior relabelled.
+        ``xarray.open_datatree(path, engine="zarr")`` reads it, as does :func:`align_draws`.
+
+        Args:
+            path: A local folder that does not exist yet, or is empty. It appears once all is written.
+
+        Raises:
+            FileExistsError: There is something at the path.
+            ImportError: The package ``zarr`` is not there.
+        """
+        write_draws(self, path)
 
 
 def nonfinite(source: Source, symmetry: Symmetry) -> np.ndarray:

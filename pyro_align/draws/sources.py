@@ -5,6 +5,7 @@ Only names and shapes matter. Arrays are read a slice at a time, so they may lie
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ def as_tensor(value: Array) -> Tensor:
 
 
 def read_draws(draws: Any) -> Source:
-    """Reads a dict, a finished ``MCMC``, an ArviZ object, or a list of guides or state dicts.
+    """Reads a dict, a finished ``MCMC``, an ArviZ object, a file of one, or a list of guides or state dicts.
 
     Raises:
         TypeError: It is none of these.
@@ -80,16 +81,47 @@ def read_draws(draws: Any) -> Source:
         return draws
     if isinstance(draws, MCMC):
         return _read_mcmc(draws)
+    if isinstance(draws, str | os.PathLike):
+        draws = open_draws(draws)
     posterior = _posterior_group(draws)
     if posterior is not None:
         return _read_arviz(draws, posterior)
     if isinstance(draws, Mapping):
         return _read_mapping(draws)
-    if isinstance(draws, Sequence) and not isinstance(draws, str | bytes):
+    if isinstance(draws, Sequence) and not isinstance(draws, bytes):
         return _read_ensemble(draws)
     raise TypeError(
-        f"expected a dict of draws (chain, draw, *site), a finished MCMC, InferenceData, DataTree, or a list of guides "
-        f"or state dicts; got {type(draws).__name__}"
+        f"expected a dict of draws (chain, draw, *site), a finished MCMC, InferenceData, DataTree, the path of a "
+        f"Zarr store or netCDF file, or a list of guides or state dicts; got {type(draws).__name__}"
+    )
+
+
+def open_draws(path: str | os.PathLike) -> xr.DataTree | xr.Dataset:
+    """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set.
+
+    Raises:
+        FileNotFoundError: There is nothing there.
+        ValueError: There is no posterior, or what is there was not written by xarray or ArviZ.
+    """
+    name = os.fspath(path)
+    if "://" not in name and not os.path.exists(name):
+        raise FileNotFoundError(f"there is no Zarr store or netCDF file '{name}'")
+    options = {"engine": "h5netcdf"} if os.path.isfile(name) else {"engine": "zarr", "consolidated": False}
+    try:
+        tree = xr.open_datatree(name, **options)
+    except (KeyError, ValueError) as e:
+        raise ValueError(
+            f"'{name}' was not written by xarray or ArviZ: its arrays do not name their dims. Give the arrays "
+            "themselves, site -> (chain, draw, *site_shape): align_draws(dict(zarr.open_group(path).arrays()), ...)"
+        ) from e
+    if "posterior" in tree.children:
+        return tree
+    root = tree.to_dataset()
+    if {"chain", "draw"} <= set(root.dims):
+        return root
+    raise ValueError(
+        f"'{name}' has no group 'posterior', and no dims 'chain' and 'draw' at its root; it has the groups "
+        f"{list(tree.children)}"
     )
 
 

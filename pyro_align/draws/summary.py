@@ -11,6 +11,7 @@ import xarray as xr
 
 from pyro_align.draws.diagnostics import rhat_and_ess
 from pyro_align.draws.sources import as_tensor
+from pyro_align.draws.store import plain_part, sample_stats
 from pyro_align.report import assemble
 
 if TYPE_CHECKING:
@@ -20,15 +21,14 @@ if TYPE_CHECKING:
 def report(aligned: AlignedDraws, *, modes: bool):
     """See :meth:`AlignedDraws.report`."""
     keep = ~aligned.nonfinite().any(0)  # R-hat needs chains of one length
-    before = rhat_and_ess({k: as_tensor(v).numpy()[:, keep] for k, v in aligned.source.arrays.items()})
-    after = rhat_and_ess(
-        {k: as_tensor(v).numpy()[:, keep] for k, v in aligned.draws.items() if k in aligned.symmetry.sites}
-    )
     rows = {}
-    for site in aligned.source.arrays:
+    for site, given in aligned.source.arrays.items():
         atoms = [a for a, places in aligned.symmetry.carriers.items() if any(s == site for s, _ in places)]
+        before = after = rhat_and_ess({site: as_tensor(given).numpy()[:, keep]})[site]
+        if atoms:
+            after = rhat_and_ess({site: as_tensor(aligned.site(site)).numpy()[:, keep]})[site]
         rows[site] = {
-            **_figures(before[site], after.get(site, before[site])),
+            **_figures(before, after),
             "relabelled": int(_moved_by(aligned, atoms).sum()),
             "transpositions": float(
                 sum(aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean() for a in atoms)
@@ -79,19 +79,10 @@ def to_arviz(aligned: AlignedDraws):
         out = given.copy()
         out["posterior"].dataset = _into(aligned, posterior.to_dataset())
         return out
-    stats = {
-        "diverging": (("chain", "draw"), aligned.source.divergent),
-        "relabelled": (("chain", "draw"), aligned.relabelled),
-    }
-    if aligned.log_joint is not None:
-        stats["lp"] = (("chain", "draw"), aligned.log_joint)
-    variables = {}
-    for name, value in aligned.draws.items():
-        value = as_tensor(value).numpy()
-        variables[name] = (("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))), value)
-    chains, draws = aligned.source.shape
-    coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
-    return assemble({"posterior": xr.Dataset(variables, coords), "sample_stats": xr.Dataset(stats, coords)})
+    posterior = plain_part(aligned.source, 0, aligned.source.shape[1])
+    moved = {k: (posterior[k].dims, as_tensor(v).numpy()) for k, v in aligned.draws.items()}
+    groups = {"posterior": posterior.assign(moved), "sample_stats": sample_stats(aligned)}
+    return assemble(groups)
 
 
 def _into(aligned: AlignedDraws, posterior: xr.Dataset) -> xr.Dataset:
@@ -99,5 +90,5 @@ def _into(aligned: AlignedDraws, posterior: xr.Dataset) -> xr.Dataset:
     for name in aligned.symmetry.sites:
         old = posterior[name]
         lead = old.transpose("chain", "draw", ...)
-        out[name] = lead.copy(data=np.asarray(aligned.draws[name])).transpose(*old.dims)
+        out[name] = lead.copy(data=np.asarray(aligned.site(name))).transpose(*old.dims)
     return out

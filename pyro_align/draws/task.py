@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pyro_align.axes import Atom, Fixed
+from pyro_align.draws.allocations import allocations
 from pyro_align.draws.batched import UnitMatcher, restricted
 from pyro_align.draws.density import DrawDensity, check_invariance
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
@@ -130,18 +131,21 @@ class Task:
             raise SymmetryError(f"atom '{atom}' is nested; allocations need one that is not")
         return atom
 
-    def relabel_by_allocations(self, pivot: tuple[int, int] | None, atom: str, probabilities: Tensor) -> Outcome:
-        """The methods that compare allocations, from probabilities ``(units, data, components)``."""
+    def relabel_by_allocations(self, pivot: tuple[int, int] | None, atom: str, given, site: str | None) -> Outcome:
+        """The methods that compare allocations, given or else taken from the model's ``site``."""
         if pivot is None:
             raise ValueError("methods that compare allocations need a draw as pivot: 'map', 'medoid' or (chain, draw)")
-        data, size = probabilities.shape[1:]
+        size, draws, method = self.symmetry.atoms[atom].size, self.source.shape[1], self.options.method
+        usable = torch.from_numpy(self.finite)
+        probabilities = allocations(self.source, size, usable, self.density, given, site, method)
+        data = probabilities.data
         symmetry = Symmetry.from_axes(
             {_ALLOCATIONS: (Fixed(data), Atom(atom, size))}, shapes={_ALLOCATIONS: (data, size)}
         )
-        method = self.options.method
 
-        def read(lo: int, hi: int) -> Features:
-            p = probabilities[lo:hi]
+        def read(start: int, stop: int) -> Features:
+            chain, lo = divmod(start, draws)
+            p = probabilities.read(chain, lo, lo + stop - start)
             hard = one_hot(p.argmax(-1), size).to(p.dtype)
             return {_ALLOCATIONS: {"stephens": (p,), "ecr_iterative_2": (hard, p)}.get(method, (hard,))}
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from pyro_align.action import take
 from pyro_align.matching.blocks import Block
 from pyro_align.symmetry import Permutation, Symmetry
 
@@ -111,7 +112,7 @@ def relabelled(
             index = labels.by_old(dim.name, held, index)
             sign = None if sign is None else labels.by_old(dim.name, held, sign)
         if dim.outer:
-            value = torch.take_along_dim(value, aligned(block, i, index), i)
+            value = take(value, aligned(block, i, index), i)
         elif i == value.dim() - 1 > 1:  # along the last of three axes or more `gather` is several times faster
             value = value.gather(i, index.expand(*value.shape[:-1], -1))
         else:
