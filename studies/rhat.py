@@ -2,7 +2,8 @@
 
 python -m studies.rhat --data-dir FOLDER --out OUT
 
-Seeds are chains of NUTS, one after the other, each kept in a file of its own.
+Seeds are chains of NUTS, one after the other, each kept in a file of its own. With ``--together`` one run of NUTS
+samples as many independent copies of the network as there are seeds, in about the time of one chain.
 """
 
 from __future__ import annotations
@@ -56,12 +57,16 @@ def output(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     return (hidden @ weights["w2"].unsqueeze(-1)).squeeze(-1) + weights["b2"].unsqueeze(-1)
 
 
-def network(x: Tensor, y: Tensor, units: int, noise: float) -> None:
-    """One hidden layer of tanh units, standard normal weights, known noise; target and inputs are standardised."""
+def network(x: Tensor, y: Tensor, units: int, noise: float, copies: tuple[int, ...] = ()) -> None:
+    """One hidden layer of tanh units, standard normal weights, known noise; target and inputs are standardised.
+
+    Independent copies have a joint posterior that is the product of theirs: each copy's draws are a chain.
+    """
     shapes = {"w1": (units, x.shape[1]), "b1": (units,), "w2": (units,), "b2": ()}
+    shapes = {k: (*copies, *s) for k, s in shapes.items()}
     weights = {k: pyro.sample(k, dist.Normal(0.0, 1.0).expand(s).to_event(len(s))) for k, s in shapes.items()}
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(output(weights, x), noise), obs=y)
+    mean = output(weights, x)
+    pyro.sample("y", dist.Normal(mean, noise).to_event(mean.dim()), obs=y.expand(mean.shape))
 
 
 def symmetries(args: tuple) -> dict[str, Symmetry]:
@@ -73,27 +78,30 @@ def symmetries(args: tuple) -> dict[str, Symmetry]:
     return made
 
 
-def chain(args: tuple, seed: int, options: argparse.Namespace) -> dict[str, Tensor]:
-    """The draws of one chain and its divergences."""
-    pyro.set_rng_seed(seed)
+def sample(args: tuple, seeds: list[int], options: argparse.Namespace) -> dict[str, Tensor]:
+    """One run of NUTS: draws ``(seeds, draws, *site_shape)`` and their divergences ``(seeds, draws)``."""
+    pyro.set_rng_seed(seeds[0])
+    copies = (len(seeds),) if len(seeds) > 1 else ()
     kernel = NUTS(network, jit_compile=True, ignore_jit_warnings=True, max_tree_depth=options.depth)
     sampler = MCMC(kernel, num_samples=options.draws, warmup_steps=options.warmup, disable_progbar=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of constants
-        sampler.run(*args)
-    divergent = torch.zeros(options.draws, dtype=torch.bool)
-    divergent[list(sampler.diagnostics()["divergences"]["chain 0"])] = True
-    return {**sampler.get_samples(), "divergent": divergent}
+        sampler.run(*args, copies)
+    divergent = torch.zeros(len(seeds), options.draws, dtype=torch.bool)
+    divergent[:, list(sampler.diagnostics()["divergences"]["chain 0"])] = True
+    draws = {k: v.transpose(0, 1) if copies else v.unsqueeze(0) for k, v in sampler.get_samples().items()}
+    return {**draws, "divergent": divergent}
 
 
-def kept_chain(args: tuple, seed: int, name: dict, options: argparse.Namespace) -> dict[str, Tensor]:
-    """As :func:`chain`, from its file where there is one."""
-    run = {**name, "warmup": options.warmup, "draws": options.draws, "depth": options.depth, "seed": seed}
+def kept(args: tuple, seeds: list[int], name: dict, options: argparse.Namespace) -> dict[str, Tensor]:
+    """As :func:`sample`, from its file where there is one."""
+    run = {**name, "warmup": options.warmup, "draws": options.draws, "depth": options.depth}
+    run["seed"] = "_".join(map(str, seeds))
     path = Path(options.fits) / ("rhat-" + "-".join(f"{k}{v}" for k, v in run.items()) + ".pt")
     if path.exists():
         return torch.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draws = chain(args, seed, options)
+    draws = sample(args, seeds, options)
     torch.save(draws, path)
     print(f"sampled {json.dumps(run)}", flush=True)
     return draws
@@ -125,12 +133,13 @@ def measure(draws: dict[str, Tensor], aligned: AlignedDraws | None, args: tuple,
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Runs the study with command line options."""
     made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1, 2, 3))
-    made.add_argument("--data", default="yacht", help="yacht, energy or concrete")
+    made.add_argument("--data", default="yacht", help="yacht, energy, concrete, or another table of that form")
     made.add_argument("--units", type=int, nargs="+", default=[10], help="hidden units")
     made.add_argument("--noise", type=float, nargs="+", default=[0.3], help="known noise, in units of the target's sd")
     made.add_argument("--warmup", type=int, default=300, help="warm-up steps of each chain")
     made.add_argument("--draws", type=int, default=500, help="draws of each chain")
     made.add_argument("--depth", type=int, default=6, help="largest depth of the tree")
+    made.add_argument("--together", action="store_true", help="all chains in one run of NUTS")
     options = runner.read(made, argv)
     rows = None
     if options.quick:
@@ -155,8 +164,9 @@ def study(options: argparse.Namespace, rows: int | None) -> pd.DataFrame:
     def compute(data, units, noise, chains, relabelling):
         args = (x, y, units, noise)
         name = {"data": data, "units": units, "noise": noise}
-        runs = [kept_chain(args, seed, name, options) for seed in map(int, chains.split())]
-        draws = {k: torch.stack([run[k] for run in runs]) for k in runs[0]}
+        seeds = list(map(int, chains.split()))
+        runs = [kept(args, s, name, options) for s in ([seeds] if options.together else [[s] for s in seeds])]
+        draws = {k: torch.cat([run[k] for run in runs]) for k in runs[0]}
         divergent = draws.pop("divergent")
         which, how = RELABELLINGS[relabelling]
         found = align_draws(draws, symmetries(args)[which], model=network, args=args, **how)

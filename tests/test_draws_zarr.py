@@ -1,5 +1,6 @@
 """Draws in Zarr stores: read in slices, relabelled, written in slices, never all in memory."""
 
+import gc
 import subprocess
 import sys
 import tracemalloc
@@ -194,6 +195,7 @@ def write_network(path, chains, draws):
 
 def peak(run) -> int:
     """The most bytes that torch and Python (hence NumPy) held at a time while running, each at its own peak."""
+    gc.collect()
     tracemalloc.start()
     try:
         held = peak_bytes(run)
@@ -214,13 +216,13 @@ def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     write_network(tmp_path / "first.zarr", 1, 100)
     peak_bytes(lambda: relabel(tmp_path / "first.zarr", tmp_path / "first_out.zarr"))  # imports take memory once
     peaks = []
-    for draws in (100, 400):
+    for draws in (100, 600):
         write_network(tmp_path / f"{draws}.zarr", 1, draws)
         peaks.append(peak(lambda n=draws: relabel(tmp_path / f"{n}.zarr", tmp_path / f"{n}_out.zarr")))
-    whole = 8 * NUMEL * 400
-    assert peaks[1] < 1.1 * peaks[0], peaks
-    assert peaks[1] < 0.75 * whole, peaks
-    with opened(tmp_path / "400.zarr", consolidated=False) as lazy:
+    whole = 8 * NUMEL * 600
+    assert peaks[1] - peaks[0] < 0.25 * whole, peaks
+    assert peaks[1] < 0.6 * whole, peaks
+    with opened(tmp_path / "600.zarr", consolidated=False) as lazy:
         loaded = peak(lambda: relabel(lazy.load(), tmp_path / "again.zarr"))
     assert loaded > whole + 0.5 * peaks[1], "what is all in memory is counted"
 
