@@ -76,10 +76,10 @@ def _divergence(site: dict[str, Any], drawn: dict[str, Any] | None) -> Tensor:
         return -prior.log_prob(site["value"]).sum()
     loc, scale = _location_scale(drawn)
     # the prior's scale is one number expanded: taken once, nothing is divided element by element
-    half_precision = 0.5 * _single(prior.scale).square().reciprocal()
+    spread = _single(prior.scale)
     squares = scale.square() + (loc - _single(prior.loc)).square()
-    constant = (prior.scale.log() - 0.5).sum()
-    return (squares * half_precision).sum() - scale.log().sum() + constant
+    constant = (spread.log() - 0.5).sum() * (loc.numel() / spread.numel())
+    return (squares * (0.5 * spread.square().reciprocal())).sum() - scale.log().sum() + constant
 
 
 def _single(tensor: Tensor) -> Tensor:

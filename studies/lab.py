@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,20 +13,22 @@ from pyro_align.demo.network import bayesian_mlp
 from pyro_align.diagnostics import effective_width
 from pyro_align.guides import MeanFieldNormal, Posterior
 from studies.data import DataSet, load
+from studies.networks import ard_mlp, bayesian_lenet
 from studies.runner import Row
 from studies.training import Fit, Fits, Recipe
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A multilayer perceptron, its prior, and how it is fitted.
+    """A network, its prior, and how it is fitted.
 
     Attributes:
         data: Name of the data set.
         hidden: Widths of the hidden layers.
         activation: ``"relu"`` or ``"tanh"``.
-        prior: ``"fan-in"`` or the standard deviation of every prior, as text.
+        prior: ``"fan-in"``, ``"ard"``, or the standard deviation of every prior, as text.
         recipe: Optimiser settings, temperature and guide.
+        network: ``"mlp"`` or ``"lenet"`` (ReLU, fan-in prior).
     """
 
     data: str
@@ -33,11 +36,13 @@ class Setting:
     activation: str = "relu"
     prior: str = "fan-in"
     recipe: Recipe = field(default_factory=Recipe)
+    network: str = "mlp"
 
     @property
     def name(self) -> dict[str, object]:
         """What names a fit beside its recipe and seed."""
-        return {"data": self.data, "hidden": list(self.hidden), "activation": self.activation, "prior": self.prior}
+        made = {"data": self.data, "hidden": list(self.hidden), "activation": self.activation, "prior": self.prior}
+        return made if self.network == "mlp" else {**made, "network": self.network}
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,12 @@ class Lab:
     def model(self, setting: Setting) -> Callable:
         """The Pyro model of a setting."""
         data = self.data(setting.data)
-        prior = setting.prior if setting.prior == "fan-in" else float(setting.prior)
+        if setting.network == "lenet":
+            return bayesian_lenet(setting.hidden, classes=data.classes, side=math.isqrt(data.x.shape[1]))
         sizes = [data.x.shape[1], *setting.hidden, data.classes]
+        if setting.prior == "ard":
+            return ard_mlp(sizes, activation=setting.activation)
+        prior = setting.prior if setting.prior == "fan-in" else float(setting.prior)
         return bayesian_mlp(sizes, prior_scale=prior, activation=setting.activation)
 
     def fit(self, setting: Setting, seed: int) -> Fit:

@@ -5,6 +5,7 @@ python -m studies.mnist --data-dir DATA --out OUT
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,8 +14,12 @@ from pyro_align.plots import TITLES
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
+from studies.width_depth import KINDS
 
-KEY = ("data", "hidden", "temperature", "epochs", "seed_a", "seed_b")
+KEY = ("data", "hidden", "guide", "temperature", "gain", "decay", "epochs", "seed_a", "seed_b")
+
+# Adam's steps; those of .02 that suit the digits' few steps are too long for 235 steps an epoch and 784 inputs
+RATES = {"normal": 0.003, "delta": 0.001}
 
 SHOWN = ("predictive_nll", "expected_nll", "elbo", "error_rate")
 
@@ -25,22 +30,32 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"], help="data sets")
     made.add_argument("--temperature", type=float, nargs="+", default=[0.1], help="weights of the KL")
     made.add_argument("--epochs", type=int, default=10, help="passes over the data in each fit")
+    made.add_argument("--gain", type=float, nargs="+", default=[0.3], help="factors on He-normal initial locations")
+    made.add_argument("--decay", type=float, default=0.3, help="last share of the steps, over which step sizes decay")
+    made.add_argument("--guides", nargs="+", default=["normal"], help="normal, delta")
     options = runner.read(made, argv)
     hidden, epochs, grid, limit = [512] * 3, options.epochs, Grid(11, 8, train=5000), None
     if options.quick:
         hidden, epochs, grid, limit = [16] * 3, 2, Grid(3, 2, train=100, test=100), 300
     lab = Lab(options, grid, limit)
 
-    def compute(data, hidden, temperature, epochs, seed_a, seed_b):
-        # steps of .02 suit the digits' few steps; at 235 steps an epoch, 784 inputs want smaller ones
-        recipe = Recipe(epochs=epochs, learning_rate=0.003, scale_rate=0.01, temperature=temperature)
+    def compute(data, hidden, guide, temperature, gain, decay, epochs, seed_a, seed_b):
+        recipe = Recipe(
+            epochs,
+            learning_rate=RATES[guide],
+            scale_rate=0.01,
+            temperature=temperature,
+            guide=guide,
+            gain=gain,
+            decay=decay,
+        )
         widths = tuple(int(units) for units in hidden.split("-"))
         return before_and_after(lab, Setting(data, widths, recipe=recipe), seed_a, seed_b)
 
     shape = "-".join(map(str, hidden))
     cells = [
-        dict(zip(KEY, (data, shape, temperature, epochs, *pair), strict=True))
-        for temperature in options.temperature
+        dict(zip(KEY, (data, shape, guide, temperature, gain, options.decay, epochs, *pair), strict=True))
+        for guide, temperature, gain in itertools.product(options.guides, options.temperature, options.gain)
         for pair in runner.pairs(options.seeds)
         for data in options.data
     ]
@@ -51,18 +66,22 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per data set, temperature and loss on test data: barrier before and after, and the ends' levels."""
+    """One row per data set, temperature, gain and loss on test data: barrier before and after, and the ends' levels."""
     made = []
     frame = frame[(frame["evaluation"] == "test") & frame["loss"].isin(SHOWN)]
-    for (data, temperature, epochs, loss), part in frame.groupby(["data", "temperature", "epochs", "loss"], sort=False):
+    by = ["data", "guide", "gain", "decay", "temperature", "epochs"]
+    for (data, guide, gain, decay, temperature, epochs, loss), part in frame.groupby([*by, "loss"], sort=False):
         before, after = (part[part["alignment"] == name] for name in ("none", "w2"))
         ends = pd.concat([after["start"], after["end"]])
         made.append(
             {
                 "data": data,
+                "kind": KINDS[guide],
                 "T": f"{temperature:g}",
+                "gain": f"{gain:g}",
+                "decay": f"{decay:g}",
                 "epochs": epochs,
-                "alive": "; ".join(part["alive"].unique()),
+                "alive": "; ".join(part["alive"].dropna().unique()),
                 "loss": TITLES.get(loss, loss),
                 "seed pairs": len(after),
                 "barrier as they stand": figures.spread(before["barrier"], 4),
@@ -76,14 +95,22 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on test data by temperature, before and after."""
-    frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")]
+    frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")].copy()
     names = list(dict.fromkeys(frame["data"]))
     figure, axes = figures.pyplot().subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, sharey=True)
+    settings = sorted(frame[["guide", "gain"]].drop_duplicates().itertuples(index=False), reverse=True)
+    frame["line"] = frame["guide"] + frame["gain"].map("/{:g}/".format) + frame["alignment"]
+    order = {
+        f"{guide}/{gain:g}/{a}": f"{KINDS[guide]}, gain {gain:g}, {figures.LABELS[a]}"
+        for guide, gain in settings
+        for a in ("none", "w2")
+    }
     for ax, name in zip(axes.flat, names, strict=True):
-        figures.lines(ax, frame[frame["data"] == name], x="temperature", by="alignment", order=["none", "w2"])
+        part = frame[frame["data"] == name]
+        figures.lines(ax, part, x="temperature", by="line", order=list(order), labels=order)
         ax.set_title(name, fontsize=10)
     axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
-    axes.flat[0].legend(frameon=False, fontsize=8)
+    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     figures.save(figure, path)
 
 

@@ -14,6 +14,7 @@ from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
 
+TITLES = {"fan-in": "prior N(0, 2 / fan_in)", "1.0": "prior N(0, 1)", "ard": "relevance priors (ARD)"}
 KEY = ("data", "hidden", "prior", "temperature", "seed_a", "seed_b")
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1, 2))
     made.add_argument("--data", default="digits", help="data set")
     made.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="hidden layers")
-    made.add_argument("--priors", nargs="+", default=["fan-in", "1.0"], help="fan-in or standard deviations")
+    made.add_argument("--priors", nargs="+", default=["fan-in", "1.0", "ard"], help="fan-in, ard or a number")
     made.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.1, 0.01, 0.001], help="KL weights")
     made.add_argument("--epochs", type=int, default=300, help="passes over the data in each fit")
     options = runner.read(made, argv)
@@ -82,7 +83,7 @@ def draw(frame: pd.DataFrame, path) -> None:
     figure, axes = figures.pyplot().subplots(1, len(priors), figsize=(4 * len(priors), 3), squeeze=False, sharey=True)
     for ax, prior in zip(axes.flat, priors, strict=True):
         figures.lines(ax, frame[frame["prior"] == prior], x="temperature", by="alignment", order=["none", "w2"])
-        ax.set_title(f"prior {prior if prior == 'fan-in' else f'sd {prior}'}", fontsize=10)
+        ax.set_title(TITLES.get(prior, f"prior N(0, {prior} squared)"), fontsize=10)
     axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
     axes.flat[0].legend(frameon=False, fontsize=8)
     figures.save(figure, path)

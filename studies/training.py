@@ -29,12 +29,15 @@ class Recipe:
     Attributes:
         epochs: Passes over the data.
         batch_size: Data per step.
-        learning_rate: Initial step of Adam for locations, decayed exponentially to a hundredth.
+        learning_rate: Step of Adam for locations, at the end decayed exponentially to a hundredth.
         scale_rate: The same for the scales' parameters.
         temperature: Weight of the KL in the ELBO; 1 is Bayes. For points, the weight of the log prior.
         init_scale: Initial standard deviation of every weight.
         local: Whether to use local reparameterisation.
         guide: ``"normal"`` for a mean-field posterior, ``"delta"`` for a point estimate.
+        gain: Factor on the He-normal initial locations. What a fit keeps of its random start differs between seeds,
+            and no relabelling undoes it; below 1 there is less of it.
+        decay: Share of the steps, the last ones, over which the step sizes decay.
     """
 
     epochs: int = 300
@@ -45,13 +48,25 @@ class Recipe:
     init_scale: float = 0.01
     local: bool = False
     guide: str = "normal"
+    gain: float = 1.0
+    decay: float = 1.0
+
+    @property
+    def name(self) -> dict[str, object]:
+        """What names a fit; later fields only where they are not at their defaults, so that old fits are found."""
+        added = {"gain", "decay"}
+        return {k: v for k, v in asdict(self).items() if k not in added or v != getattr(Recipe, k)}
 
 
 def make_guide(model: Callable, recipe: Recipe):
-    """An untrained guide with He-normal locations."""
+    """An untrained guide with He-normal locations times the recipe's gain."""
+
+    def start(site: dict) -> Tensor:
+        return recipe.gain * he_initialisation(site)
+
     if recipe.guide == "delta":
-        return AutoDelta(model, init_loc_fn=he_initialisation)
-    return AutoNormal(model, init_loc_fn=he_initialisation, init_scale=recipe.init_scale)
+        return AutoDelta(model, init_loc_fn=start)
+    return AutoNormal(model, init_loc_fn=start, init_scale=recipe.init_scale)
 
 
 def fit(
@@ -75,7 +90,8 @@ def fit(
         start: A posterior to start from instead.
         label: What to call the fit in the progress lines on standard error.
     """
-    steps = recipe.epochs * -(-len(x) // recipe.batch_size)
+    steps, step = recipe.epochs * -(-len(x) // recipe.batch_size), 0
+    constant = round((1 - recipe.decay) * steps)
     rates = {"locs": recipe.learning_rate, "scales": recipe.scale_rate}
 
     def options(name: str) -> dict:
@@ -83,7 +99,7 @@ def fit(
         return {"lr": rate, "fused": True}
 
     optimiser = pyro.optim.ExponentialLR(
-        {"optimizer": torch.optim.Adam, "optim_args": options, "gamma": 0.01 ** (1 / steps)}
+        {"optimizer": torch.optim.Adam, "optim_args": options, "gamma": 0.01 ** (1 / max(1, steps - constant))}
     )
     elbo = ClosedFormELBO(temperature=recipe.temperature, local=recipe.local)
     started, reported = time.monotonic(), time.monotonic()
@@ -95,7 +111,9 @@ def fit(
             total = 0.0
             for batch in torch.randperm(len(x), device=x.device).split(recipe.batch_size):
                 total += svi.step(x[batch], y[batch], len(x)) * len(batch) / len(x)
-                optimiser.step()
+                step += 1
+                if step > constant:
+                    optimiser.step()
             if time.monotonic() - reported > 15 or epoch == recipe.epochs - 1:
                 reported = time.monotonic()
                 seconds = reported - started
@@ -139,7 +157,7 @@ class Fits:
             recipe: Optimiser settings.
             what: Everything else that names the fit (data set, architecture, prior): JSON values.
         """
-        name = json.dumps({**what, **asdict(recipe), "seed": seed, "data": len(x)}, sort_keys=True)
+        name = json.dumps({**what, **recipe.name, "seed": seed, "data": len(x)}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
         if not path.exists():
             started = time.monotonic()

@@ -12,9 +12,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # studies are scripts of the repository, not part of the package
 
-from studies import data, merging, mnist, objectives, priors, runner, width_depth  # noqa: E402
+from studies import convolutional, data, merging, mnist, objectives, priors, runner, width_depth  # noqa: E402
 
-STUDIES = {"merging": merging, "mnist": mnist, "objectives": objectives, "priors": priors, "width_depth": width_depth}
+STUDIES = {
+    "convolutional": convolutional,
+    "merging": merging,
+    "mnist": mnist,
+    "objectives": objectives,
+    "priors": priors,
+    "width_depth": width_depth,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_and_resumes(name, folder, tmp_path, capsys):
     arguments = ["--quick", "--out", str(tmp_path), "--seeds", "0", "1"]
-    if name == "mnist":
+    if name in ("convolutional", "mnist"):
         arguments += ["--data-dir", str(folder), "--data", "mnist"]
     first = STUDIES[name].main(arguments)
     figure = "nll" if name == "merging" else "barrier"

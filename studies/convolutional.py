@@ -1,0 +1,104 @@
+"""A LeNet-like convolutional network on MNIST and Fashion-MNIST: barriers before and after alignment.
+
+python -m studies.convolutional --data-dir DATA --out OUT
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pyro_align.plots import TITLES
+from studies import figures, runner
+from studies.lab import Grid, Lab, Setting, before_and_after
+from studies.mnist import SHOWN
+from studies.training import Recipe
+
+KEY = ("data", "widths", "train", "temperature", "gain", "epochs", "seed_a", "seed_b")
+LENET = (16, 32, 120, 84)
+
+
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Runs the study with command line options."""
+    made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
+    made.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"], help="data sets")
+    made.add_argument("--factors", type=int, nargs="+", default=[1, 2], help="multiples of every layer's width")
+    made.add_argument("--train", type=int, default=60000, help="training data to fit to")
+    made.add_argument("--temperature", type=float, default=0.1, help="weight of the KL")
+    made.add_argument("--gain", type=float, nargs="+", default=[1.0, 0.3], help="factors on He-normal locations")
+    made.add_argument("--epochs", type=int, default=5, help="passes over the data in each fit")
+    options = runner.read(made, argv)
+    lenet, grid = LENET, Grid(7, 4, train=0, test=2000)
+    if options.quick:
+        lenet, grid = (2, 3, 8, 6), Grid(3, 2, train=0, test=60)
+        options.train, options.epochs, options.factors, options.gain = 300, 1, [1], [1.0]
+    lab = Lab(options, grid, options.train)
+
+    def compute(data, widths, train, temperature, gain, epochs, seed_a, seed_b):
+        recipe = Recipe(epochs, 128, 0.003, scale_rate=0.01, temperature=temperature, gain=gain, decay=0.3)
+        layers = tuple(int(width) for width in widths.split("-"))
+        return before_and_after(lab, Setting(data, layers, recipe=recipe, network="lenet"), seed_a, seed_b)
+
+    shapes = ["-".join(str(factor * width) for width in lenet) for factor in options.factors]
+    fixed = (options.train, options.temperature)
+    cells = [
+        dict(zip(KEY, (data, shape, *fixed, gain, options.epochs, *pair), strict=True))
+        for pair in runner.pairs(options.seeds)
+        for shape, data, gain in itertools.product(shapes, options.data, options.gain)
+    ]
+    frame = runner.run(runner.Table(options.out / "convolutional.csv", KEY), cells, compute)
+    runner.write_table(summary(frame), options.out / "convolutional_table.md")
+    draw(frame, options.out / "convolutional.png")
+    return frame
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per data set, width, gain and loss on test data."""
+    frame = frame[frame["loss"].isin(SHOWN)]
+    made = []
+    by = ["data", "widths", "train", "gain", "loss"]
+    for (data, widths, train, gain, loss), part in frame.groupby(by, sort=False):
+        before, after = (part[part["alignment"] == name] for name in ("none", "w2"))
+        ends = pd.concat([after["start"], after["end"]])
+        made.append(
+            {
+                "data": data,
+                "channels and units": widths,
+                "training data": train,
+                "gain": f"{gain:g}",
+                "alive": "; ".join(part["alive"].unique()),
+                "loss": TITLES.get(loss, loss),
+                "seed pairs": len(after),
+                "barrier as they stand": figures.spread(before["barrier"], 4),
+                "barrier aligned": figures.spread(after["barrier"], 4),
+                "largest s.e.": f"{after['se'].max():.4f}",
+                "loss of the fits": f"{ends.min():.4f}-{ends.max():.4f}",
+            }
+        )
+    return pd.DataFrame(made)
+
+
+def draw(frame: pd.DataFrame, path) -> None:
+    """Predictive-NLL barrier on test data by width, before and after."""
+    frame = frame[frame["loss"] == "predictive_nll"].copy()
+    frame["line"] = frame["gain"].map("{:g}/".format) + frame["alignment"]
+    gains = sorted(frame["gain"].unique(), reverse=True)
+    order = {f"{g:g}/{a}": f"gain {g:g}, {figures.LABELS[a]}" for g in gains for a in ("none", "w2")}
+    # by size, not by the text's first digit
+    frame["channels"] = frame["widths"].str.split("-").str[0].astype(int)
+    names = list(dict.fromkeys(frame["data"]))
+    figure, axes = figures.pyplot().subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, sharey=True)
+    for ax, name in zip(axes.flat, names, strict=True):
+        part = frame[frame["data"] == name]
+        figures.lines(ax, part, x="channels", by="line", order=list(order), labels=order)
+        ax.set_xlabel("channels of the first convolution")
+        ax.set_title(name, fontsize=10)
+    axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
+    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
