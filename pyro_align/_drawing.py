@@ -180,8 +180,9 @@ def _paint(ax: Axes, sheet: _Sheet, term: Axis, left: float, y: float, scale: fl
         _paint(ax, sheet, part, left, y, scale, height)
         left += width
         if rest:
-            if scale > 0.6:
-                ax.text(left + scale * SIGN / 2, y, sign, ha="center", va="center_baseline", fontsize=8, color=INK)
+            if scale > 0.3:
+                style = {"ha": "center", "va": "center_baseline", "fontsize": 8 if scale > 0.7 else 6, "color": INK}
+                ax.text(left + scale * SIGN / 2, y, sign, **style)
             left += scale * SIGN
 
 
@@ -274,7 +275,7 @@ def _write(ax: Axes, symmetry: Symmetry, rows: dict[str, tuple[Axis, ...]]) -> N
     if any(a.odd for t in found for a in leaves(t)):
         notes.append("± with signs")
     inches = ax.get_position().width * ax.figure.get_figwidth()
-    ax.set_xlabel(fill("; ".join(notes), max(30, int(inches / 0.056))), fontsize=7.5, loc="left", color=INK)
+    ax.set_xlabel(fill("; ".join(notes), max(30, int(inches / 0.052))), fontsize=7.5, loc="left", color=INK)
 
 
 def _subterms(term: Axis) -> Iterator[Axis]:
