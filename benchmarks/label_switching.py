@@ -1,9 +1,11 @@
-"""R-hat before and after relabelling, on chains of NUTS that were really run.
+"""R-hat before and after relabelling, on chains that were really run; and which method mistakes fewest labels.
 
 python benchmarks/label_switching.py mixture        # three Gaussian components
 python benchmarks/label_switching.py network        # one hidden layer of ten tanh units, with and without signs
+python benchmarks/label_switching.py methods        # misclassified data by method, on simulated mixtures
 
-Chains start at random and run one per process. ``--data FILE`` takes a regression from a text table, last column last.
+Chains of NUTS start at random and run one per process. ``--data FILE`` takes a regression from a text table, whose last
+column is the target.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
+from scipy.optimize import linear_sum_assignment
+from torch.distributions import constraints
 
 from pyro_align import Odd, Symmetry, align_draws, find_symmetry
 from pyro_align.draws.diagnostics import rhat_and_ess
@@ -100,16 +104,113 @@ def worst(values: dict) -> str:
     return "  ".join(f"{k} {r:.3f} ({n:.0f})" for k, (r, n) in rhat_and_ess(values).items())
 
 
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+# weights, means, standard deviations, data: from components far apart to such as share their mean
+MIXTURES = {
+    "3 apart": ([0.3, 0.4, 0.3], [-4.0, 0.0, 4.0], [1.0, 1.0, 1.0], 150),
+    "3 overlapping": ([0.3, 0.4, 0.3], [-2.5, 0.0, 2.5], [1.0, 0.7, 1.0], 150),
+    "2 with one mean": ([0.5, 0.5], [0.0, 0.0], [0.5, 3.0], 150),
+    "5, unequal": ([0.2, 0.2, 0.25, 0.2, 0.15], [-6.0, -3.0, 0.0, 3.0, 7.0], [0.7, 0.7, 0.7, 0.7, 1.5], 250),
+}
+SYMMETRY = Symmetry.from_axes({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
+METHODS = ("ordering", "pivot", "ecr", "ecr_iterative_1", "ecr_iterative_2", "stephens", "barycenter")
+
+
+def simulated(name: str, seed: int):
+    """Data ``(n,)`` and the component that each came from."""
+    weights, loc, scale, n = (torch.tensor(v) for v in MIXTURES[name])
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.multinomial(weights, int(n), replacement=True, generator=g)
+    return loc[truth] + scale[truth] * torch.randn(int(n), generator=g), truth
+
+
+def gibbs(y, k: int, draws: int, seed: int, warmup: int = 200) -> dict[str, torch.Tensor]:
+    """A Gaussian mixture under weak conjugate priors (Fruehwirth-Schnatter 2001); labels shuffled at every step."""
+    pyro.set_rng_seed(seed)
+    spread = float(y.max() - y.min())
+    loc = torch.quantile(y, (torch.arange(k) + 0.5) / k)
+    var, weights = torch.full((k,), (spread / 10) ** 2) * torch.linspace(0.5, 2.0, k), torch.full((k,), 1.0 / k)
+    kept = []
+    for step in range(warmup + draws):
+        logits = weights.log() - 0.5 * var.log() - 0.5 * (y.unsqueeze(-1) - loc) ** 2 / var
+        z = torch.nn.functional.one_hot(dist.Categorical(logits=logits).sample(), k).to(y.dtype)
+        count = z.sum(0)
+        weights = dist.Dirichlet(1 + count).sample()
+        precision = count / var + 1 / spread**2
+        loc = dist.Normal((z.T @ y / var + y.mean() / spread**2) / precision, precision.rsqrt()).sample()
+        rest = (z * (y.unsqueeze(-1) - loc) ** 2).sum(0)
+        var = 1 / dist.Gamma(2 + count / 2, spread**2 / 50 + rest / 2).sample()
+        order = torch.randperm(k)
+        loc, var, weights = loc[order], var[order], weights[order]
+        if step >= warmup:
+            kept.append({"loc": loc, "scale": var.sqrt(), "weights": weights})
+    return {name: torch.stack([draw[name] for draw in kept]) for name in kept[0]}
+
+
+def allocations(draws: dict, y) -> torch.Tensor:
+    """Probability of each component for each datum, ``(chain, draw, n, k)``."""
+    loc, scale, weights = (draws[name].unsqueeze(-2) for name in ("loc", "scale", "weights"))
+    return torch.softmax(dist.Normal(loc, scale).log_prob(y.unsqueeze(-1)) + weights.log(), -1)
+
+
+def mistaken(p: torch.Tensor, truth) -> tuple[float, float]:
+    """What mean allocation probabilities say of the components that the data came from, under the best naming.
+
+    Args:
+        p: Probabilities ``(n, k)``.
+        truth: Components ``(n,)``.
+
+    Returns:
+        Share of data whose most probable component is another, and mean of minus the log probability of the right one.
+    """
+    right = torch.nn.functional.one_hot(truth, p.shape[-1]).to(p.dtype)
+    agree = torch.nn.functional.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype).T @ right
+    loss = -(p.log().T @ right)
+    rows, columns = linear_sum_assignment(agree.numpy(), maximize=True)
+    share = 1 - float(agree[rows, columns].sum()) / len(truth)
+    rows, columns = linear_sum_assignment(loss.numpy())
+    return share, float(loss[rows, columns].sum()) / len(truth)
+
+
+def compare_methods(draws: int, seeds: int) -> None:
+    """Prints, by mixture and method, the share of misclassified data and the log loss, means over data sets."""
+    print(f"{'mixture':<18}" + "".join(f"{name:>17}" for name in ("true parameters", *METHODS)))
+    for name, (weights, loc, scale, _) in MIXTURES.items():
+        found: dict[str, list] = {key: [] for key in ("true parameters", *METHODS)}
+        for seed in range(seeds):
+            y, truth = simulated(name, seed)
+            chains = [gibbs(y, len(loc), draws, 10 * seed + c) for c in range(2)]
+            given = {k: torch.stack([c[k] for c in chains]) for k in chains[0]}
+            known = {"loc": torch.tensor(loc), "scale": torch.tensor(scale), "weights": torch.tensor(weights)}
+            found["true parameters"].append(mistaken(allocations(known, y), truth))
+            p = allocations(given, y)
+            supports = {"scale": constraints.positive, "weights": constraints.simplex}
+            for method in METHODS:
+                options = {"order_by": "loc"} if method == "ordering" else {"allocations": p}
+                if method in ("pivot", "barycenter"):
+                    options = {"weights": "diagonal", "supports": supports}
+                aligned = align_draws(given, SYMMETRY, method=method, **options)
+                found[method].append(mistaken(allocations(aligned.draws, y).mean((0, 1)), truth))
+        print(f"{name:<18}" + "".join("{:>10.3f} {:.4f}".format(*np.mean(v, 0)) for v in found.values()), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["mixture", "network"])
+    parser.add_argument("name", choices=["mixture", "network", "methods"])
     parser.add_argument("--data", help="text table of a regression, for the network")
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--depth", type=int, default=10, help="largest depth of the tree")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5, help="data sets of each simulated mixture, for methods")
     options = parser.parse_args()
+    if options.name == "methods":
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(1)
+        compare_methods(options.draws, options.seeds)
+        return
     run = Run(options.name, options.data, options.warmup, options.draws, options.depth)
     torch.set_default_dtype(torch.float64)
     start = time.perf_counter()
