@@ -36,6 +36,7 @@ RELABELLINGS = {
 }
 SITES = ("w1", "b1", "w2", "b2")
 QUANTITIES = (*SITES, "function", "log joint")
+FLOOR = 1e-4  # R-hat - 1 below this is drawn at this
 
 
 def load_table(name: str, folder: str | None) -> tuple[Tensor, Tensor]:
@@ -208,12 +209,12 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             colour = figures.COLOURS[i % len(figures.COLOURS)]
             rhat = np.sort(one.loc[one["quantity"].isin(SITES), "rhat"].dropna())
             label = "weights, as sampled" if name == "none" else f"weights, {name}"
-            above.plot(np.linspace(0, 1, len(rhat)), rhat - 1, "-", color=colour, label=label)
+            above.plot(np.linspace(0, 1, len(rhat)), np.maximum(rhat - 1, FLOOR), "-", color=colour, label=label)
             swaps = one[one["quantity"] == "transpositions"]
             if name == "signed permutations":
                 below.bar(swaps["entry"], swaps["share"], color=colour)
         rhat = np.sort(one.loc[one["quantity"] == "function", "rhat"].dropna())
-        above.plot(np.linspace(0, 1, len(rhat)), rhat - 1, "k--", label="function values")
+        above.plot(np.linspace(0, 1, len(rhat)), np.maximum(rhat - 1, FLOOR), "k--", label="function values")
         above.set_yscale("log")
         above.set_title(f"{data}, {units} units, noise {noise:g}", fontsize=10)
         above.set_xlabel("share of entries with a smaller one")

@@ -250,6 +250,7 @@ def test_an_ensemble_of_guides():
     aligned = align_draws(guides, SWAP, method="barycenter")
     assert aligned.draws["loc"].shape == (1, 3, 2)
     assert len({tuple(q) for q in aligned.permutations["k"][0].tolist()}) == 2
+    assert aligned.report().loc["loc", "relabelled"] >= 1
     medians = torch.stack([g.median()["loc"] for g in aligned.guides])
     assert float(medians.std(0).max()) < 0.3
     assert isinstance(aligned.guides[1], AutoNormal)
@@ -322,3 +323,17 @@ def test_a_model_that_is_another(switching):
         align_draws(switching.draws, MIXTURE, model=network, args=(torch.randn(3, 2),))
     with pytest.raises(TraceError, match=r"'weights': shape \(2,\) in the model"):
         align_draws(switching.draws, MIXTURE, model=mixture, args=(switching.data, 2))
+
+
+def test_the_predictive_density_of_every_datum_is_checked():
+    """Relabelling that exchanges two data's likelihoods leaves the log joint alone, but is no symmetry."""
+
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    y = torch.zeros(2)
+    draws = {"loc": torch.randn(1, 20, 2)}
+    with pytest.raises(SymmetryError, match="log likelihood of single data"):
+        align_draws(draws, Symmetry.from_axes({"loc": ("k",)}), model=model, args=(y,))

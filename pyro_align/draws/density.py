@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ class DrawDensity:
         self.density = Density(self.model, self.args, self.kwargs)
         self.vectorized = True
         self._found: tuple[str, ...] | None = None
+        self._drawn: dict[tuple, Tensor] = {}
 
     @property
     def supports(self) -> dict[str, Any]:
@@ -71,21 +73,41 @@ class DrawDensity:
         Args:
             values: Site -> constrained draws ``(units, *site_shape)``.
         """
+        return self.fingerprints(values)[:2]
 
-        def one(draw: Values) -> tuple[Tensor, Tensor]:
+    def fingerprints(self, values: Values) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`log_probs`, and the sum over data of their log likelihoods with random weights.
+
+        Two draws with the same weighted sum have, but for chance, the same log likelihood of every single datum: the
+        same posterior predictive density. Where discrete sites are summed out it is the plain sum.
+        """
+
+        def one(draw: Values) -> tuple[Tensor, Tensor, Tensor]:
             trace = self._trace(draw)
             if self.density.enumerated:
                 joint = self._total(trace)
                 for name in self.density.latents:
                     trace.remove_node(name)
-                return joint, self._total(trace)
+                likelihood = self._total(trace)
+                return joint, likelihood, likelihood
             nodes = trace.nodes
             sums = {k: n["log_prob_sum"] for k, n in nodes.items() if "log_prob_sum" in n}
             joint = sum(sums.values())
-            return joint, joint - sum(v for k, v in sums.items() if k in self.density.latents)
+            weighted = joint - joint
+            for name in self.density.observed:
+                value = nodes[name]["log_prob"]
+                weighted = weighted + (value * self._weights(name, value)).sum()
+            return joint, joint - sum(v for k, v in sums.items() if k in self.density.latents), weighted
 
-        joint, likelihood = self._map(one, values)
-        return joint.double(), likelihood.double()
+        return tuple(part.double() for part in self._map(one, values))
+
+    def _weights(self, site: str, like: Tensor) -> Tensor:
+        """Fixed random weights in [0.5, 1.5] of a site's data."""
+        key = (site, tuple(like.shape))
+        if key not in self._drawn:
+            g = torch.Generator().manual_seed(zlib.crc32(site.encode()))
+            self._drawn[key] = 0.5 + torch.rand(key[1], generator=g, dtype=torch.float64)
+        return self._drawn[key].to(like.device, like.dtype)
 
     def tolerance(self, log_joint: Tensor) -> Tensor:
         """The change of a log joint that rounding allows in the model's own precision, nats."""
@@ -199,15 +221,16 @@ class DrawDensity:
 
 
 def check_invariance(
-    scope: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], tolerance: Tensor, labels
+    scope: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...], tolerance: Tensor, labels
 ) -> float:
-    """The largest change of the log joint (or log likelihood, for a symmetry of that scope), in nats.
+    """The largest change of the log joint (but for a symmetry of the likelihood) and of log likelihoods, in nats.
 
     Raises:
-        SymmetryError: A relabelled draw has another log joint or log likelihood than before.
+        SymmetryError: A relabelled draw has another log joint or log likelihood than before, in all or of one datum.
     """
     worst = 0.0
-    for what, old, new in zip(("log joint", "log likelihood"), before, after, strict=True):
+    names = ("log joint", "log likelihood", "log likelihood of single data")
+    for what, old, new in zip(names, before, after, strict=True):
         if what == "log joint" and scope == "likelihood":
             continue
         change = torch.where(old == new, 0.0, (new - old).abs())  # equal infinities are no change

@@ -30,7 +30,8 @@ class Invariance:
 
     Attributes:
         draws: Number of relabelled draws that were checked.
-        error: Largest change of their log joint or log likelihood, in nats.
+        error: Largest change of their log joint, their log likelihood, or the sum over data of log likelihoods with
+            random weights, which tells whether each datum's has changed. In nats.
         tolerance: Smallest change that would have been refused, in nats.
     """
 

@@ -186,12 +186,12 @@ class Task:
     def latents(self, chain: int, part: slice) -> dict[str, Tensor]:
         return {k: self.source.read(k, chain, part) for k in self.density.density.latents}
 
-    def log_probs(self) -> tuple[Tensor, Tensor]:
-        """Log joint and log likelihood of every draw, ``(chain, draw)`` nats each."""
-        parts = [self.density.log_probs(self.latents(c, s)) for c, s in self.density_slices()]
-        return tuple(torch.cat([p[i] for p in parts]).reshape(self.source.shape) for i in (0, 1))
+    def log_probs(self) -> tuple[Tensor, ...]:
+        """Log joint, log likelihood, and its sum with random weights, of every draw, ``(chain, draw)`` nats each."""
+        parts = [self.density.fingerprints(self.latents(c, s)) for c, s in self.density_slices()]
+        return tuple(torch.cat(part).reshape(self.source.shape) for part in zip(*parts, strict=True))
 
-    def certified(self, result: AlignedDraws, before: tuple[Tensor, Tensor]) -> AlignedDraws:
+    def certified(self, result: AlignedDraws, before: tuple[Tensor, ...]) -> AlignedDraws:
         """The result, once every relabelled draw has the log joint that it had before."""
         count, worst, smallest = 0, 0.0, np.inf
         for chain, part in self.density_slices():
@@ -201,7 +201,7 @@ class Task:
             latents = self.latents(chain, part)
             changed = {k: v for k, v in latents.items() if k in self.symmetry.sites}
             latents.update(result.relabel(changed, chain, part))
-            after = self.density.log_probs({k: v[moved] for k, v in latents.items()})
+            after = self.density.fingerprints({k: v[moved] for k, v in latents.items()})
             old = tuple(b[chain, part][moved] for b in before)
             tolerance = self.density.tolerance(old[0])
             places = (part.start + moved.nonzero().flatten()).tolist()
