@@ -154,6 +154,15 @@ def allocations(draws: dict, y) -> torch.Tensor:
     return torch.softmax(dist.Normal(loc, scale).log_prob(y.unsqueeze(-1)) + weights.log(), -1)
 
 
+def log_joint(draws: dict, y) -> torch.Tensor:
+    """Log density of data, means, variances and weights (uniform) up to a constant, ``(chain, draw)`` nats."""
+    loc, scale, weights = (draws[name] for name in ("loc", "scale", "weights"))
+    spread = float(y.max() - y.min())
+    parts = dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).log_prob(y.unsqueeze(-1)) + weights.unsqueeze(-2).log()
+    prior = dist.Normal(y.mean(), spread).log_prob(loc) + dist.InverseGamma(2.0, spread**2 / 50).log_prob(scale**2)
+    return parts.logsumexp(-1).sum(-1) + prior.sum(-1)
+
+
 def mistaken(p: torch.Tensor, truth) -> tuple[float, float]:
     """What mean allocation probabilities say of the components that the data came from, under the best naming.
 
@@ -184,12 +193,15 @@ def compare_methods(draws: int, seeds: int) -> None:
             given = {k: torch.stack([c[k] for c in chains]) for k in chains[0]}
             known = {"loc": torch.tensor(loc), "scale": torch.tensor(scale), "weights": torch.tensor(weights)}
             found["true parameters"].append(mistaken(allocations(known, y), truth))
-            p = allocations(given, y)
+            p, density = allocations(given, y), log_joint(given, y)
+            pivot = divmod(int(density.argmax()), density.shape[1])
             supports = {"scale": constraints.positive, "weights": constraints.simplex}
             for method in METHODS:
-                options = {"order_by": "loc"} if method == "ordering" else {"allocations": p}
+                options = {"allocations": p, "reference": pivot}
                 if method in ("pivot", "barycenter"):
-                    options = {"weights": "diagonal", "supports": supports}
+                    options = {"weights": "diagonal", "supports": supports, "reference": pivot}
+                elif method == "ordering":
+                    options = {"order_by": "loc"}
                 aligned = align_draws(given, SYMMETRY, method=method, **options)
                 found[method].append(mistaken(allocations(aligned.draws, y).mean((0, 1)), truth))
         print(f"{name:<18}" + "".join("{:>10.3f} {:.4f}".format(*np.mean(v, 0)) for v in found.values()), flush=True)

@@ -235,7 +235,7 @@ import torch
 torch.set_num_threads(1)
 write_network("small.zarr", 1, 200)
 relabel("small.zarr", "small_out.zarr")
-write_network("large.zarr", 4, 25_000)
+write_network("large.zarr", 4, 6_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 relabel("large.zarr", "large_out.zarr")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -245,7 +245,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 def test_a_store_of_400_megabytes_takes_half_of_it(tmp_path):
-    """With slices as they are: 34 MB of numbers, held several times over while they are compared."""
+    """With slices as they are: 8 MB of numbers, held several times over while they are compared."""
     here = Path(__file__).resolve().parent
     script = SCRIPT.format(paths=[str(here), str(here.parent)])
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -21,7 +21,7 @@ from pyro_align.draws.units import Labels
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry import Permutation, Symmetry
 
-_SLICE = 1 << 22
+_SLICE = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pyro_align.draws.sources import Source, as_tensor
 if TYPE_CHECKING:
     from pyro_align.draws.result import AlignedDraws
 
-_SLICE = 1 << 22  # numbers in one slice of a group
+_SLICE = 1 << 20  # numbers in one slice of a group
 _OF_THE_OLD_STORE = ("chunks", "preferred_chunks", "compressor", "compressors", "filters", "shards", "serializer")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_align.draws.batched import UnitMatcher
 from pyro_align.symmetry import Permutation, Symmetry
 
-_ELEMENTS = 1 << 22  # numbers held at a time when draws are streamed
+_ELEMENTS = 1 << 20  # numbers held at a time when draws are streamed
 
 Features = dict[str, tuple[Tensor, ...]]
 
