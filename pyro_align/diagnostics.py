@@ -123,6 +123,18 @@ def effective_width(
     return EffectiveWidth(kl, threshold, tuple(s for s in symmetry.sites if s not in divergences))
 
 
+def shares_off_prior(
+    posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, nats: float = 0.05
+) -> dict[str, float]:
+    """Site -> share of its values whose KL from the prior exceeds ``nats``; needs no symmetry.
+
+    Only of sites with at least 8 values, Normal under posterior and prior. A share near 0 is a site that has collapsed
+    to its prior.
+    """
+    divergences = _elementwise_kl(posterior, model, args, kwargs)
+    return {name: float((kl > nats).double().mean()) for name, kl in divergences.items() if kl.numel() >= 8}
+
+
 def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
     """KL of every value of the sites that are Normal under posterior and prior, site-shaped float64 nats."""
     density = Density(model, args, kwargs)

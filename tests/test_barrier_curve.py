@@ -6,7 +6,7 @@ import torch
 from barrier_problems import excess_of, linear, linear_data, make_path, true_curve
 
 from pyro_align.barrier import Curve, evaluate_barrier
-from pyro_align.barrier.losses import bootstrap_weights, predictive_pseudo_values, task_pseudo_values
+from pyro_align.barrier.losses import Sums, bootstrap_weights, predictive_pseudo_values, task_pseudo_values
 
 TAUS = np.linspace(0, 1, 5)
 
@@ -123,6 +123,44 @@ def test_bootstrap_spread_of_a_linear_loss_is_the_standard_error():
     assert torch.isclose(pseudo.std(), prediction.std(), rtol=0.15)
 
 
+def test_no_side_of_a_band_is_narrower_than_students():
+    rng = np.random.default_rng(3)
+    skewed = np.zeros((3, 12))
+    skewed[1] = rng.exponential(size=12)
+    curve = Curve("data", "elbo", np.array([0.0, 0.5, 1.0]), skewed)
+    band, se = curve.band(resamples=20_000), curve.excess_se[1]
+    students = 2.201  # 0.975 quantile, 11 degrees of freedom
+    assert (curve.excess - band.lower)[1] > 0.97 * students * se
+    assert (band.upper - curve.excess)[1] > 1.2 * students * se, "and the long tail's side is wider"
+
+
+def test_what_moves_with_the_draws_widens_the_band():
+    still = curve_of([0.0, 1.0, 2.0, 1.0, 0.0], noise=0.3)
+    drift = np.array([0.1, 0.1, 0.4, 0.1, 0.1])
+    moved = Curve("data", "predictive_nll", TAUS, still.draws, drift)
+    assert np.allclose(moved.excess_drift, [0, 0, 0.3, 0, 0])
+    assert np.isclose(moved.settling, 0.3 / still.excess_se[2])
+    wide, narrow = (band.upper - band.lower for band in (moved.band(), still.band()))
+    assert np.isclose(wide[2] / narrow[2], np.hypot(1, moved.settling))
+    assert np.allclose(wide[[1, 3]], narrow[[1, 3]])
+    assert np.array_equal(moved.excess_se, still.excess_se)
+
+
+def test_the_drift_is_what_the_halves_lack():
+    log_likelihood = 2 * torch.randn(9, 5)
+    sums = Sums({"p": "predictive_nll"}, bootstrap_weights(9, 0))
+    sums.add_log_likelihood(log_likelihood[:, :2])
+    sums.add_log_likelihood(log_likelihood[:, 2:])
+    halves = [predictive_pseudo_values(log_likelihood[i::2]).mean() for i in (0, 1)]
+    whole = predictive_pseudo_values(log_likelihood).mean()
+    assert np.isclose(sums.drift["p"], float(whole - (5 * halves[0] + 4 * halves[1]) / 9))
+    few = Sums({"p": "predictive_nll"}, bootstrap_weights(3, 0))
+    few.add_log_likelihood(log_likelihood[:3])
+    assert np.isnan(few.drift["p"])
+    curve = Curve("data", "predictive_nll", TAUS, curve_of([0.0] * 5, 0.3).draws, np.full(5, np.nan))
+    assert np.array_equal(curve.excess_drift, np.zeros(5))
+
+
 # -- coverage on the conjugate model, where every loss has a closed form -----------------------------------------------
 
 
@@ -157,8 +195,6 @@ def test_errors_and_bands_are_honest(loss):
 def test_errors_and_bands_are_honest_at_length(loss, num_samples):
     covered, ratio, bias = coverage(repeats=400, num_samples=num_samples, num_taus=7, loss=loss)
     print(f"{loss}, {num_samples} draws: coverage {covered:.3f}, variance ratio {ratio:.3f}, bias {bias:.3f} se")
-    # of 16 draws of a likelihood as skewed as this one, too few fall into its tail
-    lowest = 0.87 if (loss, num_samples) == ("predictive_nll", 16) else 0.91
-    assert lowest <= covered <= 0.985
+    assert 0.91 <= covered <= 0.995
     assert 0.75 < ratio < 1.3
     assert abs(bias) < 0.2

@@ -4,7 +4,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-from barrier_problems import NOISE, classifier, classifier_data, linear, linear_data, make_path
+from barrier_problems import NOISE, classifier, classifier_data, linear, linear_data, make_guide, make_path
 
 import pyro_align.barrier.result as result
 from pyro_align.barrier import Curve, evaluate_barrier
@@ -147,3 +147,75 @@ def test_batches_are_joined(barrier):
     assert np.allclose(whole["log_likelihood"]["y"], joined["log_likelihood"]["y"])
     assert np.array_equal(whole["observed_data"]["y"], joined["observed_data"]["y"])
     assert np.allclose(whole["sample_stats"]["lp"], joined["sample_stats"]["lp"])
+
+
+# -- warnings of single ends and of too few draws ----------------------------------------------------------------------
+
+
+def test_draws_too_few_for_a_predictive_band_are_told():
+    barrier = fake({"predictive_nll": [0.0, 0.1, 0.2, 0.1, 0.0], "expected_nll": [0.0] * 5})
+    assert barrier["predictive_nll"].settling == 0
+    barrier.summary()
+    old = barrier["predictive_nll"]
+    drift = np.array([0.0, 0.0, 0.5, 0.0, 0.0]) * old.excess_se[2]
+    moved = Curve("data", "predictive_nll", old.taus, old.draws, drift)
+    assert np.isclose(moved.settling, 0.5)
+    barrier.curves["data", "predictive_nll"] = moved
+    with pytest.warns(DiagnosticWarning, match=r"predictive_nll on 'data': from half of the 12 draws to all.*by 0.5"):
+        barrier.summary()
+
+
+def test_wide_posteriors_need_more_draws():
+    x, y = linear_data()
+    path = make_path(linear, x, y, scales=(0.3, 0.3))
+    few, many = (evaluate_barrier(linear, path, x, y, taus=5, num_samples=s)["predictive_nll"] for s in (16, 2000))
+    assert few.settling > result.SETTLED > many.settling
+    assert np.all(few.drift[1:-1] != 0)
+
+
+def test_a_posterior_at_the_prior_is_told():
+    import torch
+
+    from pyro_align import Symmetry
+    from pyro_align.paths import displacement
+
+    def at_prior(units, seed):
+        """A classifier's guide whose first units sit at the prior."""
+        guide = make_guide(classifier, x, y, seed=seed, scale=0.05)
+        with torch.no_grad():
+            for name, axis, sd in (("w1", 1, 1.0), ("b1", 0, 1.0), ("w2", 0, 0.7)):
+                index = (slice(None),) * axis + (slice(0, units),)
+                getattr(guide.locs, name)[index] = 0.0
+                scale = getattr(guide.scales, name).detach().clone()
+                scale[index] = sd
+                setattr(guide.scales, name, scale)
+        return guide
+
+    x, y = classifier_data()
+    symmetry = Symmetry.from_axes(
+        {"w1": (None, "hidden"), "b1": ("hidden",), "w2": ("hidden", None)},
+        shapes={"w1": (4, 6), "b1": (6,), "w2": (6, 3)},
+    )
+    kept = evaluate_barrier(classifier, displacement(at_prior(0, 1), at_prior(0, 2)), x, y, taus=3)
+    half = evaluate_barrier(classifier, displacement(at_prior(0, 1), at_prior(4, 2)), x, y, taus=3)
+    none = evaluate_barrier(classifier, displacement(at_prior(6, 1), at_prior(0, 2)), x, y, taus=3)
+    quiet = [w for w in _warnings(lambda: kept.summary(symmetry=symmetry)) if "collapsed" in w]
+    assert not quiet
+    assert not [w for w in _warnings(half.summary) if "collapsed" in w], (
+        "a third of the values is no collapse of a site"
+    )
+    (told,) = [w for w in _warnings(lambda: half.summary(symmetry=symmetry)) if "collapsed" in w]
+    assert "at tau=1 has" in told
+    assert "2 of 6 units of 'hidden'" in told
+    (told,) = [w for w in _warnings(none.summary) if "collapsed" in w]
+    assert "at tau=0 has" in told
+    assert "0% of the values of 'w1', 0% of the values of 'w2'" in told
+
+
+def _warnings(function):
+    import warnings
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        function()
+    return [str(w.message) for w in seen]

@@ -52,11 +52,17 @@ class Normals:
 
 
 def _same(a: tuple, b: tuple) -> bool:
-    """Whether two priors are equal, number by number."""
+    """Whether two priors are equal, number by number; of expanded tensors, the numbers that are there."""
     return all(
-        isinstance(x, Tensor) == isinstance(y, Tensor) and (torch.equal(x, y) if isinstance(x, Tensor) else x == y)
+        isinstance(x, Tensor) == isinstance(y, Tensor) and (_equal(x, y) if isinstance(x, Tensor) else x == y)
         for x, y in zip(a, b, strict=True)
     )
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    if x.stride() == y.stride():  # else one of them may repeat what the other spells out
+        return x.shape == y.shape and torch.equal(forward.unexpanded(x), forward.unexpanded(y))
+    return torch.equal(x, y)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Checkpoint:
         names: dict[str, Any] = {"tau": piece.tau, "vectorized": piece.vectorized, "num_data": dict(piece.num_data)}
         names["pseudo"] = [list(key) for key in piece.pseudo]
         names["evaluations"] = list(piece.likelihood)
+        names["drift"] = [[*key, value] for key, value in piece.drift.items()]
         arrays |= {f"pseudo{i}": value for i, value in enumerate(piece.pseudo.values())}
         arrays |= {f"likelihood{i}": value for i, value in enumerate(piece.likelihood.values())}
         arrays["effective"] = np.array(list(piece.effective.values()))
@@ -102,6 +103,7 @@ def _read_piece(path: Path) -> Piece:
                 tau=names["tau"],
                 pseudo={tuple(key): file[f"pseudo{i}"] for i, key in enumerate(names["pseudo"])},
                 likelihood={name: file[f"likelihood{i}"] for i, name in enumerate(names["evaluations"])},
+                drift={(evaluation, loss): value for evaluation, loss, value in names["drift"]},
                 effective=dict(zip(names["evaluations"], file["effective"].tolist(), strict=True)),
                 log_prior=file["log_prior"],
                 log_q=file["log_q"],

@@ -170,7 +170,15 @@ def assemble(problem: Problem, pieces: Sequence[Piece]) -> Barrier:
     ]
     names = [data.name for data in problem.data]
     return Barrier(
-        curves={key: Curve(*key, taus, np.stack([piece.pseudo[key] for piece in pieces])) for key in keys},
+        curves={
+            key: Curve(
+                *key,
+                taus,
+                np.stack([piece.pseudo[key] for piece in pieces]),
+                np.array([piece.drift.get(key, 0.0) for piece in pieces]),
+            )
+            for key in keys
+        },
         taus=taus,
         log_prior=np.stack([piece.log_prior for piece in pieces]),
         log_q=np.stack([piece.log_q for piece in pieces]),

@@ -119,9 +119,14 @@ def _site_sum(message: dict[str, Any]) -> Tensor:
     value = message["value"]
     if value.shape != scale.shape:
         return site_log_prob(message).sum()
-    once = scale[tuple(slice(0, 1) if step == 0 else slice(None) for step in scale.stride())]  # undoes `expand`
+    once = unexpanded(scale)
     log_scale = once.log().sum() * (value.numel() / once.numel())
     return -0.5 * ((value - loc) / scale).square().sum() - log_scale - 0.5 * LOG_TWO_PI * value.numel()
+
+
+def unexpanded(value: Tensor) -> Tensor:
+    """A tensor without the entries that `expand` repeats: size 1 where the stride is 0."""
+    return value[tuple(slice(0, 1) if step == 0 else slice(None) for step in value.stride())]
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

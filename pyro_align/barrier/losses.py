@@ -83,6 +83,7 @@ class Sums:
         pseudo: Loss name -> sum over data of pseudo-values, ``(draws,)``, for the losses that are sums over data.
         likelihood: Sum over data of the scaled log likelihood, ``(draws,)``.
         effective: Sum over data of the effective number of draws behind the predictive likelihood.
+    drift: Name of a predictive loss -> sum over data of how far its estimate moves from half the draws to all.
         seen: Number of data so far.
     """
 
@@ -91,23 +92,30 @@ class Sums:
     pseudo: dict[str, np.ndarray] = field(default_factory=dict)
     likelihood: np.ndarray | float = 0.0
     effective: float = 0.0
+    drift: dict[str, float] = field(default_factory=dict)
     seen: int = 0
 
     def add(self, draws: Draws) -> None:
         """Adds one batch."""
-        log_likelihood = draws.log_likelihood.flatten(1).double()
-        self.seen += log_likelihood.shape[1]
         self.likelihood = self.likelihood + _numpy(draws.likelihood)
+        self.add_log_likelihood(draws.log_likelihood.flatten(1).double())
+        for name, loss in self.losses.items():
+            if loss == "error_rate":
+                self._add(name, task_pseudo_values(name, wrong_class, draws.prediction, draws.target, self.weights))
+            elif is_task_loss(loss):
+                self._add(name, task_pseudo_values(name, loss, draws.prediction, draws.target, self.weights))
+
+    def add_log_likelihood(self, log_likelihood: Tensor) -> None:
+        """Adds the losses that need nothing but the log likelihood ``(draws, data)`` of one batch, in nats."""
+        self.seen += log_likelihood.shape[1]
         for name, loss in self.losses.items():
             if loss == "expected_nll":
                 self._add(name, -log_likelihood.sum(1))
             elif loss == "predictive_nll":
-                self._add(name, predictive_pseudo_values(log_likelihood))
+                pseudo = predictive_pseudo_values(log_likelihood)
+                self._add(name, pseudo)
+                self.drift[name] = self.drift.get(name, 0.0) + float(pseudo.mean() - _by_halves(log_likelihood))
                 self.effective += float(effective_draws(log_likelihood).sum())
-            elif loss == "error_rate":
-                self._add(name, task_pseudo_values(name, wrong_class, draws.prediction, draws.target, self.weights))
-            elif is_task_loss(loss):
-                self._add(name, task_pseudo_values(name, loss, draws.prediction, draws.target, self.weights))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.pseudo[name] = self.pseudo.get(name, 0.0) + _numpy(value)
@@ -147,6 +155,19 @@ def predictive_pseudo_values(log_likelihood: Tensor) -> Tensor:
     whole = -(left[-1] - np.log(count)).sum()
     without = -(others - np.log(count - 1)).sum(1)
     return count * whole - (count - 1) * without
+
+
+def _by_halves(log_likelihood: Tensor) -> Tensor:
+    """The jackknife's estimate from either half of the draws, averaged; NaN from fewer than 4 draws.
+
+    What is linear in the draws is the same in the halves' mean and in the whole; what differs is the bias that is left,
+    which falls at least with the square of the number of draws, and the weight of a tail that few draws reach.
+    """
+    halves = [log_likelihood[i::2] for i in range(2)]
+    if min(len(half) for half in halves) < 2:
+        return log_likelihood.new_full((), torch.nan)
+    weights = [len(half) / len(log_likelihood) for half in halves]
+    return sum(w * predictive_pseudo_values(half).mean() for w, half in zip(weights, halves, strict=True))
 
 
 def effective_draws(log_likelihood: Tensor) -> Tensor:

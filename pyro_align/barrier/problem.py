@@ -30,6 +30,7 @@ class Piece:
         pseudo: (evaluation, loss) -> pseudo-values per datum ``(draws,)``.
         likelihood: Evaluation -> the data's term of the log joint, ``(draws,)`` nats, for all data.
         effective: Evaluation -> mean over data of the effective number of draws behind the predictive likelihood.
+        drift: (evaluation, predictive loss) -> how far its estimate moves from half the draws to all, per datum.
         log_prior: Log prior density of each draw, ``(draws,)`` nats.
         log_q: Log posterior density of each draw, ``(draws,)`` nats.
         num_data: Evaluation -> number of data.
@@ -40,6 +41,7 @@ class Piece:
     pseudo: Mapping[tuple[str, str], np.ndarray]
     likelihood: Mapping[str, np.ndarray]
     effective: Mapping[str, float]
+    drift: Mapping[tuple[str, str], float]
     log_prior: np.ndarray
     log_q: np.ndarray
     num_data: Mapping[str, int]
@@ -135,7 +137,7 @@ def evaluate_tau(problem: Problem, tau: float) -> Piece:
     with torch.inference_mode():
         values, log_q = posterior.push_with_log_prob(problem.noise)
     predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
-    pseudo, likelihood, effective, num_data, log_prior = {}, {}, {}, {}, None
+    pseudo, likelihood, effective, drift, num_data, log_prior = {}, {}, {}, {}, {}, None
     for data in problem.data:
         layout = problem.layouts[data.name]
         for name, loss in problem.losses.items():
@@ -158,8 +160,9 @@ def evaluate_tau(problem: Problem, tau: float) -> Piece:
         num_data[data.name] = count
         likelihood[data.name] = np.asarray(sums.likelihood) * (count / sums.seen)
         effective[data.name] = sums.effective / sums.seen
+        drift |= {(data.name, name): value / sums.seen for name, value in sums.drift.items()}
     numpy = [t.double().cpu().numpy() for t in (log_prior, log_q)]
-    return Piece(tau, pseudo, likelihood, effective, *numpy, num_data, problem.runner.vectorized)
+    return Piece(tau, pseudo, likelihood, effective, drift, *numpy, num_data, problem.runner.vectorized)
 
 
 def _pyro_loss(problem: Problem, data: Data, tau: float, loss: Any) -> np.ndarray:

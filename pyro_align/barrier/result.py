@@ -12,11 +12,15 @@ import pandas as pd
 
 from pyro_align import plots, report
 from pyro_align.barrier.curve import Curve
+from pyro_align.diagnostics import EffectiveWidth, effective_width, shares_off_prior
 from pyro_align.errors import BarrierError, DiagnosticWarning
+from pyro_align.guides import MeanFieldNormal
+from pyro_align.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from pyro_align.barrier.problem import Problem
 
+SETTLED = 0.4  # standard errors that an excess may move from half the draws to all
 DRAWN = ("expected_nll", "predictive_nll", "elbo", "kl")  # losses whose pseudo-values belong to single draws
 
 
@@ -101,7 +105,7 @@ class Barrier:
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
-    def summary(self, *, level: float = 0.95) -> pd.DataFrame:
+    def summary(self, *, level: float = 0.95, symmetry: Symmetry | None = None) -> pd.DataFrame:
         """One row per data set and loss, in nats per datum (error rates: fraction of data).
 
         Columns: ``barrier``, ``se`` and ``tau`` of the highest excess over the chord; ``low`` and ``high``, the
@@ -111,12 +115,17 @@ class Barrier:
 
         Args:
             level: Level of the confidence interval.
+            symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
 
         Warns:
             DiagnosticWarning: The ELBO shows no barrier although the likelihood does; or one draw carries most of the
-                variance of a curve, whose errors are then too small.
+                variance of a curve, whose errors are then too small; or a predictive loss still moves with the number
+                of draws, so that its band covers too little; or an end has collapsed to the prior: less than a quarter
+                of a site's values, or with a symmetry less than half of an atom's units, have left it.
         """
         self._warn_of_dominance()
+        self._warn_of_few_draws()
+        self._warn_of_collapse(symmetry)
         for evaluation in self.evaluations:
             self._warn_of_hidden_loss(evaluation)
         rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
@@ -134,6 +143,46 @@ class Barrier:
                 DiagnosticWarning,
                 stacklevel=3,
             )
+
+    def _warn_of_few_draws(self) -> None:
+        moving = {key: curve.settling for key, curve in self.curves.items() if curve.settling > SETTLED}
+        if moving:
+            which = ", ".join(f"{loss} on '{evaluation}'" for evaluation, loss in moving)
+            warnings.warn(
+                f"{which}: from half of the {self.num_samples} draws to all, the excess over the chord moves by "
+                f"{max(moving.values()):.1g} of its standard error: the band covers less than it says. Single data's "
+                "likelihoods differ by many nats between draws; raise num_samples",
+                DiagnosticWarning,
+                stacklevel=3,
+            )
+
+    def _warn_of_collapse(self, symmetry: Symmetry | None) -> None:
+        for tau, (shares, width) in self._off_prior(symmetry).items():
+            found = [f"{share:.0%} of the values of '{site}'" for site, share in shares.items() if share < 0.25]
+            if width is not None:
+                units = {atom: (alive, width.kl[atom].numel()) for atom, alive in width.alive.items()}
+                found += [f"{n} of {size} units of '{atom}'" for atom, (n, size) in units.items() if n < size / 2]
+            if found:
+                warnings.warn(
+                    f"the posterior at tau={tau:g} has collapsed to the prior: only {', '.join(found)} have left it. "
+                    "Networks pruned so far are easy to align, and their barrier says little of their nominal width; "
+                    "see effective_width",
+                    DiagnosticWarning,
+                    stacklevel=3,
+                )
+
+    def _off_prior(self, symmetry: Symmetry | None) -> dict[float, tuple[dict, EffectiveWidth | None]]:
+        """Of either end: site -> share of values that have left the prior, and the effective width."""
+        if self.problem is None:
+            return {}
+        args, kwargs = next(self.problem.data[0].batches())
+        ends = {tau: self.problem.path.posterior(tau) for tau in (0.0, 1.0)}
+        model, out = self.problem.model, {}
+        for tau, end in ends.items():
+            if isinstance(end, MeanFieldNormal):
+                width = None if symmetry is None else effective_width(end, symmetry, model, *args, **kwargs)
+                out[tau] = shares_off_prior(end, model, args, kwargs), width
+        return out
 
     def _warn_of_hidden_loss(self, evaluation: str) -> None:
         elbo = self.curves.get((evaluation, "elbo"))

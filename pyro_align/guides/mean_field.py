@@ -91,10 +91,12 @@ class MeanFieldNormal(Posterior):
         for name, spec in self.sites.items():
             loc, scale = self.marginal(name)
             eps = noise[name]
-            latent = loc + scale * eps
+            latent = torch.addcmul(loc, scale, eps)
             values[name] = spec.constrain(latent)
-            log_prob = -0.5 * eps**2 - scale.log() - _HALF_LOG_2PI
-            total = total + log_prob.reshape(len(eps), -1).sum(-1) - spec.log_volume(latent, values[name])
+            # sums before differences: no term is written out for every entry of every draw but the squares
+            square = eps.reshape(len(eps), -1).square().sum(-1)
+            constant = scale.log().sum() + scale.numel() * _HALF_LOG_2PI
+            total = total - 0.5 * square - constant - spec.log_volume(latent, values[name])
         return values, total
 
     # -- geometry --------------------------------------------------------------------------------------------------
