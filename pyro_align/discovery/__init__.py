@@ -14,13 +14,14 @@ from pyro_align.density import Density
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.assemble import assemble
 from pyro_align.discovery.certify import certify_graph
+from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.rules import rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
-__all__ = ["ActivationProbe", "certify", "find_symmetry", "probe_activations", "rule"]
+__all__ = ["ActivationProbe", "certify", "check_rule", "find_symmetry", "probe_activations", "rule"]
 
 
 def find_symmetry(

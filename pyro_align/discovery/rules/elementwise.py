@@ -16,9 +16,9 @@ def _tensors(args, kwargs):
 def pointwise(call, *args, **kwargs):
     """Axes that are lined up by broadcasting are relabelled alike."""
     out = call.broadcast(*_tensors(args, kwargs))
-    if len(out) != len(call.shape):
+    if any(shape is None or len(shape) != len(out) for shape in call.shapes):
         raise call.unsupported()
-    return out
+    return out if len(call.shapes) == 1 else [list(out) for _ in call.shapes]
 
 
 @rule(
@@ -30,7 +30,6 @@ def pointwise(call, *args, **kwargs):
     "aten.lift_fresh_copy",
     "aten.lift_fresh",
     "aten.contiguous",
-    "aten.view_of",
     "aten.view.dtype",
     "aten._conj",
     "aten._neg_view",
@@ -126,7 +125,32 @@ def spread(call, x, dim=None, *args, keepdim=False, **kwargs):
     return _reduced(call, x, dim, keepdim or any(a is True for a in args[1:]))
 
 
-@rule("aten.var_mean.correction")
+@rule("aten.var.default", "aten.std.default", "aten.norm.Scalar")
+def spread_of_all(call, x, *args):
+    """Variance, or a norm, of all entries."""
+    return []
+
+
+@rule("aten.var_mean.default", "aten.std_mean.default")
+def spread_and_mean_of_all(call, x, *args):
+    """Variance and mean of all entries."""
+    return [[], []]
+
+
+@rule("aten.aminmax")
+def smallest_and_largest(call, x, *, dim=None, keepdim=False):
+    """Both ends of the range along an axis, or of all entries."""
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten.norm.ScalarOpt_dim")
+def norm(call, x, p, dim, keepdim=False):
+    """A norm along axes."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.var_mean.correction", "aten.std_mean.correction")
 def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
     """Variance and mean along axes."""
     out = _reduced(call, x, dim, keepdim)
@@ -142,7 +166,7 @@ def vector_norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
 @rule("aten.max.dim", "aten.min.dim")
 def extremum(call, x, dim, keepdim=False):
     """Values and positions; the positions tell the axis's indices apart."""
-    if any(user.args[1] == 1 for user in call.node.users):
+    if x.ndim and any(user.args[1] == 1 for user in call.node.users):
         call.fix(x.axes[dim])
     out = _reduced(call, x, dim, keepdim)
     return [out, list(out)]

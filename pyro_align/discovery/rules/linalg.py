@@ -43,6 +43,10 @@ def _leading(call, a, b):
 
 @rule("aten.trace")
 def trace(call, a):
-    """Invariant under a joint relabelling."""
-    call.merge(a.axes[0], a.axes[1])
+    """Invariant under a joint relabelling; a matrix that is not square keeps its order."""
+    if a.shape[0] == a.shape[1]:
+        call.merge(a.axes[0], a.axes[1])
+    else:
+        call.fix(a.axes[0])
+        call.fix(a.axes[1])
     return []

@@ -58,7 +58,6 @@ def _spatial(names: list[str], space: int, outputs: int = 1):
 _spatial(
     [
         "aten.avg_pool1d",
-        "aten._adaptive_avg_pool1d",
         "aten.upsample_nearest1d",
         "aten.upsample_linear1d",
         "aten.reflection_pad1d",
@@ -77,7 +76,6 @@ _spatial(
         "aten._upsample_nearest_exact2d",
         "aten.reflection_pad2d",
         "aten.replication_pad2d",
-        "aten.im2col_none",
     ],
     2,
 )
