@@ -38,6 +38,8 @@ class Recipe:
         gain: Factor on the He-normal initial locations. What a fit keeps of its random start differs between seeds,
             and no relabelling undoes it; below 1 there is less of it.
         decay: Share of the steps, the last ones, over which the step sizes decay.
+        warmup: Share of the steps, the first ones, over which the KL's weight grows linearly to the temperature. At
+            temperature 1 the scales of deep networks otherwise reach the prior before the locations have learned.
     """
 
     epochs: int = 300
@@ -50,11 +52,12 @@ class Recipe:
     guide: str = "normal"
     gain: float = 1.0
     decay: float = 1.0
+    warmup: float = 0.0
 
     @property
     def name(self) -> dict[str, object]:
         """What names a fit; later fields only where they are not at their defaults, so that old fits are found."""
-        added = {"gain", "decay"}
+        added = {"gain", "decay", "warmup"}
         return {k: v for k, v in asdict(self).items() if k not in added or v != getattr(Recipe, k)}
 
 
@@ -110,6 +113,7 @@ def fit(
         for epoch in range(recipe.epochs):
             total = 0.0
             for batch in torch.randperm(len(x), device=x.device).split(recipe.batch_size):
+                elbo.temperature = recipe.temperature * min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
                 total += svi.step(x[batch], y[batch], len(x)) * len(batch) / len(x)
                 step += 1
                 if step > constant:
@@ -157,7 +161,7 @@ class Fits:
             recipe: Optimiser settings.
             what: Everything else that names the fit (data set, architecture, prior): JSON values.
         """
-        name = json.dumps({**what, **recipe.name, "seed": seed, "data": len(x)}, sort_keys=True)
+        name = json.dumps({**what, **recipe.name, "seed": seed, "size": len(x)}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
         if not path.exists():
             started = time.monotonic()
