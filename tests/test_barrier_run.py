@@ -198,7 +198,7 @@ def test_a_full_disk_is_found_before_any_work(network, tmp_path, monkeypatch):
     import pyro_align.barrier.run as run
 
     monkeypatch.setattr(run, "evaluate_tau", lambda *_: pytest.fail("evaluated before the disk was tried"))
-    with files_no_larger_than(20_000), pytest.raises(BarrierError, match="cannot be written: .*too large"):
+    with files_no_larger_than(20_000), pytest.raises(BarrierError, match=r"cannot be written: .*too large"):
         evaluate_barrier(classifier, path, x, y, taus=25, checkpoint=tmp_path / "run")
 
 
