@@ -185,7 +185,7 @@ class Runner:
             self._told = True
             warnings.warn(
                 f"one draw of the model on one batch of data takes {self._sizes[key] / 2**20:.0f} MiB, more than "
-                f"max_memory, {self.max_memory / 2**20:.0f} MiB: draws go one by one, and take what they take. Give the "
+                f"max_memory, {self.max_memory / 2**20:.0f} MiB: draws go one by one. Give the "
                 "data in smaller batches, as evaluation={'train': DataLoader(...)}",
                 DiagnosticWarning,
                 stacklevel=2,
