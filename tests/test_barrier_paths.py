@@ -8,7 +8,10 @@ import torch
 from barrier_problems import NOISE, PRIOR, classifier, classifier_data, linear, linear_data, make_guide
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 
+from pyro_align import align, find_symmetry
 from pyro_align.barrier import evaluate_barrier
+from pyro_align.demo.network import bayesian_mlp
+from pyro_align.demo.training import Recipe, fit
 from pyro_align.errors import GuideError
 from pyro_align.guides import read_guide
 from pyro_align.paths import displacement
@@ -109,6 +112,25 @@ def test_batches_of_keyword_arguments_leave_the_rest_alone():
     assert len(set(named["y"].tolist())) == 4
     assert named["other"] is other
     assert named["size"] == 10
+
+
+@pytest.mark.slow
+def test_a_learned_path_is_lower_on_digits():
+    """At temperature 1, two hidden layers leave a barrier after alignment; a bend trained on batches avoids most of it."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(images / 16), torch.tensor(labels)
+    x, y, held_out = x[:1400], y[:1400], (x[1400:], y[1400:], 1400)
+    model, recipe = bayesian_mlp([64, 32, 32, 10]), Recipe(epochs=80, learning_rate=0.03)
+    a, b = (fit(model, x, y, seed=s, recipe=recipe, progress=False) for s in (0, 1))
+    aligned = align(a, b, find_symmetry(model, x[:32], y[:32])).guide
+    learned = learn_path(model, a, aligned, x, y, steps=400, lr=0.02, batch_size=256)
+    options = {"evaluation": {"train": (x, y), "test": held_out}, "taus": 7}
+    straight, bent = (evaluate_barrier(model, p, **options) for p in (displacement(a, aligned), learned))
+    for data in ("train", "test"):
+        before, after = (p[data, "predictive_nll"] for p in (straight, bent))
+        assert after.band().interval[1] < 0.5 * before.band().interval[0], data
+    assert bent["train", "elbo"].barrier.height < 0.01
 
 
 def test_bad_input():
