@@ -22,6 +22,7 @@ from pyro_align.io import load, save
 from pyro_align.objectives import Activations, PathLoss
 from pyro_align.paths import Path, PiecewisePath, displacement, path_through
 from pyro_align.paths_learned import BentPath, learn_path
+from pyro_align.paths_repaired import RepairedPath, repair
 from pyro_align.planes import Plane, plane
 from pyro_align.symmetry import Permutation, Symmetry
 
@@ -50,6 +51,7 @@ __all__ = [
     "Plane",
     "Product",
     "PyroAlignError",
+    "RepairedPath",
     "Sum",
     "Surface",
     "SymmetrizedELBO",
@@ -75,6 +77,7 @@ __all__ = [
     "permute_model",
     "plane",
     "read_guide",
+    "repair",
     "save",
     "symmetrize",
     "wrap_guide",

@@ -6,6 +6,7 @@ latent sites are arguments. Values are *constrained*: what the model's ``pyro.sa
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,6 +125,12 @@ class Density:
                 f"{type(error).__name__}: {error}. Pass the arguments that you pass to the model itself."
             ) from error
 
+    def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
+        """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
+        other = copy.copy(self)
+        other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
+        return other
+
     def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
         """Runs the model at ``values`` and computes each site's log probability (validation off).
 
@@ -164,7 +171,7 @@ class Density:
         return {
             name: node["log_prob"]
             for name, node in nodes.items()
-            if node["type"] == "sample" and not isinstance(node["fn"], _Subsample)
+            if node["type"] == "sample" and not is_subsample(node)
         }
 
     def _total(self, trace: poutine.Trace) -> Tensor:
@@ -208,6 +215,11 @@ class Density:
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
             values[name] = transform(noise).to(site.device, dtype or site.dtype)
         return values
+
+
+def is_subsample(node: Mapping[str, Any]) -> bool:
+    """Whether a sample site of a trace is a plate's choice of data, which has no density of its own."""
+    return isinstance(node["fn"], _Subsample)
 
 
 def _is_real(support: constraints.Constraint) -> bool:

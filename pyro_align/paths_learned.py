@@ -13,16 +13,69 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm.auto import trange
 
 from pyro_align._effects import untouched
-from pyro_align.density import Density
+from pyro_align.density import Density, is_subsample
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 KINDS = ("bezier", "chain")
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Random batches of a model's arguments.
+
+    Attributes:
+        args: Positional arguments, with all data.
+        kwargs: Keyword arguments.
+        size: Data in a batch, or None for all of them.
+        full: Number of data.
+    """
+
+    args: tuple
+    kwargs: Mapping[str, Any]
+    size: int | None
+    full: int
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
+        """The batches of a model's arguments.
+
+        Raises:
+            ValueError: The size is none, or no argument is a tensor of as many data.
+        """
+        if size is None:
+            return cls(args, kwargs, None, 0)
+        full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
+        if not 1 <= size <= full:
+            raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
+        return cls(args, kwargs, size, full)
+
+    def draw(self, generator: torch.Generator) -> tuple[tuple, Mapping[str, Any]]:
+        """The arguments of one batch."""
+        if self.size is None:
+            return self.args, self.kwargs
+        rows = torch.randperm(self.full, generator=generator)[: self.size]
+
+        def cut(leaf: Any) -> Any:
+            return leaf[rows.to(leaf.device)] if _is_data(leaf) and len(leaf) == self.full else leaf
+
+        return tree_map(cut, (self.args, dict(self.kwargs)))
+
+    def scale(self, site: Mapping[str, Any]) -> float:
+        """How many times the batch's likelihood counts: once where the model's plates stand for all data already."""
+        frames = site["cond_indep_stack"]
+        scaled = any(f.full_size is not None and f.full_size != f.size for f in frames)
+        return 1.0 if self.size is None or scaled else self.full / self.size
+
+
+def _is_data(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +145,7 @@ def learn_path(
     kind: str = "bezier",
     steps: int = 500,
     lr: float = 0.01,
+    batch_size: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     progress: bool = False,
@@ -107,6 +161,10 @@ def learn_path(
         kind: ``"bezier"``, a quadratic Bezier curve, or ``"chain"``, two straight pieces.
         steps: Steps of Adam; each takes one tau and one draw, the learning rate falls to a hundredth.
         lr: Its learning rate.
+        batch_size: Data in each step's batch, drawn anew without replacement from all tensors in the arguments that are
+            as long as the first; None takes all data. The batch stands for all data, be it that the model scales its
+            likelihood itself (``plate("data", size, subsample=x)``) or not. A model that subsamples by itself
+            (``plate("data", n, subsample_size=m)``) draws anew at every step, and needs no ``batch_size``.
         temperature: Weight of the KL.
         seed: Seed of taus and draws.
         progress: Whether to show a progress bar.
@@ -138,6 +196,7 @@ def learn_path(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    batches = Batches.of(args, kwargs, batch_size)
     check_distinct(guide_a, guide_b)
     start, end = read_guide(guide_a), read_guide(guide_b)
     for q in (start, end):
@@ -158,7 +217,7 @@ def learn_path(
             tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
             bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
             moments = blend(ends[0], bend, ends[1], tau, kind)
-            loss = _negative_elbo(density, start, moments, temperature, generator)
+            loss = _negative_elbo(density, start, moments, temperature, generator, batches)
             for leaf, gradient in zip(flat, torch.autograd.grad(loss, flat), strict=True):
                 leaf.grad = gradient  # of the bend alone: the model's own parameters get none
             optimizer.step()
@@ -179,7 +238,12 @@ def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) ->
 
 
 def _negative_elbo(
-    density: Density, q: MeanFieldNormal, moments: Moments, temperature: float, generator: torch.Generator
+    density: Density,
+    q: MeanFieldNormal,
+    moments: Moments,
+    temperature: float,
+    generator: torch.Generator,
+    batches: Batches,
 ) -> Tensor:
     """One draw's -log p(y | z) + T (log q(z) - log p(z)), nats, differentiable in the moments."""
     noise, values, log_q = q.noise(1, generator=generator), {}, 0.0
@@ -189,9 +253,10 @@ def _negative_elbo(
         values[name] = spec.constrain(latent)[0]
         # the noise's own density is constant
         log_q = log_q - scale.log().sum() - spec.log_volume(latent, values[name][None]).sum()
-    terms = {name: term.sum() for name, term in density.terms(values).items()}
-    likelihood = sum(terms[name] for name in density.observed)
-    prior = sum(term for name, term in terms.items() if name not in density.observed)
+    batch = density.resampled(*batches.draw(generator))
+    nodes = {n: s for n, s in batch.trace(values).nodes.items() if s["type"] == "sample" and not is_subsample(s)}
+    likelihood = sum(nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed)
+    prior = sum(site["log_prob_sum"] for name, site in nodes.items() if name not in density.observed)
     return -likelihood + temperature * (log_q - prior)
 
 

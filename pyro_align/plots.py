@@ -101,12 +101,15 @@ def plot_barrier(
     names = _names(losses, barrier.losses, "loss")
     data = _names(evaluation, barrier.evaluations, "data set")[0]
     if len(names) == 1:
-        return plot_curve(barrier[data, names[0]], ax=ax, level=level)
+        plot_curve(barrier[data, names[0]], ax=ax, level=level)
+        if len(barrier.evaluations) > 1:
+            ax.set_title(f"{ax.get_title()}, {data}", fontsize=10)
+        return ax
     for i, name in enumerate(names):
         plot_excess(barrier[data, name], ax=ax, label=TITLES.get(name, name), index=i, level=level)
     ax.set_ylabel(NATS + (" (error rate: fraction of data)" if "error_rate" in names else ""))
     ax.set_title(f"excess over the chord, {data}", fontsize=10)
-    ax.legend(frameon=False, fontsize=8)
+    _legend_above(ax, columns=2)
     return ax
 
 
@@ -242,7 +245,7 @@ def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     _dress(ax, "")
     ax.margins(y=0.18)
     ax.set_title("leave-one-out along the path", fontsize=10)
-    ax.set_ylabel("elpd, nats over all data (higher is better)")
+    ax.set_ylabel("elpd, nats (higher is better)")
     return ax
 
 
@@ -295,11 +298,11 @@ def _figure(curve: Curve, level: float) -> str:
     return f"{height:.3g}" + (f", below {upper:.1g}" if height == 0 and upper > 0 else "")
 
 
-def _legend_above(ax: Axes) -> None:
+def _legend_above(ax: Axes, columns: int = 1) -> None:
     """Puts the legend over the curves: the headroom grows until nothing lies beneath it."""
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.32 * (high - low))
-    ax.legend(frameon=False, fontsize=8, loc="upper center", handlelength=2.2, borderaxespad=0.2, title_fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper center", handlelength=2.2, borderaxespad=0.2, ncols=columns)
 
 
 def _dress(ax: Axes, loss: str) -> None:

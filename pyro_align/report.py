@@ -5,10 +5,13 @@ Every result is first laid out as xarray data sets, one per ArviZ group; only th
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,8 +91,11 @@ def point_to_arviz(
     observed: Mapping[str, np.ndarray],
     lp: np.ndarray,
     log_q: np.ndarray,
+    log_prior: np.ndarray | None = None,
     posterior: Mapping[str, np.ndarray] | None = None,
     predictive: Mapping[str, np.ndarray] | None = None,
+    chord: Mapping[str, float] | None = None,
+    thin: int = 1,
 ):
     """One point of a path as an ArviZ object.
 
@@ -102,27 +108,36 @@ def point_to_arviz(
         observed: Observed site -> its values.
         lp: Log joint of each draw, ``(draws,)`` nats.
         log_q: Log posterior density of each draw, ``(draws,)`` nats.
+        log_prior: Log prior density of each draw, ``(draws,)`` nats, or None.
         posterior: Latent site -> draws ``(draws, *site_shape)``, or None.
         predictive: Observed site -> draws of the data ``(draws, *shape)``, or None.
+        chord: Loss -> its straight line between the ends at ``tau``, per datum, or None.
+        thin: Every how manieth draw the posterior keeps; the other groups keep all.
     """
     attrs = {"tau": tau, "evaluation": evaluation}
     shape = log_likelihood.shape[1:]
     groups = {}
     if posterior is not None:
-        groups["posterior"] = _dataset(posterior, attrs, draws=True)
+        groups["posterior"] = _dataset(posterior, attrs, draws=True).isel(draw=slice(None, None, thin))
     groups["log_likelihood"] = _dataset({name: log_likelihood}, attrs, plates, shape, draws=True)
-    groups["sample_stats"] = _dataset({"lp": lp, "log_q": log_q}, attrs, draws=True)
+    stats = {"lp": lp, "log_q": log_q} | ({} if log_prior is None else {"log_prior": log_prior})
+    groups["sample_stats"] = _dataset(stats, attrs, draws=True)
     if predictive is not None:
         groups["posterior_predictive"] = _dataset(predictive, attrs, plates, shape, draws=True)
     groups["observed_data"] = _dataset(observed, attrs, plates, shape)
+    constant = xr.Dataset({"tau": tau}, attrs=attrs)
+    if chord is not None:
+        constant = constant.assign(chord=("loss", list(chord.values()))).assign_coords(loss=list(chord))
+    groups["constant_data"] = constant
     return assemble(groups)
 
 
 def leave_one_out(point) -> dict[str, float | bool]:
     """PSIS leave-one-out of one point of a path, as made by :func:`point_to_arviz`.
 
-    Where ArviZ has ``loo_approximate_posterior`` (1.x), log p and log q of the draws correct for the guide not being
-    the exact posterior (Magnusson et al. 2019); elsewhere the draws are taken for the posterior's own.
+    With ArviZ 1.x, or ``arviz-stats`` beside ArviZ 0.x (``pip install pyro_align[loo]``), log p and log q of the draws
+    correct for the guide not being the exact posterior (``loo_approximate_posterior``; Magnusson et al. 2019);
+    elsewhere the draws are taken for the posterior's own.
 
     Returns:
         ``elpd`` in nats over all data and its standard error ``se``, the effective number of parameters ``p``, the
@@ -187,7 +202,8 @@ def compare_points(points: Mapping[str, Any]) -> pd.DataFrame:
     loos = {name: _psis_loo(point)[0] for name, point in points.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
-        table = _arviz().compare(loos)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, about how ArviZ calls it
+        table = _statistics().compare(loos)
     table = table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
     table["bad_k"] = [float((np.asarray(loos[name].pareto_k) > loos[name].good_k).mean()) for name in table.index]
     columns = ("rank", "elpd", "se", "p", "elpd_diff", "dse", "weight", "bad_k")
@@ -196,17 +212,15 @@ def compare_points(points: Mapping[str, Any]) -> pd.DataFrame:
 
 def _psis_loo(point) -> tuple[Any, bool]:
     """ArviZ's own result, with pointwise figures, and whether it was corrected for the guide."""
-    arviz = _arviz()
-    corrected = getattr(arviz, "loo_approximate_posterior", None)
+    statistics = _statistics()
+    corrected = getattr(statistics, "loo_approximate_posterior", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
         if corrected is not None:
-            stats = point["sample_stats"]
-            out = corrected(
-                point, log_p=stats["lp"].values.ravel(), log_q=stats["log_q"].values.ravel(), pointwise=True
-            )
+            log_p, log_q = (point["sample_stats"][name].values.ravel() for name in ("lp", "log_q"))
+            out = corrected(_tree(point), log_p=log_p, log_q=log_q, pointwise=True)
         else:
-            out = arviz.loo(point, pointwise=True, reff=1.0)
+            out = statistics.loo(point, pointwise=True, reff=1.0)
     return out, corrected is not None
 
 
@@ -242,6 +256,24 @@ def assemble(groups: Mapping[str, xr.Dataset]):
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
 
+def _tree(tree) -> xr.DataTree:
+    """An ArviZ object of either generation as a tree of data sets."""
+    groups = tree.children if isinstance(tree, xr.DataTree) else {name: tree[name] for name in tree.groups()}
+    datasets = {f"/{name}": g.to_dataset() if isinstance(g, xr.DataTree) else g for name, g in groups.items()}
+    return xr.DataTree.from_dict(datasets)
+
+
+def _statistics():
+    """ArviZ 1.x, or the package of its statistics beside ArviZ 0.x, which alone knows approximate posteriors."""
+    arviz = _arviz()
+    if "InferenceData" in vars(arviz) and importlib.util.find_spec("arviz_stats") is not None:
+        import arviz_stats
+
+        if hasattr(arviz_stats, "loo_approximate_posterior"):
+            return arviz_stats
+    return arviz
+
+
 def _arviz():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on import
@@ -266,11 +298,32 @@ def write_zarr(tree, folder: str | os.PathLike) -> None:
         FileExistsError: The folder holds something.
         ImportError: The package ``zarr`` is not there.
     """
-    groups = tree.children if isinstance(tree, xr.DataTree) else {g: tree[g] for g in tree.groups()}
-    datasets = {f"/{name}": g.to_dataset() if isinstance(g, xr.DataTree) else g for name, g in groups.items()}
     if os.path.isdir(folder) and os.listdir(folder):
         raise FileExistsError(f"the folder '{os.fspath(folder)}' is not empty; give another")
-    xr.DataTree.from_dict(datasets).to_zarr(os.fspath(folder), mode="w", consolidated=False)
+    _tree(tree).to_zarr(os.fspath(folder), mode="w", consolidated=False, zarr_format=2)
+
+
+def write_each(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]) -> None:
+    """Writes ArviZ objects to Zarr folders within a folder, each made, written and dropped before the next.
+
+    Each is written under another name and renamed, so that it is there whole or not at all; what is there is kept, and
+    not made again.
+
+    Args:
+        folder: Where; made if it is not there.
+        trees: Name of a folder -> function that makes the object.
+
+    Raises:
+        OSError: The folder cannot be written, which is found before the first object is made.
+        ImportError: The package ``zarr`` is not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        for name, make in trees.items():
+            if not (folder / name).exists():
+                write_zarr(make(), Path(part) / name)
+                os.replace(Path(part) / name, folder / name)
 
 
 def read_zarr(folder: str | os.PathLike):

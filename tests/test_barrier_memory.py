@@ -12,6 +12,7 @@ from barrier_problems import make_path
 
 from pyro_align.barrier import batch, evaluate_barrier
 from pyro_align.barrier.batch import peak_bytes
+from pyro_align.errors import DiagnosticWarning
 
 MIB = 2**20
 
@@ -47,6 +48,18 @@ def test_peak_memory_stays_under_the_limit(problem, limit):
     assert peak < limit + beyond
     whole = peak_bytes(lambda: evaluate_barrier(wide, path, x, y, taus=3, num_samples=draws, chunk=draws).curves)
     assert whole > 1.5 * (limit + beyond) or limit > 8 * MIB, "without a limit it takes more"
+
+
+def test_a_batch_too_large_for_the_limit_is_told(problem):
+    path, x, y = problem
+    one = 500 * 200 * 8
+    with pytest.warns(
+        DiagnosticWarning, match=r"one draw of the model.*MiB, more than max_memory, 1 MiB.*smaller"
+    ) as seen:
+        evaluate_barrier(wide, path, x, y, taus=3, num_samples=4, max_memory=one)
+    assert len(seen) == 1
+    batches = [(x[lo : lo + 50], y[lo : lo + 50]) for lo in range(0, 500, 50)]
+    evaluate_barrier(wide, path, evaluation={"train": batches}, taus=3, num_samples=4, max_memory=one)
 
 
 def test_a_tighter_limit_gives_the_same_figures(problem):

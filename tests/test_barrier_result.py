@@ -8,6 +8,7 @@ from barrier_problems import NOISE, classifier, classifier_data, linear, linear_
 
 import pyro_align.barrier.result as result
 from pyro_align.barrier import Curve, evaluate_barrier
+from pyro_align.barrier.cautions import SETTLED
 from pyro_align.errors import BarrierError, DiagnosticWarning
 
 arviz = pytest.importorskip("arviz")
@@ -169,7 +170,7 @@ def test_wide_posteriors_need_more_draws():
     x, y = linear_data()
     path = make_path(linear, x, y, scales=(0.3, 0.3))
     few, many = (evaluate_barrier(linear, path, x, y, taus=5, num_samples=s)["predictive_nll"] for s in (16, 2000))
-    assert few.settling > result.SETTLED > many.settling
+    assert few.settling > SETTLED > many.settling
     assert np.all(few.drift[1:-1] != 0)
 
 

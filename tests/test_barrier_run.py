@@ -1,6 +1,7 @@
 """Long evaluations: refinement, executors, checkpoints; Pyro's ELBO objects as losses."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import random
@@ -16,10 +17,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from barrier_problems import classifier, classifier_data, linear, linear_data, make_guide, make_path
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_value
 
 from pyro_align.barrier import evaluate_barrier
+from pyro_align.barrier.checkpoint import _piece_bytes
 from pyro_align.errors import BarrierError
 from pyro_align.paths import displacement
 
@@ -179,6 +181,72 @@ def test_a_damaged_piece_is_named(network, tmp_path):
         evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
 
 
+@contextlib.contextmanager
+def files_no_larger_than(size):
+    """As on a disk with that much room: the kernel refuses to write on."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_found_before_any_work(network, tmp_path, monkeypatch):
+    path, x, y = network
+    import pyro_align.barrier.run as run
+
+    monkeypatch.setattr(run, "evaluate_tau", lambda *_: pytest.fail("evaluated before the disk was tried"))
+    with files_no_larger_than(20_000), pytest.raises(BarrierError, match=r"cannot be written: .*too large"):
+        evaluate_barrier(classifier, path, x, y, taus=25, checkpoint=tmp_path / "run")
+
+
+def test_room_is_asked_for_as_much_as_pieces_take(network, tmp_path):
+    path, x, y = network
+    sets = {"train": (x, y), "a longer name of a data set": (x, y)}
+    for draws in (2, 300):
+        folder = tmp_path / str(draws)
+        barrier = evaluate_barrier(
+            classifier, path, evaluation=sets, taus=3, num_samples=draws, losses=None, checkpoint=folder
+        )
+        largest = max(piece.stat().st_size for piece in folder.glob("*.npz"))
+        assert largest <= _piece_bytes(barrier.problem) <= 2.5 * largest, draws
+
+
+def test_a_disk_that_fills_up_keeps_what_was_done(network, tmp_path, monkeypatch):
+    path, x, y = network
+    whole = evaluate_barrier(classifier, path, x, y, taus=6)
+    import pyro_align.barrier.run as run
+
+    work, done = run.evaluate_tau, []
+
+    def filling(problem, tau):
+        done.append(tau)
+        if len(done) == 4:
+            full.enter_context(files_no_larger_than(1000))
+        return work(problem, tau)
+
+    monkeypatch.setattr(run, "evaluate_tau", filling)
+    with (
+        contextlib.ExitStack() as full,
+        pytest.raises(BarrierError, match=r"tau=0.6 cannot be written.*the 3 taus before it are kept: make room"),
+    ):
+        evaluate_barrier(classifier, path, x, y, taus=6, checkpoint=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4, "nothing half written"
+    same(whole, evaluate_barrier(classifier, path, x, y, taus=6, checkpoint=tmp_path))
+    assert len(done) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_for_reading_only(network, tmp_path):
+    path, x, y = network
+    tmp_path.chmod(0o555)
+    with pytest.raises(BarrierError, match="cannot be written"):
+        evaluate_barrier(classifier, path, x, y, checkpoint=tmp_path)
+    tmp_path.chmod(0o755)
+
+
 SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
@@ -242,11 +310,12 @@ def test_enumerated_models_by_pyros_loss():
     blocked = pyro.poutine.block(mixture, hide=["z"])
     path = displacement(*(make_guide(blocked, y, seed=s, guide_type=AutoNormal) for s in (1, 2)))
     model = config_enumerate(mixture)
-    loss = TraceEnum_ELBO(max_plate_nesting=1)
-    barrier = evaluate_barrier(model, path, y, taus=3, num_samples=40, losses=[loss])
-    curve = barrier["TraceEnum_ELBO"]
-    theirs = [loss.loss(model, path(0.5), y) / len(y) for _ in range(40)]
-    assert abs(curve.value[1] - np.mean(theirs)) < 4.5 * np.hypot(curve.se[1], np.std(theirs) / 40**0.5)
+    losses = {"enum": TraceEnum_ELBO(max_plate_nesting=1), "tmc": TraceTMC_ELBO(max_plate_nesting=1)}
+    barrier = evaluate_barrier(model, path, y, taus=3, num_samples=40, losses=losses)
+    for name, loss in losses.items():
+        curve = barrier[name]
+        theirs = [loss.loss(model, path(0.5), y) / len(y) for _ in range(40)]
+        assert abs(curve.value[1] - np.mean(theirs)) < 4.5 * np.hypot(curve.se[1], np.std(theirs) / 40**0.5), name
     with pytest.raises(BarrierError, match=r"\['z'\] are discrete.*TraceEnum_ELBO"):
         evaluate_barrier(model, path, y, taus=3)
 

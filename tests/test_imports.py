@@ -25,6 +25,7 @@ ROOMS = (
     "report",
     "plots",
     "paths_learned",
+    "paths_repaired",
     "planes",
     "paths",
     "diagnostics",

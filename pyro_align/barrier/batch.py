@@ -110,6 +110,7 @@ class Runner:
     max_memory: int = 2**30
     vectorized: bool = True
     _sizes: dict[tuple, int] = field(default_factory=dict)  # bytes of one draw's run, by the data's shapes
+    _told: bool = False
 
     def __call__(
         self,
@@ -180,6 +181,15 @@ class Runner:
             self._sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
         on_cpu = next(iter(values.values())).device.type == "cpu"
         budget = min(self.max_memory, CPU_CACHE) if on_cpu else self.max_memory
+        if self._sizes[key] > self.max_memory and not self._told:
+            self._told = True
+            warnings.warn(
+                f"one draw of the model on one batch of data takes {self._sizes[key] / 2**20:.0f} MiB, more than "
+                f"max_memory, {self.max_memory / 2**20:.0f} MiB: draws go one by one. Give the "
+                "data in smaller batches, as evaluation={'train': DataLoader(...)}",
+                DiagnosticWarning,
+                stacklevel=2,
+            )
         # vmap may hold copies laid out anew (batched convolutions, transposes), hence the factor
         return max(1, min(count, budget // max(1, 2 * self._sizes[key])))
 

@@ -37,8 +37,13 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, problem: Problem) -> Checkpoint:
+    def open(cls, folder: str | os.PathLike, problem: Problem, taus: int = 1) -> Checkpoint:
         """The checkpoint of a problem, made where there is none.
+
+        Args:
+            folder: Where.
+            problem: What is evaluated.
+            taus: How many pieces there will be; whether there is room for them is found now, by writing as much.
 
         Raises:
             BarrierError: The folder belongs to another problem, is no checkpoint, or cannot be written.
@@ -51,8 +56,10 @@ class Checkpoint:
                 if any(p for p in checkpoint.folder.iterdir() if not p.name.startswith(".")):
                     raise BarrierError(f"checkpoint: the folder '{folder}' is not empty and not a checkpoint")
                 checkpoint._put(_HEAD, lambda file: file.write(json.dumps(mark, indent=1).encode()))
-            with tempfile.TemporaryFile(dir=checkpoint.folder):  # fails now rather than after the first piece
-                pass
+            with tempfile.TemporaryFile(dir=checkpoint.folder) as file:  # fails now rather than after the first piece
+                file.write(bytes(taus * _piece_bytes(problem)))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise BarrierError(f"checkpoint: the folder '{folder}' cannot be written: {error}") from error
         there = json.loads(head.read_text())
@@ -65,7 +72,11 @@ class Checkpoint:
         return checkpoint
 
     def write(self, piece: Piece) -> None:
-        """Keeps a piece, whole or not at all."""
+        """Keeps a piece, whole or not at all.
+
+        Raises:
+            BarrierError: The folder cannot be written any more.
+        """
         arrays: dict[str, Any] = {"log_prior": piece.log_prior, "log_q": piece.log_q}
         names: dict[str, Any] = {"tau": piece.tau, "vectorized": piece.vectorized, "num_data": dict(piece.num_data)}
         names["pseudo"] = [list(key) for key in piece.pseudo]
@@ -75,7 +86,14 @@ class Checkpoint:
         arrays |= {f"likelihood{i}": value for i, value in enumerate(piece.likelihood.values())}
         arrays["effective"] = np.array(list(piece.effective.values()))
         arrays["names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
-        self._put(f"{float(piece.tau).hex()}.npz", lambda file: np.savez(file, **arrays))
+        try:
+            self._put(f"{float(piece.tau).hex()}.npz", lambda file: np.savez(file, **arrays))
+        except OSError as error:
+            kept = len(list(self.folder.glob("*.npz")))
+            raise BarrierError(
+                f"checkpoint: tau={piece.tau:g} cannot be written to '{self.folder}': {error}; the {kept} taus before "
+                "it are kept: make room, and run the same again"
+            ) from error
 
     def read(self) -> dict[float, Piece]:
         """Tau -> piece, of all pieces there."""
@@ -93,6 +111,12 @@ class Checkpoint:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _piece_bytes(problem: Problem) -> int:
+    """What a piece takes in a file, at most: its arrays over draws, and names and headers."""
+    arrays = 2 + len(problem.data) * (1 + len(problem.losses))
+    return 8 * problem.num_samples * arrays + 512 * (arrays + 2) + 2048
 
 
 def _read_piece(path: Path) -> Piece:

@@ -124,7 +124,7 @@ def evaluate_barrier(
     if executor is not None:
         check_executor(executor)
     problem = fit_losses(problem, asked=losses is not None)
-    store = None if checkpoint is None else Checkpoint.open(checkpoint, problem)
+    store = None if checkpoint is None else Checkpoint.open(checkpoint, problem, len(grid))
     pieces = evaluate_taus(problem, grid, tolerance=tolerance, executor=executor, checkpoint=store, progress=progress)
     return assemble(problem, pieces)
 

@@ -49,6 +49,7 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
         "predictive": drawn,
         "posterior": {k: v.cpu().numpy() for k, v in values.items()} if posterior else None,
         "lp": lp.cpu().numpy(),
+        "log_prior": runs[0].log_prior.cpu().numpy(),
         "log_q": log_q.cpu().numpy(),
     }
 
@@ -60,7 +61,7 @@ def evaluate_mixture(problem: Problem, evaluation: str) -> dict[str, Any]:
     member's draws: there it is half the density of the draw's own end, which holds where the ends hardly overlap.
     """
     first, second = (evaluate_point(problem, tau, evaluation, False, False) for tau in (0.0, 1.0))
-    both = {k: np.concatenate([first[k], second[k]]) for k in ("log_likelihood", "lp")}
+    both = {k: np.concatenate([first[k], second[k]]) for k in ("log_likelihood", "lp", "log_prior")}
     ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
     own = [torch.as_tensor(first["log_q"]), torch.as_tensor(second["log_q"])]
     if all(isinstance(end, MeanFieldNormal) for end in ends):

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pyro_align import plots, report
+from pyro_align.barrier.cautions import cautions
 from pyro_align.barrier.curve import Curve
-from pyro_align.diagnostics import EffectiveWidth, effective_width, shares_off_prior
 from pyro_align.errors import BarrierError, DiagnosticWarning
-from pyro_align.guides import MeanFieldNormal
 from pyro_align.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from pyro_align.barrier.problem import Problem
-
-SETTLED = 0.4  # standard errors that an excess may move from half the draws to all
-DRAWN = ("expected_nll", "predictive_nll", "elbo", "kl")  # losses whose pseudo-values belong to single draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,85 +122,12 @@ class Barrier:
                 of draws, so that its band covers too little; or an end has collapsed to the prior: less than a quarter
                 of a site's values, or with a symmetry less than half of an atom's units, have left it.
         """
-        self._warn_of_dominance()
-        self._warn_of_few_draws()
-        self._warn_of_collapse(symmetry)
-        for evaluation in self.evaluations:
-            self._warn_of_hidden_loss(evaluation)
+        for text in cautions(self, symmetry):
+            warnings.warn(text, DiagnosticWarning, stacklevel=2)
         rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
         return frame
-
-    def _warn_of_dominance(self) -> None:
-        shares = {k: curve.dominance for k, curve in self.curves.items() if k[1] in DRAWN and curve.num_draws >= 8}
-        carried = [f"{loss} on '{evaluation}'" for (evaluation, loss), share in shares.items() if share > 0.8]
-        if carried:
-            warnings.warn(
-                f"one of {self.num_samples} draws carries more than 80% of the variance of {', '.join(carried)}: the "
-                "errors are too small; raise num_samples",
-                DiagnosticWarning,
-                stacklevel=3,
-            )
-
-    def _warn_of_few_draws(self) -> None:
-        moving = {key: curve.settling for key, curve in self.curves.items() if curve.settling > SETTLED}
-        if moving:
-            which = ", ".join(f"{loss} on '{evaluation}'" for evaluation, loss in moving)
-            warnings.warn(
-                f"{which}: from half of the {self.num_samples} draws to all, the excess over the chord moves by "
-                f"{max(moving.values()):.1g} of its standard error: the band covers less than it says. Single data's "
-                "likelihoods differ by many nats between draws; raise num_samples",
-                DiagnosticWarning,
-                stacklevel=3,
-            )
-
-    def _warn_of_collapse(self, symmetry: Symmetry | None) -> None:
-        for tau, (shares, width) in self._off_prior(symmetry).items():
-            found = [f"{share:.0%} of the values of '{site}'" for site, share in shares.items() if share < 0.25]
-            if width is not None:
-                units = {atom: (alive, width.kl[atom].numel()) for atom, alive in width.alive.items()}
-                found += [f"{n} of {size} units of '{atom}'" for atom, (n, size) in units.items() if n < size / 2]
-            if found:
-                warnings.warn(
-                    f"the posterior at tau={tau:g} has collapsed to the prior: only {', '.join(found)} have left it. "
-                    "Networks pruned so far are easy to align, and their barrier says little of their nominal width; "
-                    "see effective_width",
-                    DiagnosticWarning,
-                    stacklevel=3,
-                )
-
-    def _off_prior(self, symmetry: Symmetry | None) -> dict[float, tuple[dict, EffectiveWidth | None]]:
-        """Of either end: site -> share of values that have left the prior, and the effective width."""
-        if self.problem is None:
-            return {}
-        args, kwargs = next(self.problem.data[0].batches())
-        ends = {tau: self.problem.path.posterior(tau) for tau in (0.0, 1.0)}
-        model, out = self.problem.model, {}
-        for tau, end in ends.items():
-            if isinstance(end, MeanFieldNormal):
-                width = None if symmetry is None else effective_width(end, symmetry, model, *args, **kwargs)
-                out[tau] = shares_off_prior(end, model, args, kwargs), width
-        return out
-
-    def _warn_of_hidden_loss(self, evaluation: str) -> None:
-        elbo = self.curves.get((evaluation, "elbo"))
-        if elbo is None:
-            return
-        low = elbo.barrier.height
-        for name in ("expected_nll", "predictive_nll"):
-            curve = self.curves.get((evaluation, name))
-            if curve is None or not curve.band().positive:
-                continue
-            if low < 0.1 * curve.barrier.height:
-                warnings.warn(
-                    f"evaluation '{evaluation}': the negative ELBO shows a barrier of {low:.2g} nats per datum, the "
-                    f"{name} one of {curve.barrier.height:.2g}: the KL dips along the path and hides a loss of "
-                    "likelihood. Report both",
-                    DiagnosticWarning,
-                    stacklevel=3,
-                )
-                return
 
     # -- ArviZ -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +140,15 @@ class Barrier:
         """
         return report.to_arviz(self)
 
-    def at(self, tau: float, *, evaluation: str | None = None, posterior: bool = True, predictive: bool = False):
+    def at(
+        self,
+        tau: float,
+        *,
+        evaluation: str | None = None,
+        posterior: bool = True,
+        predictive: bool = False,
+        thin: int = 1,
+    ):
         """One point of the path as a plain ArviZ object, for ``arviz.loo``, ``arviz.summary`` and the like.
 
         The draws are those of the curves (same noise); ``tau`` need not be one of :attr:`taus`. Evaluated anew, so that
@@ -225,15 +159,60 @@ class Barrier:
             evaluation: Which data set; the first by default.
             posterior: Whether to include the draws of the latent sites.
             predictive: Whether to include draws of the data, one per posterior draw.
+            thin: Every how manieth draw the group ``posterior`` keeps, where the latent sites are large.
 
         Returns:
             Groups ``posterior``, ``log_likelihood`` (per datum, dims named by the model's plates), ``observed_data``,
-            ``sample_stats`` with ``lp`` (log joint) and ``log_q`` per draw, and ``posterior_predictive`` where asked.
+            ``sample_stats`` with ``lp`` (log joint), ``log_prior`` and ``log_q`` per draw, ``constant_data`` with
+            ``tau`` and the ``chord`` of every loss, and ``posterior_predictive`` where asked.
+
+        Raises:
+            BarrierError: ``tau`` lies outside [0, 1], there is no such data set, or no model and path to evaluate.
         """
         from pyro_align.barrier.point import evaluate_point
 
+        if thin < 1:
+            raise BarrierError(f"thin: expected every how manieth draw to keep, at least 1; got {thin}")
         name = self.evaluations[0] if evaluation is None else evaluation
-        return report.point_to_arviz(**evaluate_point(self._evaluated(), tau, name, posterior, predictive))
+        point = evaluate_point(self._evaluated(), tau, name, posterior, predictive)
+        return report.point_to_arviz(**point, chord=self._chord(tau, name), thin=thin)
+
+    def _chord(self, tau: float, evaluation: str) -> dict[str, float]:
+        curves = {loss: curve for (data, loss), curve in self.curves.items() if data == evaluation}
+        return {loss: float((1 - tau) * c.value[0] + tau * c.value[-1]) for loss, c in curves.items()}
+
+    def write_points(
+        self,
+        folder: str | os.PathLike,
+        taus: Iterable[float] | None = None,
+        *,
+        evaluation: str | None = None,
+        posterior: bool = False,
+        predictive: bool = False,
+        thin: int = 1,
+    ) -> dict[float, Path]:
+        """Writes :meth:`at` of many taus to Zarr, one folder each, one after another: one tau is in memory at a time.
+
+        A tau's folder is there whole or not at all, and a tau whose folder is there is not evaluated again: stopped,
+        the same call goes on. One barrier needs one folder.
+
+        Args:
+            folder: Where; made if it is not there.
+            taus: Which; those of the curves by default.
+            evaluation, posterior, predictive, thin: As in :meth:`at`; latent sites are left out by default.
+
+        Returns:
+            tau -> its folder, for :func:`pyro_align.report.read_zarr`.
+
+        Raises:
+            BarrierError: As :meth:`at`.
+            OSError: The folder cannot be written, which is found before a tau is evaluated.
+        """
+        options = {"evaluation": evaluation, "posterior": posterior, "predictive": predictive, "thin": thin}
+        taus = [float(tau) for tau in (self.taus if taus is None else taus)]
+        names = {tau: f"tau_{tau:.12g}" for tau in taus}
+        report.write_each(folder, {names[tau]: partial(self.at, tau, **options) for tau in taus})
+        return {tau: Path(folder) / name for tau, name in names.items()}
 
     def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None) -> pd.DataFrame:
         """Leave-one-out cross-validation along the path, one row per tau; see :func:`pyro_align.report.leave_one_out`.

@@ -16,12 +16,22 @@ from pyro_align.discovery.assemble import assemble
 from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.rules import rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
-__all__ = ["ActivationProbe", "certify", "check_rule", "find_symmetry", "probe_activations", "rule"]
+__all__ = [
+    "ActivationProbe",
+    "PreactivationProbe",
+    "certify",
+    "check_rule",
+    "find_symmetry",
+    "probe_activations",
+    "probe_preactivations",
+    "rule",
+]
 
 
 def find_symmetry(
@@ -125,6 +135,29 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
     Raises:
         SymmetryError: The symmetry is not the one that discovery finds: its atoms cannot be told in the graph.
     """
+    return ActivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
+
+
+def probe_preactivations(
+    model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any
+) -> PreactivationProbe:
+    """Finds the affine maps that make a model's hidden units, and the sites that set each; as for activations.
+
+    Args:
+        model: A Pyro model or a plain ``torch.nn.Module``.
+        args: The model's arguments: the data on which pre-activations are to be measured.
+        symmetry: The symmetry that :func:`find_symmetry` found for the same model.
+        seed: As for :func:`find_symmetry`.
+        kwargs: The model's keyword arguments.
+
+    Raises:
+        SymmetryError: The symmetry is not the one that discovery finds: its atoms cannot be told in the graph.
+    """
+    return PreactivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
+
+
+def _trace_of(symmetry: Symmetry, model: Any, args: tuple, kwargs: dict[str, Any], seed: int) -> TracedGraph:
+    """The graph in which the symmetry's atoms are known by name."""
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
     traced = source.trace()
     if dict(assemble(Inference(traced), scope=symmetry.scope).sites) != dict(symmetry.sites):
@@ -132,7 +165,7 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
             "activations are found in the model's graph, so they need the symmetry that find_symmetry finds for this "
             "model; the one given has other sites or axes"
         )
-    return ActivationProbe.of(traced, symmetry)
+    return traced
 
 
 class _Source:

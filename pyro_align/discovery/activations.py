@@ -68,7 +68,7 @@ class ActivationProbe:
         names = {node: name for name, node in self._nodes.items()}
         for values in draws:
             count += 1
-            for node, value in _record(self._traced, {**self._traced.values, **values}, set(names)).items():
+            for node, value in record(self._traced, {**self._traced.values, **values}, set(names)).items():
                 name = names[node]
                 first[name] = first[name] + value if name in first else value
                 second[name] = second[name] + value**2 if name in second else value**2
@@ -81,8 +81,8 @@ def _named(term: Axis):
 
 def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
     """Sources of the operands of contractions that depend on data and on sites."""
-    on_data = _dependents(traced, traced.data)
-    on_sites = _dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
+    on_data = dependents(traced, traced.data)
+    on_sites = dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
     found: dict[Node, None] = {}
     for node in traced.module.graph.nodes:
         if node.op != "call_function" or getattr(node.target, "_opname", "") not in CONTRACTIONS:
@@ -95,7 +95,8 @@ def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
     return list(found)
 
 
-def _dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
+def dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
+    """The nodes given, and all that are computed from them."""
     reached = set(roots)
     for node in traced.module.graph.nodes:
         if any(source in reached for source in node.all_input_nodes):
@@ -103,7 +104,7 @@ def _dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
     return reached
 
 
-def _record(traced: TracedGraph, values: Mapping[str, Tensor], wanted: set[Node]) -> dict[Node, Tensor]:
+def record(traced: TracedGraph, values: Mapping[str, Tensor], wanted: set[Node]) -> dict[Node, Tensor]:
     """Runs the graph in float64 and keeps the tensors asked for."""
     kept: dict[Node, Tensor] = {}
 

@@ -1,0 +1,165 @@
+"""Pre-activations of any traced model: the affine maps whose output is one hidden unit each, and what sets them.
+
+A unit's pre-activation is the output of a sum of products of data with a weight site, plus a bias site where there is
+one. Scaling a row of the weights and moving the bias then scales and moves that unit's pre-activation and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from pyro_align.axes import Atom, Axis, leaves
+from pyro_align.discovery.activations import VIEWS, dependents, record
+from pyro_align.discovery.assemble import name_atoms, write_axes
+from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.tracing import TracedGraph
+from pyro_align.symmetry import Symmetry
+
+# operation -> positions of its factors and of its bias
+AFFINE = {"mm": ((0, 1), None), "mv": ((0, 1), None), "addmm": ((1, 2), 0), "convolution": ((0, 1), 2)}
+
+
+@dataclass(frozen=True)
+class AffineLayer:
+    """Units whose pre-activations one weight site and perhaps one bias site set, for each unit alone.
+
+    Attributes:
+        atom: The units.
+        axis: Which axis of the pre-activations is the units'.
+        weight: Name of the weight site, and which of its axes is the units'.
+        bias: Name of the bias site and its axis, or None.
+    """
+
+    atom: str
+    axis: int
+    weight: tuple[str, int]
+    bias: tuple[str, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class PreactivationProbe:
+    """Where a model's pre-activations are, in the order of the graph, and a function that measures them.
+
+    Attributes:
+        layers: Which sites set which units.
+    """
+
+    layers: tuple[AffineLayer, ...]
+    _traced: TracedGraph = field(repr=False)
+    _nodes: tuple[Node, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, traced: TracedGraph, symmetry: Symmetry) -> PreactivationProbe:
+        """Finds the pre-activations of a traced model.
+
+        Args:
+            traced: The graph.
+            symmetry: The model's symmetry, as discovery finds it: the atoms' names are its.
+        """
+        inference, finder = Inference(traced), _Finder(traced, symmetry)
+        atoms, _ = name_atoms(inference)
+        found = {}
+        for node in traced.module.graph.nodes:
+            reached = finder.affine(node)
+            if reached is None:
+                continue
+            output, weight, bias = reached
+            if not isinstance(tensor := inference.tensor_of(output), AxisTensor):
+                continue
+            layer = finder.layer(write_axes(tensor.axes, atoms), weight, bias)
+            if layer is not None:
+                found[output] = layer
+        return cls(tuple(found.values()), traced, tuple(found))
+
+    def moments(self, layer: int, draws: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each unit's pre-activation over data and posterior draws, ``(units,)``.
+
+        Args:
+            layer: Its place in :attr:`layers`.
+            draws: Site values, one mapping per draw.
+        """
+        node, axis = self._nodes[layer], self.layers[layer].axis
+        sums = []
+        for values in draws:
+            value = record(self._traced, {**self._traced.values, **values}, {node})[node].movedim(axis, 0).flatten(1)
+            sums.append(torch.stack([value.mean(1), value.square().mean(1)]))
+        mean, square = torch.stack(sums).mean(0)
+        return mean, (square - mean.square()).clamp_min(0.0).sqrt()
+
+
+class _Finder:
+    """Looks for affine maps in one graph."""
+
+    def __init__(self, traced: TracedGraph, symmetry: Symmetry):
+        self.symmetry = symmetry
+        self.sites = {node: name for name, nodes in traced.nodes.items() for node in nodes}
+        self.on_data = dependents(traced, traced.data)
+
+    def affine(self, node: Node) -> tuple[Node, str, str | None] | None:
+        """The output of an affine map of data that begins at a node, and its weight and bias sites."""
+        factors, place = AFFINE.get(getattr(node.target, "_opname", ""), (None, None))
+        if node.op != "call_function" or factors is None:
+            return None
+        given = [node.args[i] for i in factors]
+        weights = [w for x in given if x not in self.on_data and (w := self._site(x)) is not None]
+        if len(weights) != 1 or node not in self.on_data:
+            return None
+        added = None if place is None or len(node.args) <= place else node.args[place]
+        if added is not None:
+            bias = self._site(added)
+            return None if bias is None else (node, weights[0], bias)
+        output, bias = self._added(node)
+        return output, weights[0], bias
+
+    def _added(self, node: Node) -> tuple[Node, str | None]:
+        """Where the map ends: after the bias that is added to its output, if a site alone is."""
+        last = node
+        while len(node.users) == 1:
+            (user,) = node.users
+            kind = getattr(user.target, "_opname", "")
+            if kind == "add" and len(user.args) == 2 and not user.kwargs:
+                other = user.args[1] if user.args[0] is node else user.args[0]
+                bias = self._site(other) if isinstance(other, Node) and other not in self.on_data else None
+                return (user, bias) if bias is not None else (last, None)
+            if kind not in VIEWS:
+                break
+            node = user
+        return last, None
+
+    def layer(self, axes: tuple[Axis, ...], weight: str, bias: str | None) -> AffineLayer | None:
+        """The layer, if its units can be told on every site, and no other use of the data sees these sites."""
+        units = [(i, t.name) for i, t in enumerate(axes) if isinstance(t, Atom) and t.name in self.symmetry.atoms]
+        if len(units) != 1:
+            return None
+        ((axis, atom),) = units
+        found = [self._carrier(site, atom) for site in (weight, bias) if site is not None]
+        if any(place is None for place in found):
+            return None
+        return AffineLayer(atom, axis, found[0], found[1] if bias is not None else None)
+
+    def _carrier(self, site: str, atom: str) -> tuple[str, int] | None:
+        terms = self.symmetry.sites.get(site, ())
+        carrying = [i for i, term in enumerate(terms) if any(a.name == atom for a in leaves(term))]
+        alone = len(carrying) == 1 and isinstance(terms[carrying[0]], Atom)
+        return (site, carrying[0]) if alone and self._uses(site) == 1 else None
+
+    def _uses(self, site: str) -> int:
+        """How many operations bring a site together with data."""
+        waiting, count = [node for node, name in self.sites.items() if name == site], 0
+        while waiting:
+            for user in waiting.pop().users:
+                if user in self.on_data:
+                    count += 1
+                elif getattr(user.target, "_opname", "") in VIEWS:
+                    waiting.append(user)
+        return count
+
+    def _site(self, node: Node) -> str | None:
+        while node.op == "call_function" and getattr(node.target, "_opname", "") in VIEWS:
+            node = node.all_input_nodes[0]
+        return self.sites.get(node)
