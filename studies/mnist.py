@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Runs the study with command line options."""
     made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
     made.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"], help="data sets")
-    made.add_argument("--temperature", type=float, nargs="+", default=[0.1], help="weights of the KL")
-    made.add_argument("--epochs", type=int, default=10, help="passes over the data in each fit")
-    made.add_argument("--gain", type=float, nargs="+", default=[0.3], help="factors on He-normal initial locations")
-    made.add_argument("--decay", type=float, default=0.3, help="last share of the steps, over which step sizes decay")
+    made.add_argument("--temperature", type=float, nargs="+", default=[0.01], help="weights of the KL")
+    made.add_argument("--epochs", type=int, default=6, help="passes over the data in each fit")
+    made.add_argument("--gain", type=float, nargs="+", default=[0.1], help="factors on He-normal initial locations")
+    made.add_argument("--decay", type=float, default=0.5, help="last share of the steps, over which step sizes decay")
     made.add_argument("--guides", nargs="+", default=["normal"], help="normal, delta")
     options = runner.read(made, argv)
-    hidden, epochs, grid, limit = [512] * 3, options.epochs, Grid(11, 8, train=5000), None
+    hidden, epochs, grid, limit = [512] * 3, options.epochs, Grid(11, 8, train=2000), None
     if options.quick:
         hidden, epochs, grid, limit = [16] * 3, 2, Grid(3, 2, train=100, test=100), 300
     lab = Lab(options, grid, limit)

@@ -1,4 +1,4 @@
-"""Objectives and matchers where the plain method fails: deep networks at temperature 1, most units at the prior.
+"""Objectives, matchers and paths where the plain method fails: deep networks, most of whose units are at the prior.
 
 python -m studies.objectives --out OUT
 """
@@ -6,16 +6,27 @@ python -m studies.objectives --out OUT
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
 
 import pyro_align
+from pyro_align.guides import Posterior
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, rows
 from studies.training import Recipe
 
-KEY = ("data", "hidden", "prior", "temperature", "objective", "seed_a", "seed_b")
+KEY = ("data", "hidden", "prior", "temperature", "recipe", "epochs", "objective", "seed_a", "seed_b")
+
+# at temperature 1 the plain one lets the scales of three wide layers reach the prior before the locations have learned
+RECIPES = {
+    "plain": Recipe(),
+    "annealed": Recipe(learning_rate=0.01, gain=0.2, decay=0.5, warmup=0.5, local=True),
+}
+
+BENT = ("bezier", "chain")  # paths that are trained; the others are straight
+REPAIRED = "repaired"
 
 
 def objectives(lab: Lab, setting: Setting) -> dict[str, dict]:
@@ -34,7 +45,20 @@ def objectives(lab: Lab, setting: Setting) -> dict[str, dict]:
         "w2, 8 restarts by midpoint loss": {"restarts": 8, "select": by_loss},
         "snr, 8 restarts by midpoint loss": {"divergence": "snr", "restarts": 8, "select": by_loss},
         "activations, 8 restarts by midpoint loss": {"divergence": by_activation, "restarts": 8, "select": by_loss},
+        **{f"w2, {kind}": {} for kind in (REPAIRED, *BENT)},
     }
+
+
+def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objective: str, steps: int):
+    """The path that an objective's name asks for: straight, repaired, or trained on the ELBO of the training data."""
+    kind, data, model = objective.split(", ")[-1], lab.data(setting.data), lab.model(setting)
+    if kind in BENT:
+        everything = (data.x, data.y, len(data.x))
+        return pyro_align.learn_path(
+            model, a, b, *everything, kind=kind, steps=steps, batch_size=256, temperature=setting.recipe.temperature
+        )
+    path = pyro_align.displacement(a, b)
+    return pyro_align.repair(path, model, data.x[:500], data.y[:500]) if kind == REPAIRED else path
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -45,16 +69,19 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--temperature", type=float, default=1.0, help="weight of the KL")
     made.add_argument("--prior", default="fan-in", help="fan-in or a standard deviation")
     made.add_argument("--epochs", type=int, default=300, help="passes over the data in each fit")
+    made.add_argument("--recipe", choices=RECIPES, default="plain", help="how posteriors are fitted")
+    made.add_argument("--objectives", nargs="+", help="those to compare; all if left out")
+    made.add_argument("--path-steps", type=int, default=2000, help="steps in training a bent path")
     options = runner.read(made, argv)
     grid, limit = Grid(), None
     if options.quick:
-        options.hidden, options.epochs = ["8-8"], 3
+        options.hidden, options.epochs, options.path_steps = ["8-8"], 3, 3
         grid, limit = Grid(3, 2, train=100), 200
     lab = Lab(options, grid, limit)
 
-    def compute(data, hidden, prior, temperature, objective, seed_a, seed_b):
-        recipe = Recipe(epochs=options.epochs, temperature=temperature)
-        setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=recipe)
+    def compute(data, hidden, prior, temperature, recipe, epochs, objective, seed_a, seed_b):
+        fitted = replace(RECIPES[recipe], epochs=epochs, temperature=temperature)
+        setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=fitted)
         a, b = (lab.fit(setting, seed).posterior for seed in (seed_a, seed_b))
         alive = "/".join(map(str, lab.alive(setting, a)))
         if objective == "none":
@@ -62,15 +89,17 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         else:
             alignment = pyro_align.align(a, b, lab.symmetry(setting), **objectives(lab, setting)[objective])
             end, before = alignment.posterior, alignment.distance
-        path = pyro_align.displacement(a, end)
+        path = path_between(lab, setting, a, end, objective, options.path_steps)
         common = {"distance": before, "alive": alive, "retained": retained(lab, setting, path)}
         return rows(lab.barrier(setting, path), **common)
 
     cells = [
-        dict(zip(KEY, (options.data, hidden, options.prior, options.temperature, objective, *pair), strict=True))
+        dict(zip(KEY, (*setting, objective, *pair), strict=True))
         for pair in runner.pairs(options.seeds)
         for hidden in options.hidden
+        for setting in [(options.data, hidden, options.prior, options.temperature, options.recipe, options.epochs)]
         for objective in ("none", *objectives(lab, Setting(options.data, tuple(map(int, hidden.split("-"))))))
+        if options.objectives is None or objective in options.objectives
     ]
     frame = runner.run(runner.Table(options.out / "objectives.csv", KEY), cells, compute)
     runner.write_table(summary(frame), options.out / "objectives_table.md")
@@ -104,7 +133,8 @@ def retained(lab: Lab, setting: Setting, path) -> float:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per architecture and objective: barriers, W2 distance, and how much of the logits' spread is left."""
     made = []
-    for (hidden, objective), part in frame.groupby(["hidden", "objective"], sort=False):
+    by = ["hidden", "temperature", "recipe", "objective"]
+    for (hidden, temperature, recipe, objective), part in frame.groupby(by, sort=False):
 
         def barrier(evaluation, loss, part=part):
             chosen = part[(part["evaluation"] == evaluation) & (part["loss"] == loss)]
@@ -113,9 +143,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         made.append(
             {
                 "hidden": hidden,
+                "T": f"{temperature:g}",
+                "recipe": recipe,
                 "objective": objective,
                 "seed pairs": len(part.drop_duplicates(["seed_a", "seed_b"])),
                 "predictive NLL, train": barrier("train", "predictive_nll"),
+                "at the ends": levels(part),
                 "predictive NLL, test": barrier("test", "predictive_nll"),
                 "expected NLL, train": barrier("train", "expected_nll"),
                 "W2": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["distance"], 2),
@@ -126,16 +159,23 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
+def levels(part: pd.DataFrame) -> str:
+    """Lowest and highest predictive NLL at the ends, training data: a barrier says little without it."""
+    chosen = part[(part["evaluation"] == "train") & (part["loss"] == "predictive_nll")]
+    return f"{chosen[['start', 'end']].min().min():.2f}-{chosen[['start', 'end']].max().max():.2f}"
+
+
 def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on training data by objective; dots are seed pairs."""
     frame = frame[(frame["evaluation"] == "train") & (frame["loss"] == "predictive_nll")]
-    shapes = list(dict.fromkeys(frame["hidden"]))
+    frame = frame.assign(panel=frame["hidden"] + frame["temperature"].map(", T = {:g}".format))
+    shapes = list(dict.fromkeys(frame["panel"]))
     names = list(dict.fromkeys(frame["objective"]))
     figure, axes = figures.pyplot().subplots(
         1, len(shapes), figsize=(4.5 * len(shapes), 3.2), squeeze=False, sharey=True, sharex=True
     )
     for ax, shape in zip(axes.flat, shapes, strict=True):
-        part = frame[frame["hidden"] == shape]
+        part = frame[frame["panel"] == shape]
         for i, name in enumerate(names):
             values = figures.floor(part.loc[part["objective"] == name, "barrier"])
             colour, marker = (figures.COLOURS[0], "o") if name == "none" else (figures.COLOURS[1], "s")
