@@ -160,7 +160,7 @@ def recorded():
         add(self, node, odd, left, right)
 
     def noted_solve(gain, wanted):
-        work["assignments"].append((gain.copy(), wanted))
+        work["assignments"].append((gain.clone(), wanted))
         return solve(gain, wanted)
 
     Gains.add, assignment._solve = noted_add, noted_solve
