@@ -16,6 +16,8 @@ from pyro_align.matching.annealing import anneal, crowded
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.updates import Update
 
+_SMALL = 200_000  # values of all sites up to which annealing takes next to no time
+
 
 @register("coordinate")
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Coordinate(Matcher):
         anchored: Whether to begin with the anchored pass where no ``init`` is given.
         anneal: Rounds of annealing after the anchored pass, see :mod:`pyro_align.matching.annealing`; never any where
             that pass leaves no doubt, as on relabelled copies. None decides: four where units crowd on few partners,
-            as fitted weights do, eight on restarts that anneal, else none.
+            as fitted weights do, or where all sites are small; eight on restarts that anneal; else none.
     """
 
     anchored: bool = True
@@ -45,7 +47,8 @@ class Coordinate(Matcher):
             return self.anneal
         if run.random_order:
             return 8
-        return 4 if crowded(order) else 0
+        size = sum(shape.numel() for shape in map(torch.Size, run.problem.symmetry.shapes.values()))
+        return 4 if size <= _SMALL or crowded(order) else 0
 
 
 def make_updates(problem) -> list[Update]:
