@@ -27,7 +27,7 @@ import torch
 from peers import plain_form, textbook, textbook_frank_wolfe
 from trained import trained_mlp
 
-from pyro_align.matching import assignment, match, objective
+from pyro_align.matching import Coordinate, assignment, match, objective
 from pyro_align.matching.evidence import Gains
 
 KINDS = ["independent", "planted", "trained"]
@@ -41,7 +41,7 @@ def main() -> None:
     for name in options.networks:
         network = problems.NETWORKS[name]()
         for kind in options.kinds:
-            row = median([compare(name, network, kind, seed, options) for seed in range(options.seeds)])
+            row = median([compare(name, network, kind, seed, options) for seed in options.seeds])
             rows.append(row)
             print(describe(row), flush=True)
     if options.out:
@@ -58,10 +58,11 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=DEFAULT)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
     parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
     parser.add_argument("--restarts", type=int, default=0, help="also run with this many restarts")
+    parser.add_argument("--anneal", type=int, nargs="*", default=[], help="also run with so many rounds of annealing")
     parser.add_argument("--frank-wolfe", action="store_true", help="also run frank_wolfe")
     parser.add_argument("--textbook-frank-wolfe", action="store_true", help="also run it as published: minutes")
     parser.add_argument("--no-textbook", action="store_true")
@@ -92,6 +93,10 @@ def compare(name: str, network, kind: str, seed: int, options) -> dict:
     if options.restarts:
         methods[f"coordinate, restarts={options.restarts}"] = ours(
             symmetry, fixed, moving, truth, restarts=options.restarts
+        )
+    for rounds in options.anneal:
+        methods[f"coordinate, anneal={rounds}"] = ours(
+            symmetry, fixed, moving, truth, matcher=Coordinate(anneal=rounds)
         )
     if options.frank_wolfe:
         methods["frank_wolfe"] = ours(symmetry, fixed, moving, truth, matcher="frank_wolfe")
