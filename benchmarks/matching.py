@@ -24,10 +24,10 @@ from pathlib import Path
 
 import problems
 import torch
-from peers import plain_form, textbook
+from peers import plain_form, textbook, textbook_frank_wolfe
 from trained import trained_mlp
 
-from pyro_align.matching import assignment, match, objective
+from pyro_align.matching import Coordinate, assignment, match, objective
 from pyro_align.matching.evidence import Gains
 
 KINDS = ["independent", "planted", "trained"]
@@ -41,7 +41,7 @@ def main() -> None:
     for name in options.networks:
         network = problems.NETWORKS[name]()
         for kind in options.kinds:
-            row = median([compare(name, network, kind, seed, options) for seed in range(options.seeds)])
+            row = median([compare(name, network, kind, seed, options) for seed in options.seeds])
             rows.append(row)
             print(describe(row), flush=True)
     if options.out:
@@ -58,11 +58,13 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=DEFAULT)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
     parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
     parser.add_argument("--restarts", type=int, default=0, help="also run with this many restarts")
+    parser.add_argument("--anneal", type=int, nargs="*", default=[], help="also run with so many rounds of annealing")
     parser.add_argument("--frank-wolfe", action="store_true", help="also run frank_wolfe")
+    parser.add_argument("--textbook-frank-wolfe", action="store_true", help="also run it as published: minutes")
     parser.add_argument("--no-textbook", action="store_true")
     parser.add_argument("--rebasin-python", default="", help="Python with the rebasin package")
     parser.add_argument("--data-dir", default="", help="trained: folder with MNIST's published files")
@@ -92,11 +94,17 @@ def compare(name: str, network, kind: str, seed: int, options) -> dict:
         methods[f"coordinate, restarts={options.restarts}"] = ours(
             symmetry, fixed, moving, truth, restarts=options.restarts
         )
+    for rounds in options.anneal:
+        methods[f"coordinate, anneal={rounds}"] = ours(
+            symmetry, fixed, moving, truth, matcher=Coordinate(anneal=rounds)
+        )
     if options.frank_wolfe:
         methods["frank_wolfe"] = ours(symmetry, fixed, moving, truth, matcher="frank_wolfe")
     form = plain_form(network)
     if form is not None and not options.no_textbook:
-        methods["textbook"] = run_textbook(form, symmetry, fixed, moving, truth, seed)
+        methods["textbook"] = run_peer(textbook, form, symmetry, fixed, moving, truth, seed=seed)
+    if form is not None and options.textbook_frank_wolfe:
+        methods["textbook frank_wolfe"] = run_peer(textbook_frank_wolfe, form, symmetry, fixed, moving, truth)
     if options.rebasin_python:
         methods["rebasin"] = run_rebasin(options.rebasin_python, name, fixed, moving)
     row["methods"] = {k: v for k, v in methods.items() if v}
@@ -113,11 +121,11 @@ def ours(symmetry, fixed, moving, truth, **options) -> dict:
     return result
 
 
-def run_textbook(form, symmetry, fixed, moving, truth, seed) -> dict:
+def run_peer(peer, form, symmetry, fixed, moving, truth, **options) -> dict:
     axes, shapes = form
     start = time.process_time()
-    indices, sweeps, _ = textbook(
-        axes, shapes, {k: v[0] for k, v in fixed.items()}, {k: v[0] for k, v in moving.items()}, seed=seed
+    indices, sweeps, *_ = peer(
+        axes, shapes, {k: v[0] for k, v in fixed.items()}, {k: v[0] for k, v in moving.items()}, **options
     )
     spent = time.process_time() - start
     value = objective(symmetry, fixed, moving, symmetry.permutation(indices))
@@ -160,7 +168,7 @@ def recorded():
         add(self, node, odd, left, right)
 
     def noted_solve(gain, wanted):
-        work["assignments"].append((gain.copy(), wanted))
+        work["assignments"].append((gain.clone(), wanted))
         return solve(gain, wanted)
 
     Gains.add, assignment._solve = noted_add, noted_solve

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_align.matching.annealing import anneal, crowded
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.updates import Update
+
+_SMALL = 200_000  # values of all sites up to which annealing takes next to no time
 
 
 @register("coordinate")
@@ -23,15 +26,29 @@ class Coordinate(Matcher):
 
     Attributes:
         anchored: Whether to begin with the anchored pass where no ``init`` is given.
+        anneal: Rounds of annealing after the anchored pass, see :mod:`pyro_align.matching.annealing`; never any where
+            that pass leaves no doubt, as on relabelled copies. None decides: four where units crowd on few partners,
+            as fitted weights do, or where all sites are small; eight on restarts that anneal; else none.
     """
 
     anchored: bool = True
+    anneal: int | None = None
 
     def search(self, run: Run) -> str:
         updates = make_updates(run.problem)
-        if self.anchored and run.anchored and not anchored_pass(run, updates):
-            return "time_limit"
+        if self.anchored and run.anchored:
+            order: list[Update] = []
+            if not (anchored_pass(run, updates, order=order) and anneal(run, order, self._rounds(run, order))):
+                return "time_limit"
         return sweep_until_converged(run, updates)
+
+    def _rounds(self, run: Run, order: list[Update]) -> int:
+        if self.anneal is not None:
+            return self.anneal
+        if run.random_order:
+            return 8
+        size = sum(shape.numel() for shape in map(torch.Size, run.problem.symmetry.shapes.values()))
+        return 4 if size <= _SMALL or crowded(order) else 0
 
 
 def make_updates(problem) -> list[Update]:
@@ -53,13 +70,16 @@ def make_updates(problem) -> list[Update]:
     return updates
 
 
-def anchored_pass(run: Run, updates: list[Update], settled: Collection[str] = ()) -> bool:
+def anchored_pass(
+    run: Run, updates: list[Update], settled: Collection[str] = (), order: list[Update] | None = None
+) -> bool:
     """Settles every atom once, by the evidence of those already settled.
 
     Args:
         run: The search.
         updates: The moves.
         settled: Atoms that are settled to begin with.
+        order: Gets the moves in the order in which they settled their atoms.
 
     Returns:
         Whether it came to its end before the time limit.
@@ -76,6 +96,8 @@ def anchored_pass(run: Run, updates: list[Update], settled: Collection[str] = ()
         else:  # nothing speaks for any: leave one as it is and see what that says about the others
             update = waiting[0]
         ready |= set(update.tree)
+        if order is not None:
+            order.append(update)
     return True
 
 

@@ -47,6 +47,10 @@ class Gains:
 
         return Gains(total(self.even, other.even), total(self.odd, other.odd))
 
+    def copy(self) -> Gains:
+        """Another that may be added to."""
+        return Gains(*({k: v.clone() for k, v in table.items()} for table in (self.even, self.odd)))
+
     def total(self, node: str) -> Tensor | None:
         """The gain when every unit takes its better sign, or None where nothing speaks."""
         even, odd = self.even.get(node), self.odd.get(node)
@@ -99,6 +103,13 @@ class Evidence:
             left, right = (torch.cat(side, -1) for side in zip(*pairs, strict=True))
             self.gains.add(*key, left, right)
         return self.gains
+
+    def constant(self, labels: Labels) -> Gains:
+        """The gains of the parts that stay whatever the other atoms do; those of all others are forgotten."""
+        fixed = [p for p in self.parts if not p.moving]
+        if len(self._seen) > len(fixed):
+            self.gains, self._seen = Gains(), {}
+        return self.bring(labels, fixed)
 
     def pending(self, parts: Iterable[Part] | None = None) -> list[Part]:
         """The parts not yet added."""

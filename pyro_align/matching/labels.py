@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,7 @@ def relabelled(
     free: Collection[int] = (),
     odd: bool = True,
     rows: tuple[int, Tensor] | None = None,
+    soft: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
     """A block's value with every dimension relabelled, but for those in ``free``, which keep their old order.
 
@@ -102,8 +105,13 @@ def relabelled(
         free: Dimensions to leave as they are.
         odd: Whether the feature changes sign with signed atoms.
         rows: A dimension that is not nested and the only new positions wanted along it.
+        soft: Atom, with nothing nested in it -> its soft relabelling in place of the hard one, an
+            :class:`~pyro_align.matching.annealing.Soft`.
     """
     for i, dim, held in block.gathers(tuple(free)):
+        if dim.name in soft:
+            value = soft[dim.name].apply(value, i, odd and dim.odd)
+            continue
         index = labels.indices[dim.name]
         sign = labels.signs.get(dim.name) if odd and dim.odd else None
         if rows is not None and rows[0] == i:

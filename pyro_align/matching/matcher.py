@@ -36,7 +36,8 @@ class Run:
         generator: The only source of randomness.
         max_sweeps: Sweeps after which to stop.
         anchored: Whether the search may choose its own start, as none was given.
-        random_order: Whether an anchored pass settles atoms in random order.
+        random_order: Whether an anchored pass settles atoms in random order, and annealing begins at a random
+            temperature.
         progress: Called with (sweep, objective), or None.
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.

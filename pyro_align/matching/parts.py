@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -59,7 +62,14 @@ class Part:
         return odd and self.block.dims[self.chain[-1]].odd
 
     def matrices(
-        self, fixed: Tensor, moving: Tensor, labels: Labels, odd: bool, *, old: Labels | None = None
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        labels: Labels,
+        odd: bool,
+        *,
+        old: Labels | None = None,
+        soft: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor]:
         """The two factors of the gain, ``(batch, chain, rest)``: gain = left @ right^T.
 
@@ -69,10 +79,11 @@ class Part:
             labels: The relabelling of everything else.
             odd: Whether the feature changes sign with signed atoms.
             old: With it, the factors of how the gain has changed since that relabelling.
+            soft: Atom -> soft relabelling, where one takes the place of the hard one.
         """
         # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
         rows = None if old is None else self._moved(old, labels)
-        right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows)
+        right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
             right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
         if rows is not None:

@@ -41,7 +41,7 @@ class Task:
 
     Attributes:
         start: Relabelling to start from, or None where the matcher may choose.
-        random_order: Whether an anchored pass takes a random order.
+        random_order: Whether an anchored pass takes a random order, and annealing a random temperature.
         generator: The search's randomness.
     """
 
@@ -68,16 +68,16 @@ class Searches:
     def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
         """The k-th restart.
 
-        Most shuffle a tenth of the units of the best so far and climb again: on independent problems this finds better
-        optima than fresh random starts do.
+        Most shuffle a tenth of the units of the best so far and climb again, which is cheap. Some are annealed from
+        another temperature, more slowly, and give those that follow a better place to begin.
         """
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
         kind = k % 8
-        if kind in (0, 4):
+        if kind == 0:
             return Task(self.problem.symmetry.random(generator), False, generator)
-        if kind in (3, 6):
+        if kind in (1, 4):
             return Task(None, True, generator)
-        return Task(kick(best.permutation, 0.3 if kind == 5 else 0.1, generator), False, generator)
+        return Task(kick(best.permutation, 0.05 if kind == 5 else 0.1, generator), False, generator)
 
     def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[Match]:
         """What each task found, in order."""

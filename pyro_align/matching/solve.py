@@ -111,7 +111,3 @@ def match(
 
 def _better(a: Match, b: Match) -> bool:
     return a.objective > b.objective if a.loss is None or b.loss is None else a.loss < b.loss
-
-
-def _better(a: Match, b: Match) -> bool:
-    return a.objective > b.objective if a.loss is None or b.loss is None else a.loss < b.loss

@@ -20,7 +20,7 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from pyro_align.matching.assignment import argmax_assignment, assign, picked, swap_costs
+from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.curvature import is_plain, second_order
@@ -42,6 +42,12 @@ class Update:
         problem: What is matched.
         name: The atom.
         joint: Whether nested atoms are matched anew for each pair of outer indices.
+
+    Attributes:
+        softens: Whether the atom can be matched softly: nothing is nested in it, nor it in anything.
+        spoken: Whether an anchored pass had evidence for it.
+        wanted: Share of the partners that were the best of some unit by that evidence: one where every unit has a
+            partner of its own, 1 - 1/e where chance decides, less where units crowd on a few.
     """
 
     def __init__(self, problem: Problem, name: str, *, joint: bool = True):
@@ -64,6 +70,9 @@ class Update:
         self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
         self._needs = [(p, p.block.names - members, math.prod(p.shape)) for p in self.linear.parts]
         self._may_certify = alone and self.exact
+        holds = any(name in a.within for a in problem.symmetry.atoms.values())
+        self.softens = joint and not holds and not self.atom.within and bool(self.parts)
+        self.spoken, self.wanted = False, 1.0
         self._alike = False
         self._seen: dict[str, int] | None = None
 
@@ -78,12 +87,15 @@ class Update:
     def anchor(self, labels: Labels, clock: Clock, ready: Set[str]) -> None:
         """Sets the atom by what the settled atoms say, whatever the rest of the objective."""
         parts = self.usable(ready)
+        self.spoken, self.wanted = True, 1.0
         found = self._anchor_alike(labels, clock, parts) if self._may_certify else None
         if found is None:
             with clock("gain"):
                 gains = self.linear.bring(labels, parts)
             with clock("assignment"):
-                indices, signs = self._solve(gains, labels)
+                indices, signs = self.decide(gains, labels)
+                if self.softens:
+                    self.wanted = share_wanted(gains.total(self.name)[0])
         else:
             indices, signs = {self.name: found}, {}
         labels.replace(indices, signs)
@@ -140,7 +152,7 @@ class Update:
         unit = _mean_slack(gains, labels, self.name) if len(rewards) > 1 else 0.0
         for reward in rewards:
             with clock("assignment"):
-                indices, signs = self._solve(gains, labels, reward * unit)
+                indices, signs = self.decide(gains, labels, reward * unit)
             trial = labels.copy()
             trial.replace(indices, signs)
             if not trial.differs(labels):
@@ -222,7 +234,8 @@ class Update:
             flat = (flat.unsqueeze(-1) * n + inside).flatten(1)
         return flat
 
-    def _solve(self, gains: Gains, labels: Labels, reward: float = 0.0):
+    def decide(self, gains: Gains, labels: Labels, reward: float = 0.0):
+        """The indices and signs that maximise the gains, with a reward for standing still."""
         if self._single:
             return {self.name: self._best(gains.total(self.name), labels, reward)}, {}
         stay = None
