@@ -266,7 +266,8 @@ def _unvectorisable(x, y=None):
 
 def test_memory_sets_the_chunk(network):
     path, x, y = network
-    small = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7, max_memory=1)
+    with pytest.warns(DiagnosticWarning, match=r"more than max_memory, 9.54e-07 MiB"):
+        small = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7, max_memory=1)
     large = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7)
     assert np.allclose(small["elbo"].draws, large["elbo"].draws)
     runner = small.problem.runner
