@@ -5,7 +5,6 @@ Every result is first laid out as xarray data sets, one per ArviZ group; only th
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 import warnings
@@ -132,22 +131,43 @@ def point_to_arviz(
     return assemble(groups)
 
 
-def leave_one_out(point) -> dict[str, float | bool]:
+def leave_one_out(point, *, correct: bool = False) -> dict[str, float | bool]:
     """PSIS leave-one-out of one point of a path, as made by :func:`point_to_arviz`.
 
-    With ArviZ 1.x, or ``arviz-stats`` beside ArviZ 0.x (``pip install pyro_align[loo]``), log p and log q of the draws
-    correct for the guide not being the exact posterior (``loo_approximate_posterior``; Magnusson et al. 2019);
-    elsewhere the draws are taken for the posterior's own.
+    Args:
+        point: The point.
+        correct: Whether log p and log q of the draws weigh them as the exact posterior would
+            (``loo_approximate_posterior``; Magnusson et al. 2019). That needs ArviZ 1.x, or ``arviz-stats`` beside
+            ArviZ 0.x (``pip install pyro_align[loo]``), and a guide near the posterior, which ``guide_k`` tells. By
+            default the draws are taken as they are: the figures are those of the guide.
 
     Returns:
         ``elpd`` in nats over all data and its standard error ``se``, the effective number of parameters ``p``, the
-        share ``bad_k`` of data whose Pareto shape is too high to trust, the largest shape ``max_k``, and whether the
-        draws were ``corrected``.
+        share ``bad_k`` of data whose Pareto shape is too high to trust, the largest shape ``max_k``, ``guide_k``, see
+        :func:`guide_shape`, and whether the draws were ``corrected``.
+
+    Raises:
+        ImportError: A correction is asked for, and no package at hand knows it.
     """
-    return _figures(*_psis_loo(point))
+    return _figures(point, _psis_loo(point, correct), correct)
 
 
-def leave_one_out_table(points: Mapping[Any, Any]) -> pd.DataFrame:
+def guide_shape(point) -> float:
+    """Pareto shape of the weights p / q that would make a guide's draws the posterior's (Yao et al. 2018).
+
+    Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected.
+    """
+    stats = point["sample_stats"]
+    log_weights = (stats["lp"] - stats["log_q"]).values.ravel()
+    arviz = _arviz()
+    if hasattr(arviz, "psislw"):
+        return float(arviz.psislw(log_weights)[1])
+    from arviz_stats.base import array_stats
+
+    return float(array_stats.psislw(-log_weights, r_eff=1.0, axis=-1)[1])  # it takes log likelihoods, not weights
+
+
+def leave_one_out_table(points: Mapping[Any, Any], *, correct: bool = False) -> pd.DataFrame:
     """:func:`leave_one_out` of several posteriors of the same data, one row each.
 
     ``diff`` is the loss of ``elpd`` to the best of them, at least 0, and ``dse`` the standard error of that difference,
@@ -155,14 +175,14 @@ def leave_one_out_table(points: Mapping[Any, Any]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    loos = {key: _psis_loo(point) for key, point in points.items()}
-    pointwise = {key: _pointwise(out) for key, (out, _) in loos.items()}
+    loos = {key: _psis_loo(point, correct) for key, point in points.items()}
+    pointwise = {key: _pointwise(out) for key, out in loos.items()}
     best = pointwise[max(pointwise, key=lambda key: pointwise[key].sum())]
     rows = {}
     for key, loo in loos.items():
         gap = best - pointwise[key]
         dse = float(np.sqrt(gap.size * gap.var()))
-        rows[key] = {**_figures(*loo), "diff": float(gap.sum()), "dse": dse}
+        rows[key] = {**_figures(points[key], loo, correct), "diff": float(gap.sum()), "dse": dse}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -170,7 +190,7 @@ def _pointwise(out) -> np.ndarray:
     return np.asarray(out.loo_i if "loo_i" in dir(out) else out.elpd_i).ravel()
 
 
-def _figures(out, corrected: bool) -> dict[str, float | bool]:
+def _figures(point, out, corrected: bool) -> dict[str, float | bool]:
     elpd, p = (out.elpd_loo, out.p_loo) if "elpd_loo" in dir(out) else (out.elpd, out.p)
     shapes = np.asarray(out.pareto_k)
     return {
@@ -179,15 +199,17 @@ def _figures(out, corrected: bool) -> dict[str, float | bool]:
         "p": float(p),
         "bad_k": float((shapes > out.good_k).mean()),
         "max_k": float(shapes.max()),
+        "guide_k": guide_shape(point),
         "corrected": corrected,
     }
 
 
-def compare_points(points: Mapping[str, Any]) -> pd.DataFrame:
+def compare_points(points: Mapping[str, Any], *, correct: bool = False) -> pd.DataFrame:
     """Ranks posteriors by leave-one-out, best first, with ``arviz.compare``.
 
     Args:
         points: Name -> ArviZ object of one posterior on the same data, as made by :func:`point_to_arviz`.
+        correct: As in :func:`leave_one_out`.
 
     Returns:
         One row per name: ``rank``, ``elpd`` and its error ``se`` in nats over all data, the effective number of
@@ -196,32 +218,29 @@ def compare_points(points: Mapping[str, Any]) -> pd.DataFrame:
 
     Raises:
         ValueError: Fewer than two posteriors.
+        ImportError: A correction is asked for, and no package at hand knows it.
     """
     if len(points) < 2:
         raise ValueError(f"compare needs at least two posteriors, got {list(points)}")
-    loos = {name: _psis_loo(point)[0] for name, point in points.items()}
+    loos = {name: _psis_loo(point, correct) for name, point in points.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
         warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, about how ArviZ calls it
-        table = _statistics().compare(loos)
+        table = (_statistics() if correct else _arviz()).compare(loos)
     table = table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
     table["bad_k"] = [float((np.asarray(loos[name].pareto_k) > loos[name].good_k).mean()) for name in table.index]
     columns = ("rank", "elpd", "se", "p", "elpd_diff", "dse", "weight", "bad_k")
     return table[[column for column in columns if column in table]].rename_axis("posterior")
 
 
-def _psis_loo(point) -> tuple[Any, bool]:
-    """ArviZ's own result, with pointwise figures, and whether it was corrected for the guide."""
-    statistics = _statistics()
-    corrected = getattr(statistics, "loo_approximate_posterior", None)
+def _psis_loo(point, correct: bool):
+    """ArviZ's own result, with pointwise figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
-        if corrected is not None:
-            log_p, log_q = (point["sample_stats"][name].values.ravel() for name in ("lp", "log_q"))
-            out = corrected(_tree(point), log_p=log_p, log_q=log_q, pointwise=True)
-        else:
-            out = statistics.loo(point, pointwise=True, reff=1.0)
-    return out, corrected is not None
+        if not correct:
+            return _arviz().loo(point, pointwise=True, reff=1.0)
+        log_p, log_q = (point["sample_stats"][name].values.ravel() for name in ("lp", "log_q"))
+        return _statistics().loo_approximate_posterior(_tree(point), log_p=log_p, log_q=log_q, pointwise=True)
 
 
 def _dataset(
@@ -264,14 +283,17 @@ def _tree(tree) -> xr.DataTree:
 
 
 def _statistics():
-    """ArviZ 1.x, or the package of its statistics beside ArviZ 0.x, which alone knows approximate posteriors."""
+    """ArviZ 1.x, or the package of its statistics beside ArviZ 0.x, which alone know approximate posteriors."""
     arviz = _arviz()
-    if "InferenceData" in vars(arviz) and importlib.util.find_spec("arviz_stats") is not None:
+    if hasattr(arviz, "loo_approximate_posterior"):
+        return arviz
+    try:
         import arviz_stats
-
-        if hasattr(arviz_stats, "loo_approximate_posterior"):
-            return arviz_stats
-    return arviz
+    except ImportError as error:
+        raise ImportError(
+            "leave-one-out that is corrected for a guide needs arviz-stats: pip install 'pyro_align[loo]'"
+        ) from error
+    return arviz_stats
 
 
 def _arviz():

@@ -266,7 +266,8 @@ def _unvectorisable(x, y=None):
 
 def test_memory_sets_the_chunk(network):
     path, x, y = network
-    small = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7, max_memory=1)
+    with pytest.warns(DiagnosticWarning, match=r"more than max_memory, 9.54e-07 MiB"):
+        small = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7, max_memory=1)
     large = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7)
     assert np.allclose(small["elbo"].draws, large["elbo"].draws)
     runner = small.problem.runner
@@ -276,18 +277,27 @@ def test_memory_sets_the_chunk(network):
 
 def test_several_data_sets_and_batches(network):
     path, x, y = network
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    dataset = torch.utils.data.TensorDataset(x, y)
+    loader, state = torch.utils.data.DataLoader(dataset, batch_size=16), torch.get_rng_state()
     barrier = evaluate_barrier(
         classifier,
         path,
         taus=3,
-        evaluation={"whole": (x, y), "batches": loader, "named": {"x": x, "y": y}, "half": (x[:20], y[:20])},
+        evaluation={
+            "whole": (x, y),
+            "batches": loader,
+            "dataset": dataset,
+            "named": {"x": x, "y": y},
+            "half": (x[:20], y[:20]),
+        },
     )
-    assert barrier.evaluations == ("whole", "batches", "named", "half")
-    assert barrier.num_data == {"whole": 40, "batches": 40, "named": 40, "half": 20}
+    assert torch.equal(state, torch.get_rng_state())
+    assert barrier.evaluations == ("whole", "batches", "dataset", "named", "half")
+    assert barrier.num_data == {"whole": 40, "batches": 40, "dataset": 40, "named": 40, "half": 20}
     for loss in barrier.losses:
         assert np.allclose(barrier["whole", loss].draws, barrier["batches", loss].draws), loss
         assert np.array_equal(barrier["whole", loss].draws, barrier["named", loss].draws), loss
+        assert np.array_equal(barrier["whole", loss].draws, barrier["dataset", loss].draws), loss
     assert not np.allclose(barrier["whole", "expected_nll"].value, barrier["half", "expected_nll"].value)
 
 
@@ -516,6 +526,9 @@ def test_data_given_in_a_wrong_way(regression):
         evaluate_barrier(linear, path, evaluation=[(x, y)])
     with pytest.raises(BarrierError, match="read only once"):
         evaluate_barrier(linear, path, evaluation={"test": iter([(x, y)])})
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
+    with pytest.raises(BarrierError, match="evaluation 'test': this DataLoader shuffles"):
+        evaluate_barrier(linear, path, evaluation={"test": shuffled})
     with pytest.raises(BarrierError, match="no batch"):
         evaluate_barrier(linear, path, evaluation={"test": []})
     with pytest.raises(BarrierError, match="expected a tuple"):

@@ -54,7 +54,7 @@ def test_a_batch_too_large_for_the_limit_is_told(problem):
     path, x, y = problem
     one = 500 * 200 * 8
     with pytest.warns(
-        DiagnosticWarning, match=r"one draw of the model.*MiB, more than max_memory, 1 MiB.*smaller"
+        DiagnosticWarning, match=r"one draw of the model.*MiB, more than max_memory, 0.763 MiB.*smaller"
     ) as seen:
         evaluate_barrier(wide, path, x, y, taus=3, num_samples=4, max_memory=one)
     assert len(seen) == 1

@@ -116,7 +116,7 @@ def test_batches_of_keyword_arguments_leave_the_rest_alone():
 
 @pytest.mark.slow
 def test_a_learned_path_is_lower_on_digits():
-    """At temperature 1, two hidden layers leave a barrier after alignment; a bend trained on batches avoids most of it."""
+    """At temperature 1, two hidden layers leave a barrier after alignment; a bend trained on batches avoids most."""
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16), torch.tensor(labels)

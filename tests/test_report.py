@@ -165,10 +165,12 @@ def test_leave_one_out_of_one_point():
         lp=lp,
         log_q=-0.5 * 41 * theta**2,
     )
-    out = report.leave_one_out(point)
     others = (y.sum() - y) / 40  # leaving one out: mean of the posterior, variance 1 / 40
     exact = np.sum(-0.5 * (y - others) ** 2 / (1 + 1 / 40) - 0.5 * np.log(2 * np.pi * (1 + 1 / 40)))
-    assert abs(out["elpd"] - exact) < 0.15
-    assert 0.5 < out["p"] < 2
-    assert out["bad_k"] == 0
-    assert out["corrected"] is (MODERN or find_spec("arviz_stats") is not None)
+    for correct in [False, True] if MODERN or find_spec("arviz_stats") else [False]:
+        out = report.leave_one_out(point, correct=correct)
+        assert abs(out["elpd"] - exact) < 0.15
+        assert 0.5 < out["p"] < 2
+        assert out["bad_k"] == 0
+        assert out["corrected"] is correct
+        assert out["guide_k"] < 0.5, "the guide is the posterior"

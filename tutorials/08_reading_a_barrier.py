@@ -144,10 +144,16 @@ def told(barrier, **options):
     return "\n\n".join(str(warning.message) for warning in seen) or "no warning"
 
 
-few = pyro_align.evaluate_barrier(model, path, x, y, taus=5, num_samples=5, losses=["predictive_nll"])
-print("5 draws: ", told(few))
-print("\n32 draws:", told(barrier, symmetry=symmetry))
-print("\neffective draws behind a datum's likelihood, of 32:", barrier.effective_draws["train"].round(1))
+print("32 draws:", told(barrier, symmetry=symmetry))
+for draws in (4, 6, 8, 12, 16):
+    few = pyro_align.evaluate_barrier(model, path, x, y, taus=5, num_samples=draws, losses=["predictive_nll"])
+    excess = few["predictive_nll"].barrier
+    print(f"\n{draws} draws: {excess.height:.3f} +- {excess.se:.3f}, moves by {few['predictive_nll'].settling:.2f} se")
+    print(told(few))
+
+# %% [markdown]
+# `settling` is how far the excess over the chord moves from half of the draws to all, in standard errors; above 0.4 the
+# table warns. It is an estimate from few draws itself, so that a run with too few may go without a warning.
 
 # %% [markdown]
 # A second warning is of posteriors that have collapsed to the prior: units that do nothing are easy to align. Given the
@@ -231,11 +237,14 @@ plt.show()
 many.compare().round(3)
 
 # %% [markdown]
-# Leave-one-out from a guide's draws is that of the guide, not of the exact posterior. With `arviz-stats` installed
-# (`pip install "pyro_align[loo]"`, or ArviZ 1.x), `barrier.loo` and `barrier.compare` correct for it by the log joint
-# and the guide's log density of every draw, and the column `corrected` says so. For networks, expect the correction to
-# rest on few draws: the two differ by many nats.
-#
+# Leave-one-out from a guide's draws is that of the guide, not of the exact posterior. `guide_k` in `barrier.loo()` is
+# the Pareto shape of the weights that would turn one into the other. Below 0.7, `correct=True` does so (with `pip
+# install "pyro_align[loo]"`, or ArviZ 1.x). A mean-field guide of a network is far beyond:
+
+# %%
+many.loo([0.5]).round(2)
+
+# %% [markdown]
 # ## Keeping results
 #
 # - `barrier.to_arviz().to_netcdf("barrier.nc")` keeps curves, bands and draws.

@@ -184,8 +184,8 @@ class Runner:
         if self._sizes[key] > self.max_memory and not self._told:
             self._told = True
             warnings.warn(
-                f"one draw of the model on one batch of data takes {self._sizes[key] / 2**20:.0f} MiB, more than "
-                f"max_memory, {self.max_memory / 2**20:.0f} MiB: draws go one by one. Give the "
+                f"one draw of the model on one batch of data takes {self._sizes[key] / 2**20:.3g} MiB, more than "
+                f"max_memory, {self.max_memory / 2**20:.3g} MiB: draws go one by one. Give the "
                 "data in smaller batches, as evaluation={'train': DataLoader(...)}",
                 DiagnosticWarning,
                 stacklevel=2,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from pyro_align.errors import BarrierError
+
+BATCH = 1000  # data of a map-style `Dataset` at a time; a DataLoader has its own
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Data:
 
     def batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         """The arguments of each of the model's calls, ``(args, kwargs)``."""
-        for item in self.source if self.streamed else (self.source,):
+        for item in _iterator(self.source if self.streamed else (self.source,)):
             if isinstance(item, Mapping):
                 yield (), {**item, **self.kwargs}
             elif isinstance(item, tuple | list):
@@ -45,7 +49,7 @@ def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[D
         args: Positional arguments of the model, or nothing where ``evaluation`` holds them.
         kwargs: Keyword arguments of the model, for every data set.
         evaluation: Name -> tuple of arguments, mapping of keyword arguments, one tensor, or a re-iterable of these
-            (a ``DataLoader``, a list of tuples); or None.
+            (a ``DataLoader``, a ``Dataset``, a list of tuples); or None.
 
     Raises:
         BarrierError: Data are given twice, are empty, or can be read only once.
@@ -65,17 +69,30 @@ def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[D
     return [_read_one(str(name), source, kwargs) for name, source in evaluation.items()]
 
 
+def _iterator(source: Iterable) -> Iterator:
+    """``iter(source)`` that leaves the RNG alone: a DataLoader draws a seed for its workers, needed or not."""
+    with torch.random.fork_rng(devices=[]):
+        return iter(source)
+
+
 def _read_one(name: str, source: Any, kwargs: Mapping[str, Any]) -> Data:
     if isinstance(source, Tensor):
         return Data(name, (source,), kwargs)
     if isinstance(source, tuple | Mapping):
         return Data(name, source, kwargs)
+    if isinstance(source, Dataset) and not hasattr(source, "__iter__"):
+        source = DataLoader(source, batch_size=BATCH)
+    if isinstance(getattr(source, "sampler", None), RandomSampler):
+        raise BarrierError(
+            f"evaluation '{name}': this DataLoader shuffles, and every tau reads the data anew: figures of single data "
+            "would not belong together; give DataLoader(dataset, batch_size, shuffle=False)"
+        )
     if not hasattr(source, "__iter__"):
         raise BarrierError(
             f"evaluation '{name}': expected a tuple of the model's arguments, a mapping of its keyword arguments or a "
             f"re-iterable of such batches (a DataLoader), got {type(source).__name__}"
         )
-    if iter(source) is source:
+    if _iterator(source) is source:
         raise BarrierError(
             f"evaluation '{name}': a {type(source).__name__} can be read only once, and every tau reads the data anew; "
             "give a list or a DataLoader"

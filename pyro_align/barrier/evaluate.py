@@ -63,7 +63,8 @@ def evaluate_barrier(
         *args: The model's arguments, data included.
         evaluation: Instead of ``args``: name -> data, evaluated in one go, such as
             ``{"train": (x, y), "test": (xt, yt)}``. Data are a tuple of the model's arguments, a mapping of its keyword
-            arguments, or a re-iterable of those (a ``DataLoader``), whose batches make up the data set.
+            arguments, or a re-iterable of those (a ``DataLoader`` that does not shuffle, a ``Dataset``), whose batches
+            make up the data set.
         taus: Number of equally spaced taus, or increasing values from 0 to 1, at least 3.
         num_samples: Draws from the posterior at each tau, at least 2.
         seed: Seed of the draws; the same seed gives the same figures.

@@ -214,7 +214,7 @@ class Barrier:
         report.write_each(folder, {names[tau]: partial(self.at, tau, **options) for tau in taus})
         return {tau: Path(folder) / name for tau, name in names.items()}
 
-    def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None) -> pd.DataFrame:
+    def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None, correct: bool = False) -> pd.DataFrame:
         """Leave-one-out cross-validation along the path, one row per tau; see :func:`pyro_align.report.leave_one_out`.
 
         ``diff`` is the loss of ``elpd`` to the best tau, and ``dse`` its error from paired data.
@@ -222,11 +222,14 @@ class Barrier:
         Args:
             taus: Where, in [0, 1]; each is evaluated anew.
             evaluation: Which data set, the one the posterior was fitted to; the first by default.
+            correct: Whether the draws are weighed as the exact posterior would, with ArviZ 1.x or ``arviz-stats``.
         """
         points = {float(t): self.at(t, evaluation=evaluation, posterior=False) for t in taus}
-        return report.leave_one_out_table(points).rename_axis("tau")
+        return report.leave_one_out_table(points, correct=correct).rename_axis("tau")
 
-    def compare(self, taus=(0.0, 0.5, 1.0), *, mixture: bool = True, evaluation: str | None = None) -> pd.DataFrame:
+    def compare(
+        self, taus=(0.0, 0.5, 1.0), *, mixture: bool = True, evaluation: str | None = None, correct: bool = False
+    ) -> pd.DataFrame:
         """Ranks points of the path, and the equal mixture of its ends, by leave-one-out; best first.
 
         The mixture is the ensemble of the two posteriors: what one would use without a path. Where a point between
@@ -237,6 +240,7 @@ class Barrier:
             taus: Where, in [0, 1].
             mixture: Whether to add the mixture of the ends.
             evaluation: Which data set, the one the posterior was fitted to; the first by default.
+            correct: As in :meth:`loo`.
 
         Raises:
             BarrierError: A tau lies outside [0, 1], or the model and path are not there.
@@ -247,7 +251,7 @@ class Barrier:
         if mixture:
             name = self.evaluations[0] if evaluation is None else evaluation
             points["mixture of ends"] = report.point_to_arviz(**evaluate_mixture(self._evaluated(), name))
-        return report.compare_points(points)
+        return report.compare_points(points, correct=correct)
 
     def _evaluated(self) -> Problem:
         if self.problem is None:
