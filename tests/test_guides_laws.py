@@ -14,12 +14,14 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoGaussian,
     AutoGuideList,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    AutoStructured,
     init_to_sample,
 )
 
@@ -114,6 +116,9 @@ GUIDES = {
     "laplace_approximation": laplace,
     "AutoGuideList": guide_list,
     "AutoNormalMessenger": lambda seed: fitted(lambda: AutoNormalMessenger(model), seed),
+    "AutoGaussian": lambda seed: fitted(lambda: AutoGaussian(model), seed),
+    "AutoStructured": lambda seed: fitted(lambda: AutoStructured(model), seed),
+    "AutoStructured, normal": lambda seed: fitted(lambda: AutoStructured(model, conditionals="normal"), seed),
 }
 ELSEWHERE = {AutoLaplaceApproximation, RelabelledGuide, EmpiricalGuide, list, tuple, dict}  # in the files beside this
 

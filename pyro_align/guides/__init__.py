@@ -10,7 +10,9 @@ from pyro_align.guides.mean_field import MeanFieldNormal
 from pyro_align.guides.outside import read_bayesian_module
 from pyro_align.guides.point import Point
 from pyro_align.guides.posterior import Posterior, SiteSpec
+from pyro_align.guides.precision import PrecisionFactors
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
+from pyro_align.guides.regressions import LinearRegressions
 from pyro_align.guides.wrapped import RelabelledGuide, Wrapped, wrap_guide
 
 __all__ = [
@@ -18,10 +20,12 @@ __all__ = [
     "Empirical",
     "EmpiricalGuide",
     "Independent",
+    "LinearRegressions",
     "LowRankNormal",
     "MeanFieldNormal",
     "Point",
     "Posterior",
+    "PrecisionFactors",
     "RelabelledGuide",
     "SiteSpec",
     "Wrapped",

@@ -19,6 +19,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.modules import UNTRAINED, Shell
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
+from pyro_align.guides.wrapped import Wrapped
 from pyro_align.symmetry import Permutation
 
 
@@ -155,7 +156,14 @@ def read_auto_guide_list(guide: AutoGuideList) -> Independent:
                 f"part {i} of the guide list is a {type(part).__name__}, which has no rule; wrap the whole list: "
                 "wrap_guide(guide, *args)"
             )
-    return Independent(tuple(read_guide(part) for part in children), _GuideListWriter(Shell.of(guide)))
+    parts = tuple(read_guide(part) for part in children)
+    for i, (part, q) in enumerate(zip(children, parts, strict=True)):
+        if isinstance(q, Wrapped):
+            raise GuideError(
+                f"part {i} of the guide list ({type(part).__name__}) can only be wrapped; wrap the whole list: "
+                "wrap_guide(guide, *args)"
+            )
+    return Independent(parts, _GuideListWriter(Shell.of(guide)))
 
 
 @dataclass(frozen=True, eq=False)
