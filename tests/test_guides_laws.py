@@ -14,6 +14,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoDiscreteParallel,
     AutoGaussian,
     AutoGuideList,
     AutoLaplaceApproximation,
@@ -21,9 +22,11 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    AutoRegressiveMessenger,
     AutoStructured,
     init_to_sample,
 )
+from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
 
 from pyro_align.axes import Odd
 from pyro_align.guides import (
@@ -120,7 +123,10 @@ GUIDES = {
     "AutoStructured": lambda seed: fitted(lambda: AutoStructured(model), seed),
     "AutoStructured, normal": lambda seed: fitted(lambda: AutoStructured(model, conditionals="normal"), seed),
 }
-ELSEWHERE = {AutoLaplaceApproximation, RelabelledGuide, EmpiricalGuide, list, tuple, dict}  # in the files beside this
+ELSEWHERE = {  # in the files beside this
+    *(AutoLaplaceApproximation, RelabelledGuide, EmpiricalGuide, list, tuple, dict),
+    *(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger, AutoDiscreteParallel),
+}
 
 every_guide = pytest.mark.parametrize("name", GUIDES)
 GAUSSIAN = [name for name in GUIDES if name != "AutoDelta"]
