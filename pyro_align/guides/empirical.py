@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -290,7 +291,7 @@ def read_ensemble(members: Sequence) -> Empirical:
         names = list(members[0])
         if any(list(m) != names for m in members):
             raise GuideError("the state dicts of the ensemble have different names")
-        draws = read_draws({k: torch.stack([torch.as_tensor(m[k]).detach() for m in members]) for k in names})
+        draws = read_draws({k: torch.stack([_tensor(m[k]) for m in members]) for k in names})
         # integers of a state dict are counters of batches and the like, never labels
         return draws.with_labels({k: None for k, spec in draws.sites.items() if spec.is_discrete})
     points = [read_guide(m) for m in members]
@@ -300,6 +301,10 @@ def read_ensemble(members: Sequence) -> Empirical:
         points[0].check_compatible(q)
     draws = {k: torch.stack([q.points[k].value for q in points]) for k in points[0].sites}
     return Empirical(points[0].sites, draws)
+
+
+def _tensor(value: Any) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def _plain_site(name: str, value: Tensor) -> SiteSpec:

@@ -232,7 +232,7 @@ class _EndWriter:
 
 
 def _dense_writer(shell: Shell) -> MultivariateWriter:
-    nothing = torch.empty(0)
+    nothing = torch.empty(0, device="cpu")
     like = {
         "loc": RawParameter(nothing, kind="parameter"),
         "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
