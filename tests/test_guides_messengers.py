@@ -182,7 +182,7 @@ def test_what_is_no_such_guide():
         messenger_guide(normal)
     with pytest.raises(GuideError, match="untrained"):
         messenger_guide(AutoRegressiveMessenger(model), X)
-    with pytest.raises(GuideError, match=r"does not run.*wrap_guide"):
+    with pytest.raises(GuideError, match=r"does not run.*wrap_guide.*messenger_guide"):
         read_guide(fitted("regressive"))
     a, b = messenger_guide(fitted("hierarchical"), X), messenger_guide(fitted("regressive"), X)
     with pytest.raises(GuideError, match="guides of one type"):

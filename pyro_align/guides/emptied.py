@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule
 from torch.distributions import biject_to
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.modules import UNTRAINED, RawParameter, Shell, read_parameter
-from pyro_align.guides.multivariate import MultivariateWriter
+from pyro_align.guides.modules import UNTRAINED, Shell, read_parameter
+from pyro_align.guides.multivariate import MultivariateWriter, dense_writer
 
 
 def emptied_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping[str, tuple]) -> dict[str, dict]:
@@ -51,7 +51,7 @@ def emptied_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping
     return nodes
 
 
-def dense_writer(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWriter:
+def dense_writer_over(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWriter:
     """Writes an ``AutoMultivariateNormal`` over the same sites."""
     trace = poutine.Trace()
     for name, node in nodes.items():
@@ -65,10 +65,4 @@ def dense_writer(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWriter:
         "_cond_indep_stacks": {k: n["cond_indep_stack"] for k, n in nodes.items()},
         "latent_dim": sum(math.prod(shape) for shape in shapes.values()),
     }
-    nothing = torch.empty(0, device="cpu")
-    like = {
-        "loc": RawParameter(nothing, kind="parameter"),
-        "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
-        "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
-    }
-    return MultivariateWriter(Shell(AutoMultivariateNormal, attributes, shell.training), like)
+    return dense_writer(replace(shell, attributes=attributes))

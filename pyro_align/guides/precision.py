@@ -15,7 +15,7 @@ from pyro.infer.autoguide.gaussian import AutoGaussianDense
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.emptied import dense_writer, emptied_nodes
+from pyro_align.guides.emptied import dense_writer_over, emptied_nodes
 from pyro_align.guides.gaussian import DenseNormal, StoredForm
 from pyro_align.guides.modules import RawParameter, Shell, read_parameter, site_specs
 from pyro_align.guides.posterior import SiteSpec
@@ -142,4 +142,4 @@ def read_auto_gaussian(guide: AutoGaussianDense) -> DenseNormal:
         roots,
         {d: read_parameter(guide, f"white_vecs.{d}") for d in guide._factors},
     )
-    return DenseNormal(sites, *form.moments(), dense_writer(form.shell, nodes), form)
+    return DenseNormal(sites, *form.moments(), dense_writer_over(form.shell, nodes), form)

@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.emptied import dense_writer, emptied_nodes
+from pyro_align.guides.emptied import dense_writer_over, emptied_nodes
 from pyro_align.guides.gaussian import DenseNormal, StoredForm, lower_root
 from pyro_align.guides.modules import UNTRAINED, RawParameter, Shell, read_parameter, site_specs
 from pyro_align.guides.posterior import Posterior, SiteSpec
@@ -140,4 +140,4 @@ def read_auto_structured(guide: AutoStructured) -> Posterior:
         {k: read_parameter(guide, f"scale_trils.{k}") for k in sites if guide.conditionals[k] == "mvn"},
         {(d, u): read_parameter(guide, f"deps.{d}.{u}.weight") for d, u, _ in links},
     )
-    return DenseNormal(sites, *form.moments(), dense_writer(form.shell, nodes), form)
+    return DenseNormal(sites, *form.moments(), dense_writer_over(form.shell, nodes), form)

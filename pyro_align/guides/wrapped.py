@@ -19,6 +19,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import get_plates
 from pyro.poutine.util import site_is_subsample
@@ -317,6 +318,7 @@ def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int
         raise GuideError(
             f"this {type(guide).__name__} does not run with the arguments given ({type(error).__name__}: {error}); "
             "pass the guide's own arguments: wrap_guide(guide, *args)"
+            + (", or messenger_guide(guide, *args)" if isinstance(guide, GuideMessenger) else "")
         ) from error
 
 
