@@ -66,12 +66,13 @@ def measure(name: str, draws: int, **options) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, nargs="+", default=[250, 1000], help="draws per chain, of 4 chains")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--methods", nargs="+", default=["pivot", "barycenter"])
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{'case':<28}{'draws':>8}{'method':>12}{'seconds':>10}{'of CPU':>10}{'share right':>13}")
-    for name in CASES:
+    for name in options.cases:
         for draws in options.draws:
             for method in options.methods:
                 seconds, used, right = measure(name, draws, method=method)

@@ -16,7 +16,7 @@ from pyro_align.errors import (
     SymmetryError,
     TraceError,
 )
-from pyro_align.guides import mean_field_guide, permute_guide, read_guide, wrap_guide
+from pyro_align.guides import mean_field_guide, messenger_guide, permute_guide, read_guide, wrap_guide
 from pyro_align.handlers import permute_model
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations, PathLoss
@@ -72,6 +72,7 @@ __all__ = [
     "learn_path",
     "load",
     "mean_field_guide",
+    "messenger_guide",
     "path_through",
     "permute_guide",
     "permute_model",

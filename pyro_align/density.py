@@ -177,7 +177,7 @@ class Density:
     def _total(self, trace: poutine.Trace) -> Tensor:
         if not self.enumerated:
             total = trace.log_prob_sum()
-            return total if isinstance(total, Tensor) else torch.tensor(float(total))
+            return total if isinstance(total, Tensor) else torch.tensor(float(total), device="cpu")
         with pyro.validation_enabled(False):
             evaluator = TraceEinsumEvaluator(trace, True, self.max_plate_nesting)
             return evaluator.log_prob(trace)
@@ -210,7 +210,7 @@ class Density:
                     "real line; marginalise it in the model, or write the symmetry by hand with Symmetry.from_axes"
                 )
             shape = transform.inverse_shape(torch.Size(site.shape))
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64).mul_(scale)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
             if fan_in and _is_real(site.support):
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
             values[name] = transform(noise).to(site.device, dtype or site.dtype)

@@ -77,13 +77,13 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
     )
 
 
-def load(path: str | os.PathLike, *, like: nn.Module | None = None) -> Any:
+def load(path: str | os.PathLike, *, like: nn.Module | Posterior | None = None) -> Any:
     """Reads what :func:`save` wrote.
 
     Args:
         path: The file.
-        like: For alignments and guides, a guide of the saved type over the same model that has run once. It stays as
-            it is.
+        like: For alignments and guides, a guide of the saved type over the same model that has run once, or a posterior
+            read from one, whose arguments and labels are kept. It stays as it is.
 
     Returns:
         A ``Symmetry``, ``Permutation`` or ``Alignment``; or a new guide with the saved parameters.
@@ -266,8 +266,9 @@ def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[st
     return meta
 
 
-def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> nn.Module:
-    guide = read_guide(like).to_guide()
+def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> nn.Module:
+    q = read_guide(like)
+    guide = q.to_guide()
     if type(guide).__name__ != meta["type"]:
         raise FormatError(f"the file holds a {meta['type']}, like= is a {type(guide).__name__}")
     state = {name: _get(entry, arrays) for name, entry in meta["state"].items()}
@@ -282,7 +283,7 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             tensor.copy_(state[name])
     if isinstance(guide, RelabelledGuide):
         guide.relabellings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabellings"])
-    read_guide(guide)  # refuses NaN and infinite parameters
+    q.read_again(guide)  # refuses NaN and infinite parameters
     return guide
 
 
@@ -307,7 +308,7 @@ def _in_words(divergence: Any) -> str | dict[str, float]:
     return str(divergence)
 
 
-def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module) -> Alignment:
+def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> Alignment:
     p = _decode_permutation(meta["permutation"], arrays)
     margins = meta["margins"]
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["match"].items()}
@@ -316,7 +317,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
     before, after = meta["distances"]
     return Alignment(
         permutation=p,
-        posterior=read_guide(_decode_guide(meta, arrays, like)),
+        posterior=read_guide(like).read_again(_decode_guide(meta, arrays, like)),
         distance_before=before,
         distance=after,
         site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},

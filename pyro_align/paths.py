@@ -79,8 +79,9 @@ class Path:
     def __call__(self, tau: float):
         """A new Pyro guide at ``tau`` that owns its parameters.
 
-        It has the type of the first guide. Two exceptions: between low-rank Gaussians the geodesic leaves the family,
-        and the guide is an ``AutoMultivariateNormal``; between guides without a closed form it is an empirical one.
+        It has the type of the first guide. Two exceptions: between Gaussians of low rank, or stored by factors
+        (``AutoGaussian``, ``AutoStructured``), the geodesic leaves the family, and the guide is an
+        ``AutoMultivariateNormal``; between guides without a closed form it is an empirical one.
         """
         return self.posterior(tau).to_guide()
 

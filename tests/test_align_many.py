@@ -1,5 +1,6 @@
 """Many posteriors: recovery, cycle consistency, barycenters, executors."""
 
+import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -8,7 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, init_to_sample
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_sample,
+)
 
 import pyro_align
 from pyro_align import DiagnosticWarning, GuideError, Symmetry
@@ -118,6 +125,24 @@ def test_a_worker_that_dies_loses_nothing():
     with FailsOnce(1) as executor, pytest.warns(DiagnosticWarning, match=r"guide 2 failed.*the worker is gone"):
         there = pyro_align.align_many(guides, SYMMETRY, executor=executor)
     assert there.permutations == pyro_align.align_many(guides, SYMMETRY).permutations
+
+
+def test_progress_is_shown(capfd):
+    guides = [make_guide(AutoNormal, seed) for seed in range(3)]
+    pyro_align.align_many(guides, SYMMETRY, reference=0, progress=True)
+    assert "2match" in capfd.readouterr().err
+    pyro_align.align_many(guides, SYMMETRY, reference=0)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_family_without_a_barycenter_needs_a_reference():
+    make = functools.partial(AutoLowRankMultivariateNormal, rank=2)
+    guides = [make_guide(make, seed) for seed in range(3)]
+    with pytest.raises(GuideError, match=r"barycenter of LowRankNormal.*reference=0"):
+        pyro_align.align_many(guides, SYMMETRY)
+    aligned = pyro_align.align_many(guides, SYMMETRY, reference=0)
+    assert (aligned.distances[0] <= aligned.distances_before[0]).all()
+    assert {type(guide) for guide in aligned.guides} == {AutoLowRankMultivariateNormal}
 
 
 def test_bad_input_is_refused():

@@ -5,11 +5,30 @@ looking at it, fails. So these tests fail where code relies on the default devic
 too.
 """
 
+import sys
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal, init_to_sample
 from test_guides_laws import GUIDES, SYMMETRY
 
-from pyro_align import align, align_many, displacement, permute_guide, read_guide
+from pyro_align import (
+    Activations,
+    Symmetry,
+    align,
+    align_draws,
+    align_many,
+    displacement,
+    evaluate_barrier,
+    find_symmetry,
+    permute_guide,
+    read_guide,
+    symmetrize,
+)
+from pyro_align.matching import assignment
 
 
 def check_on_host(guide):
@@ -47,7 +66,81 @@ def test_many_guides_do_not_depend_on_the_default_device():
         check_on_host(guide)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+# -- models, draws, barriers -------------------------------------------------------------------------------------------
+
+
+def network(x, y=None):
+    """Every tensor is made where the data lies, as a model on an accelerator has to."""
+    one = x.new_ones(())
+    w1 = pyro.sample("w1", dist.Normal(0 * one, one).expand([UNITS, x.shape[1]]).to_event(2))
+    w2 = pyro.sample("w2", dist.Normal(0 * one, one).expand([UNITS]).to_event(1))
+    with pyro.plate("data", len(x), device=x.device):
+        pyro.sample("y", dist.Normal((torch.tanh(x @ w1.mT) @ w2.unsqueeze(-1)).squeeze(-1), one), obs=y)
+
+
+UNITS = 5
+UNIT = Symmetry.from_axes({"w1": ("h", None), "w2": ("h",)}, shapes={"w1": (UNITS, 2), "w2": (UNITS,)})
+
+
+def data(device):
+    x = torch.linspace(-1, 1, 12).reshape(6, 2)
+    return x.to(device), torch.sin(x.sum(-1)).to(device)
+
+
+def fitted(seed, device):
+    x, y = data(device)
+    pyro.set_rng_seed(seed)
+    with pyro.get_param_store().scope(), torch.device(device):
+        guide = AutoNormal(network, init_loc_fn=init_to_sample)
+        guide(x, y)
+    return guide
+
+
+def draws_on(device):
+    g = torch.Generator().manual_seed(0)
+    return {k: torch.randn(2, 8, *shape, generator=g).to(device) for k, shape in UNIT.shapes.items()}
+
+
+def devices_of(values):
+    return {value.device.type for value in values}
+
+
+def check_model_side(device, default):
+    """Discovery, alignment by weights and by activations, barriers, draws and symmetrised guides.
+
+    Args:
+        device: Where model, data, guides and draws live.
+        default: The default device while the library runs.
+    """
+    x, y = data(device)
+    a, b, draws = fitted(0, device), fitted(1, device), draws_on(device)
+    with torch.device(default):
+        symmetry = find_symmetry(network, x, y)
+        (unit,) = symmetry.atoms
+        alignment = align(a, b, symmetry)
+        by_activation = align(a, b, symmetry, divergence=Activations(network, x, y))
+        path = displacement(a, alignment.guide)
+        barrier = evaluate_barrier(network, path, x, y, taus=3, num_samples=4)
+        aligned = {m: align_draws(draws, UNIT, method=m, model=network, args=(x, y)) for m in ("pivot", "barycenter")}
+        moved = [v for q in aligned.values() for v in q.draws.values()]
+        values, log_q = symmetrize(a, symmetry, components=3).sample(4)
+    assert unit
+    assert np.isfinite(barrier["elbo"].draws).all()
+    there = [*alignment.guide.state_dict().values(), *by_activation.guide.state_dict().values()]
+    there += [*path(0.5).state_dict().values(), *moved, *values.values(), log_q]
+    assert devices_of(there) == {device}
+
+
+def test_models_and_draws_do_not_depend_on_the_default_device():
+    check_model_side("cpu", default="meta")
+
+
+# -- with an accelerator -----------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@needs_cuda
 @pytest.mark.parametrize("name", GUIDES)
 def test_guides_stay_on_cuda(name):
     a, b = (GUIDES[name](seed).to("cuda") for seed in range(2))
@@ -56,3 +149,47 @@ def test_guides_stay_on_cuda(name):
     values, _ = q.push_with_log_prob(q.noise(3))
     there = [*aligned.guide.state_dict().values(), *displacement(a, b)(0.5).state_dict().values(), *values.values()]
     assert {t.device.type for t in there} == {"cuda"}
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", GUIDES)
+def test_relabelled_guides_stay_on_cuda(name):
+    guide, p = GUIDES[name](0).to("cuda"), SYMMETRY.random(1)
+    new = permute_guide(guide, p)
+    assert devices_of(new.state_dict().values()) == {"cuda"}
+    here = permute_guide(GUIDES[name](0), p).state_dict()
+    for k, v in new.state_dict().items():
+        torch.testing.assert_close(v.cpu(), here[k], rtol=1e-9, atol=1e-9)
+
+
+@needs_cuda
+@pytest.mark.parametrize("matcher", ["coordinate", "frank_wolfe", "sinkhorn", "straight_through", "exhaustive"])
+def test_matchers_work_where_the_features_lie(matcher, monkeypatch):
+    """Gain matrices are made and looked at on the device; only what argmax does not settle is solved on the host."""
+    seen, assign = set(), assignment.assign
+
+    def watched(gain):
+        seen.add(gain.device.type)
+        return assign(gain)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pyro_align.matching.") and getattr(module, "assign", None) is assign:
+            monkeypatch.setattr(module, "assign", watched)
+    a, b = (GUIDES["AutoNormal"](seed) for seed in range(2))
+    expected = align(a, b, SYMMETRY, matcher=matcher).permutation
+    seen.clear()
+    found = align(a.to("cuda"), b.to("cuda"), SYMMETRY, matcher=matcher).permutation
+    assert all(torch.equal(found.indices[k].cpu(), expected.indices[k]) for k in SYMMETRY.atoms)
+    assert seen <= {"cuda"}
+
+
+@needs_cuda
+def test_models_and_draws_stay_on_cuda():
+    check_model_side("cuda", default="cpu")
+
+
+@needs_cuda
+def test_many_guides_stay_on_cuda():
+    many = align_many([GUIDES["AutoNormal"](seed).to("cuda") for seed in range(3)], SYMMETRY)
+    tensors = [v for guide in (*many.guides, many.center.to_guide()) for v in guide.state_dict().values()]
+    assert devices_of(tensors) == {"cuda"}

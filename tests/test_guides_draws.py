@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoDiscreteParallel, AutoGuideList, AutoNormal
+from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from torch import nn
 from torch.func import functional_call
 
@@ -96,16 +96,14 @@ def test_ensembles_of_networks():
         align_many(ensembles, symmetry)
 
 
-def test_discrete_parts_of_a_list_are_refused():
-    def mixture():
-        locs = pyro.sample("locs", dist.Normal(0, 1).expand([3]).to_event(1))
-        with pyro.plate("data", 4):
-            z = pyro.sample("z", dist.Categorical(torch.ones(3)))
-            pyro.sample("x", dist.Normal(locs[z], 1), obs=torch.zeros(4))
+def test_parts_of_a_list_without_a_rule_are_refused():
+    def two():
+        pyro.sample("a", dist.Normal(0, 1).expand([3]).to_event(1))
+        pyro.sample("b", dist.Normal(0, 1).expand([3]).to_event(1))
 
-    guide = AutoGuideList(mixture)
-    guide.append(AutoDelta(poutine.block(mixture, expose=["locs"])))
-    guide.append(AutoDiscreteParallel(poutine.block(config_enumerate(mixture), expose=["z"])))
+    guide = AutoGuideList(two)
+    guide.append(AutoDelta(poutine.block(two, expose=["a"])))
+    guide.append(lambda: {"b": pyro.sample("b", dist.Normal(torch.zeros(3), 1).to_event(1))})
     guide()
-    with pytest.raises(GuideError, match=r"AutoDiscreteParallel.*wrap"):
+    with pytest.raises(GuideError, match=r"AutoCallable.*wrap"):
         read_guide(guide)

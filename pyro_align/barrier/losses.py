@@ -179,7 +179,7 @@ def effective_draws(log_likelihood: Tensor) -> Tensor:
 def bootstrap_weights(count: int, seed: int) -> Tensor:
     """Weights of the Bayesian bootstrap (Rubin 1981), ``(count, count)``: each row re-weights the draws."""
     generator = torch.Generator().manual_seed(seed)
-    raw = -torch.rand(count, count, generator=generator, dtype=torch.float64).log()
+    raw = -torch.rand(count, count, generator=generator, dtype=torch.float64, device="cpu").log()
     return raw / raw.sum(1, keepdim=True)
 
 

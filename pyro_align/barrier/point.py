@@ -63,7 +63,7 @@ def evaluate_mixture(problem: Problem, evaluation: str) -> dict[str, Any]:
     first, second = (evaluate_point(problem, tau, evaluation, False, False) for tau in (0.0, 1.0))
     both = {k: np.concatenate([first[k], second[k]]) for k in ("log_likelihood", "lp", "log_prior")}
     ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
-    own = [torch.as_tensor(first["log_q"]), torch.as_tensor(second["log_q"])]
+    own = [torch.as_tensor(first["log_q"], device="cpu"), torch.as_tensor(second["log_q"], device="cpu")]
     if all(isinstance(end, MeanFieldNormal) for end in ends):
         other = [_density(ends[1 - i], ends[i].push(problem.noise)).cpu() for i in range(2)]
         own = [torch.logaddexp(mine, theirs) for mine, theirs in zip(own, other, strict=True)]

@@ -189,7 +189,9 @@ class _Source:
             generator = torch.Generator().manual_seed(seed)
             return {
                 k: v.detach().double()
-                + scale * 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device)
+                + scale
+                * 0.1
+                * torch.randn(v.shape, generator=generator, dtype=torch.float64, device="cpu").to(v.device)
                 for k, v in traced.values.items()
             }
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)

@@ -94,10 +94,10 @@ class UnitMatcher:
         }
         odd = self.odd if stack.signed else None
         best: Permutation | None = None
-        score = torch.empty(0)
+        score: Tensor | None = None
         for candidate in self._candidates(stack, spread, moving, odd, init):
             value = unit_objective(candidate, spread, moving, self.odd)
-            if best is None:
+            if best is None or score is None:
                 best, score = candidate, value
                 continue
             better = value > score + 1e-9 * score.abs()
@@ -135,7 +135,7 @@ def all_linear(symmetry: Symmetry) -> bool:
 
 def unit_objective(p: Permutation, fixed: Features, moving: Features, odd: Sequence[bool]) -> Tensor:
     """Sum over sites and features of ``<fixed, p moving>`` for every member, ``(units,)`` in float64."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = next(iter(moving.values()))[0].new_zeros((), dtype=torch.float64)
     for site in moving:
         for f, m, o in zip(fixed[site], moving[site], odd, strict=True):
             total = total + (f * p.apply_site(site, m, signs=o)).flatten(1).double().sum(-1)
@@ -187,9 +187,9 @@ def transpositions(index: Tensor) -> Tensor:
     """
     index = index.long()
     n = index.shape[-1]
-    least = torch.arange(n).expand(index.shape)
+    least = torch.arange(n, device=index.device).expand(index.shape)
     jump = index
     for _ in range(max(1, n - 1).bit_length()):  # each round doubles how far along the cycle the minimum has looked
         least = torch.minimum(least, least.gather(-1, jump))
         jump = jump.gather(-1, jump)
-    return n - (least == torch.arange(n)).sum(-1)
+    return n - (least == torch.arange(n, device=index.device)).sum(-1)

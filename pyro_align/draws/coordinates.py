@@ -7,6 +7,7 @@ the simplex (stick-breaking) does not; centred log-ratios do, and span the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -60,7 +61,7 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
 
     def unconstrain(value: Tensor) -> Tensor:
         # a draw that rounding has put on the boundary is far out, not infinitely far
-        limit = -torch.log(torch.tensor(torch.finfo(value.dtype).tiny, dtype=value.dtype))
+        limit = -math.log(torch.finfo(value.dtype).tiny)
         moved = biject_to(base).inv(value)
         return torch.where(value.isfinite(), torch.nan_to_num(moved, posinf=limit, neginf=-limit), value)
 

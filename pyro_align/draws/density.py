@@ -106,7 +106,7 @@ class DrawDensity:
         key = (site, tuple(like.shape))
         if key not in self._drawn:
             g = torch.Generator().manual_seed(zlib.crc32(site.encode()))
-            self._drawn[key] = 0.5 + torch.rand(key[1], generator=g, dtype=torch.float64)
+            self._drawn[key] = 0.5 + torch.rand(key[1], generator=g, dtype=torch.float64, device="cpu")
         return self._drawn[key].to(like.device, like.dtype)
 
     def tolerance(self, log_joint: Tensor) -> Tensor:

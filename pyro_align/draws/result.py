@@ -110,7 +110,7 @@ class AlignedDraws:
         given = self.source.arrays[site]
         if site not in self.symmetry.sites:
             return given if isinstance(given, Tensor) else np.asarray(given)
-        out = torch.empty(tuple(given.shape), dtype=as_tensor(given[:1, :1]).dtype)
+        out = torch.empty(tuple(given.shape), dtype=as_tensor(given[:1, :1]).dtype, device="cpu")
         size = max(1, _SLICE // max(1, out[0, 0].numel()))
         for chain, part in self.source.slices(size):
             out[chain, part] = self.relabel({site: self.source.read(site, chain, part)}, chain, part)[site]
@@ -285,7 +285,7 @@ class AlignedDraws:
 
 def nonfinite(source: Source, symmetry: Symmetry) -> np.ndarray:
     """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool."""
-    bad = torch.zeros(source.shape, dtype=torch.bool)
+    bad = torch.zeros(source.shape, dtype=torch.bool, device="cpu")
     for site in symmetry.sites:
         numel = max(1, int(np.prod(source.shapes[site])))
         for chain, part in source.slices(max(1, _SLICE // numel)):

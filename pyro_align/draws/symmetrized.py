@@ -99,8 +99,8 @@ class SymmetrizedGuide:
 
     def __call__(self, *args, **kwargs) -> dict[str, Tensor]:
         """Draws once, as Pyro guides do: every site, with the mixture's log density on the first."""
-        component = int(torch.randint(len(self.permutations), ()))
-        seed = int(torch.randint(2**31, ()))
+        component = int(torch.randint(len(self.permutations), (), device="cpu"))
+        seed = int(torch.randint(2**31, (), device="cpu"))
         values, log_q = self.sample(1, generator=torch.Generator().manual_seed(seed), component=component)
         out = {}
         for k, (name, value) in enumerate(values.items()):
@@ -123,10 +123,9 @@ class SymmetrizedGuide:
         """
         values = self.posterior.push(self.posterior.noise(num_draws, generator=generator))
         count = len(self.permutations)
+        place = torch.arange(num_draws, device=self.posterior.device)
         for k in range(count):
-            rows = (
-                torch.arange(num_draws) % count == k if component is None else torch.full((num_draws,), k == component)
-            )
+            rows = place % count == k if component is None else torch.full_like(place, k == component, dtype=torch.bool)
             if bool(rows.any()):
                 moved = self._act(self.permutations[k], {s: v[rows] for s, v in values.items()})
                 values = {s: v.index_put((rows,), moved[s]) for s, v in values.items()}
@@ -154,7 +153,7 @@ class SymmetrizedGuide:
         log_joint, _ = DrawDensity(model, args, kwargs).log_probs(values)
         count, mixture = len(self.permutations), torch.empty_like(log_q)
         for k, p in enumerate(self.permutations):  # stratified: draw i comes from relabelling i mod count
-            rows = torch.arange(num_samples) % count == k
+            rows = torch.arange(num_samples, device=mixture.device) % count == k
             if bool(rows.any()):
                 mixture[rows] = self.log_prob(self._act(p, {s: v[rows] for s, v in values.items()}))
         plain, mixed = log_joint - log_q.double(), log_joint - mixture.double()

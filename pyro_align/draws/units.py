@@ -110,9 +110,9 @@ class Labels:
         indices, signs = {}, {}
         for name, atom in symmetry.atoms.items():
             shape = (units, *symmetry.outer_shape(name), atom.size)
-            indices[name] = torch.arange(atom.size, dtype=compact(atom.size)).expand(shape).clone()
+            indices[name] = torch.arange(atom.size, dtype=compact(atom.size), device="cpu").expand(shape).clone()
             if name in symmetry.signed:
-                signs[name] = torch.ones(shape, dtype=torch.int8)
+                signs[name] = torch.ones(shape, dtype=torch.int8, device="cpu")
         return cls(indices, signs)
 
     def permutation(self, stack: Symmetry, units: slice) -> Permutation:
@@ -128,7 +128,7 @@ class Labels:
         Returns:
             Number of units whose relabelling changed.
         """
-        changed = torch.zeros(len(mask), dtype=torch.bool)
+        changed = torch.zeros(len(mask), dtype=torch.bool, device="cpu")
         new = {k: v.to(self.indices[k].dtype) for k, v in p.indices.items()}
         signs = {k: p.signs.get(k, torch.ones_like(self.signs[k][units])) for k in self.signs if k in p.indices}
         for tables, fresh in ((self.indices, new), (self.signs, signs)):
@@ -191,7 +191,7 @@ def compact(size: int) -> torch.dtype:
 def _masked(value: Tensor, mask: Tensor) -> Tensor:
     if bool(mask.all()):
         return value
-    return torch.where(mask.reshape(-1, *(1,) * (value.dim() - 1)), value, torch.zeros((), dtype=value.dtype))
+    return torch.where(mask.reshape(-1, *(1,) * (value.dim() - 1)), value, value.new_zeros(()))
 
 
 def _add(a: Features, b: Features) -> Features:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
 from pyro_align.guides.point import Point
 from pyro_align.guides.posterior import (
     Noise,
@@ -50,11 +52,12 @@ class EmpiricalGuide(PyroModule):
     Args:
         sites: The sites.
         draws: Site -> draws, ``(draws, *site_shape)``; held as buffers.
+        labels: Discrete site -> the atom whose units its values number, or None.
     """
 
-    def __init__(self, sites: Mapping[str, SiteSpec], draws: Mapping[str, Tensor]):
+    def __init__(self, sites: Mapping[str, SiteSpec], draws: Mapping[str, Tensor], labels: Labels | None = None):
         super().__init__(name=f"EmpiricalGuide_{uuid.uuid4().hex[:12]}")
-        self._sites = dict(sites)
+        self._sites, self._labels = dict(sites), dict(labels or {})
         for i, name in enumerate(self._sites):
             self.register_buffer(f"draws_{i}", draws[name].detach().clone())
 
@@ -91,10 +94,12 @@ class Empirical(Posterior):
     Attributes:
         sites: The sites.
         draws: Site -> constrained draws, ``(draws, *site_shape)``.
+        labels: Discrete site -> the atom whose units its values number, or None.
     """
 
     sites: Mapping[str, SiteSpec]
     draws: Mapping[str, Tensor] = field(repr=False)
+    labels: Labels = field(default_factory=dict)
 
     divergences = ("w2", "means")
     is_coupled = True
@@ -118,8 +123,12 @@ class Empirical(Posterior):
         return torch.cat(parts, dim=-1)
 
     def _permute(self, p: Permutation) -> Empirical:
-        act = Relabelling(p, self.sites)
-        return replace(self, draws={k: act.constrained(k, v, batch_dims=1) for k, v in self.draws.items()})
+        act, moves = Relabelling(p, self.sites), label_moves(p, self.sites, self.labels)
+        draws = {k: act.constrained(k, v, batch_dims=1) for k, v in self.draws.items()}
+        return replace(self, draws={**draws, **{k: move_labels(self.sites[k], i, draws[k]) for k, i in moves.items()}})
+
+    def with_labels(self, labels: Labels) -> Empirical:
+        return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
@@ -184,7 +193,7 @@ class Empirical(Posterior):
             )
 
     def to_guide(self) -> EmpiricalGuide:
-        return EmpiricalGuide(self.sites, self.draws)
+        return EmpiricalGuide(self.sites, self.draws, self.labels)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
@@ -198,10 +207,14 @@ def empirical_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
 
 
 def _straight(spec: SiteSpec, values: Tensor) -> Tensor:
+    if spec.is_discrete:  # labels have no geometry
+        return values.new_zeros((), dtype=torch.get_default_dtype()).expand(values.shape)
     return values if spec.core_event_dims[0] else spec.unconstrain(values)
 
 
 def _bent(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
+    if spec.is_discrete:
+        return here if tau < 0.5 else there
     if spec.core_event_dims[0]:
         value = torch.lerp(here, there, tau)
         if not bool(spec.support.check(value).all()):
@@ -238,11 +251,9 @@ def moment_features(q: Empirical, divergence: str) -> dict[str, tuple[Tensor, ..
     return features
 
 
-def draws_from(q: Posterior, num_draws: int = NUM_DRAWS, seed: int = 0) -> Empirical:
+def draws_from(q: Posterior, labels: Labels | None = None, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> Empirical:
     """A posterior as a set of its draws."""
-    if isinstance(q, Empirical):
-        return q
-    return Empirical(q.sites, q.push(q.noise(num_draws, generator=seed)))
+    return Empirical(q.sites, q.push(q.noise(num_draws, generator=seed)), dict(labels or {}))
 
 
 # -- draws and ensembles as guides -------------------------------------------------------------------------------------
@@ -251,7 +262,7 @@ def draws_from(q: Posterior, num_draws: int = NUM_DRAWS, seed: int = 0) -> Empir
 @register_guide(EmpiricalGuide)
 def read_empirical_guide(guide: EmpiricalGuide) -> Empirical:
     """Reads the draws."""
-    return Empirical(guide._sites, {k: v.clone() for k, v in guide.draws.items()})
+    return Empirical(guide._sites, {k: v.clone() for k, v in guide.draws.items()}, guide._labels)
 
 
 @register_guide(dict)
@@ -280,7 +291,9 @@ def read_ensemble(members: Sequence) -> Empirical:
         names = list(members[0])
         if any(list(m) != names for m in members):
             raise GuideError("the state dicts of the ensemble have different names")
-        return read_draws({k: torch.stack([torch.as_tensor(m[k]).detach() for m in members]) for k in names})
+        draws = read_draws({k: torch.stack([_tensor(m[k]) for m in members]) for k in names})
+        # integers of a state dict are counters of batches and the like, never labels
+        return draws.with_labels({k: None for k, spec in draws.sites.items() if spec.is_discrete})
     points = [read_guide(m) for m in members]
     if not all(isinstance(q, Point) for q in points):
         raise GuideError("an ensemble is a list of AutoDelta guides or of state dicts (site -> value)")
@@ -290,5 +303,12 @@ def read_ensemble(members: Sequence) -> Empirical:
     return Empirical(points[0].sites, draws)
 
 
+def _tensor(value: Any) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _plain_site(name: str, value: Tensor) -> SiteSpec:
+    if not value.is_floating_point():
+        support = constraints.boolean if value.dtype == torch.bool else constraints.nonnegative_integer
+        return SiteSpec(name, tuple(value.shape), support, 0, value.dtype, value.device)
     return SiteSpec(name, tuple(value.shape), constraints.real, value.dim(), value.dtype, value.device)

@@ -12,6 +12,7 @@ Lim 2019). Linear in Cholesky factors is *not* the geodesic.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +39,22 @@ RANK_NOISE = "_rank"  # the noise of the root's columns beyond one per coordinat
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
+class StoredForm(ABC):
+    """How a guide stores a Gaussian, where that form can be relabelled: the relabelled guide is of the same type."""
+
+    @abstractmethod
+    def permute(self, p: Permutation) -> StoredForm:
+        """The form of the relabelled Gaussian.
+
+        Raises:
+            GuideError: The relabelled Gaussian has no such form.
+        """
+
+    @abstractmethod
+    def build(self) -> object:
+        """A new guide that stores this form, bit for bit."""
+
+
 @dataclass(frozen=True, eq=False)
 class DenseNormal(Posterior):
     """A Gaussian over all unconstrained coordinates.
@@ -47,7 +64,8 @@ class DenseNormal(Posterior):
         loc: Location, ``(D,)``.
         root: A root of the covariance ``root @ root.T``, ``(D, R)`` with ``R >= D``.
         write: Makes a Pyro guide of a member of the family.
-        stored: What the guide stored, while nothing has changed: written back bit for bit.
+        stored: What the guide stored, while nothing has changed: written back bit for bit. A :class:`StoredForm` is
+            kept under relabelling, too.
     """
 
     sites: Mapping[str, SiteSpec]
@@ -83,7 +101,10 @@ class DenseNormal(Posterior):
 
     def _permute(self, p: Permutation) -> DenseNormal:
         moved = row_action(self.sites, p)
-        return self if moved is None else replace(self, loc=moved(self.loc), root=moved(self.root), stored=None)
+        if moved is None:
+            return self
+        stored = self.stored.permute(p) if isinstance(self.stored, StoredForm) else None
+        return replace(self, loc=moved(self.loc), root=moved(self.root), stored=stored)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)  # the rows of the root move, its columns do not
@@ -151,7 +172,7 @@ class DenseNormal(Posterior):
             )
 
     def to_guide(self):
-        return self.write(self)
+        return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
 
 
 # -- roots -------------------------------------------------------------------------------------------------------------

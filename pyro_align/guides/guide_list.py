@@ -16,9 +16,11 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.labels import Labels, check_labels
 from pyro_align.guides.modules import UNTRAINED, Shell
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
+from pyro_align.guides.wrapped import Wrapped
 from pyro_align.symmetry import Permutation
 
 
@@ -45,12 +47,30 @@ class Independent(Posterior):
         return {name: spec for part in self.parts for name, spec in part.sites.items()}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first part."""
+        return self.parts[0].dtype
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of all parts."""
+        return {name: atom for part in self.parts for name, atom in part.labels.items()}
+
+    @property
     def divergences(self) -> tuple[str, ...]:
         return tuple(d for d in self.parts[0].divergences if all(d in part.divergences for part in self.parts))
 
     @property
     def is_coupled(self) -> bool:
         return any(part.is_coupled for part in self.parts)
+
+    def with_labels(self, labels: Labels) -> Independent:
+        check_labels(labels, self.sites)
+        parts = []
+        for part in self.parts:
+            own = {k: v for k, v in labels.items() if k in part.sites}
+            parts.append(part.with_labels(own) if own else part)
+        return replace(self, parts=tuple(parts))
 
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Location and scale of one site, from the part that has it."""
@@ -155,7 +175,14 @@ def read_auto_guide_list(guide: AutoGuideList) -> Independent:
                 f"part {i} of the guide list is a {type(part).__name__}, which has no rule; wrap the whole list: "
                 "wrap_guide(guide, *args)"
             )
-    return Independent(tuple(read_guide(part) for part in children), _GuideListWriter(Shell.of(guide)))
+    parts = tuple(read_guide(part) for part in children)
+    for i, (part, q) in enumerate(zip(children, parts, strict=True)):
+        if isinstance(q, Wrapped):
+            raise GuideError(
+                f"part {i} of the guide list ({type(part).__name__}) can only be wrapped; wrap the whole list: "
+                "wrap_guide(guide, *args)"
+            )
+    return Independent(parts, _GuideListWriter(Shell.of(guide)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 from pyro.distributions import LowRankMultivariateNormal
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 from torch import Tensor
 
 from pyro_align.errors import GuideError
@@ -29,7 +29,7 @@ from pyro_align.guides.gaussian import (
 )
 from pyro_align.guides.mean_field import split_flat
 from pyro_align.guides.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
-from pyro_align.guides.multivariate import MultivariateWriter
+from pyro_align.guides.multivariate import dense_writer
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, check_finite, check_tau
 from pyro_align.guides.registry import register_guide
 from pyro_align.symmetry import Permutation
@@ -208,7 +208,7 @@ def read_auto_low_rank(guide: AutoLowRankMultivariateNormal) -> LowRankNormal:
     sites = site_specs(latent_nodes(guide), full_plates=False)
     loc, scale, factor = (read_parameter(guide, name) for name in ("loc", "scale", "cov_factor"))
     shell = Shell.of(guide)
-    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(shell, loc), _dense_writer(shell))
+    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(shell, loc), dense_writer(shell))
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,13 +229,3 @@ class _EndWriter:
 
     def __call__(self, q: DenseNormal):
         return self.end.to_guide() if q.stored is self.end else self.dense(q)
-
-
-def _dense_writer(shell: Shell) -> MultivariateWriter:
-    nothing = torch.empty(0)
-    like = {
-        "loc": RawParameter(nothing, kind="parameter"),
-        "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
-        "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
-    }
-    return MultivariateWriter(replace(shell, cls=AutoMultivariateNormal), like)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from pyro.infer.autoguide.effect import AutoNormalMessenger
+from pyro.infer.autoguide.effect import AutoMessenger, AutoNormalMessenger
 from torch import Tensor
 
 from pyro_align.errors import GuideError
@@ -185,12 +185,12 @@ def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
     if isinstance(guide, AutoNormalMessenger):
-        sites = {k: _own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
+        sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
     writer = _AutoNormalWriter(Shell.of(guide), locs)
     return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
 
 
-def _own_plates_only(guide: AutoNormalMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
+def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
     """The site without the particle plates that stood around the messenger's last run."""
     outer = len(spec.unconstrained_shape) - loc.dim()
     if {name for name, *_ in spec.frames} & set(guide.amortized_plates) or spec.unconstrained_shape[

@@ -256,7 +256,10 @@ def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[s
         for frame in frames if full_plates else ():
             shape[frame.dim - fn.event_dim] = frame.full_size or frame.size
         plates = tuple((f.name, shape[f.dim - fn.event_dim], f.dim) for f in frames)
-        specs[name] = SiteSpec(name, tuple(shape), fn.support, fn.event_dim, value.dtype, value.device, plates)
+        enumerated = bool(node["infer"].get("enumerate"))
+        specs[name] = SiteSpec(
+            name, tuple(shape), fn.support, fn.event_dim, value.dtype, value.device, plates, enumerated
+        )
     return specs
 
 

@@ -6,8 +6,9 @@ diagonal in ``scale_tril``; a Laplace approximation keeps buffers, the rows of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 
@@ -62,3 +63,14 @@ class MultivariateWriter:
         unit_diagonal = "UnitLowerCholesky" in type(self.like["scale_tril"].constraint).__name__
         scale = tril.diagonal() if unit_diagonal else tril.square().sum(-1).sqrt()
         return scale.clone(), tril / scale.unsqueeze(-1)
+
+
+def dense_writer(shell: Shell) -> MultivariateWriter:
+    """Writes an ``AutoMultivariateNormal`` with the attributes of another guide's shell."""
+    nothing = torch.empty(0, device="cpu")
+    like = {
+        "loc": RawParameter(nothing, kind="parameter"),
+        "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
+        "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
+    }
+    return MultivariateWriter(replace(shell, cls=AutoMultivariateNormal), like)

@@ -37,6 +37,7 @@ class SiteSpec:
         dtype: Dtype of its value.
         device: Device of its value.
         frames: Name, size and dim of each plate it stands in.
+        enumerated: Whether the guide leaves its values to be summed over instead of drawing one.
     """
 
     name: str
@@ -46,6 +47,12 @@ class SiteSpec:
     dtype: torch.dtype
     device: torch.device
     frames: tuple[tuple[str, int, int], ...] = ()
+    enumerated: bool = False
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether its values are discrete."""
+        return bool(self.support.is_discrete)
 
     @property
     def transform(self) -> Transform:
@@ -165,6 +172,26 @@ class Posterior(ABC):
 
         ``q.permute(p).push(q.permute_noise(p, noise)) == p.apply(q.push(noise))``.
         """
+
+    def with_labels(self, labels: Mapping[str, str | None]) -> Posterior:
+        """The same posterior, told which of its discrete sites have labels as values.
+
+        Args:
+            labels: Discrete site -> the atom whose units its values number; None where they number none.
+
+        Raises:
+            GuideError: The posterior does not have this discrete site.
+        """
+        raise GuideError(f"labels= names the sites {list(labels)}, and the guide has no discrete sites")
+
+    #: Discrete site -> the atom whose units its values number, or None where they number none.
+    labels: Mapping[str, str | None] = {}
+
+    def read_again(self, guide: Any) -> Posterior:
+        """Reads a guide of the same type as this posterior's was read: with the same labels and arguments."""
+        from pyro_align.guides.registry import read_guide  # here: it stands above this module
+
+        return read_guide(guide, labels=self.labels)
 
     # -- draws -----------------------------------------------------------------------------------------------------
 

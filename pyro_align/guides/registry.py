@@ -6,7 +6,7 @@ and stores something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_align.errors import GuideError
@@ -56,7 +56,7 @@ def registered_guides() -> tuple[type, ...]:
     return tuple(_RULES)
 
 
-def read_guide(guide: Any) -> Posterior:
+def read_guide(guide: Any, *, labels: Mapping[str, str | None] | None = None) -> Posterior:
     """A snapshot of a guide that owns its tensors; the guide and the param store stay as they are.
 
     The values are those of the guide's own parameters, also where the param store has been cleared, scoped or filled by
@@ -65,6 +65,8 @@ def read_guide(guide: Any) -> Posterior:
     Args:
         guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.wrap_guide`) and
             must then run without arguments; or a :class:`Posterior`, which is returned as it is.
+        labels: For guides with discrete sites: site -> the atom whose units its values number (a mixture's
+            assignments, say), or None where they number none.
 
     Raises:
         GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run without arguments.
@@ -82,6 +84,8 @@ def read_guide(guide: Any) -> Posterior:
         >>> {site: tuple(draws.shape) for site, draws in posterior.push(posterior.noise(5)).items()}
         {'w': (5, 6, 2)}
     """
+    if labels:
+        return read_guide(guide).with_labels(labels)
     if isinstance(guide, Posterior):
         return guide
     warn_if_stale(guide)

@@ -19,6 +19,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import get_plates
 from pyro.poutine.util import site_is_subsample
@@ -28,6 +29,7 @@ from pyro_align._effects import untouched
 from pyro_align.errors import GuideError
 from pyro_align.guides.copies import StoredGuide, private_copy, runs_model, store_parameters
 from pyro_align.guides.empirical import Empirical, draws_from, empirical_noise, moment_features
+from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
 from pyro_align.guides.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator, check_draws, check_tau
 from pyro_align.guides.registry import register_guide
@@ -47,6 +49,7 @@ class RelabelledGuide(PyroModule):
         chain: Relabellings, applied one after the other.
         args: Arguments to run the guide with when it is read again.
         kwargs: Keyword arguments to run the guide with when it is read again.
+        labels: Discrete site -> the atom whose units its values number, or None.
 
     Attributes:
         relabellings: The relabellings, applied one after the other.
@@ -59,18 +62,21 @@ class RelabelledGuide(PyroModule):
         chain: tuple[Permutation, ...],
         args: tuple = (),
         kwargs: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
     ):
         super().__init__(name=f"RelabelledGuide_{uuid.uuid4().hex[:12]}")
         self.guide = guide
         self._sites = dict(sites)
         self.relabellings = chain
-        self._args, self._kwargs = args, dict(kwargs or {})
+        self._args, self._kwargs, self._labels = args, dict(kwargs or {}), dict(labels or {})
 
     def forward(self, *args, **kwargs):
         """Draws once; returns site -> relabelled value."""
         acts = [Relabelling(p, self._sites) for p in self.relabellings]
+        moves = [label_moves(p, self._sites, self._labels) for p in self.relabellings]
         # all sites step aside, also those that stay as they are, so that the guide's order of sites is kept
-        names = set(self._sites) if any(act.moves(name) for act in acts for name in self._sites) else set()
+        anything = any(moves) or any(act.moves(name) for act in acts for name in self._sites)
+        names = set(self._sites) if anything else set()
         outside = {plate.name for plate in get_plates()}
         with _Aside(names, runs_model(self.guide)) as aside:
             self.guide(*args, **kwargs)
@@ -79,8 +85,10 @@ class RelabelledGuide(PyroModule):
             value = node["value"]
             if name in names and not node["infer"].get("enumerate"):
                 batch_dims = value.dim() - len(self._sites[name].shape)
-                for act in acts:
+                for act, labels in zip(acts, moves, strict=True):
                     value = act.constrained(name, value, batch_dims=batch_dims)
+                    if name in labels:
+                        value = move_labels(self._sites[name], labels[name], value)
                 with ExitStack() as stack:
                     for frame in node["cond_indep_stack"]:
                         if frame.vectorized and frame.name not in outside:
@@ -142,6 +150,7 @@ class Wrapped(Posterior):
         args: Arguments with which the guide is run for draws.
         kwargs: Keyword arguments with which the guide is run for draws.
         chain: Relabellings, applied one after the other.
+        labels: Discrete site -> the atom whose units its values number, or None.
     """
 
     sites: Mapping[str, SiteSpec]
@@ -149,8 +158,12 @@ class Wrapped(Posterior):
     args: tuple = field(default=(), repr=False)
     kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     chain: tuple[Permutation, ...] = ()
+    labels: Labels = field(default_factory=dict)
 
     divergences = ("w2", "means")
+
+    def with_labels(self, labels: Labels) -> Wrapped:
+        return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
 
     @cached_property
     def _runner(self) -> RelabelledGuide:
@@ -159,11 +172,19 @@ class Wrapped(Posterior):
     def _permute(self, p: Permutation) -> Wrapped:
         if p.is_identity:
             return self
+        for name in label_moves(p, self.sites, self.labels):
+            if self.sites[name].enumerated:
+                raise GuideError(
+                    f"site '{name}' is enumerated, so a wrapped guide cannot change its labels; give an AutoGuideList "
+                    f"with an AutoDiscreteParallel part as it is: read_guide(guide, labels={dict(self.labels)})"
+                )
         if self.chain and same_group(self.chain[-1].symmetry, p.symmetry):
             moved = replace(self, chain=(*self.chain[:-1], p @ self.chain[-1]))
         else:
             moved = replace(self, chain=(*self.chain, p))
-        if "_draws" in self.__dict__:  # the same seeds give the relabelled draws: no need to run the guide again
+        if (
+            "_draws" in self.__dict__ and not self.labels
+        ):  # the same seeds give the relabelled draws: no need to run the guide again
             moved.__dict__["_draws"] = self._draws._permute(p)
         return moved
 
@@ -207,7 +228,7 @@ class Wrapped(Posterior):
 
     @cached_property
     def _draws(self) -> Empirical:
-        return draws_from(self)
+        return draws_from(self, self.labels)
 
     def distance(self, other: Posterior) -> float:
         """The Wasserstein-2 distance between as many draws of either: an estimate, biased upwards."""
@@ -227,7 +248,7 @@ class Wrapped(Posterior):
         return self._draws.displace(other._draws, tau)
 
     def to_guide(self) -> RelabelledGuide:
-        return RelabelledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs)
+        return RelabelledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs, self.labels)
 
 
 def _guide_log_prob(trace: poutine.Trace) -> Tensor:
@@ -275,7 +296,7 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
 def read_relabelled_guide(guide: RelabelledGuide) -> Wrapped:
     """Reads the guide inside and the relabellings."""
     inner = private_copy(guide.guide)
-    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabellings)
+    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabellings, guide._labels)
 
 
 def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
@@ -297,6 +318,7 @@ def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int
         raise GuideError(
             f"this {type(guide).__name__} does not run with the arguments given ({type(error).__name__}: {error}); "
             "pass the guide's own arguments: wrap_guide(guide, *args)"
+            + (", or messenger_guide(guide, *args)" if isinstance(guide, GuideMessenger) else "")
         ) from error
 
 
