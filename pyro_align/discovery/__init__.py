@@ -1,4 +1,4 @@
-"""Discovery: from a model to the group of its permutation symmetries, by type inference over axes."""
+"""Discovery: from a model to the group of its permutations and signs, by type inference over axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
@@ -17,11 +18,12 @@ from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.rules import rule
+from pyro_align.discovery.signs import add_signs, sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
-__all__ = ["ActivationProbe", "certify", "check_rule", "find_symmetry", "probe_activations", "rule"]
+__all__ = ["ActivationProbe", "certify", "check_rule", "find_symmetry", "probe_activations", "rule", "sign_rule"]
 
 
 def find_symmetry(
@@ -29,6 +31,7 @@ def find_symmetry(
     *args: Any,
     scope: str = "joint",
     parameters: bool = False,
+    signs: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -47,7 +50,9 @@ def find_symmetry(
             :func:`~pyro_align.permute_model` beside :func:`~pyro_align.permute_guide`).
         parameters: Whether learnable ``pyro.param`` and module parameters and buffers are sites too; otherwise they
             are constants, and fix what they tell apart.
-        trials: Random relabellings in the certificate.
+        signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
+            then odd (:func:`~pyro_align.Odd`) at the axes along which values change sign with them.
+        trials: Random relabellings, with random signs, in the certificate.
         seed: Seed of the certificate's draw and relabellings.
         kwargs: The model's keyword arguments.
 
@@ -65,8 +70,11 @@ def find_symmetry(
         ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
         ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
         ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=y)
-        >>> {name: atom.size for name, atom in find_symmetry(model, torch.randn(5, 3), torch.randn(5, 2)).atoms.items()}
+        >>> data = torch.randn(5, 3), torch.randn(5, 2)
+        >>> {name: atom.size for name, atom in find_symmetry(model, *data).atoms.items()}
         {'w1': 8}
+        >>> print(*find_symmetry(model, *data, signs=True).sites["w1"])  # tanh is odd
+        ±w1 fixed 3
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     traced = source.trace()
@@ -74,6 +82,8 @@ def find_symmetry(
     if inference.opaque:  # only now are the source lines worth their price
         inference = Inference(traced := source.trace(stack_traces=True))
     symmetry = assemble(inference, scope=scope)
+    if signs:
+        symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
@@ -163,6 +173,11 @@ class _Source:
         given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
         return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
 
+    def real_sites(self, traced: TracedGraph) -> list[str]:
+        """Sites whose support is all real numbers, so that their values may change sign."""
+        known = {} if self.is_module else self.density.latents
+        return [name for name in traced.values if name not in known or _is_real(known[name].support)]
+
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
         if self.is_module:
@@ -178,6 +193,12 @@ class _Source:
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
             )
+
+
+def _is_real(support) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
 
 
 def _has_sample_sites(model, args, kwargs) -> bool:
