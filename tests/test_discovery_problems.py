@@ -19,15 +19,22 @@ def case(problem):
     return pytest.param(problem, id=problem.name, marks=marks)
 
 
-def found(problem):
+def found(problem, **options):
     model, args = problem.build()
-    return find_symmetry(model, *args, **problem.options)
+    return find_symmetry(model, *args, **problem.options, **options)
 
 
 @pytest.mark.parametrize("problem", [case(p) for p in PROBLEMS.values()])
 def test_exactly_the_known_group(problem):
     symmetry = found(problem)
     assert not same_group(symmetry, problem.expected(symmetry.shapes))
+    assert symmetry.certificate.error <= symmetry.certificate.tolerance
+
+
+@pytest.mark.parametrize("problem", [case(p) for p in PROBLEMS.values()])
+def test_exactly_the_known_signs(problem):
+    symmetry = found(problem, signs=True)
+    assert not same_group(symmetry, problem.expected(symmetry.shapes, signs=True))
     assert symmetry.certificate.error <= symmetry.certificate.tolerance
 
 

@@ -18,12 +18,21 @@ from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.rules import rule
-from pyro_align.discovery.signs import add_signs, sign_rule
+from pyro_align.discovery.signs import add_signs, check_sign_rule, sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
-__all__ = ["ActivationProbe", "certify", "check_rule", "find_symmetry", "probe_activations", "rule", "sign_rule"]
+__all__ = [
+    "ActivationProbe",
+    "certify",
+    "check_rule",
+    "check_sign_rule",
+    "find_symmetry",
+    "probe_activations",
+    "rule",
+    "sign_rule",
+]
 
 
 def find_symmetry(

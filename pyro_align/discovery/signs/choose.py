@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def signed(analysis: SignAnalysis) -> Symmetry:
     return Symmetry(sites, scope=symmetry.scope, opaque=symmetry.opaque, certificate=symmetry.certificate)
 
 
-def _largest(analysis: SignAnalysis, atom: str, is_new: Callable[[Sequence[Place]], bool]) -> list[Place]:
+def _largest(analysis: SignAnalysis, atom: str, news: _News) -> list[Place]:
     """The places of the solution that turns most entries; none where there is no new one."""
     places, basis = analysis.places[atom], analysis.solutions(atom)
     weights = [analysis.entries(place, atom) for place in places]
@@ -50,12 +50,12 @@ def _largest(analysis: SignAnalysis, atom: str, is_new: Callable[[Sequence[Place
         bits = [flips >> i & 1 for i in range(len(places))]
         return sum(w for w, bit in zip(weights, bits, strict=True) if bit), bits
 
-    fresh = [b for b in basis if is_new(chosen(b))]
-    if not fresh:
-        return []
-    options = _span(basis) if len(basis) <= EXHAUSTIVE else [*_climb(fresh[0], basis, rank), *fresh]
-    best = next(o for o in sorted(options, key=rank, reverse=True) if o and is_new(chosen(o)))
-    return chosen(best)
+    options = _span(basis) if len(basis) <= EXHAUSTIVE else [*_climb(basis, rank), *basis]
+    lightest: dict[int, int] = {}  # of those that differ by what nested atoms make, the one that turns fewest entries
+    for flips in sorted(options, key=rank, reverse=True):
+        lightest[news.left(chosen(flips)) if news else flips] = flips
+    lightest.pop(0, None)
+    return chosen(max(lightest.values(), key=rank, default=0))
 
 
 def _span(basis: list[int]) -> list[int]:
@@ -65,17 +65,17 @@ def _span(basis: list[int]) -> list[int]:
     return found
 
 
-def _climb(start: int, basis: list[int], rank) -> list[int]:
+def _climb(basis: list[int], rank) -> list[int]:
     """Solutions better and better by one or two basis vectors at a time."""
     steps = [*basis, *(a ^ b for a, b in itertools.combinations(basis, 2))]
-    found = [start]
+    found = [max(basis, key=rank)]
     while rank(best := max((found[-1] ^ step for step in steps), key=rank)) > rank(found[-1]):
         found.append(best)
     return found
 
 
 class _News:
-    """Says whether a way for one unit to change sign is more than the signs of the atoms nested in it make."""
+    """What a way for a unit to change sign turns beyond what the signs of atoms nested in it turn; true if any do."""
 
     def __init__(self, analysis: SignAnalysis, atom: str, odd: dict[str, list[Place]]):
         self.analysis, self.atom, self.unit = analysis, atom, analysis.units[atom][0]
@@ -89,8 +89,12 @@ class _News:
             unit = (*(around.get(outer, slice(None)) for outer in symmetry.atoms[name].within), slice(None))
             self.known.require(self._pattern(places, name, unit))
 
-    def __call__(self, places: Sequence[Place]) -> bool:
-        return not self.known.rows or bool(self.known.reduce(self._pattern(places, self.atom, self.unit)))
+    def __bool__(self) -> bool:
+        return bool(self.known.rows)
+
+    def left(self, places: Sequence[Place]) -> int:
+        """Zero where nested atoms turn the same; equal for two ways between which they make the difference."""
+        return self.known.reduce(self._pattern(places, self.atom, self.unit))
 
     def _pattern(self, places: Sequence[Place], atom: str, unit: tuple) -> int:
         """The entries that are turned, as the bits of one number: all sites one after the other."""

@@ -1,8 +1,8 @@
 """Parities of tensors: which entries change sign together, as linear algebra over GF(2).
 
 A *flip* is a binary unknown: "this site changes sign along that axis when a unit does". The parity of an entry of a
-tensor in the graph is a sum of flips, modulo two: the entry changes sign where the sum is odd. Sums are Python integers,
-one bit a flip. A tensor's entries share few parities, so a tensor holds numbers of parities, and an operation works on
+tensor in the graph is a sum of flips, modulo two: the entry changes sign where the sum is odd. Sums are Python
+integers, one bit a flip. A tensor's entries share few parities, so a tensor holds numbers of parities, and an operation works on
 the table of those numbers, not on the entries.
 """
 
@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-ZERO, EVEN = 0, 1  # numbers of two parities: of an entry that is exactly zero (any will do), and of one that never flips
+ZERO, EVEN = (
+    0,
+    1,
+)  # numbers of two parities: of an entry that is exactly zero (any will do), and of one that never flips
 DENSE = 1 << 22  # pairs of numbers up to which a table of them is made without sorting
 
 
@@ -128,8 +131,10 @@ class Parities:
         """Products along some axes, which keep size one."""
         for dim in dims:
             parts = x.split(1, dim)
-            x = parts[0] if parts else torch.full((), EVEN, dtype=x.dtype).expand(
-                [1 if d == dim else n for d, n in enumerate(x.shape)]
+            x = (
+                parts[0]
+                if parts
+                else torch.full((), EVEN, dtype=x.dtype).expand([1 if d == dim else n for d, n in enumerate(x.shape)])
             )
             for part in parts[1:]:
                 x = self.multiply(x, part)
@@ -139,7 +144,11 @@ class Parities:
         """Sums of products, as an einsum: the terms of every sum must change sign together."""
         inverse: dict[str, Tensor] = {}
         for label in dict.fromkeys(left_labels + right_labels):
-            places = [(x, labels.index(label)) for x, labels in ((left, left_labels), (right, right_labels)) if label in labels]
+            places = [
+                (x, labels.index(label))
+                for x, labels in ((left, left_labels), (right, right_labels))
+                if label in labels
+            ]
             chosen, inverse[label] = _classes(places)
             if label in left_labels:
                 left = left.index_select(left_labels.index(label), chosen)
@@ -148,7 +157,11 @@ class Parities:
         labels = "".join(inverse)
         terms = self.multiply(_lined_up(left, left_labels, labels), _lined_up(right, right_labels, labels))
         total = self.alike(terms, [i for i, label in enumerate(labels) if label not in out])
-        total = _lined_up(total.squeeze([i for i, label in enumerate(labels) if label not in out]), "".join(c for c in labels if c in out), out)
+        total = _lined_up(
+            total.squeeze([i for i, label in enumerate(labels) if label not in out]),
+            "".join(c for c in labels if c in out),
+            out,
+        )
         for i, label in enumerate(out):
             if total.shape[i] == 1:
                 total = total.expand([len(inverse[label]) if j == i else n for j, n in enumerate(total.shape)])

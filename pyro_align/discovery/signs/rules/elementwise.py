@@ -12,7 +12,8 @@ from pyro_align.discovery.signs.parity import ZERO
 from pyro_align.discovery.signs.registry import sign_rule
 
 ODD = (
-    "neg sin tan sinh tanh asin atan asinh atanh arcsin arctan arcsinh arctanh erf erfinv special_erf special_erfinv sign sgn "
+    "neg sin tan sinh tanh asin atan asinh atanh arcsin arctan arcsinh arctanh erf erfinv special_erf special_erfinv "
+    "sign sgn "
     "trunc fix frac round.default positive deg2rad rad2deg special_i1 special_i1e special_bessel_j1 "
     "hardshrink softshrink"
 )
@@ -82,8 +83,14 @@ def power(call, x, exponent):
     return call.expand(x if exponent > 0 else _inverted(x))
 
 
+@sign_rule("aten.hardtanh")
+def hardtanh(call, x, min_val=-1, max_val=1):
+    """Odd where the bounds are."""
+    return clamp(call, x, min_val, max_val)
+
+
 @sign_rule("aten.clamp.default")
-def clamp(call, x, min=-1, max=1):
+def clamp(call, x, min=None, max=None):
     """Odd where the bounds are."""
     if min is None or max is None or min != -max:
         raise call.unsupported()

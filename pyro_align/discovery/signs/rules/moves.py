@@ -10,8 +10,16 @@ from pyro_align.discovery.signs.registry import sign_rule
 
 
 @sign_rule(
-    *(f"aten.{name}{copy}" for copy in ("", "_copy") for name in ("permute", "t", "unsqueeze", "squeeze", "diagonal", "unfold")),
-    *(f"aten.{name}{copy}" for copy in ("", "_copy") for name in ("transpose.int", "slice.Tensor", "select.int", "unbind.int")),
+    *(
+        f"aten.{name}{copy}"
+        for copy in ("", "_copy")
+        for name in ("permute", "t", "unsqueeze", "squeeze", "diagonal", "unfold")
+    ),
+    *(
+        f"aten.{name}{copy}"
+        for copy in ("", "_copy")
+        for name in ("transpose.int", "slice.Tensor", "select.int", "unbind.int")
+    ),
     *(f"aten.{name}{copy}" for copy in ("", "_copy") for name in ("split.Tensor", "split_with_sizes")),
     "aten.chunk",
     "aten.swapaxes",

@@ -122,7 +122,11 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
 
 
 @sign_rule(
-    *(f"aten.{name}{d}d" for d in (1, 2, 3) for name in ("avg_pool", "_adaptive_avg_pool", "upsample_nearest", "_upsample_nearest_exact")),
+    *(
+        f"aten.{name}{d}d"
+        for d in (1, 2, 3)
+        for name in ("avg_pool", "_adaptive_avg_pool", "upsample_nearest", "_upsample_nearest_exact")
+    ),
     "aten.upsample_linear1d",
     "aten.upsample_bilinear2d",
     "aten.upsample_bicubic2d",
