@@ -2,8 +2,8 @@
 
 A *flip* is a binary unknown: "this site changes sign along that axis when a unit does". The parity of an entry of a
 tensor in the graph is a sum of flips, modulo two: the entry changes sign where the sum is odd. Sums are Python
-integers, one bit a flip. A tensor's entries share few parities, so a tensor holds numbers of parities, and an operation works on
-the table of those numbers, not on the entries.
+integers, one bit a flip. A tensor's entries share few parities, so a tensor holds numbers of parities, and an operation
+works on the table of those numbers, not on the entries.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A rule takes the :class:`~pyro_align.discovery.signs.call.SignCall` and the operation's own arguments, with a
 ``SignTensor`` in place of each tensor, and returns a ``SignTensor`` (a list of these for several outputs). What it
-must guarantee: if the entries of the inputs change sign as their parities say, and what the rule requires holds, then the
-entries of the output change sign as the returned parities say. An operation without a rule lets no sign through: nothing
-that goes in may change sign.
+must guarantee: if the entries of the inputs change sign as their parities say, and what the rule requires holds, then
+the entries of the output change sign as the returned parities say. An operation without a rule lets no sign through:
+nothing that goes in may change sign.
 
 Example: an odd function of one's own.
 

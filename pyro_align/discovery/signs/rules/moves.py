@@ -8,40 +8,28 @@ import torch
 
 from pyro_align.discovery.signs.registry import sign_rule
 
+PLAIN = "permute t unsqueeze squeeze diagonal split_with_sizes"
+OVERLOADED = "transpose.int slice.Tensor select.int unbind.int split.Tensor"
+
 
 @sign_rule(
-    *(
-        f"aten.{name}{copy}"
-        for copy in ("", "_copy")
-        for name in ("permute", "t", "unsqueeze", "squeeze", "diagonal", "unfold")
-    ),
-    *(
-        f"aten.{name}{copy}"
-        for copy in ("", "_copy")
-        for name in ("transpose.int", "slice.Tensor", "select.int", "unbind.int")
-    ),
-    *(f"aten.{name}{copy}" for copy in ("", "_copy") for name in ("split.Tensor", "split_with_sizes")),
-    "aten.chunk",
+    *(f"aten.{name}{copy}" for name in PLAIN.split() for copy in ("", "_copy")),
+    *(f"aten.{name.replace('.', copy + '.')}" for name in OVERLOADED.split() for copy in ("", "_copy")),
     "aten.swapaxes",
+    "aten.chunk",
+    "aten.unsafe_chunk",
     "aten.unsafe_split.Tensor",
     "aten.unsafe_split_with_sizes",
-    "aten.unsafe_chunk",
     "aten.cat",
     "aten.stack",
     "aten.repeat",
-    "aten.repeat_interleave.self_int",
     "aten.flip",
     "aten.roll",
     "aten.tril",
     "aten.triu",
     "aten.slice_scatter",
     "aten.select_scatter",
-    "aten.diagonal_scatter",
-    "aten.diag_embed",
-    "aten.diag",
     "aten.pixel_shuffle",
-    "aten.pixel_unshuffle",
-    "aten.movedim.int",
 )
 def moved(call, *args, **kwargs):
     """The same entries elsewhere; places left empty hold zeros."""

@@ -122,16 +122,15 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
 
 
 @sign_rule(
-    *(
-        f"aten.{name}{d}d"
-        for d in (1, 2, 3)
-        for name in ("avg_pool", "_adaptive_avg_pool", "upsample_nearest", "_upsample_nearest_exact")
-    ),
+    *(f"aten.{name}{d}d" for d in (1, 2, 3) for name in ("avg_pool", "upsample_nearest")),
+    "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d",
+    "aten._upsample_nearest_exact2d",
+    "aten._upsample_bilinear2d_aa",
     "aten.upsample_linear1d",
     "aten.upsample_bilinear2d",
     "aten.upsample_bicubic2d",
     "aten.upsample_trilinear3d",
-    "aten._upsample_bilinear2d_aa",
 )
 def over_positions(call, x, *args, **kwargs):
     """Weighted sums over positions."""
