@@ -18,13 +18,14 @@ from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.rules import rule
-from pyro_align.discovery.signs import add_signs, check_sign_rule, sign_rule
+from pyro_align.discovery.signs import SignAnalysis, add_signs, check_sign_rule, sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
 
 __all__ = [
     "ActivationProbe",
+    "analyse_signs",
     "certify",
     "check_rule",
     "check_sign_rule",
@@ -94,6 +95,38 @@ def find_symmetry(
     if signs:
         symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+
+
+def analyse_signs(
+    model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
+) -> SignAnalysis:
+    """All ways in which units may change sign, of which :func:`find_symmetry` with ``signs=True`` takes one an atom.
+
+    Args:
+        model: As for :func:`find_symmetry`.
+        args: The model's arguments.
+        scope: As for :func:`find_symmetry`.
+        parameters: As for :func:`find_symmetry`.
+        seed: As for :func:`find_symmetry`.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        For each atom its places, and a basis of the sets of places at which a unit may change sign.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
+        >>> analysis = analyse_signs(net, torch.randn(5, 3))
+        >>> [(place.site, place.axis) for place in analysis.places["0"]]
+        [('0.weight', 0), ('2.weight', 1)]
+        >>> [f"{flips:02b}" for flips in analysis.solutions("0")]  # one way: both
+        ['11']
+    """
+    source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    traced = source.trace()
+    inference = Inference(traced)
+    return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
 def certify(
