@@ -12,7 +12,10 @@ from torch import nn
 
 from pyro_align import find_symmetry
 from pyro_align.axes import leaves
-from pyro_align.discovery import check_sign_rule, sign_rule
+from pyro_align.discovery import _Source, check_sign_rule, sign_rule
+from pyro_align.discovery.assemble import assemble
+from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.signs import add_signs
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Equations, Parities
 from pyro_align.discovery.signs.registry import SIGN_RULES, find_sign_rule
 from pyro_align.errors import SymmetryError
@@ -322,6 +325,19 @@ def test_a_sign_of_an_outer_atom_that_is_more_than_those_of_the_nested_ones():
         "k.weight",
         "k.bias",
     }
+
+
+def test_parities_do_not_depend_on_the_default_device():
+    """On ``meta``, a tensor made without naming a device has no values, and looking at it fails."""
+    model, args = PROBLEMS["lstm"].build()
+    expected = find_symmetry(model, *args, signs=True)
+    source = _Source(model, args, {}, scope="joint", parameters=False, seed=0)
+    traced = source.trace()
+    inference = Inference(traced)
+    symmetry = assemble(inference, scope="joint")
+    with torch.device("meta"):
+        found = add_signs(symmetry, inference, real=source.real_sites(traced))
+    assert dict(found.sites) == dict(expected.sites)
 
 
 def test_signs_in_single_precision():

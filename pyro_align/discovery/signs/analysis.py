@@ -13,7 +13,7 @@ from pyro_align.action import plan
 from pyro_align.axes import Axis, leaves, map_atoms
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.signs.call import SignTensor
-from pyro_align.discovery.signs.parity import EVEN, Equations, Parities
+from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
 from pyro_align.discovery.signs.walk import walk
 from pyro_align.symmetry import Symmetry
 
@@ -76,6 +76,7 @@ class SignAnalysis:
                 alone.require(sum(1 << i for i, bit in enumerate(bits) if row >> bit & 1))
         return alone.solutions(len(self.places[atom]))
 
+    @on_host
     def turned(self, place: Place, atom: str, unit: tuple) -> Tensor:
         """Which entries of a site a unit (or, by slices, several) turns at one place; other axes have size one."""
         terms = [
@@ -99,6 +100,7 @@ class SignAnalysis:
         outer = [self.symmetry._all_atoms[o] for o in self.symmetry.atoms[atom].within]
         yield from ((*o, 0) for o in itertools.product(*(range(a.size if a.fixed else 1) for a in outer)))
 
+    @on_host
     def _require(self, inference: Inference) -> None:
         outputs, states = walk(inference, self._parities, self._ids_of_site), inference.traced.states
         for out in outputs[: len(outputs) - len(states)]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_align.discovery.checking import TOLERANCE, _Alone, _distance, _overload, _Unfinished
 from pyro_align.discovery.signs.call import SignTensor
-from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities
+from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities, on_host
 from pyro_align.discovery.signs.registry import find_sign_rule
 from pyro_align.discovery.signs.walk import walk
 from pyro_align.errors import SymmetryError
@@ -82,6 +82,7 @@ def check_sign_rule(
         offsets[name] = count
         count += value.numel() if value.is_floating_point() else 0
 
+    @on_host
     def ids_of_input(name: str) -> Tensor:
         value = alone.values[name]
         if not value.is_floating_point():
@@ -89,7 +90,7 @@ def check_sign_rule(
         numbers = [parities.number(1 << (offsets[name] + i)) for i in range(value.numel())]
         return torch.tensor(numbers, dtype=torch.int32).reshape(value.shape)
 
-    claimed = walk(_Unfinished(alone.traced), parities, ids_of_input)
+    claimed = on_host(walk)(_Unfinished(alone.traced), parities, ids_of_input)
     basis = parities.equations.solutions(count)
     generator = torch.Generator().manual_seed(seed)
     before, error = alone.run(alone.values), 0.0
@@ -115,13 +116,14 @@ def _flipped(value: Tensor, flips: int, offset: int) -> Tensor:
     if not value.is_floating_point():
         return value
     signs = [-1.0 if flips >> (offset + i) & 1 else 1.0 for i in range(value.numel())]
-    return value * torch.tensor(signs, dtype=value.dtype).reshape(value.shape)
+    return value * torch.tensor(signs, dtype=value.dtype, device=value.device).reshape(value.shape)
 
 
 def _gap(before: Tensor, after: Tensor, ids: Tensor, parities: Parities, flips: int) -> float:
     """How far the new output is from the old one with the signs claimed."""
     if not before.is_floating_point():
         return _distance(before, after)
-    table = torch.tensor([-1.0 if (flips & total).bit_count() % 2 else 1.0 for total in parities.sums])
+    before, after = before.cpu(), after.cpu()
+    table = torch.tensor([-1.0 if (flips & total).bit_count() % 2 else 1.0 for total in parities.sums], device="cpu")
     nothing = ids == ZERO  # claimed to be zero
     return max(_distance(before * table[ids.long()].to(before.dtype), after), float(before[nothing].abs().sum()))

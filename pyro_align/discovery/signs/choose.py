@@ -10,7 +10,7 @@ import torch
 
 from pyro_align.axes import leaves
 from pyro_align.discovery.signs.analysis import Place, SignAnalysis, marked
-from pyro_align.discovery.signs.parity import Equations
+from pyro_align.discovery.signs.parity import Equations, on_host
 from pyro_align.symmetry import Symmetry
 
 EXHAUSTIVE = 10  # dimensions of a space of solutions up to which all are compared
@@ -96,6 +96,7 @@ class _News:
         """Zero where nested atoms turn the same; equal for two ways between which they make the difference."""
         return self.known.reduce(self._pattern(places, self.atom, self.unit))
 
+    @on_host
     def _pattern(self, places: Sequence[Place], atom: str, unit: tuple) -> int:
         """The entries that are turned, as the bits of one number: all sites one after the other."""
         flat = []

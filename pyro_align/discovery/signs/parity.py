@@ -8,6 +8,7 @@ works on the table of those numbers, not on the entries.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,17 @@ ZERO, EVEN = (
     1,
 )  # numbers of two parities: of an entry that is exactly zero (any will do), and of one that never flips
 DENSE = 1 << 22  # pairs of numbers up to which a table of them is made without sorting
+
+
+def on_host(function: Callable) -> Callable:
+    """Parities live on the host, wherever the model's tensors do, and whatever the default device is."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 class Equations:
