@@ -43,7 +43,6 @@ class SignAnalysis:
         symmetry: The relabellings.
         places: Free atom -> its places at sites that may change sign.
         units: Free atom -> the units that are turned, each an index ``(*outer, 0)``.
-        equations: What the graph requires of all flips.
     """
 
     def __init__(self, inference: Inference, symmetry: Symmetry, real: Sequence[str]):
