@@ -175,7 +175,8 @@ def sign_choices(problem, analysis, limit: int = 12) -> Iterator[tuple[str, set[
     """Every atom with the ways in which one of its units may change sign: by evaluating the model, and as discovered.
 
     A way is a set of the atom's places, one bit each. All subsets of the places at sites with real support are tried,
-    in float64 at generic points; atoms with more than ``limit`` places are left out.
+    in float64 at generic points; atoms with more than ``limit`` places, or at parameters that the density does not take,
+    are left out.
 
     Args:
         problem: The problem.
@@ -183,7 +184,7 @@ def sign_choices(problem, analysis, limit: int = 12) -> Iterator[tuple[str, set[
     """
     function, _, points = function_of(problem)
     for atom, places in analysis.places.items():
-        if not 0 < len(places) <= limit:
+        if not 0 < len(places) <= limit or not {place.site for place in places} <= set(points[0]):
             continue
         unit = analysis.units[atom][0]
         turned = [(place.site, 1.0 - 2.0 * analysis.turned(place, atom, unit)) for place in places]

@@ -11,7 +11,7 @@ MISSED = {
     "probabilistic_pca_of_low_rank": "the factors reach the density through the Cholesky factor of a small matrix; "
     "its axes keep their order, though the quadratic form and the determinant made from it do not see one"
 }
-# Signs that discovery does not find, each with the reason.
+# Models in which the search finds more signs than discovery, each with the reason.
 KEYS = "the softmax takes no notice of the keys' bias, so that the bias may change sign alone"
 MISSED_SIGNS = {
     "attention_with_separate_projections": KEYS,
@@ -24,6 +24,8 @@ MISSED_SIGNS = {
     "language_model_of_two_layers": KEYS,
     "windowed_attention_with_relative_positions": KEYS,
     "vision_transformer": KEYS,
+    "parameters_of_a_pyro_module": "the search does not reach parameters that a module announces but does not read",
+    "module_with_batch_norm_in_training": "the search looks at the output, not at the statistics that a call updates",
 }
 
 
