@@ -175,8 +175,8 @@ def sign_choices(problem, analysis, limit: int = 12) -> Iterator[tuple[str, set[
     """Every atom with the ways in which one of its units may change sign: by evaluating the model, and as discovered.
 
     A way is a set of the atom's places, one bit each. All subsets of the places at sites with real support are tried,
-    in float64 at generic points; atoms with more than ``limit`` places, or at parameters that the density does not take,
-    are left out.
+    in float64 at generic points. Atoms with more than ``limit`` places, or at parameters that the density does not take
+    as arguments, are left out.
 
     Args:
         problem: The problem.
