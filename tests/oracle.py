@@ -201,7 +201,7 @@ def _mirrored(function, points, turned, flips: int) -> bool:
         for i, (site, sign) in enumerate(turned):
             if flips >> i & 1:
                 moved[site] = moved[site] * sign
-        before, after = float(function(values)), float(function(moved))
+        before, after = float(function(values).detach()), float(function(moved).detach())
         if not abs(after - before) <= 1e-9 * (1 + abs(before)):
             return False
     return True
