@@ -25,7 +25,7 @@ from pyro.infer import MCMC, NUTS
 from scipy.optimize import linear_sum_assignment
 from torch.distributions import constraints
 
-from pyro_align import Odd, Symmetry, align_draws, find_symmetry
+from pyro_align import Symmetry, align_draws, find_symmetry
 from pyro_align.draws.diagnostics import rhat_and_ess
 
 UNITS = 10
@@ -63,12 +63,6 @@ def network(x, y):
     weights = {k: pyro.sample(k, dist.Normal(0.0, 1.0).expand(s).to_event(len(s))) for k, s in shapes.items()}
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(mean(weights, x), 0.3), obs=y)
-
-
-def signed() -> Symmetry:
-    """tanh is odd: a unit's incoming and outgoing weights may change sign together."""
-    unit = Odd("unit")
-    return Symmetry.from_axes({"w1": (unit, None), "b1": (unit,), "w2": (unit,)})
 
 
 def problem(run: Run):
@@ -237,7 +231,7 @@ def main() -> None:
         print(f"of the function:        {worst({'values': mean(draws, at)})}")
     symmetries = {"found": find_symmetry(model, *args)}
     if run.name == "network":
-        symmetries["signed"] = signed()
+        symmetries["signed"] = find_symmetry(model, *args, signs=True)  # tanh is odd
     for name, symmetry in symmetries.items():
         for method in ("pivot", "barycenter"):
             start = time.perf_counter()

@@ -22,7 +22,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_align import AlignedDraws, Odd, Symmetry, align_draws, certify
+from pyro_align import AlignedDraws, Symmetry, align_draws, find_symmetry
 from pyro_align.draws.diagnostics import rhat_and_ess
 from studies import figures, runner
 from studies.data import ENVIRONMENT
@@ -71,12 +71,8 @@ def network(x: Tensor, y: Tensor, units: int, noise: float, copies: tuple[int, .
 
 
 def symmetries(args: tuple) -> dict[str, Symmetry]:
-    """Renumbering units; and changing a unit's sign with it, as tanh is odd. Both are certified on the model."""
-    made = {}
-    for name, unit in (("plain", "unit"), ("signed", Odd("unit"))):
-        by_hand = Symmetry.from_axes({"w1": (unit, None), "b1": (unit,), "w2": (unit,)})
-        made[name] = certify(by_hand, network, *args)
-    return made
+    """Renumbering units; and changing a unit's sign with it, as tanh is odd. Both are found in the model."""
+    return {name: find_symmetry(network, *args, signs=name == "signed") for name in ("plain", "signed")}
 
 
 def sample(args: tuple, seeds: list[int], options: argparse.Namespace) -> dict[str, Tensor]:

@@ -21,6 +21,24 @@ ACTIVATIONS = (
     F.leaky_relu,
     lambda x: x * x,
 )
+# Odd, even, and neither, for signs.
+SIGNED_ACTIVATIONS = (
+    torch.tanh,
+    torch.tanh,
+    torch.sin,
+    torch.erf,
+    F.softsign,
+    F.hardtanh,
+    F.tanhshrink,
+    lambda x: x**3 - x,
+    lambda x: x.clamp(-0.3, 0.3),
+    torch.cos,
+    torch.abs,
+    lambda x: x / (1 + x.square().mean(-1, keepdim=True)),
+    torch.relu,
+    F.silu,
+    lambda x: x.clamp(-0.3, 0.5),
+)
 
 
 class RandomNet(nn.Module):
@@ -30,9 +48,9 @@ class RandomNet(nn.Module):
         program: What was drawn, in words.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, activations=ACTIVATIONS):
         super().__init__()
-        self.seed, self.program = seed, []
+        self.seed, self.activations, self.program = seed, activations, []
         self.image = random.Random(seed).random() < 0.4
         self.input = torch.randn(2, 3, 4, 4) if self.image else torch.randn(3, 4)
         self(self.input)
@@ -119,7 +137,7 @@ class RandomNet(nn.Module):
         return self.mix(x)
 
     def step_act(self, x):
-        return self.say("act", self.choose(*ACTIVATIONS)(x))
+        return self.say("act", self.choose(*self.activations)(x))
 
     def step_norm(self, x):
         kind = self.choose("layer", "plain", "rms", "group", "scale")
@@ -425,11 +443,11 @@ class RandomNet(nn.Module):
         return F.linear(y, self.weight(2, y.shape[1]))
 
 
-def random_net(seed: int) -> RandomNet:
+def random_net(seed: int, activations=ACTIVATIONS) -> RandomNet:
     """The network of a seed, in evaluation of its fixed program."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return RandomNet(seed)
+        return RandomNet(seed, activations)
 
 
 def run(net: RandomNet, values) -> Tensor:

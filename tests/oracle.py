@@ -169,3 +169,39 @@ def generators(symmetry: Symmetry) -> Iterator:
                 index = torch.arange(atom.size).expand(*shape, atom.size).clone()
                 index[(*outer, i)], index[(*outer, i + 1)] = i + 1, i
                 yield symmetry.permutation({name: index})
+
+
+def sign_choices(problem, analysis, limit: int = 12) -> Iterator[tuple[str, set[int], set[int]]]:
+    """Every atom with the ways in which one of its units may change sign: by evaluating the model, and as discovered.
+
+    A way is a set of the atom's places, one bit each. All subsets of the places at sites with real support are tried,
+    in float64 at generic points. Atoms with more than ``limit`` places, or at parameters that the density does not take
+    as arguments, are left out.
+
+    Args:
+        problem: The problem.
+        analysis: What discovery says, a ``SignAnalysis``: its atoms, their places and their solutions.
+    """
+    function, _, points = function_of(problem)
+    for atom, places in analysis.places.items():
+        if not 0 < len(places) <= limit or not {place.site for place in places} <= set(points[0]):
+            continue
+        unit = analysis.units[atom][0]
+        turned = [(place.site, 1.0 - 2.0 * analysis.turned(place, atom, unit)) for place in places]
+        true = {flips for flips in range(1 << len(places)) if _mirrored(function, points, turned, flips)}
+        claimed = {0}
+        for vector in analysis.solutions(atom):
+            claimed |= {vector ^ other for other in claimed}
+        yield atom, true, claimed
+
+
+def _mirrored(function, points, turned, flips: int) -> bool:
+    for values in points:
+        moved = dict(values)
+        for i, (site, sign) in enumerate(turned):
+            if flips >> i & 1:
+                moved[site] = moved[site] * sign
+        before, after = float(function(values).detach()), float(function(moved).detach())
+        if not abs(after - before) <= 1e-9 * (1 + abs(before)):
+            return False
+    return True

@@ -30,6 +30,8 @@ class Problem:
         make: Returns ``(model, args)``.
         axes: Site -> one entry per axis, in the notation of ``Symmetry.from_axes``. Sites left out are all fixed.
         within: Nested atom -> the atoms around it.
+        odd: Atoms that change sign at every site that carries them, for ``find_symmetry(signs=True)``.
+        signs: Site -> one entry per axis, as in ``axes``, for atoms that change sign at some of their sites only.
         options: Keyword options of ``find_symmetry``.
         oracle: Whether the model is small enough for the exhaustive search.
     """
@@ -38,6 +40,8 @@ class Problem:
     make: Callable[[], tuple[Any, tuple]]
     axes: Mapping[str, tuple]
     within: Mapping[str, Any] = field(default_factory=dict)
+    odd: tuple[str, ...] = ()
+    signs: Mapping[str, tuple] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     oracle: bool = True
 
@@ -57,13 +61,19 @@ class Problem:
         finally:
             torch.set_default_dtype(before)
 
-    def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> Symmetry:
-        """The known symmetry, bound to the sites' shapes."""
+    def expected(self, shapes: Mapping[str, tuple[int, ...]], *, signs: bool = False) -> Symmetry:
+        """The known symmetry, bound to the sites' shapes, with or without its signs."""
         axes = {site: self.axes.get(site, (None,) * len(shape)) for site, shape in shapes.items()}
-        missing = set(self.axes) - set(shapes)
+        missing = (set(self.axes) | set(self.signs)) - set(shapes)
         assert not missing, f"{self.name}: the model has no sites {missing}; it has {list(shapes)}"
+        if signs:
+            axes |= self.signs
+            axes = {site: tuple(map_atoms(as_axis(t), self._turned) for t in terms) for site, terms in axes.items()}
         sites = {site: tuple(map_atoms(as_axis(t), _fixed) for t in terms) for site, terms in axes.items()}
         return Symmetry.from_axes(sites, shapes=shapes, within=self.within)
+
+    def _turned(self, atom: Atom) -> Atom:
+        return replace(atom, odd=True) if atom.name in self.odd else atom
 
 
 def _fixed(atom: Atom) -> Atom:
@@ -71,11 +81,21 @@ def _fixed(atom: Atom) -> Atom:
     return replace(atom, fixed=True) if atom.name.endswith("!") else atom
 
 
-def problem(axes: Mapping[str, tuple], *, within=None, oracle: bool = True, name: str | None = None, **options):
+def problem(
+    axes: Mapping[str, tuple],
+    *,
+    within=None,
+    odd: str | tuple[str, ...] = (),
+    signs: Mapping[str, tuple] | None = None,
+    oracle: bool = True,
+    name: str | None = None,
+    **options,
+):
     """Registers the decorated function, which returns ``(model, args)``."""
 
     def register(make):
-        entry = Problem(name or make.__name__, make, axes, within or {}, options, oracle)
+        turned = (odd,) if isinstance(odd, str) else odd
+        entry = Problem(name or make.__name__, make, axes, within or {}, turned, signs or {}, options, oracle)
         assert entry.name not in PROBLEMS, entry.name
         PROBLEMS[entry.name] = entry
         return make
@@ -136,7 +156,7 @@ def _shape_of(term):
     if isinstance(term, Atom):
         if term.size == 1 or (term.fixed and not term.name):
             return ("fixed", axis_size(term))
-        return ("atom", term.name, term.size, term.fixed)
+        return ("atom", term.name, term.size, term.fixed, term.odd and not term.fixed)
     if isinstance(term, Product):
         return ("product", *[_shape_of(f) for f in term.factors])
     return ("sum", *[_shape_of(t) for t in term.terms])
@@ -152,7 +172,7 @@ def _differ(a, b, forward) -> str:
     if a[0] != b[0]:
         if {a[0], b[0]} == {"atom", "fixed"}:  # a fixed axis may carry a name, for what is nested in it
             atom = a if a[0] == "atom" else b
-            return "" if len(atom) == 4 and atom[3] else f"{a} is not {b}"
+            return "" if atom[3] else f"{a} is not {b}"
         return f"{a} is not {b}"
     if a[0] == "fixed":
         return "" if a[1] == b[1] else f"sizes {a[1]} and {b[1]}"
@@ -165,4 +185,4 @@ def _differ(a, b, forward) -> str:
     return next(filter(None, (_differ(x, y, forward) for x, y in zip(a[1:], b[1:], strict=True))), "")
 
 
-from zoo import attention, conv, dense, mixtures, priors, recurrent  # noqa: E402, F401
+from zoo import attention, conv, dense, mixtures, oddness, priors, recurrent  # noqa: E402, F401

@@ -64,10 +64,10 @@ def model(x, y=None):
 # %% [markdown]
 # ## The symmetry, with signs
 #
-# tanh is odd: turning the signs of a unit's incoming and outgoing weights changes nothing either. Discovery looks for
-# relabellings, not for signs, so here the symmetry is written by hand: `Odd` marks an axis along which values turn
-# their sign with the unit. `certify` puts it to the same test in float64 as one that was found. Six units can then be
-# relabelled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
+# tanh is odd: turning the signs of a unit's incoming and outgoing weights changes nothing either.
+# `find_symmetry(model, x, y, signs=True)` finds that; here the symmetry is written by hand, to show how: `Odd` marks an
+# axis along which values turn their sign with the unit. `certify` puts it to the same test in float64 as one that was
+# found. Six units can then be relabelled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
 
 # %%
 unit = pyro_align.Odd("unit")

@@ -115,14 +115,12 @@ ordered.report().round(3)
 # ## Order and sign
 #
 # Much better, but not as good as the function. tanh is odd, so that a unit may also change the sign of its incoming
-# and outgoing weights together. This larger symmetry is written by hand, `Odd` marking the axes whose values turn their
-# sign with the unit, and certified on the model. When it is used, the log joint of every relabelled draw is compared
-# with the one before.
+# and outgoing weights together. With `signs=True` discovery looks for that too: ± marks the axes along which values
+# turn their sign with the unit. (By hand one would write `Symmetry.from_axes({"w1": (Odd("unit"),), ...})`, and
+# `certify` it.) When the symmetry is used, the log joint of every relabelled draw is compared with the one before.
 
 # %%
-unit = pyro_align.Odd("unit")
-by_hand = pyro_align.Symmetry.from_axes({"w1": (unit,), "b1": (unit,), "w2": (unit,)})
-signed = pyro_align.certify(by_hand, model, x, y)
+signed = pyro_align.find_symmetry(model, x, y, signs=True)
 print(signed)
 
 # %%

@@ -1,4 +1,4 @@
-"""Discovery: from a model to the group of its permutation symmetries, by type inference over axes."""
+"""Discovery: from a model to the group of its permutations and signs, by type inference over axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
@@ -18,6 +19,7 @@ from pyro_align.discovery.checking import check_rule
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.rules import rule
+from pyro_align.discovery.signs import SignAnalysis, add_signs, check_sign_rule, sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Symmetry
@@ -25,12 +27,15 @@ from pyro_align.symmetry import Symmetry
 __all__ = [
     "ActivationProbe",
     "PreactivationProbe",
+    "analyse_signs",
     "certify",
     "check_rule",
+    "check_sign_rule",
     "find_symmetry",
     "probe_activations",
     "probe_preactivations",
     "rule",
+    "sign_rule",
 ]
 
 
@@ -39,6 +44,7 @@ def find_symmetry(
     *args: Any,
     scope: str = "joint",
     parameters: bool = False,
+    signs: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -57,7 +63,9 @@ def find_symmetry(
             :func:`~pyro_align.permute_model` beside :func:`~pyro_align.permute_guide`).
         parameters: Whether learnable ``pyro.param`` and module parameters and buffers are sites too; otherwise they
             are constants, and fix what they tell apart.
-        trials: Random relabellings in the certificate.
+        signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
+            then odd (:func:`~pyro_align.Odd`) at the axes along which values change sign with them.
+        trials: Random relabellings, with random signs, in the certificate.
         seed: Seed of the certificate's draw and relabellings.
         kwargs: The model's keyword arguments.
 
@@ -75,8 +83,11 @@ def find_symmetry(
         ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
         ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
         ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=y)
-        >>> {name: atom.size for name, atom in find_symmetry(model, torch.randn(5, 3), torch.randn(5, 2)).atoms.items()}
+        >>> data = torch.randn(5, 3), torch.randn(5, 2)
+        >>> {name: atom.size for name, atom in find_symmetry(model, *data).atoms.items()}
         {'w1': 8}
+        >>> print(*find_symmetry(model, *data, signs=True).sites["w1"])  # tanh is odd
+        ±w1 fixed 3
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     traced = source.trace()
@@ -84,7 +95,41 @@ def find_symmetry(
     if inference.opaque:  # only now are the source lines worth their price
         inference = Inference(traced := source.trace(stack_traces=True))
     symmetry = assemble(inference, scope=scope)
+    if signs:
+        symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+
+
+def analyse_signs(
+    model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
+) -> SignAnalysis:
+    """All ways in which units may change sign, of which :func:`find_symmetry` with ``signs=True`` takes one an atom.
+
+    Args:
+        model: As for :func:`find_symmetry`.
+        args: The model's arguments.
+        scope: As for :func:`find_symmetry`.
+        parameters: As for :func:`find_symmetry`.
+        seed: As for :func:`find_symmetry`.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        For each atom its places, and a basis of the sets of places at which a unit may change sign.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
+        >>> analysis = analyse_signs(net, torch.randn(5, 3))
+        >>> [(place.site, place.axis) for place in analysis.places["0"]]
+        [('0.weight', 0), ('2.weight', 1)]
+        >>> [f"{flips:02b}" for flips in analysis.solutions("0")]  # one way: both
+        ['11']
+    """
+    source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    traced = source.trace()
+    inference = Inference(traced)
+    return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
 def certify(
@@ -198,6 +243,11 @@ class _Source:
         given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
         return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
 
+    def real_sites(self, traced: TracedGraph) -> list[str]:
+        """Sites whose support is all real numbers, so that their values may change sign."""
+        known = {} if self.is_module else self.density.latents
+        return [name for name in traced.values if name not in known or _is_real(known[name].support)]
+
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
         if self.is_module:
@@ -213,6 +263,12 @@ class _Source:
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
             )
+
+
+def _is_real(support) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
 
 
 def _has_sample_sites(model, args, kwargs) -> bool:

@@ -209,6 +209,14 @@ class Inference:
             self._constant_axes[node] = found
         return list(self._constant_axes[node])
 
+    def is_constant(self, node: Node) -> bool:
+        """Whether a node depends on neither sites nor data."""
+        return node in self._constant
+
+    def site_of(self, node: Node) -> str | None:
+        """The site for whose value a node stands, if any."""
+        return self._site_of.get(node)
+
     def tensor_of(self, node: Node):
         """What a node of the graph stands for: an :class:`AxisTensor`, a list of them, or a plain value."""
         return self._env.get(node)

@@ -9,7 +9,7 @@ from problems import bayesian, problem
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Odd
 
 E, H = 4, 2  # width and heads of the small models
 QK, VO = (Atom("head", H), Atom("qk", E // H)), (Atom("head", H), Atom("vo", E // H))
@@ -50,17 +50,17 @@ SEPARATE = {
 
 # Where keys have a bias the softmax drops it, so that its entries are free by the prior alone: no tie of axes says so,
 # and the exhaustive search is left to the models whose projections have none.
-@problem(SEPARATE, within=WITHIN, oracle=False)
+@problem(SEPARATE, within=WITHIN, oracle=False, odd=("qk", "vo"))
 def attention_with_separate_projections():
     return bayesian(Attention()), (torch.randn(2, 3, E),)
 
 
-@problem({k: v for k, v in SEPARATE.items() if not k.endswith("bias")}, within=WITHIN)
+@problem({k: v for k, v in SEPARATE.items() if not k.endswith("bias")}, within=WITHIN, odd=("qk", "vo"))
 def attention_without_biases():
     return bayesian(Attention(bias=False)), (torch.randn(2, 3, E),)
 
 
-@problem(SEPARATE, within=WITHIN, oracle=False)
+@problem(SEPARATE, within=WITHIN, oracle=False, odd=("qk", "vo"))
 def attention_by_scaled_dot_product():
     class Fused(Attention):
         def forward(self, x):
@@ -73,7 +73,7 @@ def attention_by_scaled_dot_product():
 PACKED = {"in_proj_weight": ([QK, QK, VO], None), "in_proj_bias": ([QK, QK, VO],), "out_proj.weight": (None, VO)}
 
 
-@problem({f"attention.{k}": v for k, v in PACKED.items()}, within=WITHIN, oracle=False)
+@problem({f"attention.{k}": v for k, v in PACKED.items()}, within=WITHIN, oracle=False, odd=("qk", "vo"))
 def attention_with_packed_projection():
     class Packed(nn.Module):
         def __init__(self):
@@ -86,7 +86,7 @@ def attention_with_packed_projection():
     return bayesian(Packed()), (torch.randn(2, 3, E),)
 
 
-@problem({"qkv.weight": ([QK, QK, VO], None), "o.weight": (None, VO)}, within=WITHIN)
+@problem({"qkv.weight": ([QK, QK, VO], None), "o.weight": (None, VO)}, within=WITHIN, odd=("qk", "vo"))
 def attention_packed_as_in_vision_libraries():
     class Packed(nn.Module):
         def __init__(self):
@@ -139,17 +139,41 @@ TRANSFORMER = {
 }
 
 
-@problem(TRANSFORMER, within=WITHIN, oracle=False)
+# A feature of the stream keeps its sign, as LayerNorm subtracts the mean; what reads a LayerNorm may change sign with
+# its gain and offset.
+S = Odd("s")
+GAINS = {
+    "layer.norm1.weight": (S,),
+    "layer.norm1.bias": (S,),
+    "layer.self_attn.in_proj_weight": ([QK, QK, VO], S),
+    "layer.norm2.weight": (S,),
+    "layer.norm2.bias": (S,),
+    "layer.linear1.weight": ("h", S),
+}
+
+
+@problem(
+    TRANSFORMER,
+    within=WITHIN,
+    oracle=False,
+    odd=("qk", "vo"),
+    signs={"layer.norm2.weight": (S,), "layer.norm2.bias": (S,), "out.weight": (None, S)},
+)
 def transformer_encoder_layer():
     return bayesian(Encoder().eval()), (torch.randn(2, 3, 3),)
 
 
-@problem(TRANSFORMER, within=WITHIN, oracle=False)
+@problem(TRANSFORMER, within=WITHIN, oracle=False, odd=("qk", "vo"), signs=GAINS)
 def transformer_encoder_layer_in_training_mode():
     return bayesian(Encoder(norm_first=True)), (torch.randn(2, 3, 3),)
 
 
-@problem({k: tuple(None if t == "s" else t for t in v) for k, v in ENCODER.items()}, within=WITHIN, oracle=False)
+@problem(
+    {k: tuple(None if t == "s" else t for t in v) for k, v in ENCODER.items()},
+    within=WITHIN,
+    oracle=False,
+    odd=("qk", "vo"),
+)
 def transformer_layer_as_plain_module():
     return nn.TransformerEncoderLayer(E, H, 5, 0.0, batch_first=True).eval(), (torch.randn(2, 3, E),)
 
@@ -211,17 +235,32 @@ def language_axes(layers):
     return axes, within
 
 
-@problem(language_axes(1)[0], within=language_axes(1)[1], oracle=False)
+def language_signs(layers):
+    signs = {}
+    for i in range(layers):
+        qk, vo = (Atom(f"head{i}", H), Atom(f"qk{i}", E // H)), (Atom(f"head{i}", H), Atom(f"vo{i}", E // H))
+        signs |= {f"blocks.{i}.ln{k}.{n}": (S,) for k in (1, 2) for n in ("weight", "bias")}
+        signs |= {f"blocks.{i}.qkv.weight": ([qk, qk, vo], S), f"blocks.{i}.up.weight": (f"h{i}", S)}
+    return signs
+
+
+@problem(language_axes(1)[0], within=language_axes(1)[1], oracle=False, odd=("qk0", "vo0"), signs=language_signs(1))
 def language_model_with_tied_embedding():
     return bayesian(Language()), (torch.tensor([[0, 1, 2], [4, 3, 0]]),)
 
 
-@problem(language_axes(2)[0], within=language_axes(2)[1], oracle=False)
+@problem(
+    language_axes(2)[0],
+    within=language_axes(2)[1],
+    oracle=False,
+    odd=("qk0", "vo0", "qk1", "vo1"),
+    signs=language_signs(2),
+)
 def language_model_of_two_layers():
     return bayesian(Language(layers=2)), (torch.tensor([[0, 1, 2], [4, 3, 0]]),)
 
 
-@problem({"table.weight": (None, "d"), "out.weight": (None, "d")})
+@problem({"table.weight": (None, "d"), "out.weight": (None, "d")}, odd="d")
 def bag_of_embeddings():
     class Bag(nn.Module):
         def __init__(self):
@@ -243,6 +282,7 @@ def bag_of_embeddings():
     },
     within={"group": "kv", "qk": "kv", "vo": "kv"},
     oracle=False,
+    odd=("qk", "vo"),
 )
 def grouped_query_attention():
     class Grouped(nn.Module):
@@ -280,6 +320,10 @@ def rotate_half(x):
     },
     within={"vo": "head"},
     oracle=False,
+    odd="vo",
+    signs={
+        f"{k}.{n}": ((Odd("head"), None), None)[: 2 if n == "weight" else 1] for k in "qk" for n in ("weight", "bias")
+    },
 )
 def rotary_attention():
     class Rotary(Attention):
@@ -297,6 +341,7 @@ def rotary_attention():
     {"qkv.weight": ([QK, QK, VO], None), "qkv.bias": ([QK, QK, VO],), "o.weight": (None, VO), "table": (None, "head")},
     within=WITHIN,
     oracle=False,
+    odd=("qk", "vo"),
 )
 def windowed_attention_with_relative_positions():
     class Windowed(nn.Module):
@@ -333,6 +378,8 @@ def windowed_attention_with_relative_positions():
     },
     within=WITHIN,
     oracle=False,
+    odd=("qk", "vo"),
+    signs=GAINS,
 )
 def vision_transformer():
     class Vision(nn.Module):
@@ -350,7 +397,7 @@ def vision_transformer():
     return bayesian(Vision()), (torch.randn(2, 2, 4, 4),)
 
 
-@problem({"table": ("a", "b"), "w": (None, ("a", "b"))}, within={"b": "a"})
+@problem({"table": ("a", "b"), "w": (None, ("a", "b"))}, within={"b": "a"}, odd="b")
 def outer_product_of_features():
     def model(x):
         from problems import normal, observe

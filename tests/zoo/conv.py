@@ -7,7 +7,7 @@ from problems import bayesian, problem
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Odd
 
 CNN = {"0.weight": ("a", None, None, None), "0.bias": ("a",), "3.weight": ("b", "a", None, None), "3.bias": ("b",)}
 
@@ -30,12 +30,12 @@ def cnn_with_max_pooling_and_flatten():
     return bayesian(cnn(nn.MaxPool2d(2), nn.MaxPool2d(2), 16)), (torch.randn(2, 2, 8, 8),)
 
 
-@problem({**CNN, "7.weight": (None, ("b", None))}, oracle=False)
+@problem({**CNN, "7.weight": (None, ("b", None))}, oracle=False, odd="b")
 def cnn_with_average_pooling():
     return bayesian(cnn(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), 36)), (torch.randn(2, 2, 8, 8),)
 
 
-@problem({**CNN, "7.weight": (None, "b")})
+@problem({**CNN, "7.weight": (None, "b")}, odd="b")
 def cnn_with_global_pooling():
     return bayesian(cnn(nn.AdaptiveMaxPool2d(5), nn.AdaptiveAvgPool2d(1), 4)), (torch.randn(2, 2, 8, 8),)
 
@@ -176,10 +176,22 @@ def resnet_axes(widths, blocks, groups):
     return axes, within
 
 
+def resnet_signs(axes):
+    """A whole group may change sign before its normalisation, together with the gains behind it."""
+    pairs = {"stem": "norm"}
+    pairs |= {k[: -len(".weight")]: k[: -len(".weight")].replace("conv", "norm") for k in axes if "conv" in k}
+    signs = {}
+    for conv, norm in pairs.items():
+        (group, unit), *rest = axes[f"{conv}.weight"]
+        turned = (Odd(group.name, group.size), unit)
+        signs |= {f"{conv}.weight": (turned, *rest), f"{norm}.weight": (turned,)}
+    return signs
+
+
 def _resnet(name, widths, blocks, groups, oracle):
     axes, within = resnet_axes(widths, blocks, groups)
 
-    @problem(axes, within=within, oracle=oracle, name=name)
+    @problem(axes, within=within, signs=resnet_signs(axes), oracle=oracle, name=name)
     def make():
         return bayesian(ResNet(widths, blocks, groups)), (torch.randn(1, 3, 8, 8),)
 
@@ -212,7 +224,8 @@ class FilterResponseNorm(nn.Module):
         "3.weight": ("b", None, None),
         "3.bias": ("b", None, None),
         "6.weight": (None, ("b", None)),
-    }
+    },
+    signs={"0.weight": (Odd("a"), None, None, None), "0.bias": (Odd("a"),), "1.gamma": (None, Odd("a"), None, None)},
 )
 def custom_normalisations():
     class ChannelScale(nn.Module):
@@ -352,7 +365,18 @@ def channel_shuffle():
         "down.bias": ("a",),
         "gamma": ("a",),
         "head.weight": (None, "a"),
-    }
+    },
+    signs={
+        "stem.weight": (Odd("a"), None, None, None),
+        "stem.bias": (Odd("a"),),
+        "depth.weight": (Odd("a"), None, None, None),
+        "norm.weight": (Odd("a"),),
+        "norm.bias": (Odd("a"),),
+        "up.weight": ("h", Odd("a")),
+        "down.weight": (Odd("a"), "h"),
+        "down.bias": (Odd("a"),),
+        "head.weight": (None, Odd("a")),
+    },
 )
 def convnext_block_with_layer_scale():
     class ConvNeXt(nn.Module):

@@ -10,7 +10,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import nn
 
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Odd
 
 MLP = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": ("k", "h"), "2.bias": ("k",), "4.weight": (None, "k")}
 
@@ -21,7 +21,7 @@ def mlp(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 5), a, nn.Linear(5, 4), b, nn.Linear(4, 2))
 
 
-@problem({"w1": ("h", None), "b1": ("h",), "w2": (None, "h")})
+@problem({"w1": ("h", None), "b1": ("h",), "w2": (None, "h")}, odd="h")
 def functional_mlp():
     def model(x, y):
         w1, b1, w2 = normal("w1", 5, 3), normal("b1", 5), normal("w2", 2, 5)
@@ -31,7 +31,7 @@ def functional_mlp():
     return model, (torch.randn(6, 3), torch.randn(6, 2))
 
 
-@problem(MLP)
+@problem(MLP, odd="h")
 def lifted_mlp():
     return bayesian(mlp()), (torch.randn(6, 3),)
 
@@ -75,7 +75,7 @@ class Regression(PyroModule):
             return pyro.sample("obs", dist.Normal(mean, sigma), obs=y)
 
 
-@problem({"hidden.weight": ("h", None), "hidden.bias": ("h",), "out.weight": (None, "h"), "out.bias": (None,)})
+@problem({"hidden.weight": ("h", None), "hidden.bias": ("h",), "out.weight": (None, "h"), "out.bias": (None,)}, odd="h")
 def pyro_module():
     return Regression(), (torch.randn(6, 3), torch.randn(6))
 
@@ -96,7 +96,7 @@ class Lifted(PyroModule):
         observe(mean)
 
 
-@problem({f"net.{k}": v for k, v in MLP.items()})
+@problem({f"net.{k}": v for k, v in MLP.items()}, odd="h")
 def to_pyro_module():
     return Lifted(mlp()), (torch.randn(6, 3),)
 
@@ -108,7 +108,8 @@ def to_pyro_module():
         "net.net.2.weight": ("k", "h"),
         "net.net.2.bias": ("k",),
         "net.net.4.weight": (None, "k"),
-    }
+    },
+    odd="h",
 )
 def nested_modules():
     class Wrapper(nn.Module):
@@ -122,7 +123,7 @@ def nested_modules():
     return Lifted(Wrapper()), (torch.randn(6, 3),)
 
 
-@problem(MLP)
+@problem(MLP, odd="h")
 def plain_module():
     return mlp(), (torch.randn(6, 3),)
 
@@ -158,6 +159,15 @@ BATCH_NORM = {
 }
 
 
+# What comes before may change sign with the gain.
+BATCH_NORM_SIGNS = {
+    "0.weight": (Odd("h"), None),
+    "0.bias": (Odd("h"),),
+    "1.weight": (Odd("h"),),
+    "1.running_mean": (Odd("h"),),
+}
+
+
 def batch_norm_net() -> nn.Sequential:
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
     net[1].running_mean.normal_()
@@ -165,17 +175,21 @@ def batch_norm_net() -> nn.Sequential:
     return net
 
 
-@problem(BATCH_NORM, oracle=False)
+@problem(BATCH_NORM, oracle=False, signs=BATCH_NORM_SIGNS)
 def module_with_batch_norm_in_evaluation():
     return batch_norm_net().eval(), (torch.randn(6, 3),)
 
 
-@problem(BATCH_NORM, oracle=False)
+@problem(BATCH_NORM, oracle=False, signs=BATCH_NORM_SIGNS)
 def module_with_batch_norm_in_training():
     return batch_norm_net(), (torch.randn(6, 3),)
 
 
-@problem({f"net.{k}": v for k, v in BATCH_NORM.items()}, parameters=True)
+@problem(
+    {f"net.{k}": v for k, v in BATCH_NORM.items()},
+    parameters=True,
+    signs={f"net.{k}": v for k, v in BATCH_NORM_SIGNS.items()},
+)
 def statistics_as_sites():
     net = batch_norm_net().eval()
     shapes = {k: p.shape for k, p in net.named_parameters()}
@@ -222,6 +236,7 @@ class Announced(pyro.nn.PyroModule):
     {"layer.weight": ("h", None), "layer.bias": ("h",), "gain": ("h",), "w2": (None, "h")},
     parameters=True,
     oracle=False,
+    signs={"gain": (Odd("h"),), "w2": (None, Odd("h"))},
 )
 def parameters_of_a_pyro_module():
     return Announced(), (torch.randn(6, 3),)
@@ -266,7 +281,8 @@ def params_as_constants():
         "first.weight": ("h", None),
         "first.bias": ("h",),
         "last.weight": (None, "h"),
-    }
+    },
+    odd="h",
 )
 def shared_module_called_twice():
     class Shared(nn.Module):
@@ -294,7 +310,10 @@ def skip_from_the_input():
     return bayesian(Skip()), (torch.randn(6, 3),)
 
 
-@problem({"up.weight": (["h", "h"], None), "up.bias": (["h", "h"],), "down.weight": (None, "h")})
+@problem(
+    {"up.weight": (["h", "h"], None), "up.bias": (["h", "h"],), "down.weight": (None, "h")},
+    signs={"up.weight": (["h", Odd("h")], None), "up.bias": (["h", Odd("h")],), "down.weight": (None, Odd("h"))},
+)
 def gated_linear_unit():
     class Gated(nn.Module):
         def __init__(self):
@@ -336,7 +355,7 @@ def skip_concatenation():
     return model, (torch.randn(6, 2),)
 
 
-@problem({"w1": ("h", None), "w2": (None, "h")}, scope="likelihood")
+@problem({"w1": ("h", None), "w2": (None, "h")}, scope="likelihood", odd="h")
 def priors_left_out():
     prior = torch.randn(5, 3)
 
@@ -348,7 +367,7 @@ def priors_left_out():
     return fixed_prior, (torch.randn(6, 3),)
 
 
-@problem({"w1": ("h", None), "w2": (None, "h")})
+@problem({"w1": ("h", None), "w2": (None, "h")}, odd="h")
 def subsampled_scaled_masked():
     def model(x, y):
         w1, w2 = normal("w1", 5, 3), normal("w2", 1, 5)
@@ -360,7 +379,7 @@ def subsampled_scaled_masked():
     return model, (torch.randn(9, 3), torch.randn(9))
 
 
-@problem({"w1": ("h", None), "w2": (None, "h")})
+@problem({"w1": ("h", None), "w2": (None, "h")}, odd="h")
 def blocked_site():
     def model(x):
         with pyro.poutine.block(hide=["extra"]):
@@ -371,7 +390,7 @@ def blocked_site():
     return model, (torch.randn(6, 3),)
 
 
-@problem({"w1": ("m", "h", None), "b1": ("m", "h"), "w2": ("m", None, "h")}, within={"h": "m"})
+@problem({"w1": ("m", "h", None), "b1": ("m", "h"), "w2": ("m", None, "h")}, within={"h": "m"}, odd="h")
 def ensemble_averaged():
     def model(x):
         w1, b1, w2 = normal("w1", 3, 4, 2), normal("b1", 3, 4), normal("w2", 3, 2, 4)
@@ -382,7 +401,7 @@ def ensemble_averaged():
     return model, (torch.randn(5, 2),)
 
 
-@problem({"w1": ("m!", "h", None), "w2": ("m!", None, "h")}, within={"h": "m!"})
+@problem({"w1": ("m!", "h", None), "w2": ("m!", None, "h")}, within={"h": "m!"}, odd="h")
 def ensemble_of_members_kept_apart():
     def model(x, y):
         w1, w2 = normal("w1", 3, 4, 2), normal("w2", 3, 2, 4)

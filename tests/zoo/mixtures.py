@@ -8,7 +8,7 @@ import torch
 from problems import normal, observe, problem
 from pyro.infer import config_enumerate
 
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Odd
 
 
 @problem({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
@@ -140,7 +140,7 @@ def latent_dirichlet_allocation_with_enumerated_words():
     return model, (torch.tensor([[0, 1, 2], [3, 1, 0], [2, 2, 3], [1, 0, 1]]),)
 
 
-@problem({"w": (None, "f"), "z": (None, "f"), "mu": (None,), "psi": (None,)})
+@problem({"w": (None, "f"), "z": (None, "f"), "mu": (None,), "psi": (None,)}, odd="f")
 def factor_analysis():
     def model(x):
         w = pyro.sample("w", dist.Normal(torch.zeros(4, 2), 1.0).to_event(2))
@@ -152,7 +152,7 @@ def factor_analysis():
     return model, (torch.randn(5, 4),)
 
 
-@problem({"w": (None, "f"), "ard": ("f",), "sigma": ()})
+@problem({"w": (None, "f"), "ard": ("f",), "sigma": ()}, signs={"w": (None, Odd("f"))})
 def probabilistic_pca_marginalised():
     def model(x):
         ard = pyro.sample("ard", dist.Gamma(torch.ones(2), 1.0).to_event(1))
@@ -165,7 +165,7 @@ def probabilistic_pca_marginalised():
     return model, (torch.randn(5, 4),)
 
 
-@problem({"w": (None, "f"), "sigma": ()})
+@problem({"w": (None, "f"), "sigma": ()}, odd="f")
 def probabilistic_pca_of_low_rank():
     def model(x):
         w = normal("w", 4, 2)
@@ -189,7 +189,7 @@ def mixture_of_regressions():
     return model, (torch.randn(6, 2), torch.randn(6))
 
 
-@problem({"a": (None, "r"), "b": (None, "r"), "c": (None, "r"), "weight": ("r",)})
+@problem({"a": (None, "r"), "b": (None, "r"), "c": (None, "r"), "weight": ("r",)}, odd="r")
 def tensor_factorisation():
     def model():
         a, b, c, weight = normal("a", 3, 2), normal("b", 4, 2), normal("c", 5, 2), normal("weight", 2)

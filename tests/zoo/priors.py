@@ -7,12 +7,16 @@ import pyro.distributions as dist
 import torch
 from problems import normal, observe, problem
 
+from pyro_align.axes import Odd
+
 
 def net(x, w1, w2):
     return torch.tanh(x @ w1.T) @ w2.T
 
 
-@problem({"scale": ("h",), "w1": ("h", None), "w2": (None, "h")})
+@problem(
+    {"scale": ("h",), "w1": ("h", None), "w2": (None, "h")}, signs={"w1": (Odd("h"), None), "w2": (None, Odd("h"))}
+)
 def scale_for_each_unit():
     def model(x):
         scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(4)).to_event(1))
@@ -22,7 +26,7 @@ def scale_for_each_unit():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"ard": (None,), "w1": ("h", None), "w2": (None, "h")})
+@problem({"ard": (None,), "w1": ("h", None), "w2": (None, "h")}, odd="h")
 def automatic_relevance_determination_of_inputs():
     def model(x):
         ard = pyro.sample("ard", dist.Gamma(torch.ones(3), 1.0).to_event(1))
@@ -32,7 +36,10 @@ def automatic_relevance_determination_of_inputs():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"tau": (), "lambda": ("h",), "local": ("h", None), "w1": ("h", None), "w2": (None, "h")})
+@problem(
+    {"tau": (), "lambda": ("h",), "local": ("h", None), "w1": ("h", None), "w2": (None, "h")},
+    signs={"w1": (Odd("h"), None), "w2": (None, Odd("h"))},
+)
 def horseshoe():
     def model(x):
         tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(1.0)))
@@ -44,7 +51,10 @@ def horseshoe():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"tau": (), "c2": (), "lambda": ("h",), "w1": ("h", None), "w2": (None, "h")})
+@problem(
+    {"tau": (), "c2": (), "lambda": ("h",), "w1": ("h", None), "w2": (None, "h")},
+    signs={"w1": (Odd("h"), None), "w2": (None, Odd("h"))},
+)
 def regularised_horseshoe():
     """Piironen & Vehtari 2017, non-centred."""
 
@@ -58,7 +68,7 @@ def regularised_horseshoe():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"mu": ("h",), "sigma": (), "w1": ("h", None), "w2": (None, "h")})
+@problem({"mu": ("h",), "sigma": (), "w1": ("h", None), "w2": (None, "h")}, odd="h")
 def hierarchical_mean():
     def model(x):
         sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
@@ -89,7 +99,7 @@ def sized(axes):
     return {k: tuple([size[n] for n in t] if isinstance(t, list) else t for t in v) for k, v in axes.items()}
 
 
-@problem(sized(BLOCKS))
+@problem(sized(BLOCKS), odd=("a", "b"))
 def blocks_of_equal_scale():
     def model(x):
         scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0])
@@ -99,7 +109,9 @@ def blocks_of_equal_scale():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"w1": ("h", None), "w2": (None, "h"), "scale": ("h",)})
+@problem(
+    {"w1": ("h", None), "w2": (None, "h"), "scale": ("h",)}, signs={"w1": (Odd("h"), None), "w2": (None, Odd("h"))}
+)
 def scale_shared_by_incoming_and_outgoing_weights():
     def model(x):
         with pyro.plate("units", 4, dim=-1):
@@ -111,7 +123,7 @@ def scale_shared_by_incoming_and_outgoing_weights():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"w1": ("h", None), "w2": (None, "h")})
+@problem({"w1": ("h", None), "w2": (None, "h")}, odd="h")
 def correlated_prior_over_inputs():
     a = torch.randn(3, 3)
     tril = torch.linalg.cholesky(a @ a.T + torch.eye(3))
@@ -123,7 +135,7 @@ def correlated_prior_over_inputs():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"w1.0": ("h",), "w1.1": ("h",), "w1.2": ("h",), "w2": (None, "h")})
+@problem({"w1.0": ("h",), "w1.1": ("h",), "w1.2": ("h",), "w2": (None, "h")}, odd="h")
 def weights_stacked_from_several_sites():
     def model(x):
         w1 = torch.stack([normal(f"w1.{i}", 4) for i in range(3)], -1)
@@ -132,7 +144,7 @@ def weights_stacked_from_several_sites():
     return model, (torch.randn(5, 3),)
 
 
-@problem({"z": ("h", None), "w2": (None, "h")})
+@problem({"z": ("h", None), "w2": (None, "h")}, odd="h")
 def spike_and_slab_by_enumeration():
     from pyro.infer import config_enumerate
 

@@ -6,6 +6,8 @@ import torch
 from problems import bayesian, problem
 from torch import nn
 
+from pyro_align.axes import Odd
+
 
 class Sequence(nn.Module):
     """A recurrent layer and a readout of its last output."""
@@ -29,16 +31,38 @@ def layer_axes(gates: int, layer: int, atom: str, source, suffix: str = ""):
     }
 
 
+# The state of a gated cell changes sign with the rows of its candidate; its gates, which are sigmoids, do not.
+CANDIDATE = {1: 0, 4: 2, 3: 2}
+
+
+def layer_signs(gates: int, layer: int, atom: str, source, suffix: str = ""):
+    """The same with signs: the candidate's rows, and every column that reads a state."""
+    axes = layer_axes(gates, layer, atom, source and Odd(source), suffix)
+    rows = [Odd(atom) if k == CANDIDATE[gates] else atom for k in range(gates)] if gates > 1 else Odd(atom)
+    signs = {site: (rows, *rest) for site, (_, *rest) in axes.items()}
+    signs[f"rnn.weight_hh_l{layer}{suffix}"] = (rows, Odd(atom))
+    return signs
+
+
 CELLS = {"elman": (nn.RNN, 1), "lstm": (nn.LSTM, 4), "gru": (nn.GRU, 3)}
 
 for _name, (_cell, _gates) in CELLS.items():
 
-    @problem({**layer_axes(_gates, 0, "h", None), "out.weight": (None, "h")}, name=f"{_name}")
+    @problem(
+        {**layer_axes(_gates, 0, "h", None), "out.weight": (None, "h")},
+        signs={**layer_signs(_gates, 0, "h", None), "out.weight": (None, Odd("h"))},
+        name=f"{_name}",
+    )
     def one_layer(cell=_cell):
         return bayesian(Sequence(cell(2, 3, batch_first=True), 3)), (torch.randn(2, 3, 2),)
 
     @problem(
         {**layer_axes(_gates, 0, "h", None), **layer_axes(_gates, 1, "k", "h"), "out.weight": (None, "k")},
+        signs={
+            **layer_signs(_gates, 0, "h", None),
+            **layer_signs(_gates, 1, "k", "h"),
+            "out.weight": (None, Odd("k")),
+        },
         name=f"{_name}_of_two_layers",
     )
     def two_layers(cell=_cell):
@@ -49,6 +73,11 @@ for _name, (_cell, _gates) in CELLS.items():
             **layer_axes(_gates, 0, "h", None),
             **layer_axes(_gates, 0, "r", None, "_reverse"),
             "out.weight": (None, ["h", "r"]),
+        },
+        signs={
+            **layer_signs(_gates, 0, "h", None),
+            **layer_signs(_gates, 0, "r", None, "_reverse"),
+            "out.weight": (None, [Odd("h"), Odd("r")]),
         },
         name=f"bidirectional_{_name}",
     )
@@ -63,7 +92,9 @@ for _name, (_cell, _gates) in CELLS.items():
         "cell.bias_ih": (["h"] * 4,),
         "cell.bias_hh": (["h"] * 4,),
         "out.weight": (None, "h"),
-    }
+    },
+    signs={k.replace("rnn", "cell").replace("_l0", ""): v for k, v in layer_signs(4, 0, "h", None).items()}
+    | {"out.weight": (None, Odd("h"))},
 )
 def lstm_cell_unrolled():
     class Unrolled(nn.Module):

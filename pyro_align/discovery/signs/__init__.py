@@ -1,0 +1,31 @@
+"""Signs: which units may change sign, by linear algebra over GF(2) on the graph of the log joint.
+
+Once the relabellings are known, one unit of every atom is turned at every place where a site carries it, by an
+unknown of its own. The graph says how parities pass from inputs to outputs, and which of them must agree; what is left
+free are the signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.signs import rules  # noqa: F401
+from pyro_align.discovery.signs.analysis import SignAnalysis
+from pyro_align.discovery.signs.checking import check_sign_rule
+from pyro_align.discovery.signs.choose import signed
+from pyro_align.discovery.signs.registry import sign_rule
+from pyro_align.symmetry import Symmetry
+
+__all__ = ["SignAnalysis", "add_signs", "check_sign_rule", "sign_rule"]
+
+
+def add_signs(symmetry: Symmetry, inference: Inference, *, real: Sequence[str]) -> Symmetry:
+    """The symmetry with the signs that its units may have.
+
+    Args:
+        symmetry: What was assembled from ``inference``.
+        inference: The axes of the traced graph.
+        real: Sites whose values may change sign: their support is all real numbers.
+    """
+    return signed(SignAnalysis(inference, symmetry, real))

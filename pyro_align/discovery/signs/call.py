@@ -1,0 +1,140 @@
+"""One operation of the graph, as a rule of signs sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities
+
+
+@dataclass(frozen=True, eq=False)
+class SignTensor:
+    """A tensor in the graph: the number of a parity for every entry.
+
+    Attributes:
+        ids: int32, in the tensor's shape; see :mod:`pyro_align.discovery.signs.parity`.
+        dtype: The tensor's own dtype.
+        constant: Returns the value of a tensor that depends on neither sites nor data, and None for any other.
+    """
+
+    ids: Tensor
+    dtype: torch.dtype = torch.float64
+    constant: Callable[[], Tensor | None] = field(default=lambda: None)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self.ids.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.ids.dim()
+
+
+class Unsupported(Exception):
+    """Raised by a rule that does not cover a call: then nothing that goes in may change sign."""
+
+
+Operand = SignTensor | float | int | bool | complex
+
+
+class SignCall:
+    """What a rule may ask and say. Operands are tensors, or the numbers that operators take in their place.
+
+    Attributes:
+        node: The call in the graph.
+        shapes: Shape of each output, None for outputs that are not tensors.
+    """
+
+    def __init__(self, parities: Parities, node: Node):
+        self._parities, self.node = parities, node
+        meta = node.meta.get("val")
+        self.several = isinstance(meta, tuple | list)
+        self.outputs = list(meta) if self.several else [meta]
+        self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in self.outputs]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the only (or first) output."""
+        return self.shapes[0]
+
+    def even(self, shape: Sequence[int] | None = None) -> SignTensor:
+        """An output that no sign reaches."""
+        return _filled(EVEN, self.shape if shape is None else shape)
+
+    def zero(self, shape: Sequence[int] | None = None) -> SignTensor:
+        """An output of zeros: it goes along with any sign."""
+        return _filled(ZERO, self.shape if shape is None else shape)
+
+    def hold(self, *operands: Operand) -> SignTensor:
+        """Requires that no entry changes sign; returns the output that then no sign reaches."""
+        for x in operands:
+            if isinstance(x, SignTensor):
+                self._parities.hold(x.ids)
+        return self.even()
+
+    def add(self, *operands: Operand) -> SignTensor:
+        """A sum, entry by entry: what is added must change sign together."""
+        return self._fold(self._parities.add, operands)
+
+    def multiply(self, *operands: Operand) -> SignTensor:
+        """A product, entry by entry: the output changes sign where an odd number of factors do."""
+        return self._fold(self._parities.multiply, operands)
+
+    def alike(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
+        """Requires that entries along some axes change sign together; returns what a sum along them does."""
+        dims = sorted({d % x.ndim for d in dims})
+        ids = self._parities.alike(x.ids, dims)
+        return SignTensor(ids if keepdim else ids.squeeze(dims))
+
+    def multiply_along(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
+        """A product of the entries along some axes."""
+        dims = sorted({d % x.ndim for d in dims})
+        ids = self._parities.multiply_along(x.ids, dims)
+        return SignTensor(ids if keepdim else ids.squeeze(dims))
+
+    def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str):
+        """A two-operand einsum."""
+        return SignTensor(self._parities.contract(left.ids, left_labels, right.ids, right_labels, out))
+
+    def rearrange(self, *args, **kwargs) -> SignTensor | list[SignTensor]:
+        """The operation itself, which only moves entries, drops some, or fills in zeros, applied to the parities."""
+        args, kwargs = pytree.tree_map(lambda a: a.ids if isinstance(a, SignTensor) else a, (args, kwargs))
+        out = self.node.target(*args, **kwargs)
+        return [SignTensor(t) for t in out] if isinstance(out, tuple | list) else SignTensor(out)
+
+    def expand(self, x: SignTensor, shape: Sequence[int] | None = None) -> SignTensor:
+        """Broadcasts to a shape, by default the output's."""
+        return SignTensor(x.ids.expand(self.shape if shape is None else tuple(shape)))
+
+    def unsupported(self, why: str = "") -> Unsupported:
+        """``raise call.unsupported()`` where a rule does not cover a call."""
+        return Unsupported(why)
+
+    def _fold(self, combine, operands: Sequence[Operand]) -> SignTensor:
+        ids = [x.ids if isinstance(x, SignTensor) else torch.tensor(number_of(x), dtype=torch.int32) for x in operands]
+        out = ids[0]
+        for other in ids[1:]:
+            out = combine(out, other)
+        return SignTensor(out)
+
+
+def number_of(value) -> int:
+    """The parity of a plain number."""
+    return ZERO if value == 0 else EVEN
+
+
+def ids_of_constant(value: Tensor) -> Tensor:
+    """The parities of a constant's entries: those that are exactly zero go along with any sign."""
+    return torch.where(value.detach().cpu() == 0, ZERO, EVEN).to(torch.int32)
+
+
+def _filled(number: int, shape: Sequence[int]) -> SignTensor:
+    return SignTensor(torch.full((), number, dtype=torch.int32).expand(tuple(shape)))

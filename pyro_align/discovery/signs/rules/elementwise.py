@@ -1,0 +1,138 @@
+"""Functions of single entries: odd ones keep a parity, even ones drop it, products add."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+
+from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.parity import ZERO
+from pyro_align.discovery.signs.registry import sign_rule
+
+ODD = (
+    "neg sin tan sinh tanh asin atan asinh atanh arcsin arctan arcsinh arctanh erf erfinv special_erf special_erfinv "
+    "sign sgn "
+    "trunc fix frac round.default positive deg2rad rad2deg special_i1 special_i1e special_bessel_j1 "
+    "hardshrink softshrink"
+)
+EVEN_FUNCTIONS = (
+    "abs absolute square cos cosh sinc special_sinc i0 special_i0 special_i0e special_bessel_j0 "
+    "isnan isinf isfinite logical_not logical_and logical_or logical_xor hypot"
+)
+
+
+@sign_rule(*(f"aten.{name}" for name in ODD.split()))
+def odd(call, x, *args, **kwargs):
+    """``f(-x) = -f(x)``."""
+    return x
+
+
+@sign_rule(*(f"aten.{name}" for name in EVEN_FUNCTIONS.split()))
+def even(call, *args, **kwargs):
+    """``f(-x) = f(x)``, in each argument."""
+    return call.even()
+
+
+@sign_rule("aten.add", "aten.sub", "aten.rsub")
+def add(call, a, b, *args, **kwargs):
+    """Sums and differences."""
+    return call.add(a, b)
+
+
+@sign_rule("aten.mul", "aten.multiply")
+def multiply(call, a, b):
+    """Products."""
+    return call.multiply(a, b)
+
+
+@sign_rule("aten.div", "aten.divide", "aten.true_divide")
+def divide(call, a, b, *, rounding_mode=None):
+    """Quotients; rounding towards zero is odd, rounding down is not."""
+    if rounding_mode == "floor":
+        raise call.unsupported()
+    return call.multiply(a, _inverted(b))
+
+
+@sign_rule("aten.reciprocal")
+def reciprocal(call, x):
+    """``1 / x``."""
+    return _inverted(x)
+
+
+def _inverted(x):
+    """What a divisor of zero gives is not zero, but does not notice signs of its zero either."""
+    if isinstance(x, SignTensor):
+        return SignTensor(torch.where(x.ids == ZERO, 1, x.ids)) if bool((x.ids == ZERO).any()) else x
+    return 1
+
+
+@sign_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.float_power.Tensor_Scalar")
+def power(call, x, exponent):
+    """Whole powers: odd ones keep the parity, even ones drop it."""
+    if isinstance(exponent, SignTensor):
+        value = exponent.constant()
+        if value is None or not value.numel() or not bool((value == value.flatten()[0]).all()):
+            raise call.unsupported("the exponent is not one number")
+        exponent = value.flatten()[0].item()
+    if not isinstance(exponent, numbers.Real) or not math.isfinite(exponent) or exponent != int(exponent):
+        raise call.unsupported()
+    if exponent % 2 == 0:
+        return call.even()
+    return call.expand(x if exponent > 0 else _inverted(x))
+
+
+@sign_rule("aten.hardtanh")
+def hardtanh(call, x, min_val=-1, max_val=1):
+    """Odd where the bounds are."""
+    return clamp(call, x, min_val, max_val)
+
+
+@sign_rule("aten.clamp.default")
+def clamp(call, x, min=None, max=None):
+    """Odd where the bounds are."""
+    if min is None or max is None or min != -max:
+        raise call.unsupported()
+    return x
+
+
+@sign_rule("aten.addcmul", "aten.addcdiv")
+def add_product(call, total, a, b, *, value=1):
+    """``total + value a b``, or ``a / b``."""
+    return call.add(total, call.multiply(a, b if call.node.target._opname == "addcmul" else _inverted(b), value))
+
+
+@sign_rule("aten.lerp")
+def lerp(call, a, b, weight):
+    """``a + weight (b - a)``."""
+    call.hold(weight)
+    return call.expand(call.add(a, b))
+
+
+@sign_rule("aten.xlogy", "aten.special_xlog1py")
+def times_logarithm(call, x, y):
+    """``x log y``, linear in ``x``."""
+    call.hold(y)
+    return call.expand(x) if isinstance(x, SignTensor) else call.even()
+
+
+@sign_rule("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
+def where(call, condition, a, b):
+    """One or the other."""
+    call.hold(condition)
+    return call.expand(call.add(a, b))
+
+
+@sign_rule("aten.masked_fill")
+def masked_fill(call, x, mask, value):
+    """One or the other."""
+    call.hold(mask)
+    return call.expand(call.add(x, value))
+
+
+@sign_rule("aten.eq", "aten.ne")
+def equal(call, a, b):
+    """Equal numbers stay equal if both change sign."""
+    call.add(a, b)
+    return call.even()
