@@ -1,9 +1,16 @@
 """Published networks, as the usual libraries build them: exactly the group that each has, and never a false one."""
 
-import pytest
-from problems import same_group
-from published import NETWORKS
+import math
 
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import bayesian, observe, same_group
+from published import NETWORKS
+from pyro.nn import PyroSample
+from pyro.nn.module import to_pyro_module_
+
+from pyro_align import Symmetry
 from pyro_align.discovery import find_symmetry
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what these packages warn about is theirs
@@ -20,3 +27,60 @@ def test_exactly_the_known_group(network):
     assert not same_group(symmetry, network.expected(symmetry.shapes))
     assert symmetry.certificate.error <= symmetry.certificate.tolerance
     assert not symmetry.opaque
+
+
+# -- as Pyro models ----------------------------------------------------------------------------------------------------
+
+
+def with_priors(net):
+    """Every parameter of every module becomes a sample site, in place."""
+    to_pyro_module_(net)
+    for module in net.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, PyroSample(dist.Normal(0.0, 0.5).expand(value.shape).to_event(value.dim())))
+    return net
+
+
+@pytest.mark.parametrize("name", ["llama", "resnet", "swin", "mobilenet_v3"])
+def test_the_same_group_with_priors_on_every_parameter(name):
+    network = NETWORKS[name]
+    net, inputs = network.build()
+    sizes = {k: tuple(v.shape) for k, v in net.named_parameters()}
+    statistics = {k: tuple(v.shape) for k, v in net.named_buffers() if k.endswith(("running_mean", "running_var"))}
+    whole = network.expected(sizes | statistics)
+    expected = Symmetry({f"net.{k}" if k in statistics else k: axes for k, axes in whole.sites.items()})
+    net = with_priors(net)
+
+    def model(*inputs):
+        observe(net(*inputs))
+
+    symmetry = find_symmetry(model, *inputs, parameters=True)
+    assert not same_group(symmetry, expected)
+    assert symmetry.scope == "joint"
+    assert symmetry.certificate.error <= symmetry.certificate.tolerance
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_the_same_group_when_lifted(name):
+    """Sampled values in place of the parameters, tied ones once."""
+    network = NETWORKS[name]
+    net, inputs = network.build()
+    symmetry = find_symmetry(bayesian(net), *inputs)
+    assert not same_group(symmetry, network.expected({k: tuple(v.shape) for k, v in net.named_parameters()}))
+
+
+def test_a_prior_that_tells_heads_apart():
+    """The same network, with a scale of its own for each group of heads of the first layer."""
+    network = NETWORKS["llama"]
+    net, inputs = network.build()
+    shapes = {k: tuple(v.shape) for k, v in net.named_parameters()}
+    net = with_priors(net)
+    values = net.model.model.layers[0].self_attn.v_proj
+    scale = torch.tensor([0.5, 0.7]).repeat_interleave(4)[:, None].expand(8, 16)
+    values.weight = PyroSample(dist.Normal(0.0, scale).to_event(2))
+
+    def model(*inputs):
+        observe(net(*inputs))
+
+    symmetry, whole = find_symmetry(model, *inputs), network.expected(shapes)
+    assert symmetry.log_order == pytest.approx(whole.log_order - math.log(2))  # the two groups keep their places

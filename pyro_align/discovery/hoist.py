@@ -79,13 +79,15 @@ def _single_slice(node: Node) -> tuple[Node, int, int] | None:
 
 def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
     """``(source, dim, start, stop)`` of a node that takes neighbouring indices of an axis, but not all."""
-    if node.op != "call_function" or (source := _first(node)) is None or _shape(source) is None:
+    if node.op != "call_function" or (source := _first(node)) is None:
+        return None
+    if node.target is operator.getitem and getattr(source, "target", None) in SPLITS:
+        return _piece_of_split(source, node.args[1])
+    if _shape(source) is None:
         return None
     if node.target is aten.slice.Tensor:
         source, dim, kept = _slice(node)
         start, stop, step = kept.start, kept.stop, kept.step
-    elif node.target is operator.getitem and getattr(source, "target", None) in SPLITS:
-        return _piece_of_split(source, node.args[1])
     elif node.target is aten.index.Tensor:
         places = [(i, ix) for i, ix in enumerate(node.args[1]) if ix is not None]
         value = _constant(module, places[0][1]) if len(places) == 1 else None
