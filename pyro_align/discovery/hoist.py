@@ -134,7 +134,7 @@ def _shape(node) -> tuple[int, ...] | None:
 
 
 def _axis_above(view: Node, dim: int) -> tuple[int, int, bool] | None:
-    """Where an axis of a view comes from: the source's axis, the entries of it for each index, and if it begins there."""
+    """Where an axis of a view comes from: the source's axis, its entries an index, and whether it begins there."""
     inside, shape = _shape(view.args[0]), _shape(view)
     if 0 in shape or shape[dim] == 1:
         return None

@@ -1,23 +1,21 @@
 """Published networks, as the usual libraries build them, and the group that each of them has.
 
 A network is small but has every part of its original. Its group is written down site by site: a pattern for the sites'
-names, and one entry per axis in the notation of ``Symmetry.from_axes``. ``{0}`` stands for the pattern's first group (the
-number of the layer, say), ``"head{0}:2"`` is an atom with its size, and an atom is nested in others as ``within`` says.
+names, and one entry per axis in the notation of ``Symmetry.from_axes``. ``{0}`` stands for the pattern's first group
+(the number of the layer, say), ``"head{0}:2"`` is an atom with its size, and an atom is nested in others as ``within``
+says.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
+from packages import installed
 from problems import Problem
 from torch import nn
 
@@ -37,7 +35,9 @@ class Network:
         make: Given the package, returns ``(module, inputs)``.
         sites: Pattern of site names -> one entry per axis. Sites that no pattern matches keep all their axes fixed.
         within: Pattern of atom names -> names of the atoms around, outermost first, in terms of the pattern's groups.
-        slow: Whether it takes more than a few seconds.
+        missed: A relabelling that the network allows and ``sites`` do not: ``{(site, axis): index}``. None where the
+            group is complete.
+        slow: Whether it is left out by default.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Network:
     make: Callable[[Any], tuple[nn.Module, tuple]]
     sites: Mapping[str, tuple]
     within: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    missed: Mapping[tuple[str, int], list[int]] | None = None
     slow: bool = False
 
     def build(self) -> tuple[nn.Module, tuple]:
@@ -84,39 +85,15 @@ def _term(term, groups: tuple[str, ...], atoms: set[str]):
     return Atom(name, int(size)) if size else Atom(name)
 
 
-def network(package: str, sites: Mapping[str, tuple], *, within=None, slow: bool = False):
+def network(package: str, sites: Mapping[str, tuple], *, within=None, missed=None, slow: bool = False):
     """Registers the decorated function, which gets the package and returns ``(module, inputs)``."""
 
     def register(make):
         assert make.__name__ not in NETWORKS, make.__name__
-        NETWORKS[make.__name__] = Network(make.__name__, package, make, sites, within or {}, slow)
+        NETWORKS[make.__name__] = Network(make.__name__, package, make, sites, within or {}, missed, slow)
         return make
 
     return register
-
-
-def installed(name: str):
-    """A package, or a skipped test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _without_compiled_operators()  # timm and transformers import torchvision where they find it
-        return pytest.importorskip(name)
-
-
-def _without_compiled_operators() -> None:
-    """Lets torchvision be imported where its compiled operators do not fit this build of torch (CPU against CUDA).
-
-    They serve detection; no network here calls one, so naming them is enough.
-    """
-    with contextlib.suppress(ImportError):
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError:
-            for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
-                del sys.modules[module]
-            for operator in ("nms", "qnms"):
-                torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float iou) -> Tensor")
-            importlib.import_module("torchvision")
 
 
 from published import language, vision  # noqa: E402, F401

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from published import network
 from torch import nn
+
+from published import network
 
 WORDS, TIME = 7, 5
 QK, VO = ("head{0}:2", "qk{0}:4"), ("head{0}:2", "vo{0}:4")
@@ -243,7 +244,8 @@ def seq2seq_layer(kind: str, stream: str, source: str, cross: bool, prefix: str)
 
     def own(sites: dict, part: str) -> dict:
         rename = {"head{0}:2": f"head{part}{{0}}:2", "qk{0}:4": f"qk{part}{{0}}:4", "vo{0}:4": f"vo{part}{{0}}:4"}
-        return {k: tuple(tuple(rename[a] for a in t) if isinstance(t, tuple) else t for t in v) for k, v in sites.items()}
+        named = lambda t: tuple(rename[a] for a in t) if isinstance(t, tuple) else t  # noqa: E731
+        return {k: tuple(map(named, v)) for k, v in sites.items()}
 
     names = ("q", "k", "v", "out")
     sites = own(projections(*(rf"(\d+)\.self_attn\.{p}_proj" for p in names), stream), kind)
@@ -253,6 +255,10 @@ def seq2seq_layer(kind: str, stream: str, source: str, cross: bool, prefix: str)
     up_down = mlp(r"(\d+)\.fc1", r"(\d+)\.fc2", stream)
     sites |= {k: tuple(t.replace("mlp", f"mlp{kind}") for t in v) for k, v in up_down.items()}
     return under(prefix, sites)
+
+
+def without_key_bias(sites: dict) -> dict:
+    return {k: v for k, v in sites.items() if r"k_proj\.bias" not in k}
 
 
 BART = r"model\.model\."
@@ -287,10 +293,10 @@ def bart(package):
         rf"{BART}encoder\.conv2\.bias": ("e",),
         rf"{BART}encoder\.embed_positions\.weight": (None, "e"),
         rf"{BART}encoder\..*layer_norm\.(?:weight|bias)": ("e",),
-        **{k: v for k, v in seq2seq_layer("E", "e", "e", False, rf"{BART}encoder\.layers\.").items() if r"k_proj\.b" not in k},
+        **without_key_bias(seq2seq_layer("E", "e", "e", False, rf"{BART}encoder\.layers\.")),
         rf"{BART}decoder\.embed_(?:tokens|positions)\.weight": (None, "d"),
         rf"{BART}decoder\..*layer_norm\.(?:weight|bias)": ("d",),
-        **{k: v for k, v in seq2seq_layer("D", "d", "e", True, rf"{BART}decoder\.layers\.").items() if r"k_proj\.b" not in k},
+        **without_key_bias(seq2seq_layer("D", "d", "e", True, rf"{BART}decoder\.layers\.")),
     },
     within=WITHIN,
 )
@@ -313,7 +319,10 @@ CROSS_QK, CROSS_VO = ("headx{0}:2", "qkx{0}:3"), ("headx{0}:2", "vox{0}:3")
     {
         r"model\.shared\.weight": (None, "s"),
         r"model\.(?:encoder|decoder)\..*layer_norm\.weight": ("s",),
-        r"model\.(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight": (None, "head{0}"),
+        r"model\.(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight": (
+            None,
+            "head{0}",
+        ),
         r"model\.(encoder|decoder)\.block\.(\d+)\.layer\.(0)\.SelfAttention\.[qk]\.weight": (T5_QK, "s"),
         r"model\.(encoder|decoder)\.block\.(\d+)\.layer\.(0)\.SelfAttention\.v\.weight": (T5_VO, "s"),
         r"model\.(encoder|decoder)\.block\.(\d+)\.layer\.(0)\.SelfAttention\.o\.weight": ("s", T5_VO),
@@ -338,7 +347,12 @@ def t5(package):
 
 # Rotary frequencies are different for each pair of dimensions, so queries' and keys' dimensions keep their order.
 GROUPED = {**SMALL, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False}
-Q, K, V, O = ("kv{0}:2", "group{0}:2", 4), ("kv{0}:2", 4), ("kv{0}:2", "vo{0}:4"), ("kv{0}:2", "group{0}:2", "vo{0}:4")
+Q, K, V, OUT = (
+    ("kv{0}:2", "group{0}:2", 4),
+    ("kv{0}:2", 4),
+    ("kv{0}:2", "vo{0}:4"),
+    ("kv{0}:2", "group{0}:2", "vo{0}:4"),
+)
 GROUPS = {"(?:group|vo)(.*)": r"kv\1"}
 LAYERS = r"model\.model\.layers\."
 
@@ -352,7 +366,7 @@ def grouped(norms: str, *, attention: str = "self_attn", gate: tuple[str, ...] =
         rf"{LAYERS}(\d+)\.{attention}\.q_proj\.weight": (Q, "s"),
         rf"{LAYERS}(\d+)\.{attention}\.k_proj\.weight": (K, "s"),
         rf"{LAYERS}(\d+)\.{attention}\.v_proj\.weight": (V, "s"),
-        rf"{LAYERS}(\d+)\.{attention}\.o_proj\.weight": ("s", O),
+        rf"{LAYERS}(\d+)\.{attention}\.o_proj\.weight": ("s", OUT),
         rf"{LAYERS}(\d+)\.mlp\.(?:{'|'.join(gate)})_proj\.weight": ("mlp{0}", "s"),
         rf"{LAYERS}(\d+)\.mlp\.down_proj\.weight": ("s", "mlp{0}"),
     }
@@ -478,7 +492,9 @@ PARTLY = ("head{0}:2", [2, "qk{0}:2"])  # half of each head's dimensions are rot
 def gptneox(package):
     """Packed head by head; half of the dimensions rotated, the others free."""
     rotation = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    return build(package, "GPTNeoXForCausalLM", **SMALL, rope_parameters=rotation, tie_word_embeddings=False, use_cache=False)
+    return build(
+        package, "GPTNeoXForCausalLM", **SMALL, rope_parameters=rotation, tie_word_embeddings=False, use_cache=False
+    )
 
 
 @network(
@@ -560,7 +576,7 @@ def falcon_multi_query(package):
     "transformers",
     {
         **falcon(("kv{0}:2", [("group{0}:2", 4), 4, "vo{0}:4"])),
-        rf"{FALCON}h\.(\d+)\.self_attention\.dense\.weight": ("s", O),
+        rf"{FALCON}h\.(\d+)\.self_attention\.dense\.weight": ("s", OUT),
     },
     within=GROUPS,
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import torch
+from torch import nn
+
 from published import network
 from published.language import First
-from torch import nn
 
 
 def image(size: int = 16) -> torch.Tensor:
-    return torch.linspace(-1, 1, 2 * 3 * size * size).sin().reshape(2, 3, size, size) * torch.tensor([1, -2, 3.0])[:, None, None]
+    return torch.randn(2, 3, size, size)
 
 
 # -- tables of layers, by name: each is a dictionary of patterns -------------------------------------------------------
@@ -183,6 +184,9 @@ def efficientnet(package):
     return package.models.EfficientNet(setting, 0.2, num_classes=5, last_channel=10), (image(),)
 
 
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
 def shuffled(name: str, out: dict, into, mid: str, source=None) -> dict:
     """ShuffleNet's unit: half of the channels pass by. ``source`` is what both branches of a striding unit read."""
     branch = f"{name}.branch2"
@@ -208,7 +212,16 @@ def shuffled(name: str, out: dict, into, mid: str, source=None) -> dict:
         norm("conv5.1", "u"),
         linear("fc", None, "u"),
     ),
-)
+    # the first two channels of one branch alone: they come to lie at 0 and 2 of eight, between those of the other
+    missed={
+        ("stage2.0.branch1.2.weight", 0): [1, 0, 2, 3],
+        **{(f"stage2.0.branch1.3.{kind}", 0): [1, 0, 2, 3] for kind in STATISTICS},
+        ("stage3.0.branch1.0.weight", 0): [4, 1, 2, 3, 0, 5, 6, 7],
+        **{(f"stage3.0.branch1.1.{kind}", 0): [4, 1, 2, 3, 0, 5, 6, 7] for kind in STATISTICS},
+        ("stage3.0.branch1.2.weight", 1): [4, 1, 2, 3, 0, 5, 6, 7],
+        ("stage3.0.branch2.0.weight", 1): [4, 1, 2, 3, 0, 5, 6, 7],
+    },
+)  # fmt: skip
 def shufflenet(package):
     """Shuffled channels: the two that come to lie side by side move together, which is less than the network allows."""
     return package.models.ShuffleNetV2([2, 1, 1], [6, 8, 12, 16, 20], 5), (image(32),)
@@ -504,7 +517,7 @@ def cait(package):
         conv("patch_embed.proj", "s", None, True),
         *(table(
             norm([f"blocks.{i}.norm1", f"blocks.{i}.norm2"], "s"),
-            linear(f"blocks.{i}.attn.qkv", [(f"head{i}:2", 4), (f"head{i}:2", 4), (f"head{i}:2", f"vo{i}:4")], "s", False),
+            linear(f"blocks.{i}.attn.qkv", [(f"head{i}:2", 4)] * 2 + [(f"head{i}:2", f"vo{i}:4")], "s", False),
             {rf"blocks\.{i}\.attn\.q_bias": ((f"head{i}:2", 4),),
              rf"blocks\.{i}\.attn\.v_bias": ((f"head{i}:2", f"vo{i}:4"),)},
             linear(f"blocks.{i}.attn.proj", "s", (f"head{i}:2", f"vo{i}:4")),
@@ -580,8 +593,8 @@ def mixer(package):
 def gmlp(package):
     """A gate that mixes tokens."""
     make = package.models.mlp_mixer
-    net = make.MlpMixer(5, 16, patch_size=8, num_blocks=2, embed_dim=8, mlp_ratio=2, block_layer=make.SpatialGatingBlock,
-                        mlp_layer=package.layers.GatedMlp)  # fmt: skip
+    gated = {"block_layer": make.SpatialGatingBlock, "mlp_layer": package.layers.GatedMlp}
+    net = make.MlpMixer(5, 16, patch_size=8, num_blocks=2, embed_dim=8, mlp_ratio=2, **gated)
     return net, (image(),)
 
 
@@ -667,7 +680,8 @@ def clip_tower(tower: str, stream: str, layers: int) -> dict:
 def clip(package):
     """Two towers meet in an inner product, so that its dimensions are free too."""
     small = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "vocab_size": 7, "max_position_embeddings": 5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {**small, **special, "vocab_size": 7, "max_position_embeddings": 5}
     picture = {**small, "image_size": 16, "patch_size": 8}
     words = torch.tensor([[3, 4, 5, 6, 2], [6, 5, 4, 3, 2]])
     config = package.CLIPConfig(text_config=text, vision_config=picture, projection_dim=6)
