@@ -120,3 +120,47 @@ def table_that_is_not_saved():
 @problem({"up.weight": ("h", None), "up.bias": ("h",), "down.weight": (None, "h"), "scale": ("h",)})
 def table_that_is_saved():
     return Rotated(True), (torch.randn(3, 2),)
+
+
+@problem({"w1": ("h", None), "w2": (None, None)})
+def largest_features():
+    """Which units are the largest does not matter as long as nothing asks where they stood."""
+
+    def model(x):
+        w1, w2 = normal("w1", 4, 2), normal("w2", 2, 3)
+        observe((x @ w1.T).topk(3).values @ w2.T)
+
+    return model, (torch.randn(3, 2),)
+
+
+TURNED = (Atom("head", 2), 4)
+
+
+@problem(
+    {
+        **{f"{name}.weight": (TURNED, None) for name in "qk"},
+        "v.weight": ((Atom("head", 2), Atom("vo", 4)), None),
+        "o.weight": (None, (Atom("head", 2), Atom("vo", 4))),
+    },
+    within={"vo": "head"},
+    oracle=False,
+)
+def rotation_by_complex_numbers():
+    """Neighbouring dimensions as one complex number, turned by an angle for its frequency: all keep their order."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(3, 8, bias=False) for _ in range(3))
+            self.o = nn.Linear(8, 2, bias=False)
+
+        def forward(self, x):
+            angle = torch.arange(x.shape[1])[:, None] * torch.tensor([1.0, 0.3])
+            turn = torch.polar(torch.ones_like(angle), angle)
+            q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            q, k = (
+                torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (2, 2))) * turn).flatten(-2) for t in (q, k)
+            )
+            return self.o(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    return bayesian(Turned()), (torch.randn(2, 3, 3),)
