@@ -37,6 +37,7 @@ class Network:
         within: Pattern of atom names -> names of the atoms around, outermost first, in terms of the pattern's groups.
         missed: A relabelling that the network allows and ``sites`` do not: ``{(site, axis): index}``. None where the
             group is complete.
+        opaque: Operations that discovery does not see through.
         slow: Whether it is left out by default.
     """
 
@@ -46,6 +47,7 @@ class Network:
     sites: Mapping[str, tuple]
     within: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     missed: Mapping[tuple[str, int], list[int]] | None = None
+    opaque: tuple[str, ...] = ()
     slow: bool = False
 
     def build(self) -> tuple[nn.Module, tuple]:
@@ -85,12 +87,12 @@ def _term(term, groups: tuple[str, ...], atoms: set[str]):
     return Atom(name, int(size)) if size else Atom(name)
 
 
-def network(package: str, sites: Mapping[str, tuple], *, within=None, missed=None, slow: bool = False):
+def network(package: str, sites: Mapping[str, tuple], *, within=None, **options):
     """Registers the decorated function, which gets the package and returns ``(module, inputs)``."""
 
     def register(make):
         assert make.__name__ not in NETWORKS, make.__name__
-        NETWORKS[make.__name__] = Network(make.__name__, package, make, sites, within or {}, missed, slow)
+        NETWORKS[make.__name__] = Network(make.__name__, package, make, sites, within or {}, **options)
         return make
 
     return register

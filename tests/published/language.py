@@ -631,3 +631,88 @@ def mpt(package):
         package, "MptForCausalLM", d_model=8, n_heads=2, n_layers=2, expansion_ratio=1, max_seq_len=TIME,
         use_cache=False,
     )  # fmt: skip
+
+
+# -- other mixers ------------------------------------------------------------------------------------------------------
+
+MAMBA = r"model\.backbone\."
+
+
+@network(
+    "transformers",
+    {
+        rf"{MAMBA}embeddings\.weight": (None, "s"),
+        r"model\.lm_head\.weight": (None, "s"),
+        rf"{MAMBA}(?:norm_f|layers\.\d+\.norm)\.weight": ("s",),
+        **under(
+            rf"{MAMBA}layers\.",
+            {
+                r"(\d+)\.mixer\.A_log": ("inner{0}", "state{0}"),
+                r"(\d+)\.mixer\.(?:D|dt_proj\.bias|conv1d\.bias)": ("inner{0}",),
+                r"(\d+)\.mixer\.conv1d\.weight": ("inner{0}", None, None),
+                r"(\d+)\.mixer\.in_proj\.weight": (["inner{0}:8", "inner{0}:8"], "s"),
+                r"(\d+)\.mixer\.x_proj\.weight": (["rank{0}:2", "state{0}:3", "state{0}:3"], "inner{0}"),
+                r"(\d+)\.mixer\.dt_proj\.weight": ("inner{0}", "rank{0}"),
+                r"(\d+)\.mixer\.out_proj\.weight": ("s", "inner{0}"),
+            },
+        ),
+    },
+)
+def mamba(package):
+    """A scan over time, written out: channels, states and the rank of the step size."""
+    return build(
+        package, "MambaForCausalLM", hidden_size=8, state_size=3, num_hidden_layers=2, expand=1, conv_kernel=2,
+        time_step_rank=2, tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+
+
+FNET = r"model\.fnet\."
+
+
+@network(
+    "transformers",
+    {
+        rf"{FNET}embeddings\.\w+_embeddings\.weight": (None, "e"),
+        rf"{FNET}embeddings\.LayerNorm\.(?:weight|bias)": ("e",),
+        rf"{FNET}embeddings\.projection\.weight": (None, "e"),
+        rf"{FNET}encoder\.layer\.(\d+)\.intermediate\.dense\.weight": ("mlp{0}", None),
+        rf"{FNET}encoder\.layer\.(\d+)\.intermediate\.dense\.bias": ("mlp{0}",),
+        rf"{FNET}encoder\.layer\.(\d+)\.output\.dense\.weight": (None, "mlp{0}"),
+        r"model\.cls\.predictions\.transform\.dense\.weight": ("e", None),
+        r"model\.cls\.predictions\.transform\.(?:dense\.bias|LayerNorm\.weight|LayerNorm\.bias)": ("e",),
+    },
+)
+def fnet(package):
+    """A Fourier transform over the stream keeps it in order; the embedding before it is free."""
+    module, inputs = build(
+        package, "FNetForMaskedLM", hidden_size=8, num_hidden_layers=2, intermediate_size=6,
+        max_position_embeddings=TIME, type_vocab_size=1,
+    )  # fmt: skip
+    del module.model.fnet.pooler  # serves another task
+    module.model.fnet.pooler = None
+    return module, inputs
+
+
+@network(
+    "transformers",
+    {
+        **{k: v for k, v in grouped(NORMS).items() if ".mlp" not in k},
+        rf"{LAYERS}(\d+)\.mlp\.gate\.weight": (None, "s"),
+        rf"{LAYERS}(\d+)\.mlp\.experts\.gate_up_proj": (None, ["mlp{0}:6", "mlp{0}:6"], "s"),
+        rf"{LAYERS}(\d+)\.mlp\.experts\.down_proj": (None, "s", "mlp{0}"),
+    },
+    within=GROUPS,
+    # two experts of one layer, with the rows of the gate
+    missed={
+        ("model.model.layers.0.mlp.gate.weight", 0): [1, 0, 2],
+        ("model.model.layers.0.mlp.experts.gate_up_proj", 0): [1, 0, 2],
+        ("model.model.layers.0.mlp.experts.down_proj", 0): [1, 0, 2],
+    },
+    opaque=("aten.topk.default",),
+)
+def mixtral(package):
+    """Experts chosen by their scores' order keep theirs, and their units are relabelled alike."""
+    return build(
+        package, "MixtralForCausalLM", **GROUPED, num_local_experts=3, num_experts_per_tok=2,
+        tie_word_embeddings=False, experts_implementation="batched_mm",
+    )  # fmt: skip
