@@ -110,12 +110,14 @@ def _first(node: Node) -> Node | None:
 def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | None:
     source, dim = split.args[0], (*split.args, 0)[2]
     lengths = [v.shape[dim] for v in split.meta["val"]]
-    start = sum(lengths[:index])
-    return (source, dim % len(_shape(source)), start, start + lengths[index]) if len(lengths) > 1 else None
+    start, stop = sum(lengths[:index]), sum(lengths[: index + 1])
+    return (source, dim % len(_shape(source)), start, stop) if 0 < stop - start < sum(lengths) else None
 
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
     """The value of an index that stands in the graph as it is."""
+    if node.meta["val"].dtype != torch.int64:
+        return None
     while node.op == "call_function" and node.target in COPIES:
         node = node.args[0]
     value = operator.attrgetter(node.target)(module) if node.op == "get_attr" else None

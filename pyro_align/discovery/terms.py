@@ -276,11 +276,11 @@ def _merge_leading_runs(rest: Term, whole: Term) -> Term | None:
     """The same where blocks and product are the first pieces of longer concatenations."""
     if not (isinstance(rest, Cat) and isinstance(whole, Prod)):
         return None
-    runs: list[Term] = []
-    for term in rest.terms:
-        if sum(map(size_of, runs)) < size_of(whole):
-            runs.append(term)
-    return _merge_runs(concat(runs), whole) if sum(map(size_of, runs)) == size_of(whole) else None
+    left, count = size_of(whole), 0
+    while left > 0:
+        left -= size_of(rest.terms[count])
+        count += 1
+    return _merge_runs(concat(rest.terms[:count]), whole) if left == 0 else None
 
 
 def _is_run(term: Term) -> bool:
