@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default}
-COPIES = {*SAME, aten.lift_fresh_copy.default, aten.lift_fresh.default, aten._to_copy.default}
+COPIES = {*SAME, aten.lift_fresh_copy.default, aten.lift_fresh.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
@@ -116,8 +116,6 @@ def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | Non
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
     """The value of an index that stands in the graph as it is."""
-    if node.meta["val"].dtype != torch.int64:
-        return None
     while node.op == "call_function" and node.target in COPIES:
         node = node.args[0]
     value = operator.attrgetter(node.target)(module) if node.op == "get_attr" else None
