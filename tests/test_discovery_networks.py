@@ -99,7 +99,9 @@ def with_priors(net):
     return net
 
 
-@pytest.mark.parametrize("name", ["llama", "resnet", "swin", "mobilenet_v3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mobilenet_v3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet", "swin"))]
+)
 def test_the_same_group_with_priors_on_every_parameter(name):
     network = NETWORKS[name]
     net, inputs = network.build()

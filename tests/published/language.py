@@ -138,6 +138,7 @@ def bert(package):
         },
     ),
     within=WITHIN,
+    slow=True,
 )
 def roberta(package):
     return build(package, "RobertaForMaskedLM", **SMALL | {"max_position_embeddings": TIME + 1}, type_vocab_size=1)
@@ -180,6 +181,7 @@ def distilbert(package):
         r"model\.generator_predictions\.(?:dense\.bias|LayerNorm\.weight|LayerNorm\.bias)": ("e",),
     },
     within=WITHIN,
+    slow=True,
 )
 def electra(package):
     """Embeddings narrower than the stream."""
@@ -386,7 +388,7 @@ def llama(package):
     return build(package, "LlamaForCausalLM", **GROUPED)
 
 
-@network("transformers", grouped(NORMS), within=GROUPS)
+@network("transformers", grouped(NORMS), within=GROUPS, slow=True)
 def mistral(package):
     """The same, through a sliding window."""
     return build(package, "MistralForCausalLM", **GROUPED, sliding_window=3)
@@ -397,13 +399,13 @@ def qwen2(package):
     return build(package, "Qwen2ForCausalLM", **GROUPED, tie_word_embeddings=True)
 
 
-@network("transformers", grouped(NORMS), within=GROUPS)
+@network("transformers", grouped(NORMS), within=GROUPS, slow=True)
 def qwen3(package):
     """Queries and keys normalised, with one scale for all heads."""
     return build(package, "Qwen3ForCausalLM", **GROUPED, head_dim=4)
 
 
-@network("transformers", grouped(NORMS, tied=True), within=GROUPS)
+@network("transformers", grouped(NORMS, tied=True), within=GROUPS, slow=True)
 def gemma(package):
     """The embedding, scaled, is the output layer too."""
     return build(package, "GemmaForCausalLM", **GROUPED, head_dim=4)
@@ -417,7 +419,7 @@ def gemma2(package):
     return build(package, "Gemma2ForCausalLM", **GROUPED, head_dim=4, sliding_window=3, query_pre_attn_scalar=4)
 
 
-@network("transformers", grouped(MORE_NORMS, tied=True), within=GROUPS)
+@network("transformers", grouped(MORE_NORMS, tied=True), within=GROUPS, slow=True)
 def gemma3(package):
     return build(
         package, "Gemma3ForCausalLM", config="Gemma3TextConfig", **GROUPED, head_dim=4, sliding_window=3,
@@ -425,13 +427,13 @@ def gemma3(package):
     )  # fmt: skip
 
 
-@network("transformers", grouped(""), within=GROUPS)
+@network("transformers", grouped(""), within=GROUPS, slow=True)
 def olmo(package):
     """LayerNorm without parameters."""
     return build(package, "OlmoForCausalLM", **GROUPED)
 
 
-@network("transformers", grouped(r"norm|layers\.\d+\.input_layernorm", tied=True), within=GROUPS)
+@network("transformers", grouped(r"norm|layers\.\d+\.input_layernorm", tied=True), within=GROUPS, slow=True)
 def cohere(package):
     """Attention and MLP in parallel."""
     return build(package, "CohereForCausalLM", **GROUPED)
@@ -538,6 +540,7 @@ def gptj(package):
         **under(LAYERS, mlp(r"(\d+)\.mlp\.fc1", r"(\d+)\.mlp\.fc2")),
     },
     within=WITHIN,
+    slow=True,
 )
 def phi(package):
     rotation = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
@@ -625,6 +628,7 @@ def bloom(package):
         rf"{FALCON}blocks\.(\d+)\.ffn\.down_proj\.weight": ("s", "mlp{0}"),
     },
     within=IN_HEADS,
+    slow=True,
 )
 def mpt(package):
     return build(

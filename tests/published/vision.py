@@ -271,7 +271,7 @@ def squeezed() -> dict:
     return table(*parts, conv("classifier.1", None, into, True))
 
 
-@network("torchvision", squeezed())
+@network("torchvision", squeezed(), slow=True)
 def squeezenet(package):
     return package.models.squeezenet1_1(num_classes=5), (image(32),)
 
@@ -351,6 +351,7 @@ def convnext(package):
         norm("head.norm", "s3"),
         linear("head.fc", None, "s3"),
     ),
+    slow=True,
 )  # fmt: skip
 def convnext_v2(package):
     """Global response normalisation."""
@@ -468,6 +469,7 @@ def vit_with_normalised_queries(package):
         linear("head_dist", None, "s"),
     ),
     within=WITHIN,
+    slow=True,
 )
 def deit_distilled(package):
     return timm_vit(package, "deit_tiny_distilled_patch16_224")
