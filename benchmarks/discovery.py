@@ -2,13 +2,17 @@
 
 python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
 python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
+python benchmarks/discovery.py vit_b_16    # a published network as its library builds it (extra `networks`)
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
+import warnings
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -89,6 +93,53 @@ class GPT2(nn.Module):
         return self.ln(x) @ self.wte.weight.T
 
 
+def _tokens(package, kind: str, config) -> tuple[nn.Module, torch.Tensor]:
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = getattr(package, kind)(config)
+
+        def forward(self, tokens):
+            return self.model(tokens, use_cache=False).logits
+
+    return Logits(), torch.randint(3, 1000, (1, 8))
+
+
+PUBLISHED = {  # package, and what it returns: network and input
+    "resnet50": ("torchvision", lambda p: (p.models.resnet50(), torch.randn(2, 3, 64, 64))),
+    "densenet121": ("torchvision", lambda p: (p.models.densenet121(), torch.randn(2, 3, 64, 64))),
+    "efficientnet_b0": ("torchvision", lambda p: (p.models.efficientnet_b0(), torch.randn(2, 3, 64, 64))),
+    "convnext_tiny": ("torchvision", lambda p: (p.models.convnext_tiny(), torch.randn(2, 3, 64, 64))),
+    "vit_b_16": ("torchvision", lambda p: (p.models.vit_b_16(), torch.randn(1, 3, 224, 224))),
+    "swin_t": ("torchvision", lambda p: (p.models.swin_t(), torch.randn(1, 3, 224, 224))),
+    "gpt2_small": ("transformers", lambda p: _tokens(p, "GPT2LMHeadModel", p.GPT2Config())),
+    "bert_base": ("transformers", lambda p: _tokens(p, "BertForMaskedLM", p.BertConfig())),
+    "qwen2_0.5b": (
+        "transformers",
+        lambda p: _tokens(
+            p,
+            "Qwen2ForCausalLM",
+            p.Qwen2Config(
+                hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+                num_key_value_heads=2, tie_word_embeddings=True,
+            ),
+        ),
+    ),
+}  # fmt: skip
+
+
+def run_published(name: str) -> None:
+    """Seconds and memory of discovery on a published network with random weights."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from packages import installed
+
+    package, make = PUBLISHED[name]
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    net, x = make(installed(package))
+    report(name, net.eval(), x)
+
+
 def peak() -> float:
     """Peak resident memory of this process, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -125,13 +176,18 @@ def run_resnet() -> None:
 
 def run_gpt2() -> None:
     """Seconds and memory of discovery on 124M parameters."""
-    net = GPT2().eval()
-    tokens = torch.randint(0, 50257, (1, 8))
+    report("GPT-2 small", GPT2().eval(), torch.randint(0, 50257, (1, 8)))
+
+
+def report(name: str, net: nn.Module, x: torch.Tensor) -> None:
+    """Prints what discovery costs on a module, beyond one evaluation of it."""
     with torch.no_grad():
-        net(tokens)
+        net(x)
     before = peak()
-    symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(net, tokens))
-    print(f"GPT-2 small: {sum(p.numel() for p in net.parameters()):,} parameters, {len(symmetry.atoms)} atoms")
+    symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(net, x))
+    print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters, {len(symmetry.atoms)} atoms")
+    if symmetry.opaque:
+        print(f"opaque: {', '.join(sorted({o.operation for o in symmetry.opaque}))}")
     print(
         f"discovery with certificate {seconds:.1f} s, peak memory {peak() - before:.2f} GiB beyond the model's "
         f"{before:.2f} GiB"
@@ -140,5 +196,7 @@ def run_gpt2() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["resnet", "gpt2"])
-    {"resnet": run_resnet, "gpt2": run_gpt2}[parser.parse_args().model]()
+    own = {"resnet": run_resnet, "gpt2": run_gpt2}
+    parser.add_argument("model", choices=[*own, *PUBLISHED])
+    chosen = parser.parse_args().model
+    own[chosen]() if chosen in own else run_published(chosen)

@@ -130,6 +130,14 @@ class RandomNet(nn.Module):
                 "index",
                 "pool_old",
                 "repeat",
+                "packed",
+                "grouped",
+                "rotary",
+                "largest",
+                "fourier",
+                "windows",
+                "scatter",
+                "blocks",
             ),
         )(x)
 
@@ -304,6 +312,96 @@ class RandomNet(nn.Module):
             )(x),
         )
 
+    def step_packed(self, x):
+        """Many queries and one key and value, in one projection, taken by slices, lists of indices or a split."""
+        heads, d = self.choose(1, 2, 3), self.choose(1, 2)
+        packed = F.linear(x.reshape(-1, x.shape[-1]), self.weight((heads + 2) * d, x.shape[-1])).view(-1, heads + 2, d)
+        q, k, v = self.choose(
+            lambda t: (t[:, :-2], t[:, [-2]], t[:, [-1]]),
+            lambda t: t.split([heads, 1, 1], 1),
+            lambda t: (t[:, :heads], t[:, heads : heads + 1], t[:, -1:]),
+            lambda t: (t[:, 1:-1], t[:, :1], t[:, -1:]),
+        )(packed)
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        out = ((q @ k.mT).softmax(-1) @ v).transpose(0, 1).reshape(-1, heads * d)
+        return self.say(f"packed {heads}x{d}", F.linear(out, self.weight(3, heads * d)).reshape(*x.shape[:-1], 3))
+
+    def step_grouped(self, x):
+        """Groups of heads with a key and a value each, packed group by group; keys repeated in one way or another."""
+        groups, heads, d = self.choose(1, 2, 3), self.choose(1, 2), self.choose(1, 2)
+        packed = F.linear(x.reshape(-1, x.shape[-1]), self.weight(groups * (heads + 2) * d, x.shape[-1]))
+        packed = packed.view(-1, groups, heads + 2, d)
+        q, k, v = self.choose(
+            lambda t: (t[:, :, :-2], t[:, :, [-2]], t[:, :, [-1]]), lambda t: t.split([heads, 1, 1], 2)
+        )(packed)
+        repeated = self.choose(
+            lambda t: t.expand(-1, -1, heads, -1).flatten(1, 2),
+            lambda t: t.squeeze(2).repeat_interleave(heads, 1),
+        )
+        q, k, v = (t.transpose(0, 1) for t in (q.flatten(1, 2), repeated(k), repeated(v)))
+        out = ((q @ k.mT).softmax(-1) @ v).transpose(0, 1).flatten(1)
+        out = F.linear(out, self.weight(3, groups * heads * d)).reshape(*x.shape[:-1], 3)
+        return self.say(f"grouped {groups}x{heads}x{d}", out)
+
+    def step_rotary(self, x):
+        n = x.shape[-1]
+        if n % 2:
+            return x
+        angle = torch.arange(x.shape[-2])[:, None] * torch.tensor([1.0 / (1 + i) for i in range(n // 2)])
+        angle = angle.to(x.dtype)
+        if self.choose(0, 1):
+            turn = torch.polar(torch.ones_like(angle), angle)
+            y = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (n // 2, 2)).contiguous()) * turn).flatten(-2)
+        else:
+            a, b = x.chunk(2, -1)
+            y = x * torch.cat([angle, angle], -1).cos() + torch.cat([-b, a], -1) * torch.cat([angle, angle], -1).sin()
+        return self.say("rotary", y)
+
+    def step_largest(self, x):
+        n, dim = x.shape[-1], self.choose(-1, -2)
+        size = x.shape[dim]
+        return self.say(
+            "largest",
+            self.choose(
+                lambda t: t.topk(self.rng.randint(1, size), dim).values.sum(dim, keepdim=True).expand_as(t) + t,
+                lambda t: t.sort(dim, descending=True).values,
+                lambda t: t - t.median(dim, keepdim=True).values,
+                lambda t: t * t.kthvalue(max(1, n // 2) if dim == -1 else 1, dim, keepdim=True).values,
+            )(x),
+        )
+
+    def step_fourier(self, x):
+        dim = self.choose(-1, -2)
+        if self.choose(0, 1):
+            return self.say("fourier", torch.fft.fft(x, dim=dim).real)
+        return self.say("fourier", torch.fft.irfft(torch.fft.rfft(x, dim=dim), n=x.shape[dim], dim=dim))
+
+    def step_windows(self, x):
+        dim = self.choose(-1, -2)
+        y = x.unfold(dim, self.rng.randint(1, min(2, x.shape[dim])), 1)
+        return self.say("windows", y.tanh().sum(-1))
+
+    def step_scatter(self, x):
+        n = x.shape[-1]
+        index = torch.tensor([self.rng.randrange(n) for _ in range(n)])
+        return self.say(
+            "scatter",
+            self.choose(
+                lambda t: torch.zeros_like(t).index_add(-1, index, t),
+                lambda t: torch.zeros_like(t).scatter_add(-1, index.expand(t.shape), t),
+                lambda t: t.index_put((torch.tensor([0]),), t[-1:].tanh()),
+            )(x),
+        )
+
+    def step_blocks(self, x):
+        """A constant equal in blocks, as prior scales can be, meets a product."""
+        a, b = self.choose(1, 2, 3), self.choose(1, 2)
+        scale = torch.tensor([self.choose(1.0, 2.0) for _ in range(a)], dtype=x.dtype).repeat_interleave(b)
+        y = F.linear(x, self.weight(a * b, x.shape[-1])) * scale
+        w = self.weight(a, b, 2)
+        out = torch.einsum("...ab,abo->...o", torch.tanh(y.unflatten(-1, (a, b))), w)
+        return self.say(f"blocks {a}x{b}", out if self.choose(0, 1) else torch.cat([out, y * scale], -1))
+
     def dense_finish(self, x):
         return self.choose(
             lambda: self.mix(x, 2), lambda: x.sum(-1), lambda: self.mix(torch.tanh(x), 3).logsumexp(-1)
@@ -332,6 +430,8 @@ class RandomNet(nn.Module):
                 "interpolate",
                 "unshuffle",
                 "split",
+                "window",
+                "sample",
             ),
         )(x)
 
@@ -437,6 +537,24 @@ class RandomNet(nn.Module):
             return x
         a, b = x[:, : n // 2], x[:, n // 2 :]
         return self.say("split", torch.cat([a.tanh(), b], 1) if self.choose(0, 1) else torch.cat([b, a], 1))
+
+    def image_window(self, x):
+        """Attention in shifted windows of two by two, with a bias for each pair of places and head."""
+        b, n, h, w = x.shape
+        if h % 2 or w % 2:
+            return x
+        heads, d = self.choose(1, 2), self.choose(1, 2)
+        y = x.permute(0, 2, 3, 1).roll((-1, -1), (1, 2)) if self.choose(0, 1) else x.permute(0, 2, 3, 1)
+        y = y.reshape(b, h // 2, 2, w // 2, 2, n).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, n)
+        qkv = F.linear(y, self.weight(3 * heads * d, n)).reshape(-1, 4, 3, heads, d).permute(2, 0, 3, 1, 4)
+        table = self.weight(16, heads)[torch.arange(16)].view(4, 4, heads).permute(2, 0, 1)
+        out = ((qkv[0] @ qkv[1].mT + table).softmax(-1) @ qkv[2]).transpose(1, 2).reshape(-1, 4, heads * d)
+        out = F.linear(out, self.weight(n, heads * d)).view(b, h // 2, w // 2, 2, 2, n)
+        return self.say(f"window {heads}x{d}", x + out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape))
+
+    def image_sample(self, x):
+        places = self.weight(x.shape[0], 2, 2, 2).tanh()
+        return self.say("sample", F.grid_sample(x, places, align_corners=False))
 
     def image_finish(self, x):
         y = self.choose(lambda t: t.flatten(1), lambda t: t.mean((2, 3)), lambda t: t.amax((2, 3)))(x)

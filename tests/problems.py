@@ -185,4 +185,4 @@ def _differ(a, b, forward) -> str:
     return next(filter(None, (_differ(x, y, forward) for x, y in zip(a[1:], b[1:], strict=True))), "")
 
 
-from zoo import attention, conv, dense, mixtures, oddness, priors, recurrent  # noqa: E402, F401
+from zoo import attention, conv, dense, mixtures, oddness, packed, priors, recurrent  # noqa: E402, F401

@@ -281,10 +281,12 @@ def spreads(r, name):
     return Case(overload(name), (x, dims), {"correction": r.choice((0, 1)) if several else 0, "keepdim": r.flip()})
 
 
-@sampler("aten.max.dim", "aten.min.dim")
+@sampler("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim", "aten.kthvalue")
 def extrema(r, name):
     x = r.any(0)
-    return Case(overload(name), (x, r.dim(x.ndim), r.flip()), outputs=r.choice(((0,), (1,), (0, 1))))
+    dim = r.dim(x.ndim)
+    which = (r.randint(1, x.shape[dim] if x.ndim else 1),) if "kth" in name else ()
+    return Case(overload(name), (x, *which, dim, r.flip()), outputs=r.choice(((0,), (1,), (0, 1))))
 
 
 @sampler("aten._softmax", "aten._log_softmax", "aten._safe_softmax")
@@ -302,6 +304,42 @@ def along(r, name):
         dims = r.dims(x.ndim) if x.ndim and r.flip() else []
         return Case(overload(name), (x, [r.randint(-2, 2) for _ in dims or [0]], dims))
     return Case(overload(name), (x, r.dim(x.ndim)))
+
+
+@sampler("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
+def fourier(r, name):
+    x = r.any(1)
+    dims = sorted({d % x.ndim for d in r.dims(x.ndim)})
+    if "r2c" in name:
+        return Case(overload(name), (x, dims, 0, r.flip()))
+    z = torch.complex(x, r.tensor(*x.shape))
+    last = (r.choice((1, 2)) if x.shape[dims[-1]] == 1 else 2 * x.shape[dims[-1]] - r.choice((1, 2)),)
+    return Case(overload(name), (z, dims, 0, *(last if "c2r" in name else (r.flip(),))))
+
+
+@sampler("aten.complex", "aten.polar")
+def complex_numbers(r, name):
+    shape = r.shape(0)
+    return Case(overload(name), (r.tensor(*shape).abs(), r.stretched(shape)))
+
+
+@sampler("aten.view_as_real", "aten.view_as_real_copy")
+def parts(r, name):
+    x = r.any(0)
+    return Case(overload(name), (torch.complex(x, r.tensor(*x.shape)),))
+
+
+@sampler("aten.view_as_complex", "aten.view_as_complex_copy")
+def pairs(r, name):
+    return Case(overload(name), (r.tensor(*r.shape(0, 2), 2),))
+
+
+@sampler("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
+def boundaries(r, name):
+    x, bounds = r.any(0), r.tensor(r.size()).sort().values
+    place = {"bucketize": 1, "searchsorted": 0}[name.split(".")[1]]
+    args = (x, bounds) if place else (bounds, x)
+    return Case(overload(name), args, {"right": r.flip()}, constants=(place,) if r.flip() else ())
 
 
 # -- indexing ----------------------------------------------------------------------------------------------------------
@@ -353,11 +391,53 @@ def gather(r, name):
     return Case(overload(name), (x, dim, places), constants=(1,) if r.flip() else ())
 
 
-@sampler("aten.sort", "aten.topk", "aten.argsort", "aten.argmax", "aten.argmin")
+@sampler("aten.argsort", "aten.argmax", "aten.argmin")
+def places_by_size(r, name):
+    x = r.any(1)
+    return Case(overload(name), (x, r.dim(x.ndim)))
+
+
+@sampler("aten.sort", "aten.topk")
 def order_statistics(r, name):
     x = r.any(1)
     dim = r.dim(x.ndim)
-    return Case(overload(name), (x, 1, dim) if "topk" in name else (x, dim))
+    outputs = r.choice(((0,), (0,), (0, 1)))
+    if "sort" in name:
+        if r.flip():
+            return Case(overload(name, "stable"), (x,), {"stable": True, "dim": dim}, outputs=outputs)
+        return Case(overload(name), (x, dim, r.flip()), outputs=outputs)
+    return Case(overload(name), (x, r.randint(1, x.shape[dim]), dim, r.flip(), r.random() < 0.8), outputs=outputs)
+
+
+@sampler("aten.scatter.src", "aten.scatter.value", "aten.scatter_add", "aten.scatter_reduce.two")
+def scatters(r, name):
+    x = r.any(1)
+    dim = r.dim(x.ndim)
+    shape = list(x.shape)
+    shape[dim] = r.randint(1, x.shape[dim])
+    order = torch.randperm(x.shape[dim], generator=r.generator)[: shape[dim]]  # every place once: writes have no order
+    around = [-1 if i == dim % x.ndim else 1 for i in range(x.ndim)]
+    index = order.reshape(around).expand(shape).clone()
+    if "add" in name or "reduce" in name:
+        index = r.index(x.shape[dim], *shape)
+    source = 0.5 if "value" in name else r.tensor(*shape)
+    rest = (r.choice(("sum", "prod", "amax")),) if "reduce" in name else ()
+    return Case(overload(name), (x, dim, index, source, *rest), constants=(1,) if r.flip() else ())
+
+
+@sampler("aten.index_put", "aten._unsafe_index_put")
+def index_puts(r, name):
+    x = r.any(1)
+    used = [r.flip() for _ in range(x.ndim)]
+    used[r.randrange(x.ndim)] = True
+    n = r.size()
+    indices = [r.index(m, n) if is_used else None for m, is_used in zip(x.shape, used, strict=True)]
+    places = [i for i, is_used in enumerate(used) if is_used]
+    at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    rest = [m for m, is_used in zip(x.shape, used, strict=True) if not is_used]
+    values = r.stretched([*rest[:at], n, *rest[at:]])
+    constants = tuple(range(1, 1 + len(places))) if r.flip() else ()
+    return Case(overload(name), (x, indices, values, True), constants=constants)
 
 
 @sampler("aten.tril", "aten.triu")
@@ -382,6 +462,12 @@ def triangular_systems(r, name):
     a = (r.tensor(*batch, n, n) + 4 * torch.eye(n)).tril()
     lead = tuple(r.stretched(batch).shape) if r.flip() else tuple(batch)
     return Case(overload(name), (a, r.tensor(*lead, *((n, k) if left else (k, n)))), {"upper": False, "left": left})
+
+
+@sampler("aten.linalg_matrix_exp")
+def matrix_exponentials(r, name):
+    n = r.size()
+    return Case(overload(name), (r.tensor(*r.shape(0, 2), n, n) / 2,))
 
 
 @sampler("aten.trace")
@@ -459,6 +545,21 @@ def resampling(r, name):
 def borders(r, name):
     space = int(name[-2])
     return Case(overload(name), (image(r, space), [r.choice((0, 1, 2)) for _ in range(2 * space)]))
+
+
+@sampler("aten.unfold", "aten.unfold_copy")
+def windows(r, name):
+    x = r.any(1)
+    dim = r.dim(x.ndim)
+    return Case(overload(name), (x, dim, r.randint(1, x.shape[dim]), r.choice((1, 2))))
+
+
+@sampler("aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def places_of_images(r, name):
+    space, batch = int(name[-2]), r.size()
+    x = r.tensor(batch, r.size(), *(r.choice((2, 3)) for _ in range(space)))
+    grid = r.tensor(batch, *(r.size() for _ in range(space)), space)
+    return Case(overload(name), (x, grid, 0, r.choice((0, 1)), r.flip()), constants=(1,) if r.flip() else ())
 
 
 @sampler("aten.pixel_shuffle")

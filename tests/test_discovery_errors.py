@@ -85,7 +85,8 @@ def test_the_data_may_be_looked_at():
 def test_an_operation_without_a_rule_is_named_with_its_line():
     def model(x):
         w1, w2 = normal("w1", 4, 3), normal("w2", 2, 4)
-        observe((x @ w1.T).sort(-1).values @ w2.T)
+        values, places = (x @ w1.T).sort(-1)
+        observe((values * places) @ w2.T)
 
     found = find_symmetry(model, torch.randn(5, 3))
     assert not found.atoms

@@ -56,8 +56,8 @@ def find_symmetry(
     miss a symmetry, it never invents one, and it ends with a numerical certificate in float64.
 
     Args:
-        model: A Pyro model, or a plain ``torch.nn.Module``: then every parameter and floating-point buffer is a site,
-            and its output is what must not change.
+        model: A Pyro model, or a plain ``torch.nn.Module``: then every parameter is a site, and every floating-point
+            buffer that ``state_dict`` saves, and its output is what must not change.
         args: The model's arguments; a small batch is enough, the axes of data keep their order anyway.
         scope: ``"joint"``, or ``"likelihood"`` to leave the priors out (then use
             :func:`~pyro_align.permute_model` beside :func:`~pyro_align.permute_guide`).

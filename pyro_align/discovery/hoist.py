@@ -4,6 +4,9 @@
 two are equal, but only the second shows that queries, keys and values are three pieces of one axis, each with
 structure of its own: as a product, ``3 x (h x d)``, the three would be tied. So every selection is pushed up through
 the views above it, to the view that made the axis or the concatenation that stacked it.
+
+The same holds for a run of indices: ``qkv.view(b, t, h + 2, d)[:, :, :-2]``, the queries of multi-query attention, is
+``qkv[..., : h * d].view(b, t, h, d)``.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default}
+COPIES = {*SAME, aten.lift_fresh_copy.default, aten.lift_fresh.default}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
@@ -26,14 +31,18 @@ def hoist_selections(module: GraphModule) -> None:
     changed = False
     for node in list(graph.nodes):
         found = _selection(node)
-        if found is None:
+        run = None if found else _run(module, node)
+        if found is None and run is None:
             continue
-        source, dim, index = found
         with graph.inserting_before(node):
             hoist = _Hoist(graph, node)
-            replacement = hoist.select(source, dim, index)
-            if replacement is not None and node.target is aten.slice.Tensor:
-                replacement = hoist.call(aten.unsqueeze.default, replacement, dim)
+            if run is not None:
+                replacement = hoist.narrow(*run)
+            else:
+                source, dim, index = found
+                replacement = hoist.select(source, dim, index)
+                if replacement is not None and node.target is aten.slice.Tensor:
+                    replacement = hoist.call(aten.unsqueeze.default, replacement, dim)
         if replacement is not None:
             node.replace_all_uses_with(replacement)
             changed = True
@@ -68,6 +77,51 @@ def _single_slice(node: Node) -> tuple[Node, int, int] | None:
     return (source, dim, kept[0]) if len(kept) == 1 and _shape(source)[dim] > 1 else None
 
 
+def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
+    """``(source, dim, start, stop)`` of a node that takes neighbouring indices of an axis, but not all."""
+    if node.op != "call_function" or (source := _first(node)) is None:
+        return None
+    if node.target is operator.getitem and getattr(source, "target", None) in SPLITS:
+        return _piece_of_split(source, node.args[1])
+    if _shape(source) is None:
+        return None
+    if node.target is aten.slice.Tensor:
+        source, dim, kept = _slice(node)
+        start, stop, step = kept.start, kept.stop, kept.step
+    elif node.target is aten.index.Tensor:
+        places = [(i, ix) for i, ix in enumerate(node.args[1]) if ix is not None]
+        value = _constant(module, places[0][1]) if len(places) == 1 else None
+        if value is None or value.dim() != 1 or value.dtype != torch.int64 or not value.numel():
+            return None
+        dim = places[0][0]
+        start, stop, step = int(value[0]) % _shape(source)[dim], 0, 1
+        stop = start + value.numel()
+        if not torch.equal(value % _shape(source)[dim], torch.arange(start, stop, device=value.device)):
+            return None
+    else:
+        return None
+    return (source, dim, start, stop) if step == 1 and 0 < stop - start < _shape(source)[dim] else None
+
+
+def _first(node: Node) -> Node | None:
+    return node.args[0] if node.args and isinstance(node.args[0], Node) else None
+
+
+def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | None:
+    source, dim = split.args[0], (*split.args, 0)[2]
+    lengths = [v.shape[dim] for v in split.meta["val"]]
+    start, stop = sum(lengths[:index]), sum(lengths[: index + 1])
+    return (source, dim % len(_shape(source)), start, stop) if 0 < stop - start < sum(lengths) else None
+
+
+def _constant(module: GraphModule, node: Node) -> Tensor | None:
+    """The value of an index that stands in the graph as it is."""
+    while node.op == "call_function" and node.target in COPIES:
+        node = node.args[0]
+    value = operator.attrgetter(node.target)(module) if node.op == "get_attr" else None
+    return value if type(value) is Tensor else None
+
+
 def _slice(node: Node) -> tuple[Node, int, range]:
     source, dim, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
     dim %= len(_shape(source))
@@ -77,6 +131,21 @@ def _slice(node: Node) -> tuple[Node, int, range]:
 def _shape(node) -> tuple[int, ...] | None:
     value = node.meta.get("val") if isinstance(node, Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _axis_above(view: Node, dim: int) -> tuple[int, int, bool] | None:
+    """Where an axis of a view comes from: the source's axis, its entries an index, and whether it begins there."""
+    inside, shape = _shape(view.args[0]), _shape(view)
+    if 0 in shape or shape[dim] == 1:
+        return None
+    before = math.prod(shape[:dim])
+    axis = next((e for e in range(len(inside)) if math.prod(inside[: e + 1]) > before), None)
+    if axis is None or before % math.prod(inside[:axis]):
+        return None
+    end = math.prod(inside[: axis + 1])
+    if end % (before * shape[dim]):
+        return None
+    return axis, end // (before * shape[dim]), before == math.prod(inside[:axis])
 
 
 class _Hoist:
@@ -139,20 +208,54 @@ class _Hoist:
         return inner and self.call(aten.reshape.default, inner, [n for i, n in enumerate(_shape(source)) if i != dim])
 
     def _view(self, source: Node, dim: int, index: int) -> Node | None:
-        inside, shape = _shape(source.args[0]), _shape(source)
-        if 0 in shape or shape[dim] == 1:
+        shape = _shape(source)
+        found = _axis_above(source, dim)
+        if found is None:
             return None
-        before = math.prod(shape[:dim])
-        axis = next((e for e in range(len(inside)) if math.prod(inside[:e]) == before and inside[e] != 1), None)
-        if axis is None or inside[axis] % shape[dim]:
-            return None
-        each = inside[axis] // shape[dim]
-        if each == 1:
+        axis, each, starts = found
+        if starts and each == 1:
             inner = self.select(source.args[0], axis, index)
+        elif each == 1:
+            return None
         else:
-            inner = self.call(aten.slice.Tensor, source.args[0], axis, index * each, (index + 1) * each)
+            inner = self._cut(source, dim, index, index + 1)
         rest = [n for i, n in enumerate(shape) if i != dim]
         return inner and self.call(aten.reshape.default, inner, rest)
+
+    def _cut(self, source: Node, dim: int, start: int, stop: int) -> Node:
+        """The piece of a view's source that becomes the indices ``start`` to ``stop`` of one of the view's axes."""
+        axis, each, starts = _axis_above(source, dim)
+        inner, shape = source.args[0], _shape(source)
+        if not starts:
+            around = [*shape[:dim], shape[dim] * each, *_shape(inner)[axis + 1 :]]
+            inner, axis = self.call(aten.reshape.default, inner, around), dim
+        return self.call(aten.slice.Tensor, inner, axis, start * each, stop * each)
+
+    def narrow(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
+        """Neighbouring indices of an axis, taken where a view made the axis."""
+        if source.op != "call_function" or _shape(source) is None:
+            return None
+        target, args = source.target, source.args
+        if target in SAME:
+            return self.narrow(args[0], dim, start, stop)
+        if target in (aten.permute.default, aten.transpose.int):
+            dims = list(range(len(_shape(source))))
+            if target is aten.permute.default:
+                dims = [d % len(dims) for d in args[1]]
+            else:
+                a, b = args[1] % len(dims), args[2] % len(dims)
+                dims[a], dims[b] = dims[b], dims[a]
+            inner = self.narrow(args[0], dims[dim], start, stop)
+            return inner and self.call(aten.permute.default, inner, dims)
+        if target in VIEWS and (found := _axis_above(source, dim)) is not None:
+            axis, each, starts = found
+            if each > 1:
+                inner = self._cut(source, dim, start, stop)
+            else:
+                inner = self.narrow(args[0], axis, start, stop) if starts else None
+            shape = [stop - start if i == dim else n for i, n in enumerate(_shape(source))]
+            return inner and self.call(aten.reshape.default, inner, shape)
+        return None
 
     def _sliced(self, source: Node, dim: int, index: int) -> Node | None:
         inner, axis, kept = _slice(source)

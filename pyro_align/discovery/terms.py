@@ -168,7 +168,9 @@ def merge(a: Term, b: Term) -> Term:
         return _bind(a, b)
     if isinstance(b, Var):
         return _bind(b, a)
-    merged = _merge_cats(a, b) if isinstance(a, Cat) or isinstance(b, Cat) else _merge_prods(a, b)
+    merged = _merge_runs(a, b) or _merge_runs(b, a)
+    if merged is None:
+        merged = _merge_cats(a, b) if isinstance(a, Cat) or isinstance(b, Cat) else _merge_prods(a, b)
     if merged is None:
         fix(a)
         fix(b)
@@ -252,6 +254,39 @@ def _cut(term: Term, at: int) -> tuple[Term, Term] | None:
     return product([cut[0], inner]), product([cut[1], inner])
 
 
+def _merge_runs(runs: Term, whole: Term) -> Term | None:
+    """A tensor constant along blocks meets a product whose inner factors lie within the blocks: only the head is told.
+
+    Cutting the product instead would leave the head in pieces, and what is nested in it without an index to follow.
+    """
+    if not (isinstance(runs, Cat) and isinstance(whole, Prod) and all(map(_is_run, runs.terms))):
+        return None
+    head, inner = whole.factors[0], size_of(product(whole.factors[1:]))
+    lengths = [size_of(t) for t in runs.terms]
+    if any(n % inner for n in lengths):
+        return None
+    if set(lengths) == {inner}:
+        fix(head)
+    else:
+        merge(head, concat([Uniform(n // inner) if n > inner else Var(1, fixed=True) for n in lengths]))
+    return resolve(whole)
+
+
+def _merge_leading_runs(rest: Term, whole: Term) -> Term | None:
+    """The same where blocks and product are the first pieces of longer concatenations."""
+    if not (isinstance(rest, Cat) and isinstance(whole, Prod)):
+        return None
+    left, count = size_of(whole), 0
+    while left > 0:
+        left -= size_of(rest.terms[count])
+        count += 1
+    return _merge_runs(concat(rest.terms[:count]), whole) if left == 0 else None
+
+
+def _is_run(term: Term) -> bool:
+    return isinstance(term, Uniform) or size_of(term) == 1
+
+
 def _merge_cats(a: Term, b: Term) -> Term | None:
     """Merges piece by piece, cutting where the boundaries of the two differ."""
     merged: list[Term] = []
@@ -260,12 +295,12 @@ def _merge_cats(a: Term, b: Term) -> Term | None:
         rest_a, rest_b = resolve(rest_a), resolve(rest_b)
         head_a = rest_a.terms[0] if isinstance(rest_a, Cat) else rest_a
         head_b = rest_b.terms[0] if isinstance(rest_b, Cat) else rest_b
-        n = min(size_of(head_a), size_of(head_b))
+        told = _merge_leading_runs(rest_a, head_b) or _merge_leading_runs(rest_b, head_a)
+        n = size_of(told) if told else min(size_of(head_a), size_of(head_b))
         cut_a, cut_b = _cut(rest_a, n), _cut(rest_b, n)
         if cut_a is None or cut_b is None:
             return None
-        piece_a, piece_b = resolve(cut_a[0]), resolve(cut_b[0])
-        merged.append(merge(piece_a, piece_b))
+        merged.append(told or merge(resolve(cut_a[0]), resolve(cut_b[0])))
         rest_a, rest_b = cut_a[1], cut_b[1]
     return concat(merged)
 

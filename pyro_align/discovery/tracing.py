@@ -74,9 +74,9 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
 def trace_module(
     module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False
 ) -> TracedGraph:
-    """Traces a plain module: every parameter and floating-point buffer is a site, the output must not change."""
+    """Traces a plain module: every parameter and saved floating-point buffer is a site, the output must not change."""
     named = {n: p.detach() for n, p in module.named_parameters()}
-    named.update({n: b for n, b in module.named_buffers() if b.is_floating_point()})
+    named.update(saved_buffers(module))
     states = _updated(module, args, kwargs)
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -96,9 +96,23 @@ def trace_module(
     return _assemble(graph, named, data, {}, states=states)
 
 
+def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Floating-point buffers that ``state_dict`` saves, by name.
+
+    One that it does not save (rotary frequencies, a table of sines) is built anew by every module of the class: a
+    relabelled copy of it would be lost on the way through a checkpoint, so it is a constant of the architecture.
+    """
+    unsaved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        for name in part._non_persistent_buffers_set
+    }
+    return {n: b for n, b in module.named_buffers() if b.is_floating_point() and n not in unsaved}
+
+
 def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
     """Names of the floating-point buffers that a call of the module writes to."""
-    before = {n: b.clone() for n, b in module.named_buffers() if b.is_floating_point()}
+    before = {n: b.clone() for n, b in saved_buffers(module).items()}
     with untouched(module, seed=0), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -290,7 +304,7 @@ def _attribute(module: GraphModule, target: str):
 
 
 def _captured(model) -> list[tuple[str, Tensor]]:
-    """Parameters and floating-point buffers of the modules that a model is, is bound to, or closes over."""
+    """Parameters and saved floating-point buffers of the modules that a model is, is bound to, or closes over."""
     roots: list[tuple[str, nn.Module]] = []
     if isinstance(model, nn.Module):
         roots.append(("", model))
@@ -310,7 +324,7 @@ def _captured(model) -> list[tuple[str, Tensor]]:
             roots.append((f"{name}.", value))
     found: dict[str, Tensor] = {}
     for prefix, module in roots:
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        for name, tensor in (*module.named_parameters(), *saved_buffers(module).items()):
             if tensor.is_floating_point():
                 found.setdefault(prefix + name, tensor)
     return list(found.items())

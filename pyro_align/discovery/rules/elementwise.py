@@ -163,19 +163,71 @@ def vector_norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
     return _reduced(call, x, dim, keepdim)
 
 
-@rule("aten.max.dim", "aten.min.dim")
+@rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
 def extremum(call, x, dim, keepdim=False):
     """Values and positions; the positions tell the axis's indices apart."""
-    if x.ndim and any(user.args[1] == 1 for user in call.node.users):
+    if x.ndim and positions_used(call):
         call.fix(x.axes[dim])
     out = _reduced(call, x, dim, keepdim)
     return [out, list(out)]
+
+
+@rule("aten.kthvalue")
+def order_statistic(call, x, k, dim=-1, keepdim=False):
+    """The same for the k-th smallest."""
+    return extremum(call, x, dim, keepdim)
+
+
+def positions_used(call) -> bool:
+    """Whether anything reads the second of two outputs."""
+    return any(user.args[1] == 1 for user in call.node.users)
 
 
 @rule("aten._softmax", "aten._log_softmax", "aten._safe_softmax")
 def softmax(call, x, dim, *args, **kwargs):
     """Normalises along an axis: symmetric in it, but it mixes its entries."""
     call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
+    return x.axes
+
+
+@rule("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
+def fourier(call, x, dim, *args):
+    """Mixes axes by place; one of them may get another length."""
+    dims = axes_of(dim, x.ndim)
+    call.witness(reduce_axes(x, dims, False))
+    for i in dims:
+        call.fix(x.axes[i])
+    return [
+        call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
+    ]
+
+
+@rule("aten.complex", "aten.polar")
+def of_two_parts(call, a, b):
+    """Complex numbers from their parts: elementwise."""
+    return call.broadcast(a, b)
+
+
+@rule("aten.view_as_real", "aten.view_as_real_copy")
+def parts(call, x):
+    """Real and imaginary part along a new last axis."""
+    return [*x.axes, call.fresh(2, fixed=True)]
+
+
+@rule("aten.view_as_complex", "aten.view_as_complex_copy")
+def as_complex(call, x):
+    """The other way round."""
+    call.fix(x.axes[-1])
+    return x.axes[:-1]
+
+
+@rule("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
+def between(call, first, second, *, right=False, side=None, sorter=None, **kwargs):
+    """Counts, for each entry, the boundaries below it; boundaries of one axis serve all entries."""
+    bounds, x = (second, first) if call.node.target._opname == "bucketize" else (first, second)
+    if bounds.ndim != 1 or sorter is not None:
+        raise call.unsupported()
+    call.fix(bounds.axes[0])
     return x.axes
 
 

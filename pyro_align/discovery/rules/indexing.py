@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.rules import rule
+from pyro_align.discovery.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
 from pyro_align.discovery.terms import ONE, Uniform
 
 
@@ -85,10 +86,85 @@ def gather(call, x, dim, index, **kwargs):
     return out
 
 
-@rule("aten.sort", "aten.topk", "aten.argsort", "aten.argmax", "aten.argmin")
+@rule("aten.argsort", "aten.argmax", "aten.argmin")
 def positions(call, x, *args, **kwargs):
-    """Order statistics: the axis is told apart by where its entries stand."""
+    """The axis is told apart by where its entries stand."""
     raise call.unsupported()
+
+
+@rule("aten.sort")
+def sort(call, x, *args, **kwargs):
+    """Values by size, in whatever order they came; places tell the axis's indices apart."""
+    named = [a for a in args if not isinstance(a, bool)]
+    return _ordered(call, x, kwargs.get("dim", named[0] if named else -1))
+
+
+@rule("aten.topk")
+def topk(call, x, k, dim=-1, largest=True, sorted=True):
+    """The same for the largest; unsorted, they come in an order of the implementation's own."""
+    if not sorted and k > 1:
+        raise call.unsupported("unsorted")
+    return _ordered(call, x, dim)
+
+
+def _ordered(call, x, dim):
+    if positions_used(call):
+        raise call.unsupported("positions")
+    dims = axes_of(dim, x.ndim)
+    call.witness(reduce_axes(x, dims, False))  # mixed: nothing may be relabelled anew for each index of the axis
+    out = [
+        call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
+    ]
+    return [out, list(out)]
+
+
+@rule("aten.scatter.src", "aten.scatter.value", "aten.scatter_add", "aten.scatter_reduce.two")
+def scatter(call, x, dim, index, source, *args, **kwargs):
+    """Writes or adds at places along one axis, which keeps its order; the others are lined up."""
+    if x.ndim == 0:
+        raise call.unsupported()
+    dim %= x.ndim
+    tensors = [x, index, source] if hasattr(source, "axes") else [x, index]
+    out = []
+    for i in range(x.ndim):
+        if i == dim:
+            for t in tensors[1:]:
+                call.fix(t.axes[i])
+            out.append(call.pinned(x.axes[i]))
+            continue
+        if len({t.shape[i] for t in tensors}) > 1:
+            raise call.unsupported("part of an axis")
+        axis = x.axes[i]
+        for t in tensors[1:]:
+            axis = call.merge(axis, t.axes[i])
+        out.append(axis)
+    return out
+
+
+@rule("aten.index_put", "aten._unsafe_index_put")
+def index_put(call, x, indices, values, accumulate=False):
+    """Writes or adds at places along some axes, which keep their order; the others are lined up."""
+    used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
+    if any(ix.dtype in _MASKS for _, ix in used):
+        raise call.unsupported("boolean mask")
+    places = [i for i, _ in used]
+    for _, ix in used:
+        for t in ix.axes:
+            call.fix(t)
+    shape = list(torch.broadcast_shapes(*(ix.shape for _, ix in used)))
+    at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    rest = [i for i in range(x.ndim) if i not in places]
+    selected = [*(x.shape[i] for i in rest[:at]), *shape, *(x.shape[i] for i in rest[at:])]
+    given = expand_to(values, selected)
+    for t in given[at : at + len(shape)]:
+        call.fix(t)
+    given = given[:at] + given[at + len(shape) :]
+    out = list(x.axes)
+    for i in places:
+        out[i] = call.pinned(x.axes[i])
+    for i, t in zip(rest, given, strict=True):
+        out[i] = call.merge(x.axes[i], t)
+    return out
 
 
 @rule("aten.tril", "aten.triu")

@@ -36,6 +36,14 @@ def cholesky(call, a, **kwargs):
     return [[*batch, *call.fixed(a.shape[-2:])], list(batch)]
 
 
+@rule("aten.linalg_matrix_exp")
+def matrix_exponential(call, a):
+    """``exp(P A P^T) = P exp(A) P^T``."""
+    axis = call.merge(a.axes[-2], a.axes[-1])
+    call.witness([*a.axes[:-2], axis])
+    return [*a.axes[:-2], axis, axis]
+
+
 def _leading(call, a, b):
     """The batch axes of two stacks of matrices, broadcast together."""
     return call.broadcast(*(call.tensor(x.axes[:-2], x.shape[:-2]) for x in (a, b)))

@@ -94,6 +94,25 @@ _spatial(["aten.max_pool2d_with_indices", "aten.adaptive_max_pool2d"], 2, output
 _spatial(["aten.max_pool3d_with_indices", "aten.adaptive_max_pool3d"], 3, outputs=2)
 
 
+@rule("aten.unfold", "aten.unfold_copy")
+def unfold(call, x, dim, size, step):
+    """Windows along an axis: their number in its place, and the places within each as a new last axis."""
+    if x.ndim == 0:
+        return call.fixed(call.shape)
+    dim %= x.ndim
+    call.fix(x.axes[dim])
+    windows = call.fresh(call.shape[dim], fixed=True)
+    return [*x.axes[:dim], windows, *x.axes[dim + 1 :], call.fresh(size, fixed=True)]
+
+
+@rule("aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def grid_sample(call, x, grid, *args):
+    """An image looked at at given places: channels pass, and the result is laid out as the places are."""
+    for t in (*x.axes[2:], grid.axes[-1]):
+        call.fix(t)
+    return [call.merge(x.axes[0], grid.axes[0]), x.axes[1], *grid.axes[1:-1]]
+
+
 @rule("aten.pixel_shuffle")
 def pixel_shuffle(call, x, factor):
     """``(*, channels x r x r, h, w)`` to ``(*, channels, h x r, w x r)``."""
