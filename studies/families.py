@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 def study(options, limit: int | None, taus: int) -> pd.DataFrame:
     """All cells; a fit is made once in a run."""
-    data = load(options.data, options.data_dir, limit=limit).flat()
+    data = load(options.data, options.data_dir, limit=limit).flat().to(options.device)
     parts = {"train": (data.x.double(), data.y), "test": (data.x_test.double(), data.y_test)}
 
     @cache

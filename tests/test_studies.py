@@ -237,6 +237,22 @@ def test_resnet_has_its_layers_and_channels_to_relabel(norm, blocks):
         networks.bayesian_resnet((2, 3, 4), norm="batch")
 
 
+def test_starts_are_on_the_device_of_the_prior():
+    """And the same for a seed on all devices: drawn on the CPU."""
+    from pyro_align.demo.network import he_initialisation
+
+    for shape in ([3], [4, 3]):
+        zeros = torch.zeros(shape, device="meta", dtype=torch.float64)
+        prior = pyro.distributions.Normal(zeros, 1.0, validate_args=False)
+        start = he_initialisation({"fn": prior.to_event(len(shape))})
+        assert (start.device.type, start.dtype, list(start.shape)) == ("meta", torch.float64, shape)
+    torch.manual_seed(0)
+    expected = torch.randn(4, 3) * (2 / 3) ** 0.5
+    torch.manual_seed(0)
+    found = he_initialisation({"fn": pyro.distributions.Normal(torch.zeros(4, 3), 1.0).to_event(2)})
+    assert torch.allclose(found, expected)
+
+
 def test_gauss_newton_is_the_hessian_where_logits_are_linear():
     """Without a hidden layer the negative log joint's Hessian is its Gauss-Newton matrix."""
     from pyro_align.demo.network import bayesian_mlp
