@@ -101,7 +101,10 @@ def jpeg(image):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", STUDIES)
+LONG = ("families", "resnet")  # over ten seconds
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in STUDIES])
 def test_a_study_runs_and_resumes(name, folder, tmp_path, capsys):
     arguments = ["--quick", "--out", str(tmp_path), "--seeds", "0", "1"]
     if name in ("convolutional", "mnist"):
