@@ -1,4 +1,4 @@
-"""A LeNet-like convolutional network on MNIST and Fashion-MNIST: barriers before and after alignment.
+"""A LeNet-like network on MNIST and Fashion-MNIST: barriers by width, Bayesian beside point estimates.
 
 python -m studies.convolutional --data-dir DATA --out OUT
 """
@@ -15,8 +15,9 @@ from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.mnist import SHOWN
 from studies.training import Recipe
+from studies.width_depth import KINDS
 
-KEY = ("data", "widths", "train", "temperature", "gain", "epochs", "seed_a", "seed_b")
+KEY = ("data", "guide", "widths", "train", "temperature", "gain", "epochs", "seed_a", "seed_b")
 LENET = (16, 32, 120, 84)
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
     made.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"], help="data sets")
     made.add_argument("--factors", type=int, nargs="+", default=[1, 2], help="multiples of every layer's width")
+    made.add_argument("--guides", nargs="+", default=list(KINDS), help="normal, delta")
     made.add_argument("--train", type=int, default=60000, help="training data to fit to")
     made.add_argument("--temperature", type=float, default=0.1, help="weight of the KL")
     made.add_argument("--gain", type=float, nargs="+", default=[1.0, 0.3], help="factors on He-normal locations")
@@ -34,19 +36,21 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     if options.quick:
         lenet, grid = (2, 3, 8, 6), Grid(3, 2, train=0, test=60)
         options.train, options.epochs, options.factors, options.gain = 300, 1, [1], [1.0]
+        options.guides = ["normal"]
     lab = Lab(options, grid, options.train)
 
-    def compute(data, widths, train, temperature, gain, epochs, seed_a, seed_b):
-        recipe = Recipe(epochs, 128, 0.003, scale_rate=0.01, temperature=temperature, gain=gain, decay=0.3)
+    def compute(data, guide, widths, train, temperature, gain, epochs, seed_a, seed_b):
+        steps = {"learning_rate": 0.003, "scale_rate": 0.01, "decay": 0.3}
+        recipe = Recipe(epochs, 128, **steps, temperature=temperature, gain=gain, guide=guide)
         layers = tuple(int(width) for width in widths.split("-"))
         return before_and_after(lab, Setting(data, layers, recipe=recipe, network="lenet"), seed_a, seed_b)
 
     shapes = ["-".join(str(factor * width) for width in lenet) for factor in options.factors]
     fixed = (options.train, options.temperature)
     cells = [
-        dict(zip(KEY, (data, shape, *fixed, gain, options.epochs, *pair), strict=True))
+        dict(zip(KEY, (data, guide, shape, *fixed, gain, options.epochs, *pair), strict=True))
         for pair in runner.pairs(options.seeds)
-        for shape, data, gain in itertools.product(shapes, options.data, options.gain)
+        for shape, data, gain, guide in itertools.product(shapes, options.data, options.gain, options.guides)
     ]
     frame = runner.run(runner.Table(options.out / "convolutional.csv", KEY), cells, compute)
     runner.write_table(summary(frame), options.out / "convolutional_table.md")
@@ -55,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per data set, width, gain and loss on test data."""
+    """One row per data set, kind of fit, width, gain and loss on test data."""
     frame = frame[frame["loss"].isin(SHOWN)]
     made = []
-    by = ["data", "widths", "train", "gain", "loss"]
-    for (data, widths, train, gain, loss), part in frame.groupby(by, sort=False):
+    by = ["data", "widths", "train", "gain", "guide", "loss"]
+    for (data, widths, train, gain, guide, loss), part in frame.groupby(by, sort=False):
         before, after = (part[part["alignment"] == name] for name in ("none", "w2"))
         ends = pd.concat([after["start"], after["end"]])
         made.append(
@@ -68,7 +72,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "channels and units": widths,
                 "training data": train,
                 "gain": f"{gain:g}",
-                "alive": "; ".join(part["alive"].unique()),
+                "fit": KINDS[guide],
+                "alive": "; ".join(part["alive"].dropna().astype(str).unique()) or "-",
                 "loss": TITLES.get(loss, loss),
                 "seed pairs": len(after),
                 "barrier as they stand": figures.spread(before["barrier"], 4),
@@ -83,9 +88,14 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on test data by width, before and after."""
     frame = frame[frame["loss"] == "predictive_nll"].copy()
-    frame["line"] = frame["gain"].map("{:g}/".format) + frame["alignment"]
+    frame["line"] = frame["guide"] + frame["gain"].map("/{:g}/".format) + frame["alignment"]
     gains = sorted(frame["gain"].unique(), reverse=True)
-    order = {f"{g:g}/{a}": f"gain {g:g}, {figures.LABELS[a]}" for g in gains for a in ("none", "w2")}
+    order = {
+        f"{guide}/{gain:g}/{a}": f"{kind}, gain {gain:g}, {figures.LABELS[a]}"
+        for guide, kind in KINDS.items()
+        for gain in gains
+        for a in ("none", "w2")
+    }
     # by size, not by the text's first digit
     frame["channels"] = frame["widths"].str.split("-").str[0].astype(int)
     names = list(dict.fromkeys(frame["data"]))

@@ -13,7 +13,7 @@ from pyro_align.demo.network import bayesian_mlp
 from pyro_align.diagnostics import effective_width
 from pyro_align.guides import MeanFieldNormal, Posterior
 from studies.data import DataSet, load
-from studies.networks import ard_mlp, bayesian_lenet
+from studies.networks import ard_mlp, bayesian_lenet, bayesian_resnet
 from studies.runner import Row
 from studies.training import Fit, Fits, Recipe
 
@@ -24,11 +24,12 @@ class Setting:
 
     Attributes:
         data: Name of the data set.
-        hidden: Widths of the hidden layers.
+        hidden: Widths of the hidden layers; of a ResNet, of its three stages.
         activation: ``"relu"`` or ``"tanh"``.
         prior: ``"fan-in"``, ``"ard"``, or the standard deviation of every prior, as text.
         recipe: Optimiser settings, temperature and guide.
-        network: ``"mlp"`` or ``"lenet"`` (ReLU, fan-in prior).
+        network: ``"mlp"``; ``"lenet"``, or a ResNet-20 with the normalisation ``"resnet20-group"``,
+            ``"resnet20-plain"`` or ``"resnet20-frn"`` (ReLU, fan-in priors).
     """
 
     data: str
@@ -40,7 +41,7 @@ class Setting:
 
     @property
     def name(self) -> dict[str, object]:
-        """What names a fit beside its recipe and seed."""
+        """What names a fit beside its recipe, seed and data."""
         made = {"data": self.data, "hidden": list(self.hidden), "activation": self.activation, "prior": self.prior}
         return made if self.network == "mlp" else {**made, "network": self.network}
 
@@ -69,25 +70,30 @@ class Lab:
         options: Options of a study, see :func:`studies.runner.parser`.
         grid: Where paths are evaluated.
         limit: Greatest number of training data to fit to; None for all.
+        pool: Side of the squares of pixels over which images are averaged; 1 leaves them as they are.
     """
 
-    def __init__(self, options: argparse.Namespace, grid: Grid, limit: int | None = None):
+    def __init__(self, options: argparse.Namespace, grid: Grid, limit: int | None = None, pool: int = 1):
         self.options = options
         self.grid = grid
         self.limit = limit
+        self.pool = pool
         self.fits = Fits(options.fits, options.device)
         self.data = cache(self._data)
         self.symmetry = cache(self._symmetry)
 
     def _data(self, name: str) -> DataSet:
-        data = load(name, self.options.data_dir).flat().to(self.options.device)
-        return data if self.limit is None else data.head(self.limit, self.limit)
+        return load(name, self.options.data_dir, limit=self.limit).pooled(self.pool).flat().to(self.options.device)
 
     def model(self, setting: Setting) -> Callable:
         """The Pyro model of a setting."""
         data = self.data(setting.data)
         if setting.network == "lenet":
             return bayesian_lenet(setting.hidden, classes=data.classes, side=math.isqrt(data.x.shape[1]))
+        kind, _, norm = setting.network.partition("-")
+        if kind == "resnet20":
+            side = math.isqrt(data.x.shape[1] // 3)
+            return bayesian_resnet(setting.hidden, norm=norm, classes=data.classes, side=side)
         sizes = [data.x.shape[1], *setting.hidden, data.classes]
         if setting.prior == "ard":
             return ard_mlp(sizes, activation=setting.activation)
@@ -97,7 +103,8 @@ class Lab:
     def fit(self, setting: Setting, seed: int) -> Fit:
         """The posterior of a setting and seed."""
         data = self.data(setting.data)
-        return self.fits(self.model(setting), data.x, data.y, seed=seed, recipe=setting.recipe, what=setting.name)
+        what = setting.name if self.pool == 1 else {**setting.name, "pool": self.pool}
+        return self.fits(self.model(setting), data.x, data.y, seed=seed, recipe=setting.recipe, what=what)
 
     def _symmetry(self, setting: Setting) -> pyro_align.Symmetry:
         data = self.data(setting.data)

@@ -5,6 +5,7 @@ python -m studies.merging --out OUT
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import Tensor
 import pyro_align
 from pyro_align.density import Density
 from pyro_align.guides import Posterior, barycenter
+from pyro_align.report import leave_one_out, point_to_arviz
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting
 from studies.training import Recipe, fit
@@ -70,16 +72,16 @@ class Merged:
         return self._once("members", lambda: [self.lab.fit(self.setting, seed).posterior for seed in self.seeds])
 
     def rows(self, what: str) -> list[runner.Row]:
-        """Scores on test data: one row per member, one row for anything else."""
+        """Scores on test data and by leave-one-out: one row per member, one row for anything else."""
         kind, _, epochs = what.partition(" + ")
         if kind == "members":
-            return [self._score(self._predict(q), seed) for q, seed in zip(self.members(), self.seeds, strict=True)]
+            return [self._score([q], seed) for q, seed in zip(self.members(), self.seeds, strict=True)]
         if kind == "mixture":
-            return [self._score(torch.stack([self._predict(q) for q in self.members()]).mean(0))]
+            return [self._score(self.members())]
         merged = self._once(kind, lambda: self._barycenter(kind))
         if epochs:
             merged = self._polish(merged, int(epochs.split()[0]))
-        return [self._score(self._predict(merged))]
+        return [self._score([merged])]
 
     def _barycenter(self, kind: str) -> Posterior:
         if kind.endswith("aligned"):
@@ -94,20 +96,39 @@ class Merged:
         model = self.lab.model(self.setting)
         return fit(model, data.x, data.y, seed=1000, recipe=short, start=posterior, label="polish")
 
-    def _predict(self, posterior: Posterior) -> Tensor:
-        """Class probabilities of the test data, averaged over draws, ``(data, classes)``."""
+    def _score(self, parts: Sequence[Posterior], seed: int = -1) -> runner.Row:
+        """Scores of the equal mixture of some posteriors."""
         data = self.lab.data(self.setting.data)
-        density = Density(self.lab.model(self.setting), (data.x_test, data.y_test))
-        values = posterior.push(posterior.noise(self.draws, generator=0))
-        with torch.no_grad():
-            logits = (
-                density.trace({k: v[s] for k, v in values.items()}).nodes["_RETURN"]["value"] for s in range(self.draws)
-            )
-            return torch.stack([value.softmax(-1) for value in logits]).mean(0)
+        test = [self._run(q, data.x_test, data.y_test)[0] for q in parts]
+        found = scores(torch.cat(test).exp().mean(0), data.y_test)
+        loo = leave_one_out(self._point(parts, data.x, data.y))
+        loos = {"loo": -loo["elpd"] / len(data.x), "loo_se": loo["se"] / len(data.x), "bad_k": loo["bad_k"]}
+        return {"evaluation": "test", "member": seed, **found, **loos}
 
-    def _score(self, probs: Tensor, seed: int = -1) -> runner.Row:
-        y = self.lab.data(self.setting.data).y_test
-        return {"evaluation": "test", "member": seed, **scores(probs, y)}
+    def _run(self, posterior: Posterior, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log class probabilities ``(draws, data, classes)``, and the draws' log joint and log density ``(draws,)``."""
+        density = Density(self.lab.model(self.setting), (x, y))
+        with torch.no_grad():
+            values, log_q = posterior.push_with_log_prob(posterior.noise(self.draws, generator=0))
+            traces = [density.trace({k: v[s] for k, v in values.items()}) for s in range(self.draws)]
+            logits = torch.stack([trace.nodes["_RETURN"]["value"] for trace in traces])
+            return logits.log_softmax(-1), torch.stack([trace.log_prob_sum() for trace in traces]), log_q
+
+    def _point(self, parts: Sequence[Posterior], x: Tensor, y: Tensor):
+        """The mixture as an ArviZ object. Members hardly overlap: a draw has its own one's density."""
+        runs = [self._run(q, x, y) for q in parts]
+        log_probs, lp, log_q = (torch.cat(one) for one in zip(*runs, strict=True))
+        log_likelihood = log_probs.gather(-1, y.expand(len(log_probs), -1)[..., None])[..., 0]
+        return point_to_arviz(
+            tau=math.nan,
+            evaluation="train",
+            name="y",
+            plates=("data",),
+            log_likelihood=log_likelihood.double().cpu().numpy(),
+            observed={"y": y.cpu().numpy()},
+            lp=lp.double().cpu().numpy(),
+            log_q=(log_q - math.log(len(parts))).double().cpu().numpy(),
+        )
 
     def _once(self, name: str, make: Callable):
         if name not in self._cache:
@@ -141,6 +162,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "accuracy": figures.spread(part["accuracy"]),
                 "negative log predictive (nats)": figures.spread(part["nll"]),
                 "ECE": figures.spread(part["ece"]),
+                "LOO on training data (nats)": figures.spread(part["loo"]),
+                "share of bad k": figures.spread(part["bad_k"], 2),
             }
         )
     return pd.DataFrame(made)

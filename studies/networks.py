@@ -1,4 +1,4 @@
-"""Networks that the demo lacks: a perceptron with automatic relevance determination, and a LeNet-like CNN."""
+"""Networks that the demo lacks: a perceptron with relevance priors, a LeNet, a ResNet without batch statistics."""
 
 from __future__ import annotations
 
@@ -83,6 +83,88 @@ def bayesian_lenet(widths: Sequence[int], *, classes: int = 10, side: int = 28) 
             h = h if name == "dense2" else torch.relu(h)
         _observe(h, y, size)
         return h
+
+    return model
+
+
+def bayesian_resnet(
+    widths: Sequence[int] = (16, 32, 64),
+    *,
+    blocks: int = 3,
+    norm: str = "group",
+    classes: int = 10,
+    channels: int = 3,
+    side: int = 32,
+    local_sd: float = 0.5,
+) -> Callable[..., Tensor]:
+    """A residual network of three stages as for CIFAR-10 (He et al. 2016, sec. 4.2), without batch statistics.
+
+    Three blocks a stage make ResNet-20. A block is two 3x3 convolutions, each normalised; where a stage begins, the
+    shortcut is a 1x1 convolution, normalised (option B of He et al.). Statistics of a batch would tie the data of a
+    batch together, so that there would be no likelihood of one datum.
+
+    Args:
+        widths: Channels of each stage; those after the first halve the image.
+        blocks: Residual blocks a stage.
+        norm: ``"group"``, group normalisation with one group (Wu & He 2018), which leaves all channels alike;
+            ``"plain"``, the same without gains and shifts, a third of the sites; or ``"frn"``, filter response
+            normalisation with thresholded units (Singh & Krishnan 2020).
+        classes: Units of the last layer.
+        channels: Channels of the images.
+        side: Their height and width.
+        local_sd: Prior standard deviation of the normalisation's shifts, thresholds and (around one) gains.
+
+    Returns:
+        A model ``(x, y=None, size=None)`` with ``x`` of shape ``(batch, channels * side * side)``, channels slowest.
+        Priors of weights are N(0, 2 / fan_in).
+
+    Raises:
+        ValueError: Another ``norm``.
+    """
+    if norm not in ("group", "plain", "frn"):
+        raise ValueError(f"norm must be 'group', 'plain' or 'frn', got {norm!r}")
+
+    def normal(name: str, shape: Sequence[int], sd: Tensor) -> Tensor:
+        return pyro.sample(name, dist.Normal(0 * sd, sd).expand(shape).to_event(len(shape)))
+
+    def conv(h: Tensor, name: str, width: int, kernel: int, stride: int = 1) -> Tensor:
+        shape = (width, h.shape[1], kernel, kernel)
+        weight = normal(f"{name}.weight", shape, h.new_tensor(math.sqrt(2 / math.prod(shape[1:]))))
+        return F.conv2d(h, weight, stride=stride, padding=kernel // 2)
+
+    def normalised(h: Tensor, name: str) -> Tensor:
+        if norm == "plain":
+            return F.group_norm(h, 1)
+        sd = h.new_tensor(local_sd)
+        gain, shift = (normal(f"{name}.{part}", h.shape[1:2], sd)[:, None, None] for part in ("gain", "shift"))
+        if norm == "group":
+            return F.group_norm(h, 1) * (1 + gain) + shift
+        return h * (h.square().mean((2, 3), keepdim=True) + 1e-6).rsqrt() * (1 + gain) + shift
+
+    def activated(h: Tensor, name: str) -> Tensor:
+        if norm != "frn":
+            return torch.relu(h)
+        return torch.maximum(h, normal(f"{name}.threshold", h.shape[1:2], h.new_tensor(local_sd))[:, None, None])
+
+    def unit(h: Tensor, name: str, *shape: int) -> Tensor:
+        return normalised(conv(h, name, *shape), name)
+
+    def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        h = x.reshape(-1, channels, side, side)
+        h = activated(unit(h, "stem", widths[0], 3), "stem")
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                name, begins = f"stage{stage}.block{block}", stage > 0 and block == 0
+                stride = 2 if begins else 1
+                inner = activated(unit(h, f"{name}.conv0", width, 3, stride), f"{name}.conv0")
+                skip = unit(h, f"{name}.skip", width, 1, stride) if begins else h
+                h = activated(skip + unit(inner, f"{name}.conv1", width, 3), f"{name}.conv1")
+        features = h.mean((2, 3))
+        sd = x.new_tensor(math.sqrt(2 / widths[-1]))
+        weight, bias = normal("dense.weight", (classes, widths[-1]), sd), normal("dense.bias", (classes,), sd)
+        logits = F.linear(features, weight, bias)
+        _observe(logits, y, size)
+        return logits
 
     return model
 

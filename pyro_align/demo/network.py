@@ -70,8 +70,11 @@ def tempered(fn: Callable, temperature: float) -> Callable:
 
 
 def he_initialisation(site: dict) -> Tensor:
-    """Locations to start a guide from: He-normal weights, zero biases; independent seeds start apart."""
-    shape = site["fn"].shape()
+    """Locations to start a guide from: He-normal weights, zero biases; independent seeds start apart.
+
+    Drawn on the CPU, so that a seed gives the same start on every device.
+    """
+    shape, like = site["fn"].shape(), site["fn"].mean
     if len(shape) < 2:
-        return torch.zeros(shape)
-    return torch.randn(shape) * math.sqrt(2 / math.prod(shape[1:]))
+        return torch.zeros(shape).to(like)
+    return (torch.randn(shape, device="cpu") * math.sqrt(2 / math.prod(shape[1:]))).to(like)

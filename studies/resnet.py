@@ -1,0 +1,132 @@
+"""ResNet-20 without batch statistics on CIFAR-10 data: barriers against width, Bayesian beside point estimates.
+
+python -m studies.resnet --data-dir DATA --out OUT
+
+On a GPU, for widths up to that of Git Re-Basin: ``--device cuda --data cifar10_jpeg --train 50000 --width 1 2 4 8
+--epochs 100 --test 10000``. ``cifar10_jpeg`` is CIFAR-10 after lossy compression: JPEG CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pandas as pd
+
+from studies import figures, runner
+from studies.lab import Grid, Lab, Setting, before_and_after
+from studies.training import Recipe
+from studies.width_depth import KINDS
+
+KEY = ("data", "pool", "norm", "width", "guide", "temperature", "train", "epochs", "seed_a", "seed_b")
+CHANNELS = (16, 32, 64)
+NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-10"}
+
+# Ainsworth et al. 2023, ResNet-20 with LayerNorm on all of CIFAR-10: width multiplier -> test loss barrier in nats
+GIT_RE_BASIN = {1: 1.37, 2: 0.68, 4: 0.31, 8: 0.25}
+
+
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Runs the study with command line options."""
+    made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
+    made.add_argument("--data", nargs="+", default=["cifar10_exact"], help="cifar10_exact, cifar10_jpeg")
+    made.add_argument("--width", type=float, nargs="+", default=[0.25, 0.5, 1], help="multiples of 16, 32, 64 channels")
+    made.add_argument("--norm", nargs="+", default=["group"], help="group, plain (without gains and shifts), frn")
+    made.add_argument("--guides", nargs="+", default=list(KINDS), help="normal, delta")
+    made.add_argument("--temperature", type=float, default=0.001, help="weight of the KL")
+    made.add_argument("--train", type=int, default=4000, help="training data to fit to")
+    made.add_argument("--pool", type=int, default=1, help="average images over squares of so many pixels a side")
+    made.add_argument("--epochs", type=int, default=10, help="passes over the data in each fit")
+    made.add_argument("--batch", type=int, default=128, help="data a step")
+    made.add_argument("--rate", type=float, default=0.005, help="Adam's step for locations")
+    made.add_argument("--taus", type=int, default=5, help="points on the path")
+    made.add_argument("--draws", type=int, default=8, help="posterior draws at each")
+    made.add_argument("--test", type=int, default=1000, help="test data to evaluate on")
+    made.add_argument("--evaluate", type=int, default=500, help="training data to evaluate on")
+    options = runner.read(made, argv)
+    if options.quick:
+        options.width, options.train, options.epochs, options.pool = [0.125], 64, 1, 4
+        options.taus, options.draws, options.test, options.evaluate = 3, 2, 20, 10
+    lab = Lab(
+        options,
+        Grid(options.taus, options.draws, train=options.evaluate, test=options.test),
+        options.train,
+        options.pool,
+    )
+
+    def compute(data, pool, norm, width, guide, temperature, train, epochs, seed_a, seed_b):
+        recipe = Recipe(
+            epochs, options.batch, options.rate, scale_rate=0.02, temperature=temperature, guide=guide, decay=0.5
+        )
+        channels = tuple(max(1, round(width * c)) for c in CHANNELS)
+        return before_and_after(lab, Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}"), seed_a, seed_b)
+
+    fixed = (options.temperature, options.train, options.epochs)
+    cells = [
+        dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair), strict=True))
+        for pair in runner.pairs(options.seeds)
+        for data, norm, width, guide in itertools.product(options.data, options.norm, options.width, options.guides)
+    ]
+    frame = runner.run(runner.Table(options.out / "resnet.csv", KEY), cells, compute)
+    runner.write_table(summary(frame), options.out / "resnet_table.md")
+    draw(frame, options.out / "resnet.png")
+    return frame
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per width and kind of fit: predictive-NLL barriers before and after, and how good the fits are."""
+    made = []
+    by = ["data", "pool", "norm", "train", "epochs", "width", "guide"]
+    for (data, pool, norm, train, epochs, width, guide), part in frame.groupby(by, sort=False):
+
+        def cell(evaluation, loss, alignment, part=part):
+            same = (part["evaluation"] == evaluation) & (part["loss"] == loss) & (part["alignment"] == alignment)
+            return part[same]
+
+        errors, fits = (cell("test", loss, "w2")[["start", "end"]] for loss in ("error_rate", "predictive_nll"))
+        row = {
+            "data": NAMES.get(data, data),
+            "pixels": f"{32 // pool}x{32 // pool}",
+            "norm": norm,
+            "images": train,
+            "epochs": epochs,
+            "width": f"{width:g}",
+            "fit": KINDS[guide],
+            "test accuracy of the fits": f"{1 - errors.to_numpy().max():.3f}-{1 - errors.to_numpy().min():.3f}",
+            "their test NLL": f"{fits.to_numpy().min():.2f}-{fits.to_numpy().max():.2f}",
+        }
+        for evaluation in ("train", "test"):
+            for alignment, label in (("none", "as they stand"), ("w2", "aligned")):
+                found = cell(evaluation, "predictive_nll", alignment)["barrier"]
+                row[f"{evaluation} barrier, {label}"] = figures.spread(found) if len(found) else "not run"
+        row["largest s.e."] = f"{cell('test', 'predictive_nll', 'w2')['se'].max():.3f}"
+        row["seed pairs"] = len(part[["seed_a", "seed_b"]].drop_duplicates())
+        made.append(row)
+    return pd.DataFrame(made)
+
+
+def draw(frame: pd.DataFrame, path) -> None:
+    """Predictive-NLL barrier on test data against width, with Git Re-Basin's published figures for orientation."""
+    frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")].copy()
+    frame["line"] = frame["guide"] + "/" + frame["alignment"]
+    order = [f"{guide}/{alignment}" for guide in KINDS for alignment in ("none", "w2")]
+    labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
+    labels["published/w2"] = "Git Re-Basin, as published:\nfull data, LayerNorm, trained to the end"
+    published = pd.DataFrame({"width": list(GIT_RE_BASIN), "barrier": list(GIT_RE_BASIN.values())})
+    panels = list(frame.groupby(["data", "norm"], sort=False))
+    figure, axes = figures.pyplot().subplots(
+        1, len(panels), figsize=(4.5 * len(panels), 3.4), squeeze=False, sharey=True
+    )
+    for ax, ((data, norm), part) in zip(axes.flat, panels, strict=True):
+        part = pd.concat([part, published.assign(line="published/w2")], ignore_index=True)
+        part["width"] = part["width"].astype(float)
+        figures.lines(ax, part, x="width", by="line", order=[*order, "published/w2"], labels=labels)
+        ax.set_title(f"{NAMES.get(data, data)}, {norm}", fontsize=10)
+        ax.set_xlabel("width multiplier")
+    axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
+    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
