@@ -26,8 +26,8 @@ RECIPES = {
 }
 
 REPAIRED = "repaired"
-# Paths that are trained, the others are straight: kind, and weight of the KL over that of the fits. At the weight of the
-# fits the ELBO may be bettered by leaving the data alone, which is no way across for the likelihood.
+# Paths that are trained, the others are straight: kind, and weight of the KL over that of the fits. At the fits' own
+# weight the ELBO may be bettered by leaving the data alone, which is no way across for the likelihood.
 BENT = {
     "bezier": ("bezier", 1.0),
     "chain": ("chain", 1.0),
