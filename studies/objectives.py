@@ -63,7 +63,7 @@ def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objecti
         kind, share = BENT[way]
         everything, temperature = (data.x, data.y, len(data.x)), share * setting.recipe.temperature
         return pyro_align.learn_path(
-            model, a, b, *everything, kind=kind, steps=steps, batch_size=256, temperature=temperature
+            model, a, b, *everything, kind=kind, steps=steps, batch_size=min(256, len(data.x)), temperature=temperature
         )
     path = pyro_align.displacement(a, b)
     return pyro_align.repair(path, model, data.x[:500], data.y[:500]) if way == REPAIRED else path

@@ -5,6 +5,15 @@ from __future__ import annotations
 from pyro_align.discovery.rules import rule
 from pyro_align.discovery.terms import ONE
 
+# operation -> axes of both factors and of their product, which is added to a third tensor
+ADDED_PRODUCTS = {
+    "addmm": ("ik", "kj", "ij"),
+    "addmv": ("ik", "k", "i"),
+    "baddbmm": ("bik", "bkj", "bij"),
+    "addr": ("i", "j", "ij"),
+    "addbmm": ("bik", "bkj", "ij"),
+}
+
 
 def contract(call, left, left_labels: str, right, right_labels: str, out: str):
     """A two-operand einsum: axes with one label are merged, the full product is witnessed."""
@@ -53,14 +62,7 @@ def outer(call, a, b):
 @rule("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm")
 def add_product(call, c, a, b, **kwargs):
     """A product plus a broadcast term."""
-    forms = {
-        "addmm": ("ik", "kj", "ij"),
-        "addmv": ("ik", "k", "i"),
-        "baddbmm": ("bik", "bkj", "bij"),
-        "addr": ("i", "j", "ij"),
-        "addbmm": ("bik", "bkj", "ij"),
-    }
-    left, right, out = forms[call.node.target._opname]
+    left, right, out = ADDED_PRODUCTS[call.node.target._opname]
     axes = contract(call, a, left, b, right, out)
     return call.broadcast(call.tensor(axes), c)
 

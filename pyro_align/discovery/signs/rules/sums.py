@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_align.discovery.rules.contraction import ADDED_PRODUCTS
 from pyro_align.discovery.rules.elementwise import axes_of
 from pyro_align.discovery.signs.call import SignTensor
 from pyro_align.discovery.signs.registry import sign_rule
@@ -86,14 +87,7 @@ def outer(call, a, b):
 @sign_rule("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm")
 def add_product(call, c, a, b, **kwargs):
     """A product plus a broadcast term."""
-    forms = {
-        "addmm": ("ik", "kj", "ij"),
-        "addmv": ("ik", "k", "i"),
-        "baddbmm": ("bik", "bkj", "bij"),
-        "addr": ("i", "j", "ij"),
-        "addbmm": ("bik", "bkj", "ij"),
-    }
-    left, right, out = forms[call.node.target._opname]
+    left, right, out = ADDED_PRODUCTS[call.node.target._opname]
     return call.add(call.contract(a, left, b, right, out), c)
 
 
