@@ -8,6 +8,7 @@ import torch
 from problems import bayesian, normal, observe, problem
 from torch import nn
 
+from pyro_align import Odd
 from pyro_align.axes import Atom
 
 E = 4
@@ -34,7 +35,7 @@ class Packed(nn.Module):
 HEAD = Atom("head", 3)
 
 
-@problem({"qkv.weight": ([(HEAD, QK), QK, VO], None), "o.weight": (None, (HEAD, VO))}, oracle=False)
+@problem({"qkv.weight": ([(HEAD, QK), QK, VO], None), "o.weight": (None, (HEAD, VO))}, oracle=False, odd=("qk", "vo"))
 def attention_of_many_queries_and_one_key():
     """One key and one value serve all heads, so that dimensions are the same in each."""
 
@@ -58,7 +59,7 @@ def grouped(cut):
     return bayesian(Packed(16, 8, turned)), (torch.randn(2, 3, E),)
 
 
-@problem(GROUPED, within=WITHIN, oracle=False)
+@problem(GROUPED, within=WITHIN, oracle=False, odd=("qk", "vo"))
 def attention_packed_group_by_group():
     def cut(packed):
         packed = packed.view(*packed.shape[:2], 2, 4, 2)
@@ -67,12 +68,16 @@ def attention_packed_group_by_group():
     return grouped(cut)
 
 
-@problem(GROUPED, within=WITHIN, oracle=False)
+@problem(GROUPED, within=WITHIN, oracle=False, odd=("qk", "vo"))
 def attention_packed_group_by_group_and_split():
     return grouped(lambda packed: packed.view(*packed.shape[:2], 2, 4, 2).split([2, 1, 1], 3))
 
 
-@problem({"qkv.weight": ((KV, [QK, QK, VO]), None), "o.weight": (None, (KV, VO))}, within={"qk": "kv", "vo": "kv"})
+@problem(
+    {"qkv.weight": ((KV, [QK, QK, VO]), None), "o.weight": (None, (KV, VO))},
+    within={"qk": "kv", "vo": "kv"},
+    odd=("qk", "vo"),
+)
 def attention_packed_head_by_head():
     def cut(packed):
         packed = packed.view(*packed.shape[:2], 2, 3, 2)
@@ -87,6 +92,7 @@ KEPT = Atom("kv!", 2)
 @problem(
     {"qkv.weight": ([(KEPT, QK), (KEPT, QK), (KEPT, VO)], None), "o.weight": (None, (KEPT, VO))},
     within={"qk": "kv!", "vo": "kv!"},
+    odd=("qk", "vo"),
 )
 def attention_with_a_scale_for_each_head():
     """The prior tells the heads apart, and leaves the dimensions within each free."""
@@ -117,7 +123,10 @@ def table_that_is_not_saved():
     return Rotated(False), (torch.randn(3, 2),)
 
 
-@problem({"up.weight": ("h", None), "up.bias": ("h",), "down.weight": (None, "h"), "scale": ("h",)})
+@problem(
+    {"up.weight": ("h", None), "up.bias": ("h",), "down.weight": (None, "h"), "scale": ("h",)},
+    signs={"up.weight": (Odd("h"), None), "up.bias": (Odd("h"),), "down.weight": (None, Odd("h"))},
+)
 def table_that_is_saved():
     return Rotated(True), (torch.randn(3, 2),)
 
@@ -144,6 +153,7 @@ TURNED = (Atom("head", 2), 4)
     },
     within={"vo": "head"},
     oracle=False,
+    odd="vo",
 )
 def rotation_by_complex_numbers():
     """Neighbouring dimensions as one complex number, turned by an angle for its frequency: all keep their order."""
