@@ -20,6 +20,7 @@ from pyro_align._effects import untouched
 from pyro_align.density import Density, is_subsample
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+from pyro_align.normals import normal_kl, normal_log_prob
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -245,19 +246,29 @@ def _negative_elbo(
     generator: torch.Generator,
     batches: Batches,
 ) -> Tensor:
-    """One draw's -log p(y | z) + T (log q(z) - log p(z)), nats, differentiable in the moments."""
-    noise, values, log_q = q.noise(1, generator=generator), {}, 0.0
+    """A draw's -log p(y | z) + T KL, nats, differentiable in the moments.
+
+    The KL of a site with a Normal prior is in closed form, given the draws of the sites that its prior depends on. In a
+    wide network most weights are at their prior; one draw's log q - log p of each would drown everything else.
+    """
+    noise, values, volume = q.noise(1, generator=generator), {}, {}
     for name, spec in q.sites.items():
         loc, scale = moments[name]
         latent = (loc + scale * noise[name][0])[None]
         values[name] = spec.constrain(latent)[0]
-        # the noise's own density is constant
-        log_q = log_q - scale.log().sum() - spec.log_volume(latent, values[name][None]).sum()
+        volume[name] = spec.log_volume(latent, values[name][None]).sum()
     batch = density.resampled(*batches.draw(generator))
     nodes = {n: s for n, s in batch.trace(values).nodes.items() if s["type"] == "sample" and not is_subsample(s)}
     likelihood = sum(nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed)
-    prior = sum(site["log_prob_sum"] for name, site in nodes.items() if name not in density.observed)
-    return -likelihood + temperature * (log_q - prior)
+    kl = -sum(s["log_prob_sum"] for n, s in nodes.items() if n not in density.observed and n not in q.sites)
+    for name, spec in q.sites.items():
+        loc, scale = moments[name]
+        closed = normal_kl(nodes[name], loc, scale) if spec.is_real else None
+        if closed is None:
+            log_q = normal_log_prob(loc + scale * noise[name][0], loc, scale) - volume[name]
+            closed = log_q - nodes[name]["log_prob_sum"]
+        kl = kl + closed
+    return -likelihood + temperature * kl
 
 
 def _moments(q: MeanFieldNormal) -> Moments:

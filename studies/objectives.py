@@ -31,8 +31,8 @@ REPAIRED = "repaired"
 BENT = {
     "bezier": ("bezier", 1.0),
     "chain": ("chain", 1.0),
+    "bezier, half the KL": ("bezier", 0.5),
     "bezier, a tenth of the KL": ("bezier", 0.1),
-    "chain, a tenth of the KL": ("chain", 0.1),
 }
 
 
@@ -159,7 +159,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "at the ends": levels(part),
                 "predictive NLL, test": barrier("test", "predictive_nll"),
                 "expected NLL, train": barrier("train", "expected_nll"),
-                "negative ELBO": barrier("train", "neg_elbo"),
+                "negative ELBO": barrier("train", "elbo"),
                 "W2": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["distance"], 2),
                 "logit spread kept": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["retained"], 2),
                 "units alive": part["alive"].iloc[0],

@@ -33,6 +33,7 @@ ROOMS = (
     "guides",
     "handlers",
     "density",  # the log joint that discovery traces
+    "normals",
     "_effects",
     "matching",
     "symmetry",

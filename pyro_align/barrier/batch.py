@@ -19,6 +19,7 @@ from pyro_align._effects import seed_everywhere, untouched
 from pyro_align.barrier import forward
 from pyro_align.barrier.forward import Layout
 from pyro_align.errors import BarrierError, DiagnosticWarning
+from pyro_align.normals import normal_kl, normal_log_prob, normal_prior
 
 FIGURES = ("log_likelihood", "likelihood", "log_prior", "analytic", "rest", "log_q_closed")
 CPU_CACHE = 2**23  # on a CPU, larger chunks only leave its caches
@@ -38,14 +39,14 @@ class Normals:
     known: dict[str, tuple] = field(default_factory=dict, repr=False)
 
     def kl(self, name: str, message: dict[str, Any]) -> Tensor | None:
-        """E_q[log q - c log p] of a site, as :func:`pyro_align.barrier.forward.normal_kl` has it."""
-        prior = forward.normal_prior(message)
+        """E_q[log q - c log p] of a site, as :func:`pyro_align.normals.normal_kl` has it."""
+        prior = normal_prior(message)
         if prior is None:
             return None
         fixed = not any(isinstance(part, Tensor) and torch._C._functorch.is_batchedtensor(part) for part in prior)
         if fixed and name in self.known and _same(self.known[name][0], prior):
             return self.known[name][1]
-        kl = forward.normal_kl(message, *self.moments[name])
+        kl = normal_kl(message, *self.moments[name])
         if fixed:
             self.known[name] = prior, kl
         return kl
@@ -212,7 +213,7 @@ def _evaluate(
     closed = [name for name, kl in kls.items() if kl is not None]
     analytic, log_q = zero + sum(kls[name] for name in closed), zero
     if len(closed) < len(draw):  # else nothing is left for which the rest of log q would be wanted
-        log_q = zero + sum(forward.normal_log_prob(draw[name], *normals.moments[name]) for name in closed)
+        log_q = zero + sum(normal_log_prob(draw[name], *normals.moments[name]) for name in closed)
     out = {
         "log_likelihood": log_likelihood,
         "likelihood": zero + likelihood,

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from pyro_align._effects import SubstituteMessenger, without_validation
 from pyro_align.errors import BarrierError
-
-LOG_TWO_PI = math.log(2 * math.pi)
+from pyro_align.normals import LOG_TWO_PI, normal_prior, unwrapped
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _categorical_site(records: Records, shape: tuple[int, ...]) -> str | None:
 
 
 def _class_kind(fn) -> str | None:
-    base = _base(fn)
+    base = unwrapped(fn)
     name = type(base).__name__
     if fn.event_shape and name != "OneHotCategorical":
         return None
@@ -228,7 +227,7 @@ def _class_kind(fn) -> str | None:
 def predict(records: Records) -> Tensor:
     """The mean of the observed site's distribution, ``(*datum, ...)``; class probabilities where it has classes."""
     message = next(iter(records.data.values()))
-    base, kind = _base(message["fn"]), _class_kind(message["fn"])
+    base, kind = unwrapped(message["fn"]), _class_kind(message["fn"])
     if kind in ("Categorical", "OneHotCategorical"):
         inner = getattr(base, "_categorical", base)
         # logits are normalised at construction; a softmax of its own would take as long as a small layer
@@ -251,63 +250,5 @@ def target(records: Records) -> Tensor:
     return value.long() if kind is not None else value
 
 
-def _base(fn):
-    """The distribution inside wrappers that only reshape or mask."""
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return fn
-
-
 def _is_factor(fn) -> bool:
-    return type(_base(fn)).__name__ in ("Unit", "Delta")
-
-
-# -- KL ----------------------------------------------------------------------------------------------------------------
-
-
-def normal_kl(message: dict[str, Any], loc: Tensor, scale: Tensor) -> Tensor | None:
-    """E_q[log q - c log p] of one site with q = N(loc, scale^2) and a Normal prior of scale c, in closed form.
-
-    With c = 1 it is KL(q || p) = log(s_p / s) + (s^2 + (m - m_p)^2) / (2 s_p^2) - 1/2. A prior that depends on other
-    latents gives the KL at their drawn values, an unbiased estimate where q's sites are independent.
-
-    Returns:
-        Scalar in nats, or None where the prior is no Normal.
-    """
-    prior = normal_prior(message)
-    if prior is None:
-        return None
-    prior_loc, prior_scale, _ = prior
-    variance = prior_scale.square()
-    cross = 0.5 * (LOG_TWO_PI + variance.log() + (scale.square() + (loc - prior_loc).square()) / variance)
-    entropy = 0.5 * (LOG_TWO_PI + 1) * loc.numel() + scale.log().sum()
-    return (cross * _event_scale(message, cross)).sum() - entropy
-
-
-def normal_prior(message: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor] | None:
-    """Location, scale and weight of a site's Normal prior, or None where it is none or is masked."""
-    fn = message["fn"]
-    base = _base(fn)
-    if type(base).__name__ != "Normal" or message["mask"] is not None or _has_mask(fn):
-        return None
-    return base.loc, base.scale, message["scale"]
-
-
-def _has_mask(fn) -> bool:
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        if type(fn).__name__ == "MaskedDistribution":
-            return True
-        fn = fn.base_dist
-    return False
-
-
-def _event_scale(message: dict[str, Any], value: Tensor) -> float | Tensor:
-    """The site's scale, which is batch-shaped where it is a tensor, against a value that still has event dims."""
-    scale = message["scale"]
-    events = len(message["fn"].event_shape)
-    return scale.reshape(*scale.shape, *(1,) * events) if isinstance(scale, Tensor) and scale.dim() else scale
-
-
-def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """log N(value; loc, scale^2), summed, in nats."""
-    return -0.5 * (((value - loc) / scale).square() + LOG_TWO_PI).sum() - scale.log().sum()
+    return type(unwrapped(fn)).__name__ in ("Unit", "Delta")
