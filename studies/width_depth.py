@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,11 +15,18 @@ from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
 
-KEY = ("data", "guide", "activation", "gain", "width", "depth", "seed_a", "seed_b")
+KEY = ("data", "guide", "activation", "recipe", "width", "depth", "seed_a", "seed_b")
 KINDS = {"normal": "Bayesian", "delta": "point estimate"}
 
 # Adam's steps: a point estimate has no noise to average over and trains worse with the larger ones
 RATES = {"normal": 0.02, "delta": 0.003}
+
+# how a fit differs from the plain one, by kind
+RECIPES = {
+    "plain": {"normal": {}, "delta": {}},
+    "small start": {"normal": {"gain": 0.1}, "delta": {"gain": 0.1}},
+    "gentle": {"normal": {"gain": 0.1, "decay": 0.1, "learning_rate": 0.005}, "delta": {"gain": 0.1, "decay": 0.1}},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -30,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--activations", nargs="+", default=["relu"], help="relu, tanh")
     made.add_argument("--guides", nargs="+", default=list(KINDS), help="normal, delta")
     made.add_argument("--temperature", type=float, default=0.01, help="weight of the KL")
-    made.add_argument("--gain", type=float, nargs="+", default=[1.0], help="factors on He-normal initial locations")
+    made.add_argument("--recipes", nargs="+", choices=RECIPES, default=["plain"], help="how networks are fitted")
     made.add_argument("--epochs", type=int, default=300, help="passes over the data in each fit")
     options = runner.read(made, argv)
     grid, limit = Grid(), None
@@ -39,18 +47,16 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         grid, limit = Grid(3, 2, train=100), 200
     lab = Lab(options, grid, limit)
 
-    def compute(data, guide, activation, gain, width, depth, seed_a, seed_b):
-        recipe = Recipe(
-            options.epochs, learning_rate=RATES[guide], temperature=options.temperature, guide=guide, gain=gain
-        )
-        setting = Setting(data, (width,) * depth, activation, recipe=recipe)
+    def compute(data, guide, activation, recipe, width, depth, seed_a, seed_b):
+        plain = Recipe(options.epochs, learning_rate=RATES[guide], temperature=options.temperature, guide=guide)
+        setting = Setting(data, (width,) * depth, activation, recipe=replace(plain, **RECIPES[recipe][guide]))
         return before_and_after(lab, setting, seed_a, seed_b)
 
     # pairs outermost: a run that is stopped early has all architectures of fewer pairs
     cells = [
-        dict(zip(KEY, (options.data, guide, activation, gain, width, depth, *pair), strict=True))
+        dict(zip(KEY, (options.data, guide, activation, recipe, width, depth, *pair), strict=True))
         for pair in runner.pairs(options.seeds)
-        for activation, guide, gain in itertools.product(options.activations, options.guides, options.gain)
+        for activation, guide, recipe in itertools.product(options.activations, options.guides, options.recipes)
         for depth, width in itertools.product(options.depths, options.widths)
     ]
     frame = runner.run(runner.Table(options.out / "width_depth.csv", KEY), cells, compute)
@@ -63,9 +69,9 @@ def summary(frame: pd.DataFrame, evaluation: str = "test") -> pd.DataFrame:
     """One row per architecture: predictive-NLL barriers before and after, Bayesian beside deterministic."""
     frame = frame[(frame["evaluation"] == evaluation) & (frame["loss"] == "predictive_nll")]
     made = []
-    by = ["activation", "gain", "depth", "width"]
-    for (activation, gain, depth, width), part in frame.groupby(by, sort=True):
-        row = {"activation": activation, "gain": f"{gain:g}", "hidden layers": depth, "width": width}
+    by = ["activation", "recipe", "depth", "width"]
+    for (activation, recipe, depth, width), part in frame.groupby(by, sort=True):
+        row = {"activation": activation, "recipe": recipe, "hidden layers": depth, "width": width}
         for guide, kind in KINDS.items():
             for alignment, label in (("none", "as they stand"), ("w2", "aligned")):
                 cell = part[(part["guide"] == guide) & (part["alignment"] == alignment)]
@@ -77,22 +83,22 @@ def summary(frame: pd.DataFrame, evaluation: str = "test") -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, folder) -> None:
-    """One figure per activation and gain: barrier against width, a panel for each number of hidden layers."""
+    """One figure per activation and recipe: barrier against width, a panel for each number of hidden layers."""
     frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")].copy()
     frame["line"] = frame["guide"] + "/" + frame["alignment"]
     order = [f"{guide}/{alignment}" for guide in KINDS for alignment in ("none", "w2")]
     labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
-    for (activation, gain), part in frame.groupby(["activation", "gain"]):
+    for (activation, recipe), part in frame.groupby(["activation", "recipe"]):
         depths = sorted(part["depth"].unique())
         figure, axes = figures.pyplot().subplots(
             1, len(depths), figsize=(3.4 * len(depths), 3.2), squeeze=False, sharey=True
         )
         for ax, depth in zip(axes.flat, depths, strict=True):
             figures.lines(ax, part[part["depth"] == depth], x="width", by="line", order=order, labels=labels)
-            ax.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''}, {activation}, gain {gain:g}", fontsize=9)
+            ax.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''}, {activation}, {recipe}", fontsize=9)
         axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
         axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
-        figures.save(figure, folder / f"width_depth_{activation}_gain{gain:g}.png")
+        figures.save(figure, folder / f"width_depth_{activation}_{recipe.replace(' ', '_')}.png")
 
 
 if __name__ == "__main__":
