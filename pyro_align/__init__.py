@@ -19,7 +19,8 @@ from pyro_align.errors import (
 from pyro_align.guides import mean_field_guide, messenger_guide, permute_guide, read_guide, wrap_guide
 from pyro_align.handlers import permute_model
 from pyro_align.io import load, save
-from pyro_align.objectives import Activations, PathLoss
+from pyro_align.objectives import Activations
+from pyro_align.path_losses import MidpointLoss, PathLoss
 from pyro_align.paths import Path, PiecewisePath, displacement, path_through
 from pyro_align.paths_learned import BentPath, learn_path
 from pyro_align.paths_repaired import RepairedPath, repair
@@ -42,6 +43,7 @@ __all__ = [
     "GuideError",
     "ManyAlignments",
     "MatchError",
+    "MidpointLoss",
     "Modes",
     "Odd",
     "Path",

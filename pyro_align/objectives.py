@@ -10,14 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_align.axes import axis_size, leaves
-from pyro_align.barrier import evaluate_loss
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
 from pyro_align.guides.features import PerSite
-from pyro_align.guides.posterior import check_tau
 from pyro_align.matching import Match
-from pyro_align.paths import Path
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = Mapping[str, tuple[Tensor, ...]]
@@ -92,72 +89,6 @@ def _standardised(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
     scale = variance.sqrt()
     floor = 1e-8 * (center.abs() + scale.max())
     return ((mean - center) / scale.clamp_min(1e-300)).where(scale > floor, 0.0) / math.sqrt(count)
-
-
-@dataclass(frozen=True, eq=False, init=False)
-class PathLoss:
-    """A loss at one point of a path, by which :func:`~pyro_align.align` can choose among restarts.
-
-    The Wasserstein distance is an imperfect proxy of the barrier: among local optima the nearest need not be the one
-    with the lowest loss on the way. This looks at the loss itself.
-
-    Args:
-        model: The Pyro model.
-        args: Its arguments, data included.
-        loss: ``"predictive_nll"``, ``"expected_nll"`` or ``"elbo"``, in nats per datum.
-        tau: Where on the path.
-        num_samples: Posterior draws.
-        temperature: Weight of the KL in ``"elbo"``.
-        seed: Seed of the draws; the same for every path, so that differences count.
-        kwargs: The model's keyword arguments.
-
-    Example:
-        >>> import torch
-        >>> from pyro_align import PathLoss
-        >>> from pyro_align.demo.network import bayesian_mlp
-        >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
-        >>> PathLoss(bayesian_mlp([4, 8, 3]), x, y, num_samples=4).tau
-        0.5
-    """
-
-    model: Callable = field(repr=False)
-    args: tuple = field(repr=False)
-    kwargs: Mapping[str, Any] = field(repr=False)
-    loss: str
-    tau: float
-    num_samples: int
-    temperature: float
-    seed: int
-
-    def __init__(
-        self,
-        model: Callable,
-        *args: Any,
-        loss: str = "predictive_nll",
-        tau: float = 0.5,
-        num_samples: int = 8,
-        temperature: float = 1.0,
-        seed: int = 0,
-        **kwargs: Any,
-    ):
-        values = {"model": model, "args": args, "kwargs": kwargs, "loss": loss, "tau": check_tau(tau)}
-        values |= {"num_samples": num_samples, "temperature": temperature, "seed": seed}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def __call__(self, path: Path) -> float:
-        """The loss on a path, nats per datum."""
-        return evaluate_loss(
-            self.model,
-            path,
-            self.tau,
-            *self.args,
-            loss=self.loss,
-            num_samples=self.num_samples,
-            temperature=self.temperature,
-            seed=self.seed,
-            **self.kwargs,
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,7 +218,7 @@ def learn_path(
             tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
             bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
             moments = blend(ends[0], bend, ends[1], tau, kind)
-            loss = _negative_elbo(density, start, moments, temperature, generator, batches)
+            loss = negative_elbo(density, start, moments, temperature, generator, batches)
             for leaf, gradient in zip(flat, torch.autograd.grad(loss, flat), strict=True):
                 leaf.grad = gradient  # of the bend alone: the model's own parameters get none
             optimizer.step()
@@ -238,7 +238,7 @@ def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) ->
     return {k: tuple(a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)) for k in start}
 
 
-def _negative_elbo(
+def negative_elbo(
     density: Density,
     q: MeanFieldNormal,
     moments: Moments,

@@ -5,7 +5,7 @@ python -m studies.objectives --out OUT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +13,7 @@ import torch
 
 import pyro_align
 from pyro_align.guides import Posterior
+from pyro_align.matching import Sinkhorn
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, rows
 from studies.training import Recipe
@@ -36,24 +37,48 @@ BENT = {
 }
 
 
-def objectives(lab: Lab, setting: Setting) -> dict[str, dict]:
-    """Name -> options of ``align``."""
-    data, model = lab.data(setting.data), lab.model(setting)
-    sample = (data.x[:500], data.y[:500])
-    by_activation = pyro_align.Activations(model, *sample, num_draws=8)
-    by_loss = pyro_align.PathLoss(model, *sample, num_samples=8)
-    return {
-        "w2": {},
-        "means": {"divergence": "means"},
-        "kl": {"divergence": "kl"},
-        "jeffreys": {"divergence": "jeffreys"},
-        "snr": {"divergence": "snr"},
-        "activations": {"divergence": by_activation},
-        "w2, 8 restarts by midpoint loss": {"restarts": 8, "select": by_loss},
-        "snr, 8 restarts by midpoint loss": {"divergence": "snr", "restarts": 8, "select": by_loss},
-        "activations, 8 restarts by midpoint loss": {"divergence": by_activation, "restarts": 8, "select": by_loss},
-        **{f"w2, {kind}": {} for kind in (REPAIRED, *BENT)},
-    }
+def sample(lab: Lab, setting: Setting) -> tuple:
+    """A model and some of its training data."""
+    data = lab.data(setting.data)
+    return lab.model(setting), data.x[:500], data.y[:500]
+
+
+def by_activation(lab: Lab, setting: Setting) -> pyro_align.Activations:
+    """Likeness of units by what they do."""
+    return pyro_align.Activations(*sample(lab, setting), num_draws=8)
+
+
+def by_loss(lab: Lab, setting: Setting) -> dict:
+    """Eight restarts, of which the one with the lowest loss half-way is kept."""
+    return {"restarts": 8, "select": pyro_align.PathLoss(*sample(lab, setting), num_samples=8)}
+
+
+def halfway(lab: Lab, setting: Setting, a: Posterior) -> Sinkhorn:
+    """Gradient descent on the negative ELBO half-way."""
+    data, temperature = lab.data(setting.data), setting.recipe.temperature
+    everything = (data.x, data.y, len(data.x))
+    loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=2, temperature=temperature)
+    return Sinkhorn(loss=loss)
+
+
+# name -> options of `align`, which brings another posterior to `a`
+OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior], dict]] = {
+    "w2": lambda lab, setting, a: {},
+    "w2, frank_wolfe": lambda lab, setting, a: {"matcher": "frank_wolfe"},
+    "midpoint's ELBO, sinkhorn": lambda lab, setting, a: {"matcher": halfway(lab, setting, a)},
+    "means": lambda lab, setting, a: {"divergence": "means"},
+    "kl": lambda lab, setting, a: {"divergence": "kl"},
+    "jeffreys": lambda lab, setting, a: {"divergence": "jeffreys"},
+    "snr": lambda lab, setting, a: {"divergence": "snr"},
+    "activations": lambda lab, setting, a: {"divergence": by_activation(lab, setting)},
+    "w2, 8 restarts by midpoint loss": lambda lab, setting, a: by_loss(lab, setting),
+    "snr, 8 restarts by midpoint loss": lambda lab, setting, a: {"divergence": "snr", **by_loss(lab, setting)},
+    "activations, 8 restarts by midpoint loss": lambda lab, setting, a: {
+        "divergence": by_activation(lab, setting),
+        **by_loss(lab, setting),
+    },
+    **{f"w2, {kind}": lambda lab, setting, a: {} for kind in (REPAIRED, *BENT)},
+}
 
 
 def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objective: str, steps: int):
@@ -95,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         if objective == "none":
             end, before = b, a.distance(b)
         else:
-            alignment = pyro_align.align(a, b, lab.symmetry(setting), **objectives(lab, setting)[objective])
+            alignment = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a))
             end, before = alignment.posterior, alignment.distance
         path = path_between(lab, setting, a, end, objective, options.path_steps)
         common = {"distance": before, "alive": alive, "retained": retained(lab, setting, path)}
@@ -106,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         for pair in runner.pairs(options.seeds)
         for hidden in options.hidden
         for setting in [(options.data, hidden, options.prior, options.temperature, options.recipe, options.epochs)]
-        for objective in ("none", *objectives(lab, Setting(options.data, tuple(map(int, hidden.split("-"))))))
+        for objective in ("none", *OBJECTIVES)
         if options.objectives is None or objective in options.objectives
     ]
     frame = runner.run(runner.Table(options.out / "objectives.csv", KEY), cells, compute)

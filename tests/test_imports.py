@@ -20,6 +20,7 @@ ROOMS = (
     "align_many",
     "align",
     "objectives",
+    "path_losses",
     "barrier",
     "draws",
     "report",

@@ -6,7 +6,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 
 import pyro_align
-from pyro_align import Activations, MatchError, PathLoss, SymmetryError
+from pyro_align import Activations, MatchError, SymmetryError
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.discovery import probe_activations
 from pyro_align.guides import read_guide
@@ -97,30 +97,6 @@ def test_the_same_seed_gives_the_same_features(symmetry):
     first, again, other = (Activations(MODEL, X, Y, seed=s).features(posterior, symmetry) for s in (0, 0, 1))
     assert all(torch.equal(first[k][0], again[k][0]) for k in first)
     assert not all(torch.equal(first[k][0], other[k][0]) for k in first)
-
-
-def test_path_loss_is_the_barriers_loss_at_its_middle():
-    path = pyro_align.displacement(make_guide(1), make_guide(2))
-    for loss in ("predictive_nll", "expected_nll", "elbo"):
-        barrier = pyro_align.evaluate_barrier(MODEL, path, X, Y, taus=3, num_samples=4, seed=2, temperature=0.5)
-        found = PathLoss(MODEL, X, Y, loss=loss, num_samples=4, seed=2, temperature=0.5)(path)
-        assert found == pytest.approx(float(barrier[loss].value[1]), rel=1e-12)
-
-
-def test_restarts_can_be_chosen_by_the_loss_on_the_path(symmetry):
-    guides = make_guide(1, 0.3), make_guide(2, 0.3)
-    loss = PathLoss(MODEL, X, Y, num_samples=4)
-    seen = []
-
-    def select(path):
-        seen.append(loss(path))
-        return seen[-1]
-
-    alignment = pyro_align.align(*guides, symmetry, restarts=6, max_sweeps=0, select=select)
-    assert len(seen) == 7
-    assert len(set(seen)) > 1
-    assert loss(pyro_align.displacement(guides[0], alignment.guide)) == pytest.approx(min(seen), rel=1e-12)
-    assert alignment.match.loss == min(seen)
 
 
 def test_bad_input_is_refused(symmetry):
