@@ -5,6 +5,7 @@ Every result is first laid out as xarray data sets, one per ArviZ group; only th
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
@@ -155,10 +156,16 @@ def leave_one_out(point, *, correct: bool = False) -> dict[str, float | bool]:
 def guide_shape(point) -> float:
     """Pareto shape of the weights p / q that would make a guide's draws the posterior's (Yao et al. 2018).
 
-    Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected.
+    Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected. Infinite where some
+    of the tail is nothing beside the largest weight in float64.
     """
     stats = point["sample_stats"]
-    log_weights = (stats["lp"] - stats["log_q"]).values.ravel()
+    log_weights = np.sort((stats["lp"] - stats["log_q"]).values.ravel().astype(np.float64))
+    log_weights -= log_weights[-1]
+    count = len(log_weights)
+    tail = math.ceil(min(0.2 * count, 3 * math.sqrt(count)))  # as many as ArviZ fits
+    if log_weights[-tail - 1] < math.log(np.finfo(float).tiny):  # the fit would be to what did not underflow
+        return math.inf
     arviz = _arviz()
     if hasattr(arviz, "psislw"):
         return float(arviz.psislw(log_weights)[1])

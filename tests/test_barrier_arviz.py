@@ -308,3 +308,7 @@ def test_the_pareto_shape_judges_the_guide(request, generation):
         tail = shape * rng.exponential(size=(1, 4000))
         stats = xr.Dataset({name: (("chain", "draw"), v) for name, v in (("lp", tail), ("log_q", 0 * tail))})
         assert report.guide_shape({"sample_stats": stats}) == pytest.approx(shape, abs=0.2)
+    for spread in (20, 1000):  # as far from the posterior as a mean-field guide of a network
+        far = spread * rng.normal(size=(1, 200)).astype("float32")  # weights that float32 cannot hold
+        stats = xr.Dataset({name: (("chain", "draw"), v) for name, v in (("lp", far), ("log_q", 0 * far))})
+        assert report.guide_shape({"sample_stats": stats}) > 2
