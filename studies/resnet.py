@@ -18,7 +18,7 @@ from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
 from studies.width_depth import KINDS
 
-KEY = ("data", "pool", "norm", "width", "guide", "temperature", "train", "epochs", "seed_a", "seed_b")
+KEY = ("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs", "seed_a", "seed_b")
 CHANNELS = (16, 32, 64)
 NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-10"}
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--epochs", type=int, default=10, help="passes over the data in each fit")
     made.add_argument("--batch", type=int, default=128, help="data a step")
     made.add_argument("--rate", type=float, default=0.005, help="Adam's step for locations")
+    made.add_argument("--gain", type=float, default=1.0, help="factor on He-normal initial locations")
     made.add_argument("--taus", type=int, default=5, help="points on the path")
     made.add_argument("--draws", type=int, default=8, help="posterior draws at each")
     made.add_argument("--test", type=int, default=1000, help="test data to evaluate on")
@@ -54,14 +55,13 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         options.pool,
     )
 
-    def compute(data, pool, norm, width, guide, temperature, train, epochs, seed_a, seed_b):
-        recipe = Recipe(
-            epochs, options.batch, options.rate, scale_rate=0.02, temperature=temperature, guide=guide, decay=0.5
-        )
+    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, seed_a, seed_b):
+        steps = {"learning_rate": options.rate, "scale_rate": 0.02, "decay": 0.5}
+        recipe = Recipe(epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide)
         channels = tuple(max(1, round(width * c)) for c in CHANNELS)
         return before_and_after(lab, Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}"), seed_a, seed_b)
 
-    fixed = (options.temperature, options.train, options.epochs)
+    fixed = (options.temperature, options.gain, options.train, options.epochs)
     cells = [
         dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair), strict=True))
         for pair in runner.pairs(options.seeds)
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per width and kind of fit: predictive-NLL barriers before and after, and how good the fits are."""
     made = []
-    by = ["data", "pool", "norm", "train", "epochs", "width", "guide"]
-    for (data, pool, norm, train, epochs, width, guide), part in frame.groupby(by, sort=False):
+    by = ["data", "pool", "norm", "train", "epochs", "gain", "width", "guide"]
+    for (data, pool, norm, train, epochs, gain, width, guide), part in frame.groupby(by, sort=False):
 
         def cell(evaluation, loss, alignment, part=part):
             same = (part["evaluation"] == evaluation) & (part["loss"] == loss) & (part["alignment"] == alignment)
@@ -90,6 +90,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             "norm": norm,
             "images": train,
             "epochs": epochs,
+            "gain": f"{gain:g}",
             "width": f"{width:g}",
             "fit": KINDS[guide],
             "test accuracy of the fits": f"{1 - errors.to_numpy().max():.3f}-{1 - errors.to_numpy().min():.3f}",
@@ -113,15 +114,15 @@ def draw(frame: pd.DataFrame, path) -> None:
     labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
     labels["published/w2"] = "Git Re-Basin, as published:\nfull data, LayerNorm, trained to the end"
     published = pd.DataFrame({"width": list(GIT_RE_BASIN), "barrier": list(GIT_RE_BASIN.values())})
-    panels = list(frame.groupby(["data", "norm"], sort=False))
+    panels = list(frame.groupby(["data", "norm", "gain"], sort=False))
     figure, axes = figures.pyplot().subplots(
         1, len(panels), figsize=(4.5 * len(panels), 3.4), squeeze=False, sharey=True
     )
-    for ax, ((data, norm), part) in zip(axes.flat, panels, strict=True):
+    for ax, ((data, norm, gain), part) in zip(axes.flat, panels, strict=True):
         part = pd.concat([part, published.assign(line="published/w2")], ignore_index=True)
         part["width"] = part["width"].astype(float)
         figures.lines(ax, part, x="width", by="line", order=[*order, "published/w2"], labels=labels)
-        ax.set_title(f"{NAMES.get(data, data)}, {norm}", fontsize=10)
+        ax.set_title(f"{NAMES.get(data, data)}, {norm}, gain {gain:g}", fontsize=10)
         ax.set_xlabel("width multiplier")
     axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
     axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
