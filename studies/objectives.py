@@ -13,7 +13,7 @@ import torch
 
 import pyro_align
 from pyro_align.guides import Posterior
-from pyro_align.matching import Sinkhorn
+from pyro_align.matching import Coordinate, Matcher, Sinkhorn, StraightThrough
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, rows
 from studies.training import Recipe
@@ -53,31 +53,34 @@ def by_loss(lab: Lab, setting: Setting) -> dict:
     return {"restarts": 8, "select": pyro_align.PathLoss(*sample(lab, setting), num_samples=8)}
 
 
-def halfway(lab: Lab, setting: Setting, a: Posterior) -> Sinkhorn:
-    """Gradient descent on the negative ELBO half-way."""
+def halfway(lab: Lab, setting: Setting, a: Posterior, b: Posterior, matcher: type[Matcher]) -> dict:
+    """Descent on the negative ELBO half-way, from the relabelling that is nearest in W2."""
     data, temperature = lab.data(setting.data), setting.recipe.temperature
     everything = (data.x, data.y, len(data.x))
     loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=2, temperature=temperature)
-    return Sinkhorn(loss=loss)
+    nearest = pyro_align.align(a, b, lab.symmetry(setting))
+    return {"matcher": matcher(loss=loss), "init": nearest.permutation}
 
 
-# name -> options of `align`, which brings another posterior to `a`
-OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior], dict]] = {
-    "w2": lambda lab, setting, a: {},
-    "w2, frank_wolfe": lambda lab, setting, a: {"matcher": "frank_wolfe"},
-    "midpoint's ELBO, sinkhorn": lambda lab, setting, a: {"matcher": halfway(lab, setting, a)},
-    "means": lambda lab, setting, a: {"divergence": "means"},
-    "kl": lambda lab, setting, a: {"divergence": "kl"},
-    "jeffreys": lambda lab, setting, a: {"divergence": "jeffreys"},
-    "snr": lambda lab, setting, a: {"divergence": "snr"},
-    "activations": lambda lab, setting, a: {"divergence": by_activation(lab, setting)},
-    "w2, 8 restarts by midpoint loss": lambda lab, setting, a: by_loss(lab, setting),
-    "snr, 8 restarts by midpoint loss": lambda lab, setting, a: {"divergence": "snr", **by_loss(lab, setting)},
-    "activations, 8 restarts by midpoint loss": lambda lab, setting, a: {
+# name -> options of `align`, which brings posterior `b` to `a`
+OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior, Posterior], dict]] = {
+    "w2": lambda lab, setting, a, b: {},
+    "w2, not annealed": lambda lab, setting, a, b: {"matcher": Coordinate(anneal=0)},
+    "w2, frank_wolfe": lambda lab, setting, a, b: {"matcher": "frank_wolfe"},
+    "w2, then sinkhorn": lambda *which: halfway(*which, Sinkhorn),
+    "w2, then straight-through": lambda *which: halfway(*which, StraightThrough),
+    "means": lambda lab, setting, a, b: {"divergence": "means"},
+    "kl": lambda lab, setting, a, b: {"divergence": "kl"},
+    "jeffreys": lambda lab, setting, a, b: {"divergence": "jeffreys"},
+    "snr": lambda lab, setting, a, b: {"divergence": "snr"},
+    "activations": lambda lab, setting, a, b: {"divergence": by_activation(lab, setting)},
+    "w2, 8 restarts by midpoint loss": lambda lab, setting, a, b: by_loss(lab, setting),
+    "snr, 8 restarts by midpoint loss": lambda lab, setting, a, b: {"divergence": "snr", **by_loss(lab, setting)},
+    "activations, 8 restarts by midpoint loss": lambda lab, setting, a, b: {
         "divergence": by_activation(lab, setting),
         **by_loss(lab, setting),
     },
-    **{f"w2, {kind}": lambda lab, setting, a: {} for kind in (REPAIRED, *BENT)},
+    **{f"w2, {kind}": lambda lab, setting, a, b: {} for kind in (REPAIRED, *BENT)},
 }
 
 
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         if objective == "none":
             end, before = b, a.distance(b)
         else:
-            alignment = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a))
+            alignment = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a, b))
             end, before = alignment.posterior, alignment.distance
         path = path_between(lab, setting, a, end, objective, options.path_steps)
         common = {"distance": before, "alive": alive, "retained": retained(lab, setting, path)}
