@@ -1,33 +1,19 @@
 """Activations and combinations of divergences."""
 
-import pyro
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal, init_to_sample
+from perceptron import MODEL, X, Y, make_guide
 
 import pyro_align
 from pyro_align import Activations, MatchError, SymmetryError
-from pyro_align.demo.network import bayesian_mlp
 from pyro_align.discovery import probe_activations
 from pyro_align.guides import read_guide
 from pyro_align.objectives import build_objective
-
-X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-Y = torch.arange(40) % 2
-MODEL = bayesian_mlp([3, 7, 5, 2], activation="tanh")
 
 
 @pytest.fixture(scope="module")
 def symmetry():
     return pyro_align.find_symmetry(MODEL, X, Y)
-
-
-def make_guide(seed, scale=0.01):
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(seed)
-        guide = AutoNormal(MODEL, init_loc_fn=init_to_sample, init_scale=scale)
-        guide(X, Y)
-    return guide
 
 
 def test_the_activations_of_a_network_are_its_hidden_layers(symmetry):

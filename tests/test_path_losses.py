@@ -1,41 +1,21 @@
 """Losses on a path: figures to choose by, gradients to search by."""
 
 import numpy as np
-import pyro
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_sample
+from perceptron import MODEL, X, Y, make_guide
+from pyro.infer.autoguide import AutoDelta
 
 import pyro_align
 from pyro_align import GuideError, MatchError, MidpointLoss, PathLoss
-from pyro_align.demo.network import bayesian_mlp
 from pyro_align.guides import read_guide
 from pyro_align.matching import Sinkhorn, StraightThrough
 from pyro_align.paths import Path
-
-X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-Y = torch.arange(40) % 2
-MODEL = bayesian_mlp([3, 7, 5, 2], activation="tanh")
 
 
 @pytest.fixture(scope="module")
 def symmetry():
     return pyro_align.find_symmetry(MODEL, X, Y)
-
-
-def make_guide(seed, scale=0.01):
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(seed)
-        guide = AutoNormal(MODEL, init_loc_fn=init_to_sample, init_scale=scale)
-        guide(X, Y)
-    return guide
-
-
-def point_guide():
-    with pyro.get_param_store().scope():
-        guide = AutoDelta(MODEL, init_loc_fn=init_to_sample)
-        guide(X, Y)
-    return guide
 
 
 def test_path_loss_is_the_barriers_loss_at_its_middle():
@@ -77,7 +57,7 @@ def test_midpoint_loss_refuses_what_it_cannot_blend(symmetry):
     with pytest.raises(MatchError, match="num_samples"):
         MidpointLoss(MODEL, a, X, Y, num_samples=0)
     with pytest.raises(GuideError, match="mean-field"):
-        MidpointLoss(MODEL, point_guide(), X, Y)
+        MidpointLoss(MODEL, make_guide(guide_type=AutoDelta), X, Y)
 
 
 def test_restarts_can_be_chosen_by_the_loss_on_the_path(symmetry):
