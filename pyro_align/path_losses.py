@@ -97,7 +97,8 @@ class MidpointLoss:
         guide_a: The guide that stays, or a posterior read from one: mean-field Gaussian.
         args: The model's arguments, data included.
         tau: Where on the path, 0.5 for the middle.
-        num_samples: Draws, the same at every call, so that the loss is a function of the relabelling.
+        num_samples: Draws, the same at every call, so that the loss is a function of the relabelling. A search fits
+            itself to few draws: judge what it finds on others, by :class:`PathLoss` with another seed.
         batch_size: Data that each draw is judged on, see :func:`~pyro_align.learn_path`; None takes all.
         temperature: Weight of the KL; 0 leaves the expected NLL.
         seed: Seed of draws and data.
@@ -116,7 +117,7 @@ class MidpointLoss:
         >>> from pyro_align.matching import Sinkhorn
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> a, b = (fit(model, x, y, seed=s, recipe=Recipe(epochs=5), progress=False) for s in (0, 1))
-        >>> matcher = Sinkhorn(loss=MidpointLoss(model, a, x, y), steps=10)
+        >>> matcher = Sinkhorn(loss=MidpointLoss(model, a, x, y, num_samples=4), steps=10)
         >>> align(a, b, find_symmetry(model, x, y), matcher=matcher).match.status
         'converged'
     """
@@ -136,7 +137,7 @@ class MidpointLoss:
         guide_a: Any,
         *args: Any,
         tau: float = 0.5,
-        num_samples: int = 1,
+        num_samples: int = 16,
         batch_size: int | None = None,
         temperature: float = 1.0,
         seed: int = 0,

@@ -57,7 +57,7 @@ def halfway(lab: Lab, setting: Setting, a: Posterior, b: Posterior, matcher: typ
     """Descent on the negative ELBO half-way, from the relabelling that is nearest in W2."""
     data, temperature = lab.data(setting.data), setting.recipe.temperature
     everything = (data.x, data.y, len(data.x))
-    loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=2, temperature=temperature)
+    loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=16, temperature=temperature)
     nearest = pyro_align.align(a, b, lab.symmetry(setting))
     return {"matcher": matcher(loss=loss), "init": nearest.permutation}
 
