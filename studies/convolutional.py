@@ -88,23 +88,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on test data by width, before and after."""
     frame = frame[frame["loss"] == "predictive_nll"].copy()
-    frame["line"] = frame["guide"] + frame["gain"].map("/{:g}/".format) + frame["alignment"]
-    gains = sorted(frame["gain"].unique(), reverse=True)
-    order = {
-        f"{guide}/{gain:g}/{a}": f"{kind}, gain {gain:g}, {figures.LABELS[a]}"
-        for guide, kind in KINDS.items()
-        for gain in gains
-        for a in ("none", "w2")
-    }
+    frame["line"] = frame["guide"] + "/" + frame["alignment"]
+    labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
     # by size, not by the text's first digit
     frame["channels"] = frame["widths"].str.split("-").str[0].astype(int)
-    names = list(dict.fromkeys(frame["data"]))
-    figure, axes = figures.pyplot().subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, sharey=True)
-    for ax, name in zip(axes.flat, names, strict=True):
-        part = frame[frame["data"] == name]
-        figures.lines(ax, part, x="channels", by="line", order=list(order), labels=order)
+    panels = list(frame.groupby(["data", "train", "gain"], sort=False))
+    figure, axes = figures.pyplot().subplots(1, len(panels), figsize=(3.4 * len(panels), 3), squeeze=False, sharey=True)
+    for ax, ((name, train, gain), part) in zip(axes.flat, panels, strict=True):
+        figures.lines(ax, part, x="channels", by="line", order=list(labels), labels=labels)
         ax.set_xlabel("channels of the first convolution")
-        ax.set_title(name, fontsize=10)
+        ax.set_title(f"{name}, {train} images, gain {gain:g}", fontsize=9)
     axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
     axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     figures.save(figure, path)
