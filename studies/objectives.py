@@ -170,7 +170,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per architecture and objective: barriers, W2 distance, and how much of the logits' spread is left."""
     made = []
     by = ["hidden", "temperature", "recipe", "objective"]
-    for (hidden, temperature, recipe, objective), part in frame.groupby(by, sort=False):
+    for (hidden, temperature, recipe, objective), part in ordered(frame).groupby(by, sort=False):
 
         def barrier(evaluation, loss, part=part):
             chosen = part[(part["evaluation"] == evaluation) & (part["loss"] == loss)]
@@ -196,6 +196,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows by setting, and within it by objective, whatever ran first."""
+    rank = {name: i for i, name in enumerate(("none", *OBJECTIVES))}
+    by = ["hidden", "temperature", "recipe"]
+    return (
+        frame.assign(rank=frame["objective"].map(rank)).sort_values([*by, "rank"], kind="stable").drop(columns="rank")
+    )
+
+
 def levels(part: pd.DataFrame) -> str:
     """Lowest and highest predictive NLL at the ends, training data: a barrier says little without it."""
     chosen = part[(part["evaluation"] == "train") & (part["loss"] == "predictive_nll")]
@@ -204,12 +213,12 @@ def levels(part: pd.DataFrame) -> str:
 
 def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on training data by objective; dots are seed pairs."""
-    frame = frame[(frame["evaluation"] == "train") & (frame["loss"] == "predictive_nll")]
-    frame = frame.assign(panel=frame["hidden"] + frame["temperature"].map(", T = {:g}".format))
+    frame = ordered(frame[(frame["evaluation"] == "train") & (frame["loss"] == "predictive_nll")])
+    frame = frame.assign(panel=frame["hidden"] + frame["temperature"].map(", T = {:g}, ".format) + frame["recipe"])
     shapes = list(dict.fromkeys(frame["panel"]))
-    names = list(dict.fromkeys(frame["objective"]))
+    names = [name for name in ("none", *OBJECTIVES) if name in set(frame["objective"])]
     figure, axes = figures.pyplot().subplots(
-        1, len(shapes), figsize=(4.5 * len(shapes), 3.2), squeeze=False, sharey=True, sharex=True
+        1, len(shapes), figsize=(3.6 * len(shapes), 0.9 + 0.2 * len(names)), squeeze=False, sharey=True, sharex=True
     )
     for ax, shape in zip(axes.flat, shapes, strict=True):
         part = frame[frame["panel"] == shape]
