@@ -51,5 +51,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_align).*"),
     # inner types that signatures name and that have no page of their own
-    (r"py:.*", r"pyro_align\.(discovery\.tracing|guides\.modules|matching\.matcher)\..*"),
+    (r"py:.*", r"pyro_align\.discovery\.(tracing|infer|signs\.parity|signs\.analysis)(\..*)?"),
+    (r"py:.*", r"pyro_align\.guides\.modules\..*"),
+    (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing)(\..*)?"),
 ]
