@@ -114,18 +114,21 @@ def draw(frame: pd.DataFrame, path) -> None:
     labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
     labels["published/w2"] = "Git Re-Basin, as published:\nfull data, LayerNorm, trained to the end"
     published = pd.DataFrame({"width": list(GIT_RE_BASIN), "barrier": list(GIT_RE_BASIN.values())})
-    panels = list(frame.groupby(["data", "norm", "gain"], sort=False))
+    panels = list(frame.groupby(["data", "norm", "gain", "epochs"], sort=False))
     figure, axes = figures.pyplot().subplots(
-        1, len(panels), figsize=(4.5 * len(panels), 3.4), squeeze=False, sharey=True
+        1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False, sharey=True
     )
-    for ax, ((data, norm, gain), part) in zip(axes.flat, panels, strict=True):
+    for ax, ((data, norm, gain, epochs), part) in zip(axes.flat, panels, strict=True):
         part = pd.concat([part, published.assign(line="published/w2")], ignore_index=True)
         part["width"] = part["width"].astype(float)
         figures.lines(ax, part, x="width", by="line", order=[*order, "published/w2"], labels=labels)
-        ax.set_title(f"{NAMES.get(data, data)}, {norm}, gain {gain:g}", fontsize=10)
+        ax.set_title(f"{NAMES.get(data, data)}\n{norm}, gain {gain:g}, {epochs} passes", fontsize=9)
         ax.set_xlabel("width multiplier")
     axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
-    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    known = dict(pair[::-1] for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True))
+    axes.flat[-1].legend(
+        known.values(), known.keys(), frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left"
+    )
     figures.save(figure, path)
 
 
