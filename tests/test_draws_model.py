@@ -201,6 +201,7 @@ def test_signs_of_tanh_units():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore:.torch.jit.\w+. is deprecated:DeprecationWarning")  # Pyro's NUTS compiles with it
 def test_rhat_of_a_real_run():
     """Three components, NUTS, four chains: R-hat above 1.5 as they are, below 1.01 relabelled."""
     g = torch.Generator().manual_seed(1)
