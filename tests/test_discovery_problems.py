@@ -25,6 +25,7 @@ MISSED_SIGNS = {
     "windowed_attention_with_relative_positions": KEYS,
     "vision_transformer": KEYS,
     "parameters_of_a_pyro_module": "the search does not reach parameters that a module announces but does not read",
+    "rotation_by_complex_numbers": "complex numbers have no rule of signs, so that queries and keys keep theirs",
     "module_with_batch_norm_in_training": "the search looks at the output, not at the statistics that a call updates",
 }
 

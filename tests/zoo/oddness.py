@@ -157,8 +157,8 @@ def tanh_transposed_convolution_and_flatten():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Conv1d(2, 3, 3, bias=False), nn.ConvTranspose1d(3, 4, 2, stride=2, bias=False)
-            self.c = nn.Linear(24, 2)
+            self.a, self.b = nn.Conv1d(2, 3, 3, bias=False), nn.ConvTranspose1d(3, 4, 2, bias=False)
+            self.c = nn.Linear(16, 2)
 
         def forward(self, x):
             return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))).flatten(1))

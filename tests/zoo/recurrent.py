@@ -10,14 +10,19 @@ from pyro_align.axes import Odd
 
 
 class Sequence(nn.Module):
-    """A recurrent layer and a readout of its last output."""
+    """A recurrent layer and a readout of its last output.
+
+    In both directions it is a readout of the first two outputs' mean: backwards, the last has no output before it, and
+    the weights between states would do nothing.
+    """
 
     def __init__(self, rnn: nn.Module, width: int):
         super().__init__()
         self.rnn, self.out = rnn, nn.Linear(width, 2)
 
     def forward(self, x):
-        return self.out(self.rnn(x)[0][:, -1])
+        states = self.rnn(x)[0]
+        return self.out(states[:, :2].mean(1) if self.rnn.bidirectional else states[:, -1])
 
 
 def layer_axes(gates: int, layer: int, atom: str, source, suffix: str = ""):
