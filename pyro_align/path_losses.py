@@ -122,7 +122,6 @@ class MidpointLoss:
         'converged'
     """
 
-    model: Callable = field(repr=False)
     start: MeanFieldNormal = field(repr=False)
     density: Density = field(repr=False)
     batches: Batches = field(repr=False)
@@ -148,7 +147,7 @@ class MidpointLoss:
         start = read_guide(guide_a)
         if not isinstance(start, MeanFieldNormal):
             raise GuideError(f"MidpointLoss needs a mean-field Gaussian, got {type(start).__name__}")
-        values = {"model": model, "start": start, "density": Density(model, args, kwargs), "tau": check_tau(tau)}
+        values = {"start": start, "density": Density(model, args, kwargs), "tau": check_tau(tau)}
         values |= {"batches": Batches.of(args, kwargs, batch_size), "num_samples": num_samples}
         values |= {"temperature": temperature, "seed": seed}
         for name, value in values.items():
@@ -173,7 +172,7 @@ class MidpointLoss:
             here = self.start.marginal(site)
             moments[site] = tuple((1 - self.tau) * h + self.tau * t.to(h) for h, t in zip(here, there, strict=True))
         generator = torch.Generator().manual_seed(self.seed)
-        with untouched(self.model, seed=self.seed):
+        with untouched(self.density.model, seed=self.seed):
             losses = [
                 negative_elbo(self.density, self.start, moments, self.temperature, generator, self.batches)
                 for _ in range(self.num_samples)
