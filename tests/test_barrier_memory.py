@@ -12,7 +12,7 @@ import torch
 from barrier_problems import make_path
 
 from pyro_align.barrier import batch, evaluate_barrier
-from pyro_align.barrier.batch import peak_bytes
+from pyro_align.barrier.memory import peak_bytes
 from pyro_align.errors import DiagnosticWarning
 
 MIB = 2**20

@@ -13,7 +13,7 @@ import xarray as xr
 from draws_problems import MIXTURE, simulate
 
 from pyro_align import Symmetry, align_draws
-from pyro_align.barrier.batch import peak_bytes
+from pyro_align.barrier.memory import peak_bytes
 from pyro_align.draws import result, store, units
 from pyro_align.report import assemble
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pyro_align._effects import untouched
 from pyro_align.barrier import forward
-from pyro_align.barrier.batch import Draws, Normals, Runner, call_shapes, probe
+from pyro_align.barrier.batch import Draws, Normals, Runner
 from pyro_align.barrier.data import Data
 from pyro_align.barrier.forward import Layout
 from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw
+from pyro_align.barrier.probe import call_shapes, probe
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 
