@@ -30,8 +30,7 @@ def untouched(*modules: object, seed: int | None = None) -> Iterator[None]:
     buffers = [
         (m, name, b, b.detach().clone()) for m in guarded.values() for name, b in m._buffers.items() if b is not None
     ]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with _forked_rng():
         if seed is not None:
             seed_everywhere(seed)
         try:
@@ -47,9 +46,26 @@ def untouched(*modules: object, seed: int | None = None) -> Iterator[None]:
                     module._buffers[name] = buffer
 
 
+@contextlib.contextmanager
+def _forked_rng() -> Iterator[None]:
+    """`torch.random.fork_rng` of the host and of every device of the accelerator, where it is in use."""
+    kind = _accelerator()
+    module = None if kind is None else torch.get_device_module(kind)
+    used = module is not None and getattr(module, "is_initialized", module.is_available)()
+    with torch.random.fork_rng(range(module.device_count()) if used else (), device_type=kind or "cuda"):
+        yield
+
+
+def _accelerator() -> str | None:
+    """Device type of this machine's accelerator (``"cuda"``, ``"mps"``, ``"xpu"``, ...), or None."""
+    if hasattr(torch, "accelerator"):  # torch 2.6
+        return str(torch.accelerator.current_accelerator().type) if torch.accelerator.is_available() else None
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+
+
 def seed_everywhere(seed: int) -> None:
     """`torch.manual_seed`, which on machines without an accelerator formats the whole stack at each call."""
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
+    if _accelerator() is not None:
         torch.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)

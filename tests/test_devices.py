@@ -5,8 +5,6 @@ looking at it, fails. So these tests fail where code relies on the default devic
 too.
 """
 
-import sys
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -28,7 +26,6 @@ from pyro_align import (
     read_guide,
     symmetrize,
 )
-from pyro_align.matching import assignment
 
 
 def check_on_host(guide):
@@ -133,63 +130,3 @@ def check_model_side(device, default):
 
 def test_models_and_draws_do_not_depend_on_the_default_device():
     check_model_side("cpu", default="meta")
-
-
-# -- with an accelerator -----------------------------------------------------------------------------------------------
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-
-@needs_cuda
-@pytest.mark.parametrize("name", GUIDES)
-def test_guides_stay_on_cuda(name):
-    a, b = (GUIDES[name](seed).to("cuda") for seed in range(2))
-    aligned = align(a, b, SYMMETRY)
-    q = read_guide(aligned.guide)
-    values, _ = q.push_with_log_prob(q.noise(3))
-    there = [*aligned.guide.state_dict().values(), *displacement(a, b)(0.5).state_dict().values(), *values.values()]
-    assert {t.device.type for t in there} == {"cuda"}
-
-
-@needs_cuda
-@pytest.mark.parametrize("name", GUIDES)
-def test_relabelled_guides_stay_on_cuda(name):
-    guide, p = GUIDES[name](0).to("cuda"), SYMMETRY.random(1)
-    new = permute_guide(guide, p)
-    assert devices_of(new.state_dict().values()) == {"cuda"}
-    here = permute_guide(GUIDES[name](0), p).state_dict()
-    for k, v in new.state_dict().items():
-        torch.testing.assert_close(v.cpu(), here[k], rtol=1e-9, atol=1e-9)
-
-
-@needs_cuda
-@pytest.mark.parametrize("matcher", ["coordinate", "frank_wolfe", "sinkhorn", "straight_through", "exhaustive"])
-def test_matchers_work_where_the_features_lie(matcher, monkeypatch):
-    """Gain matrices are made and looked at on the device; only what argmax does not settle is solved on the host."""
-    seen, assign = set(), assignment.assign
-
-    def watched(gain):
-        seen.add(gain.device.type)
-        return assign(gain)
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("pyro_align.matching.") and getattr(module, "assign", None) is assign:
-            monkeypatch.setattr(module, "assign", watched)
-    a, b = (GUIDES["AutoNormal"](seed) for seed in range(2))
-    expected = align(a, b, SYMMETRY, matcher=matcher).permutation
-    seen.clear()
-    found = align(a.to("cuda"), b.to("cuda"), SYMMETRY, matcher=matcher).permutation
-    assert all(torch.equal(found.indices[k].cpu(), expected.indices[k]) for k in SYMMETRY.atoms)
-    assert seen <= {"cuda"}
-
-
-@needs_cuda
-def test_models_and_draws_stay_on_cuda():
-    check_model_side("cuda", default="cpu")
-
-
-@needs_cuda
-def test_many_guides_stay_on_cuda():
-    many = align_many([GUIDES["AutoNormal"](seed).to("cuda") for seed in range(3)], SYMMETRY)
-    tensors = [v for guide in (*many.guides, many.center.to_guide()) for v in guide.state_dict().values()]
-    assert devices_of(tensors) == {"cuda"}

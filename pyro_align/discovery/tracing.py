@@ -238,6 +238,7 @@ def _decomposed_kernels():
     try:
         with (
             torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         ):
             yield
@@ -261,7 +262,25 @@ def _decompositions() -> dict:
             ]
         )
     )
+    table[aten._thnn_fused_lstm_cell.default] = _lstm_cell
+    table[aten._thnn_fused_gru_cell.default] = _gru_cell
     return table
+
+
+def _lstm_cell(from_input: Tensor, from_hidden: Tensor, cell: Tensor, *biases: Tensor | None):
+    """What an accelerator computes in one kernel, in the order of its gates: input, forget, cell, output."""
+    gates = from_input + from_hidden + sum(b for b in biases if b is not None)
+    i, f, g, o = gates.chunk(4, -1)
+    new = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * new.tanh(), new, gates
+
+
+def _gru_cell(from_input: Tensor, from_hidden: Tensor, hidden: Tensor, *biases: Tensor | None):
+    """As :func:`_lstm_cell`; gates reset, update, new."""
+    pair = zip((from_input, from_hidden), biases or (None, None), strict=True)
+    (ir, iz, i_new), (hr, hz, h_new) = ((g if b is None else g + b).chunk(3, -1) for g, b in pair)
+    new = (i_new + (ir + hr).sigmoid() * h_new).tanh()
+    return new + (iz + hz).sigmoid() * (hidden - new), from_input
 
 
 def _assemble(

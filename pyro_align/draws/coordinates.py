@@ -7,6 +7,7 @@ the simplex (stick-breaking) does not; centred log-ratios do, and span the same 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 
@@ -58,6 +59,7 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
         transform = transform.base_transform
     if transform.codomain.event_dim or transform.domain.event_dim:
         return _identity
+    base = _on_host(base)
 
     def unconstrain(value: Tensor) -> Tensor:
         # a draw that rounding has put on the boundary is far out, not infinitely far
@@ -66,6 +68,15 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
         return torch.where(value.isfinite(), torch.nan_to_num(moved, posinf=limit, neginf=-limit), value)
 
     return unconstrain
+
+
+def _on_host(support: constraints.Constraint) -> constraints.Constraint:
+    """The support with its bounds on the host, where draws are compared; the model may live elsewhere."""
+    moved = copy.copy(support)
+    for name, value in vars(support).items():
+        if isinstance(value, Tensor):
+            setattr(moved, name, value.cpu())
+    return moved
 
 
 def _identity(value: Tensor) -> Tensor:

@@ -200,14 +200,15 @@ class DrawDensity:
     # -- mapping ---------------------------------------------------------------------------------------------------
 
     def _map(self, one: Callable, values: Values) -> tuple[Tensor, ...]:
+        """The model runs where it lives; what it says comes back to where the draws lie."""
         latents = self.density.latents
+        given = next(v for k, v in values.items() if k in latents)
         values = {k: v.to(latents[k].device, latents[k].dtype) for k, v in values.items() if k in latents}
-        units = next(iter(values.values())).shape[0]
-        parts = []
+        units, parts = len(given), []
         with untouched(self.model, seed=self.density.seed), torch.no_grad():
             for start in range(0, units, self.chunk):
                 parts.append(self._run(one, {k: v[start : start + self.chunk] for k, v in values.items()}))
-        return tuple(torch.cat([part[i] for part in parts]) for i in range(len(parts[0])))
+        return tuple(torch.cat([part[i] for part in parts]).to(given.device) for i in range(len(parts[0])))
 
     def _run(self, one: Callable, chunk: Values) -> tuple[Tensor, ...]:
         if self.vectorized:

@@ -16,7 +16,7 @@ from pyro_align.draws.batched import UnitMatcher, restricted
 from pyro_align.draws.density import DrawDensity, check_invariance
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
-from pyro_align.draws.sources import Source
+from pyro_align.draws.sources import Source, as_tensor
 from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.symmetry import Symmetry
@@ -92,7 +92,8 @@ class Task:
             raise GuideError(f"{type(members[0]).__name__} has no features to match by")
         features = [q.features(divergence, "moving") for q in members]
         stacked = {
-            s: tuple(torch.stack(f) for f in zip(*(m[s] for m in features), strict=True)) for s in symmetry.sites
+            s: tuple(as_tensor(torch.stack(f)) for f in zip(*(m[s] for m in features), strict=True))
+            for s in symmetry.sites
         }
 
         def read(start: int, stop: int) -> Features:

@@ -167,7 +167,7 @@ class Discrete(Posterior):
 @register_guide(AutoDiscreteParallel)
 def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
     """Reads ``<site>_probs`` of every site."""
-    sites = site_specs(latent_nodes(guide), full_plates=False)
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     kinds = {site["name"]: kind for site, kind, _ in guide._discrete_sites}
     probs = {k: read_parameter(guide, f"{k}_probs") for k in sites}
     shell = Shell.of(guide)

@@ -205,7 +205,7 @@ class LowRankNormal(Posterior):
 @register_guide(AutoLowRankMultivariateNormal)
 def read_auto_low_rank(guide: AutoLowRankMultivariateNormal) -> LowRankNormal:
     """Reads ``loc``, ``scale`` and ``cov_factor``."""
-    sites = site_specs(latent_nodes(guide), full_plates=False)
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale, factor = (read_parameter(guide, name) for name in ("loc", "scale", "cov_factor"))
     shell = Shell.of(guide)
     return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(shell, loc), dense_writer(shell))

@@ -181,7 +181,7 @@ def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal
         GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
             cannot be relabelled one by one.
     """
-    sites = site_specs(latent_nodes(guide))
+    sites = site_specs(latent_nodes(guide), guide)
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
     if isinstance(guide, AutoNormalMessenger):
@@ -219,7 +219,7 @@ class _AutoNormalWriter:
 @register_guide(AutoDiagonalNormal)
 def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
     """Reads the flat ``loc`` and ``scale``, which concatenate the sites in the order of the prototype trace."""
-    sites = site_specs(latent_nodes(guide), full_plates=False)
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale = read_parameter(guide, "loc"), read_parameter(guide, "scale")
     writer = _AutoDiagonalNormalWriter(Shell.of(guide), loc, scale)
     scales = {k: scale.with_raw(v) for k, v in split_flat(sites, scale.raw).items()}

@@ -155,7 +155,7 @@ def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenge
             f"messenger_guide reads an AutoHierarchicalNormalMessenger or an AutoRegressiveMessenger, not "
             f"{type(guide).__name__}; use read_guide(guide), or wrap_guide(guide, *args)"
         )
-    known = site_specs(latent_nodes(guide))
+    known = site_specs(latent_nodes(guide), guide)
     parameters, sites = {}, {}
     for name, spec in known.items():
         for part in _parts(guide, name):

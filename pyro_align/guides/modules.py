@@ -246,8 +246,19 @@ def prior_of(node: Mapping[str, Any]) -> Any:
     return node["infer"].get("prior", node["fn"])
 
 
-def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[str, SiteSpec]:
-    """The sites of a prototype trace; with ``full_plates`` subsampled plates have their full size."""
+def site_specs(
+    nodes: Mapping[str, dict], guide: nn.Module | None = None, *, full_plates: bool = True
+) -> dict[str, SiteSpec]:
+    """The sites of a prototype trace.
+
+    Args:
+        nodes: The trace's latent sites.
+        guide: The guide that the trace is of, whose parameters tell dtype and device of the values: it may have been
+            moved since. None: the trace tells.
+        full_plates: Whether subsampled plates have their full size.
+    """
+    own = [t for t in own_tensors(guide).values() if t.is_floating_point()]
+    dtypes, devices = {t.dtype for t in own}, {t.device for t in own}
     specs = {}
     for name, node in nodes.items():
         fn, value = node["fn"], node["value"]
@@ -257,9 +268,9 @@ def site_specs(nodes: Mapping[str, dict], *, full_plates: bool = True) -> dict[s
             shape[frame.dim - fn.event_dim] = frame.full_size or frame.size
         plates = tuple((f.name, shape[f.dim - fn.event_dim], f.dim) for f in frames)
         enumerated = bool(node["infer"].get("enumerate"))
-        specs[name] = SiteSpec(
-            name, tuple(shape), fn.support, fn.event_dim, value.dtype, value.device, plates, enumerated
-        )
+        dtype = next(iter(dtypes)) if len(dtypes) == 1 and value.is_floating_point() else value.dtype
+        device = next(iter(devices)) if len(devices) == 1 else value.device
+        specs[name] = SiteSpec(name, tuple(shape), fn.support, fn.event_dim, dtype, device, plates, enumerated)
     return specs
 
 

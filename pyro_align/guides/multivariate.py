@@ -21,7 +21,7 @@ from pyro_align.guides.registry import register_guide
 @register_guide(AutoMultivariateNormal)
 def read_auto_multivariate_normal(guide: AutoMultivariateNormal) -> DenseNormal:
     """Reads ``loc``, ``scale`` and ``scale_tril``, whether they are parameters or buffers."""
-    sites = site_specs(latent_nodes(guide), full_plates=False)
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     stored = {name: read_parameter(guide, name) for name in ("loc", "scale", "scale_tril")}
     root = stored["scale"].value.unsqueeze(-1) * stored["scale_tril"].value
     writer = MultivariateWriter(Shell.of(guide), stored)

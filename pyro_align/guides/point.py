@@ -136,7 +136,7 @@ def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
 @register_guide(AutoDelta)
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
-    sites = site_specs(latent_nodes(guide))
+    sites = site_specs(latent_nodes(guide), guide)
     return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Shell.of(guide)))
 
 

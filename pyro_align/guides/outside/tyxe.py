@@ -20,7 +20,7 @@ def read_tyxe_auto_normal(guide) -> MeanFieldNormal:
     Raises:
         GuideError: The guide has not run yet.
     """
-    sites = site_specs(latent_nodes(guide), full_plates=False)
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     locs = {k: _read(guide, f"{k}.loc") for k in sites}
     scales = {k: _read(guide, f"{k}.scale") for k in sites}
     shell = Shell.of(guide)
