@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -98,6 +99,55 @@ def _spawn():
     import multiprocessing
 
     return multiprocessing.get_context("spawn")
+
+
+class Backwards(concurrent.futures.Executor):
+    """Runs tasks here, the last first, after a round trip through pickle, as far as another process is concerned."""
+
+    def __init__(self):
+        self.tasks = []
+
+    def submit(self, work, *args):
+        future = Later(self, lambda: pickle.loads(pickle.dumps(work(*pickle.loads(pickle.dumps(args))))))
+        self.tasks.append(future)
+        return future
+
+    def run(self):
+        while self.tasks:
+            task = self.tasks.pop()
+            task.set_result(task.work())
+
+
+class Later(concurrent.futures.Future):
+    def __init__(self, executor, work):
+        super().__init__()
+        self.executor, self.work = executor, work
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_shards_give_the_same_figures(network, monkeypatch, shards):
+    path, x, y = network
+    batches = [(x[lo : lo + 10], y[lo : lo + 10]) for lo in range(0, len(x), 10)]
+    options = {"evaluation": {"train": batches, "test": (x[:7], y[:7])}, "taus": 4, "num_samples": 4}
+    executor, ran = Backwards(), []
+
+    def in_order_of_running(futures):
+        ran.append(len(futures))
+        executor.run()
+        return reversed(futures)
+
+    monkeypatch.setattr(concurrent.futures, "as_completed", in_order_of_running)
+    here = evaluate_barrier(classifier, path, **options)
+    same(here, evaluate_barrier(classifier, path, **options, executor=executor, shards=shards))
+    assert ran == [4 * shards]
+
+
+def test_shards_that_make_no_sense_are_refused(network):
+    path, x, y = network
+    with pytest.raises(BarrierError, match="give executor= too"):
+        evaluate_barrier(classifier, path, x, y, shards=2)
+    with pytest.raises(BarrierError, match="shards: expected a number of tasks >= 1, got 0"):
+        evaluate_barrier(classifier, path, x, y, executor=Backwards(), shards=0)
 
 
 def test_threads_are_refused(network):

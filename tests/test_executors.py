@@ -55,12 +55,11 @@ def test_a_dask_cluster_gives_the_same_barrier():
             guide(x, y)
         ends.append(guide)
     path = pyro_align.displacement(*ends)
-    here = pyro_align.evaluate_barrier(regression, path, x, y, taus=5, num_samples=6)
+    how = {"evaluation": {"data": [(x[:20], y[:20]), (x[20:], y[20:])]}, "taus": 5, "num_samples": 6}
+    here = pyro_align.evaluate_barrier(regression, path, **how)
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        there = pyro_align.evaluate_barrier(
-            regression, path, x, y, taus=5, num_samples=6, executor=client.get_executor()
-        )
+        there = pyro_align.evaluate_barrier(regression, path, **how, executor=client.get_executor(), shards=2)
     assert here.curves.keys() == there.curves.keys()
     for key, curve in here.curves.items():
         assert np.array_equal(curve.draws, there[key].draws), key

@@ -36,6 +36,7 @@ def evaluate_barrier(
     nonfinite: str = "raise",
     tolerance: float | None = None,
     executor: Executor | None = None,
+    shards: int = 1,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
     **kwargs: Any,
@@ -80,6 +81,8 @@ def evaluate_barrier(
             into the curve.
         tolerance: Adds taus around the maximum of every curve until its neighbours are no farther off than this.
         executor: Where the taus are evaluated, such as a ``ProcessPoolExecutor``; the figures do not depend on it.
+        shards: Tasks that each tau is cut into on the executor, where it has more workers than there are taus. A task
+            runs the model on every ``shards``-th batch of each data set. The figures do not depend on it either.
         checkpoint: A folder in which every finished tau is kept. An evaluation that was stopped goes on from there,
             and gives the figures it would have given; the folder of another evaluation is refused.
         progress: Whether to show a progress bar over taus.
@@ -122,11 +125,11 @@ def evaluate_barrier(
         nonfinite=check_nonfinite(nonfinite),
     )
     grid, tolerance = read_taus(taus), _check_tolerance(tolerance)
-    if executor is not None:
-        check_executor(executor)
+    check_executor(executor, shards)
     problem = fit_losses(problem, asked=losses is not None)
     store = None if checkpoint is None else Checkpoint.open(checkpoint, problem, len(grid))
-    pieces = evaluate_taus(problem, grid, tolerance=tolerance, executor=executor, checkpoint=store, progress=progress)
+    how = {"executor": executor, "shards": shards, "checkpoint": store, "progress": progress}
+    pieces = evaluate_taus(problem, grid, tolerance=tolerance, **how)
     return assemble(problem, pieces)
 
 

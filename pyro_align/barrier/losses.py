@@ -7,7 +7,7 @@ pseudo-values ``S L - (S - 1) L_(-s)``: their mean removes the bias of order 1/S
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -79,16 +79,16 @@ class Sums:
 
     Attributes:
         losses: Name -> loss.
-        weights: Of the bootstrap over draws, ``(draws, draws)``.
+        weights: Of the bootstrap over draws, ``(draws, draws)``; None once the sums are made.
         pseudo: Loss name -> sum over data of pseudo-values, ``(draws,)``, for the losses that are sums over data.
         likelihood: Sum over data of the scaled log likelihood, ``(draws,)``.
         effective: Sum over data of the effective number of draws behind the predictive likelihood.
-    drift: Name of a predictive loss -> sum over data of how far its estimate moves from half the draws to all.
+        drift: Name of a predictive loss -> sum over data of how far its estimate moves from half the draws to all.
         seen: Number of data so far.
     """
 
     losses: Mapping[str, str | Callable]
-    weights: Tensor
+    weights: Tensor | None
     pseudo: dict[str, np.ndarray] = field(default_factory=dict)
     likelihood: np.ndarray | float = 0.0
     effective: float = 0.0
@@ -119,6 +119,18 @@ class Sums:
 
     def _add(self, name: str, value: Tensor) -> None:
         self.pseudo[name] = self.pseudo.get(name, 0.0) + _numpy(value)
+
+    def merge(self, other: Sums) -> None:
+        """Adds the sums over other data."""
+        self.likelihood = self.likelihood + other.likelihood
+        self.effective += other.effective
+        self.seen += other.seen
+        for mine, theirs in ((self.pseudo, other.pseudo), (self.drift, other.drift)):
+            mine |= {name: mine.get(name, 0.0) + value for name, value in theirs.items()}
+
+    def bare(self) -> Sums:
+        """The sums alone, without losses and weights: what travels between processes."""
+        return replace(self, losses={}, weights=None)
 
     def finish(self, kl: np.ndarray, data: int, temperature: float) -> dict[str, np.ndarray]:
         """Pseudo-values per datum of every loss, ``(draws,)``.

@@ -31,7 +31,7 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
     data, q = found[0], problem.path.posterior(tau)
     with torch.inference_mode():
         values, log_q = q.push_with_log_prob(problem.noise)
-    runs = list(problem.draws(data, tau, posterior=q, values=values))
+    runs = [run for _, run in problem.draws(data, tau, posterior=q, values=values)]
     layout = problem.layouts[evaluation]
     log_likelihood = torch.cat([run.log_likelihood.flatten(1) for run in runs], 1)
     if len(runs) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -116,13 +116,23 @@ class Problem:
             return layout
         raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
 
-    def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None):
-        """Runs the model on every batch of a data set at one tau: yields one :class:`Draws` per batch."""
+    def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None, share=(0, 1)):
+        """Runs the model on batches of a data set at one tau: yields each batch's number and :class:`Draws`.
+
+        Args:
+            data: The data set.
+            tau: Where on the path.
+            predict: Whether predictions are wanted.
+            posterior: The path's posterior there, if it is at hand.
+            values: Its draws, if they are.
+            share: ``(k, n)`` for the batches with numbers k, k + n, ...
+        """
         posterior = self.path.posterior(tau) if posterior is None else posterior
         values = posterior.push(self.noise) if values is None else values
         normals = independent_normals(posterior)
         for i, (args, kwargs) in enumerate(data.batches()):
-            yield self.runner(values, args, kwargs, normals, predict, prior=i == 0)
+            if i % share[1] == share[0]:
+                yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0)
 
 
 def independent_normals(posterior) -> Normals:
@@ -132,38 +142,89 @@ def independent_normals(posterior) -> Normals:
     return Normals({name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real})
 
 
+@dataclass
+class Part:
+    """What some of the batches give at one tau.
+
+    Attributes:
+        tau: Where on the path.
+        log_q: Log posterior density of each draw, ``(draws,)`` nats.
+        log_prior: Log prior density of each draw; NaN where another part, or none, has it.
+        kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
+        pyro: (evaluation, Pyro loss) -> its values per datum, ``(draws,)``, in the part that has the first batches.
+        sums: (evaluation, number of the batch) -> its sums.
+        vectorized: Whether the draws went through the model together.
+    """
+
+    tau: float
+    log_q: np.ndarray
+    log_prior: np.ndarray
+    kl: dict[str, np.ndarray] = field(default_factory=dict)
+    pyro: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    sums: dict[tuple[str, int], Sums] = field(default_factory=dict)
+    vectorized: bool = True
+
+
 def evaluate_tau(problem: Problem, tau: float) -> Piece:
     """Every loss on every data set at one tau."""
+    return joined(problem, [evaluate_part(problem, tau)])
+
+
+def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1)) -> Part:
+    """Every loss at one tau on a share of the batches: ``(k, n)`` for those with numbers k, k + n, ..."""
     posterior = problem.path.posterior(tau)
     with torch.inference_mode():
         values, log_q = posterior.push_with_log_prob(problem.noise)
     predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
-    pseudo, likelihood, effective, drift, num_data, log_prior = {}, {}, {}, {}, {}, None
+    part = Part(tau, _numpy(log_q), np.full(problem.num_samples, np.nan))
     for data in problem.data:
-        layout = problem.layouts[data.name]
-        for name, loss in problem.losses.items():
-            if is_pyro_loss(loss):
-                pseudo[data.name, name] = _pyro_loss(problem, data, tau, loss) / layout.full
+        if share[0] == 0:
+            for name, loss in problem.losses.items():
+                if is_pyro_loss(loss):
+                    full = problem.layouts[data.name].full
+                    part.pyro[data.name, name] = _pyro_loss(problem, data, tau, loss) / full
         if all(is_pyro_loss(loss) for loss in problem.losses.values()):
-            num_data[data.name], effective[data.name] = layout.full, np.nan
-            likelihood[data.name] = np.full(problem.num_samples, np.nan)
-            log_prior = torch.full_like(log_q, torch.nan)
             continue
-        sums, kl = Sums(problem.losses, problem.weights), None
-        for draws in problem.draws(data, tau, predict=predict, posterior=posterior, values=values):
+        runs = problem.draws(data, tau, predict=predict, posterior=posterior, values=values, share=share)
+        for i, draws in runs:
             _check_finite(problem, data, tau, draws, values)
+            sums = Sums(problem.losses, problem.weights)
             sums.add(draws)
-            if kl is None:  # the prior does not depend on the data
-                kl, log_prior = kl_per_draw(draws, log_q, posterior.sites), draws.log_prior
-        count = layout.full if layout.full != layout.seen else sums.seen
-        for name, value in sums.finish(kl, count, problem.temperature).items():
-            pseudo[data.name, name] = value
-        num_data[data.name] = count
-        likelihood[data.name] = np.asarray(sums.likelihood) * (count / sums.seen)
-        effective[data.name] = sums.effective / sums.seen
-        drift |= {(data.name, name): value / sums.seen for name, value in sums.drift.items()}
-    numpy = [t.double().cpu().numpy() for t in (log_prior, log_q)]
-    return Piece(tau, pseudo, likelihood, effective, drift, *numpy, num_data, problem.runner.vectorized)
+            part.sums[data.name, i] = sums.bare()
+            if i == 0:  # the prior does not depend on the data
+                part.kl[data.name], part.log_prior = kl_per_draw(draws, log_q, posterior.sites), _numpy(draws.log_prior)
+    part.vectorized = problem.runner.vectorized
+    return part
+
+
+def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
+    """The figures of all batches at one tau, added in the order of the batches whichever part they come from."""
+    first = next((part for part in parts if part.kl), parts[0])  # that of the first batches
+    sums = {key: value for part in parts for key, value in part.sums.items()}
+    figures: dict[str, dict] = {name: {} for name in ("pseudo", "likelihood", "effective", "drift", "num_data")}
+    for part in parts:
+        figures["pseudo"] |= part.pyro
+    for data in problem.data:
+        name, layout, total = data.name, problem.layouts[data.name], Sums(problem.losses, None)
+        for key in sorted(key for key in sums if key[0] == name):
+            total.merge(sums[key])
+        if not total.seen:
+            figures["num_data"][name], figures["effective"][name] = layout.full, np.nan
+            figures["likelihood"][name] = np.full(problem.num_samples, np.nan)
+            continue
+        count = layout.full if layout.full != layout.seen else total.seen
+        losses = total.finish(first.kl[name], count, problem.temperature)
+        figures["pseudo"] |= {(name, loss): value for loss, value in losses.items()}
+        figures["num_data"][name] = count
+        figures["likelihood"][name] = np.asarray(total.likelihood) * (count / total.seen)
+        figures["effective"][name] = total.effective / total.seen
+        figures["drift"] |= {(name, loss): value / total.seen for loss, value in total.drift.items()}
+    vectorized = all(part.vectorized for part in parts)
+    return Piece(first.tau, **figures, log_prior=first.log_prior, log_q=first.log_q, vectorized=vectorized)
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.double().cpu().numpy()
 
 
 def _pyro_loss(problem: Problem, data: Data, tau: float, loss: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_align.barrier.checkpoint import Checkpoint
 from pyro_align.barrier.curve import Curve
-from pyro_align.barrier.problem import Piece, Problem, evaluate_tau
+from pyro_align.barrier.problem import Part, Piece, Problem, evaluate_part, evaluate_tau, joined
 from pyro_align.errors import BarrierError
 
 
@@ -23,6 +23,7 @@ def evaluate_taus(
     *,
     tolerance: float | None = None,
     executor: concurrent.futures.Executor | None = None,
+    shards: int = 1,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> list[Piece]:
@@ -33,6 +34,7 @@ def evaluate_taus(
         taus: Where, at first.
         tolerance: Distance in tau within which the location of every barrier is to be known.
         executor: Where pieces run; here, one after another, by default.
+        shards: Tasks a piece is cut into on the executor, each with a share of the batches.
         checkpoint: Where finished pieces are kept.
         progress: Whether to show a progress bar.
     """
@@ -43,7 +45,7 @@ def evaluate_taus(
         while waiting:
             todo = [tau for tau in waiting if tau not in done]
             bar.update(len(waiting) - len(todo))
-            for piece in _pieces(problem, todo, executor):
+            for piece in _pieces(problem, todo, executor, shards):
                 if checkpoint is not None:
                     checkpoint.write(piece)
                 done[piece.tau] = piece
@@ -69,17 +71,20 @@ def refined_taus(pieces: Sequence[Piece], tolerance: float) -> list[float]:
     return sorted(new)
 
 
-def _pieces(problem: Problem, taus: Sequence[float], executor: concurrent.futures.Executor | None) -> Iterator[Piece]:
+def _pieces(
+    problem: Problem, taus: Sequence[float], executor: concurrent.futures.Executor | None, shards: int
+) -> Iterator[Piece]:
     if executor is None:
         for tau in taus:
             yield evaluate_tau(problem, tau)
         return
     work = partial(_elsewhere, problem, torch.get_default_dtype())
-    futures = [executor.submit(work, tau) for tau in taus]
+    futures = [executor.submit(work, tau, (k, shards)) for tau in taus for k in range(shards)]
+    parts: dict[float, list[Part]] = {tau: [] for tau in taus}
     try:
         for future in concurrent.futures.as_completed(futures):
             try:
-                yield future.result()
+                part = future.result()
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 if "pickle" not in str(error).lower() and not isinstance(error, pickle.PicklingError):
                     raise
@@ -87,27 +92,36 @@ def _pieces(problem: Problem, taus: Sequence[float], executor: concurrent.future
                     f"the model, path or data cannot be sent to the executor's processes ({error}); define the model "
                     "at the top level of a module, or leave executor out"
                 ) from error
+            parts[part.tau].append(part)
+            if len(parts[part.tau]) == shards:
+                yield joined(problem, parts.pop(part.tau))
     finally:
         for future in futures:
             future.cancel()
 
 
-def _elsewhere(problem: Problem, dtype: torch.dtype, tau: float) -> Piece:
-    """One piece in another process, under the default dtype of the calling one."""
+def _elsewhere(problem: Problem, dtype: torch.dtype, tau: float, share: tuple[int, int]) -> Part:
+    """A part of a piece in another process, under the default dtype of the calling one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return evaluate_tau(problem, tau)
+        return evaluate_part(problem, tau, share)
     finally:
         torch.set_default_dtype(before)
 
 
-def check_executor(executor: object) -> None:
+def check_executor(executor: object, shards: int = 1) -> None:
     """Refuses what cannot run models side by side.
 
     Raises:
-        BarrierError: A thread pool, or no executor at all.
+        BarrierError: A thread pool, no executor at all, or a number of shards that makes no sense with it.
     """
+    if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
+        raise BarrierError(f"shards: expected a number of tasks >= 1, got {shards!r}")
+    if executor is None:
+        if shards > 1:
+            raise BarrierError(f"shards={shards} cuts the data for an executor; give executor= too, or leave it out")
+        return
     if isinstance(executor, concurrent.futures.ThreadPoolExecutor):
         raise BarrierError(
             "executor: Pyro keeps one stack of effects per process, so threads would disturb each other; use a "

@@ -169,8 +169,7 @@ def evaluate_plane(
         max_memory=check_memory(max_memory),
         nonfinite=check_nonfinite(nonfinite),
     )
-    if executor is not None:
-        check_executor(executor)
+    check_executor(executor)
     problem = fit_losses(problem, asked=losses is not None)
     pieces = evaluate_taus(problem, range(1, len(points) + 1), executor=executor, progress=progress)
     shape = (len(y), len(x))
