@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pyro_align.barrier.result import Barrier
 
+FEWEST = 25  # draws that ArviZ 1.x fits a tail to
 _CURVES = ("value", "se", "chord", "excess", "excess_se")
 
 
@@ -157,15 +158,18 @@ def guide_shape(point) -> float:
     """Pareto shape of the weights p / q that would make a guide's draws the posterior's (Yao et al. 2018).
 
     Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected. Infinite where some
-    of the tail is nothing beside the largest weight in float64.
+    of the tail is nothing beside the largest weight in float64, and with fewer than 25 draws, of which no tail can be
+    fitted. Zero where the tail is flat but for rounding, as where the guide is the posterior.
     """
-    stats = point["sample_stats"]
-    log_weights = np.sort((stats["lp"] - stats["log_q"]).values.ravel().astype(np.float64))
+    log_p, log_q = (point["sample_stats"][name].values.ravel().astype(np.float64) for name in ("lp", "log_q"))
+    log_weights = np.sort(log_p - log_q)
     log_weights -= log_weights[-1]
     count = len(log_weights)
     tail = math.ceil(min(0.2 * count, 3 * math.sqrt(count)))  # as many as ArviZ fits
-    if log_weights[-tail - 1] < math.log(np.finfo(float).tiny):  # the fit would be to what did not underflow
+    if count < FEWEST or log_weights[-tail - 1] < math.log(np.finfo(float).tiny):  # else it is fitted to what is left
         return math.inf
+    if -log_weights[-tail - 1] <= 2**10 * np.finfo(float).eps * max(np.abs(log_p).max(), np.abs(log_q).max()):
+        return 0.0
     arviz = _arviz()
     if hasattr(arviz, "psislw"):
         return float(arviz.psislw(log_weights)[1])
@@ -244,10 +248,50 @@ def _psis_loo(point, correct: bool):
     """ArviZ's own result, with pointwise figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
+        log_likelihood = _untied(_tree(point)["log_likelihood"].to_dataset())
+        if not correct and _has_inference_data():
+            only = _arviz().InferenceData(log_likelihood=log_likelihood)
+            return _arviz().loo(only, pointwise=True, reff=1.0)
+        _check_tail(log_likelihood)
+        tree = _tree(point).assign({"log_likelihood": xr.DataTree(log_likelihood)})
         if not correct:
-            return _arviz().loo(point, pointwise=True, reff=1.0)
+            return _arviz().loo(tree, pointwise=True, reff=1.0)
         log_p, log_q = (point["sample_stats"][name].values.ravel() for name in ("lp", "log_q"))
-        return _statistics().loo_approximate_posterior(_tree(point), log_p=log_p, log_q=log_q, pointwise=True)
+        return _statistics().loo_approximate_posterior(tree, log_p=log_p, log_q=log_q, pointwise=True)
+
+
+def _untied(log_likelihood: xr.Dataset) -> xr.Dataset:
+    """Log likelihoods of single data, moved by rounding where the smallest of the draws are tied.
+
+    So they are for a datum on which a network's units are off under many draws. ArviZ fits no tail in which all weights
+    are the same: 0.x calls its shape infinite, 1.x stops. Ranks in multiples of the rounding make the tail uniform,
+    whose shape is low, as that of bounded weights should be.
+    """
+    out = log_likelihood.copy()
+    for name, variable in log_likelihood.data_vars.items():
+        draws = variable.sizes["chain"] * variable.sizes["draw"]
+        values = variable.values.reshape(draws, -1).astype(np.float64)
+        order = np.sort(values, axis=0)
+        tied = order[0] == order[max(0, math.floor(min(0.2 * draws, 3 * math.sqrt(draws))) - 1)]
+        if tied.any():
+            step = 2**6 * np.finfo(float).eps * np.maximum(1.0, np.abs(values).max(0))
+            ranks = values.argsort(axis=0, kind="stable").argsort(axis=0)
+            out[name] = variable.copy(data=(values + tied * step * ranks).reshape(variable.shape))
+    return out
+
+
+def _check_tail(log_likelihood: xr.Dataset) -> None:
+    """Refuses fewer draws than ArviZ 1.x fits a tail to.
+
+    Raises:
+        ValueError: Fewer than :data:`FEWEST`.
+    """
+    draws = log_likelihood.sizes["chain"] * log_likelihood.sizes["draw"]
+    if draws < FEWEST:
+        raise ValueError(
+            f"leave-one-out: ArviZ fits a tail to the largest fifth of the weights and wants 5 of them, so it takes at "
+            f"least {FEWEST} draws; got {draws}: raise num_samples"
+        )
 
 
 def _dataset(
@@ -277,7 +321,7 @@ def assemble(groups: Mapping[str, xr.Dataset]):
     arviz = _arviz()
     stamp = {"inference_library": "pyro_align", "created_with_arviz": metadata.version("arviz")}
     groups = {name: dataset.assign_attrs(stamp) for name, dataset in groups.items()}
-    if "InferenceData" in vars(arviz):  # asking ArviZ 1.x for the attribute itself would warn
+    if _has_inference_data():
         return arviz.InferenceData(**groups)
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
@@ -301,6 +345,11 @@ def _statistics():
             "leave-one-out that is corrected for a guide needs arviz-stats: pip install 'pyro_align[loo]'"
         ) from error
     return arviz_stats
+
+
+def _has_inference_data() -> bool:
+    """Whether the installed ArviZ is older than 1.0; asking 1.x for the attribute itself would warn."""
+    return "InferenceData" in vars(_arviz())
 
 
 def _arviz():

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     options = runner.read(made, argv)
     limit = None
     if options.quick:
-        options.hidden, options.epochs, options.polish, options.draws, limit = [8, 8], 3, [2], 4, 200
+        options.hidden, options.epochs, options.polish, options.draws, limit = [8, 8], 3, [2], 25, 200
     lab = Lab(options, Grid(), limit)
     recipe = Recipe(epochs=options.epochs, temperature=options.temperature)
     setting = Setting(options.data, tuple(options.hidden), recipe=recipe)

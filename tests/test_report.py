@@ -133,6 +133,43 @@ def test_a_variable_is_not_lost_to_a_dim_of_its_name():
     assert list(tree["observed_data"]["y"].values) == [10, 11, 12, 13]
 
 
+def normal_point(log_likelihood, lp, log_q):
+    y = np.zeros(log_likelihood.shape[1])
+    fixed = {"tau": 0.5, "evaluation": "data", "name": "y", "plates": ("data",), "observed": {"y": y}}
+    return report.point_to_arviz(**fixed, log_likelihood=log_likelihood, lp=lp, log_q=log_q)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_datum_on_which_draws_are_tied(correct):
+    """As under a network whose units are off: half of the draws give the datum the same, the lowest, likelihood."""
+    if correct and not MODERN and not find_spec("arviz_stats"):
+        pytest.skip("a correction needs arviz_stats")
+    rng = np.random.default_rng(0)
+    log_likelihood = -np.abs(rng.standard_normal((200, 5)))
+    log_likelihood[:, 2] = np.maximum(log_likelihood[:, 2], -0.5)
+    point = normal_point(log_likelihood, log_likelihood.sum(1), log_likelihood.sum(1) + 0.1 * rng.standard_normal(200))
+    out = report.leave_one_out(point, correct=correct)
+    raw = report._psis_loo(point, correct)
+    assert np.isfinite(out["elpd"])
+    assert float(np.asarray(raw.pareto_k)[2]) < 0.5
+    weights = np.exp(-log_likelihood[:, 2])  # bounded, so that importance sampling needs no smoothing
+    if not correct:
+        plain = np.log(1 / weights.mean())
+        assert abs(report._pointwise(raw)[2] - plain) < 0.02
+    tied = point["log_likelihood"]["y"].values[0, :, 2]
+    assert (tied == -0.5).sum() > 50, "the point itself is left as it is"
+
+
+def test_too_few_draws_for_a_tail():
+    rng = np.random.default_rng(0)
+    log_likelihood = rng.standard_normal((24, 5))
+    point = normal_point(log_likelihood, log_likelihood.sum(1), rng.standard_normal(24))
+    assert report.guide_shape(point) == np.inf
+    if MODERN:
+        with pytest.raises(ValueError, match="at least 25 draws; got 24: raise num_samples"):
+            report.leave_one_out(point)
+
+
 @pytest.mark.parametrize("modern", [False, True])
 def test_the_container_follows_the_arviz_installed(monkeypatch, modern):
     """Either side of the one line that knows the ArviZ generation."""
