@@ -33,7 +33,7 @@ def assign(gain: Tensor) -> Tensor:
         >>> assign(torch.tensor([[1.0, 3.0], [0.0, 2.5]]))
         tensor([0, 1])
     """
-    best = gain.argmax(-1)
+    best = _argmax(gain)
     n = gain.shape[-1]
     flat = best.reshape(-1, n)
     matrices = gain.reshape(-1, n, n)
@@ -49,13 +49,18 @@ def assign(gain: Tensor) -> Tensor:
 
 def argmax_assignment(gain: Tensor) -> Tensor | None:
     """The row-wise argmax ``(n,)`` of a matrix where it is a permutation, else None."""
-    best = gain.argmax(-1)
+    best = _argmax(gain)
     return best if _distinct(best) == best.numel() else None
 
 
 def share_wanted(gain: Tensor) -> float:
     """Share of the columns of a matrix that are the best of some row."""
-    return _distinct(gain.argmax(-1)) / len(gain)
+    return _distinct(_argmax(gain)) / len(gain)
+
+
+def _argmax(gain: Tensor) -> Tensor:
+    """The row-wise argmax. NumPy's is ten times as fast as PyTorch's on a CPU."""
+    return torch.from_numpy(gain.detach().numpy().argmax(-1)) if gain.device.type == "cpu" else gain.argmax(-1)
 
 
 def _distinct(index: Tensor) -> int:

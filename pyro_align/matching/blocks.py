@@ -8,9 +8,10 @@ sum over blocks and features of ``<fixed, P moving>``, with one index gather per
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from pyro_align.axes import Atom, Axis, Fixed, Product, Sum, axis_size
 from pyro_align.errors import MatchError
 
 _RUN = 1 << 22  # entries worked on at a time, where an axis of fixed order lets a site be cut
+_SLAB = 1 << 17  # entries summed at a time, so that what is made on the way stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Block:
         dims: One entry per dimension of the view.
         steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and
             ``("narrow", dim, start, n)``.
+        members: The blocks that are stacked along the first dimension, where this one stands for several.
     """
 
     site: str
     dims: tuple[Dim, ...]
     steps: tuple[tuple, ...] = ()
+    members: tuple[Block, ...] = ()
 
     def view(self, value: Tensor) -> Tensor:
         """The piece of the site's tensor, sharing its memory."""
@@ -75,6 +79,19 @@ class Block:
         axis = max(free, key=lambda i: values[0].shape[i])
         step = max(1, _RUN * values[0].shape[axis] // values[0].numel())
         yield from zip(*(v.split(step, axis) for v in values), strict=True)
+
+    def slabs(self, value: Tensor, least: int = 1) -> Iterator[Any]:
+        """Indices of runs of bounded size along the first dimension of a run; one of all where others nest in it.
+
+        Args:
+            value: The run.
+            least: Size of the dimension below which it is not cut.
+        """
+        step = max(1, least, _SLAB * value.shape[0] // value.numel()) if value.numel() > _SLAB else 0
+        if step == 0 or step >= value.shape[0] or self.dims[0].outer or self.inside(0):
+            yield ...
+        else:
+            yield from (slice(start, start + step) for start in range(0, value.shape[0], step))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -127,6 +144,14 @@ def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
         dims = tuple(_dim(site, leaves, owner, i) for i in range(len(leaves)))
         blocks.append(Block(site, dims, tuple(steps)))
     return tuple(blocks)
+
+
+def stack(blocks: Sequence[Block]) -> Block:
+    """Blocks with the same dimensions as one, with a first dimension of fixed order for which is which."""
+    if len(blocks) == 1:
+        return blocks[0]
+    dims = (replace(d, outer=tuple(o + 1 for o in d.outer)) for d in blocks[0].dims)
+    return Block(" + ".join(b.site for b in blocks), (Dim("", len(blocks)), *dims), members=tuple(blocks))
 
 
 def _pieces(term: Axis) -> list[tuple[list[tuple], list[Atom]]]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.blocks import Block, site_blocks
+from pyro_align.matching.blocks import Block, site_blocks, stack
 from pyro_align.matching.sums import UnitSums, inner
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
+_VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -31,6 +33,11 @@ class Problem:
         moving: Site -> as many features; these are relabelled.
         odd: Which features change sign with the units of signed atoms (locations do, scales do not): one bool per
             feature, or site -> such a sequence. Needed only where the symmetry has signs.
+
+    Attributes:
+        as_given: The objective of the identity.
+        all_blocks: The blocks of all sites.
+        blocks: Those that carry a free atom, small ones stacked.
 
     Raises:
         MatchError: Sizes are unknown, a site is missing, shapes, dtypes or devices differ, a value is not finite.
@@ -50,12 +57,11 @@ class Problem:
         self._views: dict[Block, list[tuple[Tensor, Tensor, bool]]] = {}
         # a plain dict gives the same tensors at each look, so that their views may be kept without holding more
         self._plain = type(fixed) is dict and type(moving) is dict
-        for site, shape in symmetry.shapes.items():
-            self._check(site, shape)
+        self.as_given = sum(self._check(site, shape) for site, shape in symmetry.shapes.items())
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
         self.all_blocks = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
-        self.blocks: tuple[Block, ...] = tuple(b for b in self.all_blocks if b.names)
+        self.blocks = self._stacked([b for b in self.all_blocks if b.names])
 
     @property
     def work_dtype(self) -> torch.dtype:
@@ -82,10 +88,29 @@ class Problem:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
         found = self._views.get(block)
         if found is None:
-            found = [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
-            if (self._plain and self.dtype in _EXACT) or all(f.numel() <= _SMALL for f, _, _ in found):
+            found = self._stack(block) if block.members else self._cut(block)
+            kept = block.members or (self._plain and self.dtype in _EXACT)
+            if kept or all(f.numel() <= _SMALL for f, _, _ in found):
                 self._views[block] = found
         return found
+
+    def _stack(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
+        by_feature = zip(*(self._cut(member) for member in block.members), strict=True)
+        return [
+            (torch.stack(f), torch.stack(m), o[0]) for f, m, o in (zip(*views, strict=True) for views in by_feature)
+        ]
+
+    def _cut(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
+        return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
+
+    def _stacked(self, blocks: list[Block]) -> tuple[Block, ...]:
+        """The blocks, with small ones of the same dimensions as one: a network has many vectors for each atom."""
+        alike: dict[Any, list[Block]] = {}
+        for block in blocks:
+            small = math.prod(d.size for d in block.dims) <= _VECTOR
+            key = (block.dims, self._odd(block.site, self.counts[block.site])) if small else block
+            alike.setdefault(key, []).append(block)
+        return tuple(stack(group) for group in alike.values())
 
     def objective(self, permutation: Permutation) -> float:
         """The exact objective of one relabelling, up to rounding; every matcher is held against it."""
@@ -101,11 +126,8 @@ class Problem:
         odd = {s: self._odd(s, self.counts[s]) for s in sites}
         return self.symmetry, {s: tuple(self._fixed[s]) for s in sites}, {s: tuple(self._moving[s]) for s in sites}, odd
 
-    def as_given(self) -> float:
-        """The objective of the identity."""
-        return math.fsum(inner(f, m) for block in self.all_blocks for f, m, _ in self.views(block))
-
-    def _check(self, site: str, shape: tuple[int, ...]) -> None:
+    def _check(self, site: str, shape: tuple[int, ...]) -> float:
+        """Checks the features of a site, and returns what it adds to the objective of the identity."""
         for side, given in (("fixed", self._fixed), ("moving", self._moving)):
             if site not in given:
                 raise MatchError(f"site '{site}' is missing from {side}=, which has {sorted(given)}")
@@ -118,7 +140,15 @@ class Problem:
         self._odd(site, len(fixed))
         for side, features in (("fixed", fixed), ("moving", moving)):
             for k, value in enumerate(features):
-                self._check_tensor(f"site '{site}', feature {k} of {side}=", value, shape)
+                self._check_tensor(_what(site, k, side), value, shape)
+        # one product tells of any NaN or infinity on either side; only a suspect one, which may be an overflow, pays
+        # for the full check
+        value = sum(inner(_matrix_dtype(f), _matrix_dtype(m)) for f, m in zip(fixed, moving, strict=True))
+        if not math.isfinite(value):
+            for side, features in (("fixed", fixed), ("moving", moving)):
+                for k, tensor in enumerate(features):
+                    _check_finite(_what(site, k, side), tensor.detach())
+        return value
 
     def _check_tensor(self, what: str, value: Tensor, shape: tuple[int, ...]) -> None:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -131,11 +161,16 @@ class Problem:
             raise MatchError(f"{what}: lies on {value.device}, the first site on {self.device}; move one of them")
         if value.dtype != self.dtype:
             raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
-        # one sum tells of any NaN or infinity; only a suspect one, which may be an overflow, pays for the full check
-        value = value.detach()
-        if not math.isfinite(value.sum()) and not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
-            raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
+
+
+def _what(site: str, feature: int, side: str) -> str:
+    return f"site '{site}', feature {feature} of {side}="
+
+
+def _check_finite(what: str, value: Tensor) -> None:
+    if not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
 
 
 def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:
