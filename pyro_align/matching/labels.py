@@ -121,13 +121,18 @@ def relabelled(
             sign = None if sign is None else labels.by_old(dim.name, held, sign)
         if dim.outer:
             value = take(value, aligned(block, i, index), i)
-        elif i == value.dim() - 1 > 1:  # along the last of three axes or more `gather` is several times faster
-            value = value.gather(i, index.expand(*value.shape[:-1], -1))
         else:
-            value = value.index_select(i, index)
+            value = select(value, i, index)
         if sign is not None:
             value = value * aligned(block, i, sign).to(value.dtype)
     return value
+
+
+def select(value: Tensor, dim: int, index: Tensor) -> Tensor:
+    """``index_select``; along the last of three axes or more, where that is ten times as slow, over the rows."""
+    if dim < 2 or dim < value.dim() - 1:
+        return value.index_select(dim, index)
+    return value.reshape(-1, value.shape[dim]).index_select(1, index).view(*value.shape[:-1], len(index))
 
 
 def pairs(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, aligned, relabelled
+from pyro_align.matching.labels import Labels, aligned, relabelled, select
 
 SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered
@@ -104,8 +104,8 @@ class Part:
         rows: tuple[int, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
-        if old is not None and (rows := self._moved(old, labels)) is not None:
-            fixed = fixed.index_select(*rows)
+        if old is not None and (rows := self.moved(old, labels)) is not None:
+            fixed = select(fixed, *rows)
         right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
             right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
@@ -125,7 +125,7 @@ class Part:
             return value.permute(self._order).reshape(batch, -1, size).transpose(1, 2)
         return value.permute(self._order).reshape(batch, size, -1)
 
-    def _moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
+    def moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
         """The dimension along which alone something moved, and the positions that did, where they are few."""
         dims = self.block.dims
         moved = [i for i in self.others if (n := dims[i].name) and old.versions[n] != new.versions[n]]

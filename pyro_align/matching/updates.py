@@ -295,4 +295,4 @@ def _mean_slack(gains: Gains, labels: Labels, name: str) -> float:
     if gain is None:
         return 0.0
     now = picked(gain, labels.indices[name].reshape(gain.shape[:-1]))
-    return float((gain.max(-1).values.double() - now).mean())
+    return float((gain.amax(-1).double() - now).mean())
