@@ -15,6 +15,7 @@ _WIDE = 64  # smaller matrices are solved sooner than priced
 _PRICING = 0.12  # temperature of the prices, in spreads of the gains
 _ROUNDS = 6  # of normalisations, for prices
 _SAMPLE = 256
+FAINT = -80.0  # exponents below make float32 numbers on which processors are many times slower, and weigh nothing
 _TINY = 1e-30
 
 
@@ -86,7 +87,7 @@ def _priced(gain: Tensor) -> Tensor:
     temperature = _PRICING * spread(gain)
     if not temperature > 0:
         return cost
-    kernel = cost.mul(-1 / temperature).exp_()
+    kernel = cost.mul(-1 / temperature).clamp_min_(FAINT).exp_()
     row, column = scalings(kernel, _ROUNDS)
     return cost.sub_(temperature * row.log().unsqueeze(1)).sub_(temperature * column.log())
 

@@ -32,6 +32,7 @@ from pyro_align.matching.problem import Problem
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
 _SWAPS = 16  # pairs tried where no assignment raises a quadratic objective
+_WIDE = 128  # atoms below are matched outright: their products cost less than the sums that would spare them
 _ALIKE = 0.5  # mean cosine of paired units above which it pays to ask whether further evidence can matter
 
 
@@ -69,7 +70,7 @@ class Update:
         self._plain = alone and joint and all(is_plain(b, name) for b in self._curved_blocks)
         self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
         self._needs = [(p, p.block.names - members, math.prod(p.shape)) for p in self.linear.parts]
-        self._may_certify = alone and self.exact
+        self._may_certify = alone and self.exact and self.atom.size >= _WIDE
         holds = any(name in a.within for a in problem.symmetry.atoms.values())
         self.softens = joint and not holds and not self.atom.within and bool(self.parts)
         self.spoken, self.wanted = False, 1.0
