@@ -141,6 +141,12 @@ class Part:
 
 def find_parts(block: Block, name: str, joint: bool) -> list[Part]:
     """The occurrences of an atom in a block; with ``joint``, together with a chain of atoms nested in it."""
+    if (name, joint) not in block.plans:
+        block.plans[name, joint] = _find_parts(block, name, joint)
+    return block.plans[name, joint]
+
+
+def _find_parts(block: Block, name: str, joint: bool) -> list[Part]:
     places = block.positions(name)
     parts = []
     for place in places:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.blocks import Block, site_blocks, stack
+from pyro_align.matching.blocks import Block, symmetry_blocks
 from pyro_align.matching.sums import UnitSums, inner
 from pyro_align.symmetry import Permutation, Symmetry
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
-_VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -50,18 +48,19 @@ class Problem:
             raise MatchError("the symmetry's sizes are unknown; call symmetry.bind(shapes) first")
         self.symmetry = symmetry
         self._fixed, self._moving = fixed, moving
-        self._odd = _read_odd(symmetry, odd)
+        self._read_odd = _read_odd(symmetry, odd)
+        self._odd: dict[str, tuple[bool, ...]] = {}
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
         self.counts: dict[str, int] = {}
         self._views: dict[Block, list[tuple[Tensor, Tensor, bool]]] = {}
         # a plain dict gives the same tensors at each look, so that their views may be kept without holding more
         self._plain = type(fixed) is dict and type(moving) is dict
-        self.as_given = sum(self._check(site, shape) for site, shape in symmetry.shapes.items())
+        with torch.no_grad():
+            self.as_given = sum(self._check(site, shape) for site, shape in symmetry.shapes.items())
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
-        self.all_blocks = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
-        self.blocks = self._stacked([b for b in self.all_blocks if b.names])
+        self.all_blocks, self.blocks = symmetry_blocks(symmetry, self._odd)
 
     @property
     def work_dtype(self) -> torch.dtype:
@@ -80,8 +79,7 @@ class Problem:
 
     def features(self, site: str) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a site."""
-        odd = self._odd(site, self.counts[site])
-        pairs = zip(self._fixed[site], self._moving[site], odd, strict=True)
+        pairs = zip(self._fixed[site], self._moving[site], self._odd[site], strict=True)
         return [(_matrix_dtype(f), _matrix_dtype(m), o) for f, m, o in pairs]
 
     def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
@@ -103,15 +101,6 @@ class Problem:
     def _cut(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
 
-    def _stacked(self, blocks: list[Block]) -> tuple[Block, ...]:
-        """The blocks, with small ones of the same dimensions as one: a network has many vectors for each atom."""
-        alike: dict[Any, list[Block]] = {}
-        for block in blocks:
-            small = math.prod(d.size for d in block.dims) <= _VECTOR
-            key = (block.dims, self._odd(block.site, self.counts[block.site])) if small else block
-            alike.setdefault(key, []).append(block)
-        return tuple(stack(group) for group in alike.values())
-
     def objective(self, permutation: Permutation) -> float:
         """The exact objective of one relabelling, up to rounding; every matcher is held against it."""
         return math.fsum(
@@ -122,9 +111,8 @@ class Problem:
 
     def contents(self) -> tuple[Symmetry, dict, dict, dict]:
         """The arguments that make the same problem elsewhere, read from wherever they lie."""
-        sites = self.symmetry.sites
-        odd = {s: self._odd(s, self.counts[s]) for s in sites}
-        return self.symmetry, {s: tuple(self._fixed[s]) for s in sites}, {s: tuple(self._moving[s]) for s in sites}, odd
+        fixed, moving = ({s: tuple(side[s]) for s in self.symmetry.sites} for side in (self._fixed, self._moving))
+        return self.symmetry, fixed, moving, dict(self._odd)
 
     def _check(self, site: str, shape: tuple[int, ...]) -> float:
         """Checks the features of a site, and returns what it adds to the objective of the identity."""
@@ -137,40 +125,35 @@ class Problem:
         if len(fixed) != len(moving):
             raise MatchError(f"site '{site}': {len(fixed)} features in fixed=, {len(moving)} in moving=")
         self.counts[site] = len(fixed)
-        self._odd(site, len(fixed))
+        self._odd[site] = self._read_odd(site, len(fixed))
         for side, features in (("fixed", fixed), ("moving", moving)):
             for k, value in enumerate(features):
-                self._check_tensor(_what(site, k, side), value, shape)
+                if wrong := self._wrong(value, shape):
+                    raise MatchError(f"site '{site}', feature {k} of {side}=: {wrong}")
         # one product tells of any NaN or infinity on either side; only a suspect one, which may be an overflow, pays
         # for the full check
         value = sum(inner(_matrix_dtype(f), _matrix_dtype(m)) for f, m in zip(fixed, moving, strict=True))
         if not math.isfinite(value):
             for side, features in (("fixed", fixed), ("moving", moving)):
                 for k, tensor in enumerate(features):
-                    _check_finite(_what(site, k, side), tensor.detach())
+                    if bad := int((~tensor.isfinite()).sum()):
+                        what = f"site '{site}', feature {k} of {side}="
+                        raise MatchError(f"{what}: {bad} of {tensor.numel()} values are NaN or infinite")
         return value
 
-    def _check_tensor(self, what: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    def _wrong(self, value: Tensor, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a feature; the first one says which device and dtype the others must have."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise MatchError(f"{what}: expected a tensor of real floating point numbers, got {kind}")
+            return f"expected a tensor of real floating point numbers, got {kind}"
         if value.shape != shape:
-            raise MatchError(f"{what}: expected shape {shape}, as in the symmetry, got {tuple(value.shape)}")
+            return f"expected shape {shape}, as in the symmetry, got {tuple(value.shape)}"
         self.device, self.dtype = self.device or value.device, self.dtype or value.dtype
         if value.device != self.device:
-            raise MatchError(f"{what}: lies on {value.device}, the first site on {self.device}; move one of them")
+            return f"lies on {value.device}, the first site on {self.device}; move one of them"
         if value.dtype != self.dtype:
-            raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
-
-
-def _what(site: str, feature: int, side: str) -> str:
-    return f"site '{site}', feature {feature} of {side}="
-
-
-def _check_finite(what: str, value: Tensor) -> None:
-    if not bool(value.isfinite().all()):
-        bad = int((~value.isfinite()).sum())
-        raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
+            return f"has dtype {value.dtype}, the first site {self.dtype}; convert one of them"
+        return None
 
 
 def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:
