@@ -133,8 +133,8 @@ def _expected_gains(update: Update, labels, soft: dict[str, Soft]) -> Gains:
         if not part.moving:
             continue
         for fixed, moving, odd in update.problem.views(part.block):
-            for factors in part.factors(fixed, moving, labels, odd, soft=soft):
-                gains.add(part.node, part.signed(odd), *factors)
+            for run in part.block.runs(fixed, moving):
+                gains.add(part.node, part.signed(odd), *part.matrices(*run, labels, odd, soft=soft))
     return gains
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _EASY = 0.6  # share of columns that some row wants most, above which a solver needs no help
-_WIDE = 64  # smaller matrices are solved sooner than priced
+_WIDE = 192  # smaller matrices are solved sooner than priced
 _PRICING = 0.12  # temperature of the prices, in spreads of the gains
 _ROUNDS = 6  # of normalisations, for prices
 _SAMPLE = 256

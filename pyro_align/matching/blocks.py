@@ -87,14 +87,9 @@ class Block:
         step = max(1, _RUN * values[0].shape[axis] // values[0].numel())
         yield from zip(*(v.split(step, axis) for v in values), strict=True)
 
-    def slabs(self, value: Tensor, least: int = 1) -> Iterator[Any]:
-        """Indices of runs of bounded size along the first dimension of a run; one of all where others nest in it.
-
-        Args:
-            value: The run.
-            least: Size of the dimension below which it is not cut.
-        """
-        step = max(1, least, _SLAB * value.shape[0] // value.numel()) if value.numel() > _SLAB else 0
+    def slabs(self, value: Tensor) -> Iterator[Any]:
+        """Indices of runs of bounded size along the first dimension of a run; one of all where others nest in it."""
+        step = max(1, _SLAB * value.shape[0] // value.numel()) if value.numel() > _SLAB else 0
         if step == 0 or step >= value.shape[0] or self.dims[0].outer or self.inside(0):
             yield ...
         else:

@@ -95,7 +95,8 @@ class Evidence:
                 continue
             for fixed, moving, odd in self.problem.views(part.block):
                 key = part.node, part.signed(odd)
-                for left, right in part.factors(fixed, moving, now, odd, old=before):
+                for run in part.block.runs(fixed, moving):
+                    left, right = part.matrices(*run, now, odd, old=before)
                     if before is None and part.shape[2] <= SMALL:
                         small.setdefault(key, []).append((left, right))
                     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,6 @@ from pyro_align.matching.labels import Labels, aligned, relabelled, select
 SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered
 _RUN = 8  # runs of at least this many numbers are worth keeping together when a tensor is laid out anew
-_DEPTH = 512  # values per unit that make a product deep enough to be no slower than one of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +56,12 @@ class Part:
         after = math.prod(dims[i].size for i in others if i > self.chain[-1])
         known["_chain_last"] = last = bool(others) and others[0] < self.chain[0] and after < _RUN
         known["_order"] = (*self.batch, *others, *self.chain) if last else (*held, *others)
-        known["_slabs"] = 0 in others and bool(dims[0].name) and not dims[0].outer and not self.block.inside(0)
 
     def signed(self, odd: bool) -> bool:
         """Whether the gain of a feature counts for or against the sign of the innermost atom."""
         return odd and self.block.dims[self.chain[-1]].odd
 
-    def factors(
+    def matrices(
         self,
         fixed: Tensor,
         moving: Tensor,
@@ -72,10 +70,8 @@ class Part:
         *,
         old: Labels | None = None,
         soft: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of factors ``(batch, chain, rest)``, the sum of whose products ``left @ right^T`` is the gain.
-
-        A large site comes in slabs, so that what is gathered of it stays in the processor's cache.
+    ) -> tuple[Tensor, Tensor]:
+        """The two factors of the gain, ``(batch, chain, rest)``: gain = left @ right^T.
 
         Args:
             fixed: The block's view of a fixed feature.
@@ -85,30 +81,13 @@ class Part:
             old: With it, the factors of how the gain has changed since that relabelling.
             soft: Atom -> soft relabelling, where one takes the place of the hard one.
         """
-        name = self.block.dims[0].name
-        for here, there in self.block.runs(fixed, moving):
-            if old is not None or not self._slabs or name in soft:
-                yield self._matrices(here, there, labels, odd, old, soft)
-                continue
-            for slab in self.block.slabs(here, _DEPTH * len(here) // self.shape[2]):
-                yield self._matrices(here[slab], there, labels, odd, None, soft, (0, slab))
-
-    def _matrices(
-        self,
-        fixed: Tensor,
-        moving: Tensor,
-        labels: Labels,
-        odd: bool,
-        old: Labels | None,
-        soft: Mapping[str, Any],
-        rows: tuple[int, Any] | None = None,
-    ) -> tuple[Tensor, Tensor]:
         # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
-        if old is not None and (rows := self.moved(old, labels)) is not None:
-            fixed = select(fixed, *rows)
+        rows = None if old is None else self.moved(old, labels)
         right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
             right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
+        if rows is not None:
+            fixed = select(fixed, *rows)
         if odd:  # an outer atom that moves keeps its sign by new position; only the innermost one chooses
             for i in self.chain[:-1]:
                 dim = self.block.dims[i]
