@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
@@ -38,6 +39,37 @@ def second_order(problem: Problem, blocks: Iterable[Block], name: str, old: Labe
         for fixed, moving, odd in problem.views(block)
         for here, there in _pieces(block, fixed, relabelled(block, moving, old, free=(i, j), odd=odd))
     )
+
+
+def swap_curvature(
+    problem: Problem, blocks: Iterable[Block], name: str, labels: Labels, pairs: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The second-order terms of swapping the partners of two units, ``(count,)``.
+
+    With a and b the partners of i and k, ``D`` has the rows ``b - a`` and ``a - b``, and the term is
+    ``(M_aa - M_ab - M_ba + M_bb) (F_ii - F_ik - F_ki + F_kk)``.
+
+    Args:
+        problem: What is matched.
+        blocks: Blocks with the atom on two axes, plainly.
+        name: The atom.
+        labels: The present relabelling.
+        pairs: The new positions i and k, ``(count,)`` each.
+    """
+    partners = tuple(labels.indices[name][position] for position in pairs)
+    total = torch.zeros(len(pairs[0]), dtype=torch.float64, device=labels.device)
+    for block in blocks:
+        places = block.positions(name)
+        for fixed, whole, odd in problem.views(block):
+            moving = relabelled(block, whole, labels, free=places, odd=odd)
+            term = _cross(fixed, places, pairs) * _cross(moving, places, partners)
+            total += term.double().sum_to_size(total.shape)
+    return total
+
+
+def _cross(value: Tensor, places: tuple[int, int], pairs: tuple[Tensor, Tensor]) -> Tensor:
+    value, (i, k) = value.movedim(places, (-2, -1)), pairs
+    return value[..., i, i] - value[..., i, k] - value[..., k, i] + value[..., k, k]
 
 
 def _pieces(block: Block, fixed: Tensor, moving: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -85,7 +85,7 @@ class Part:
         rows = None if old is None else self.moved(old, labels)
         right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
-            right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
+            right = right.sub_(relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows))
         if rows is not None:
             fixed = select(fixed, *rows)
         if odd:  # an outer atom that moves keeps its sign by new position; only the innermost one chooses

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
-from pyro_align.matching.curvature import is_plain, second_order
+from pyro_align.matching.curvature import is_plain, second_order, swap_curvature
 from pyro_align.matching.evidence import Evidence, Gains
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.nested import solve_tree
@@ -173,7 +173,7 @@ class Update:
         n = self.atom.size
         once = torch.ones(n, n, dtype=torch.bool, device=gain.device).tril()
         cost = swap_costs(gain, index).masked_fill_(once, torch.inf)
-        for flat in cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False).indices.tolist():
+        for flat in self._hopeful(cost, labels):
             row, i, k = flat // n**2, flat // n % n, flat % n
             swapped = index.clone()
             swapped[row, i], swapped[row, k] = index[row, k], index[row, i]
@@ -187,6 +187,16 @@ class Update:
                 labels.replace(indices, signs)
                 return rise
         return 0.0
+
+    def _hopeful(self, cost: Tensor, labels: Labels) -> list[int]:
+        """The swaps that cost least, as flat indices; where their second order is known, those of them that gain."""
+        n = self.atom.size
+        cheap = cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False)
+        if not self._plain:
+            return cheap.indices.tolist()
+        pairs = cheap.indices // n, cheap.indices % n
+        bent = swap_curvature(self.problem, self._curved_blocks, self.name, labels, pairs)
+        return cheap.indices[bent > cheap.values].tolist()
 
     @property
     def _noise(self) -> float:
