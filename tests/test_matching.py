@@ -189,6 +189,17 @@ def test_float32_stays_float32():
     assert match(case.symmetry, fixed, moving).status == "converged"
 
 
+def test_a_pair_that_is_aligned_already_is_searched_once():
+    """What it gives as it is and where the search ends are summed in another order, and differ by rounding."""
+    symmetry = Symmetry.from_axes({"w": ("h", None), "v": (None, "h")}, shapes={"w": (300, 500), "v": (40, 300)})
+    moving = features(symmetry, 0, dtype=torch.float32)
+    fixed = relabel(moving, symmetry.identity(), noise=0.05)
+    sweeps = []
+    found = match(symmetry, fixed, moving, progress=lambda sweep, value: sweeps.append(sweep))
+    assert found.permutation == symmetry.identity()
+    assert sweeps == [0, 1]
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_blocks_relabel_as_permutations_do(name):
     case = STRUCTURES[name]

@@ -67,6 +67,11 @@ class Problem:
         """The dtype of gain matrices: that of the features, but at least float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    @property
+    def rounding(self) -> float:
+        """Relative changes of the objective below this are rounding."""
+        return 8 * torch.finfo(self.work_dtype).eps
+
     @cached_property
     def touching(self) -> Mapping[str, tuple[Block, ...]]:
         """Free atom -> the blocks that carry it."""

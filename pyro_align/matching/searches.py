@@ -123,7 +123,8 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
         status = "interrupted"
         run.history.append(run.value)
     found = _finish(matcher, run, status, seed)
-    if start is None and not matcher.own_loss and run.problem.as_given > found.objective:
+    lost = run.problem.as_given - found.objective
+    if start is None and not matcher.own_loss and lost > run.problem.rounding * abs(found.objective):
         # the matcher's own start led below where it began: begin there
         again = replace(run, labels=start_labels(run.problem, None), anchored=False, value=0.0, history=[])
         try:

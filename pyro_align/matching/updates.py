@@ -198,11 +198,6 @@ class Update:
         bent = swap_curvature(self.problem, self._curved_blocks, self.name, labels, pairs)
         return cheap.indices[bent > cheap.values].tolist()
 
-    @property
-    def _noise(self) -> float:
-        """Relative rises below this are rounding."""
-        return 8 * torch.finfo(self.problem.work_dtype).eps
-
     def _exact(self, blocks: list[Block], labels: Labels) -> float:
         return math.fsum(self.problem.sums.value(b, labels) for b in blocks)
 
@@ -229,7 +224,7 @@ class Update:
         elif self._curved_blocks:
             after = self._exact(self._curved_blocks, new)
             rise, size = rise + after - base, size + abs(base) + abs(after)
-        return rise if rise > self._noise * size else 0.0
+        return rise if rise > self.problem.rounding * size else 0.0
 
     def _entries(self, gain: Tensor, node: str, labels: Labels, odd: bool) -> Tensor:
         entries = picked(gain, self.flat_index(node, labels))
