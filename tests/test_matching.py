@@ -24,9 +24,11 @@ from pyro_align.matching import (
 from pyro_align.matching.assignment import assign
 from pyro_align.matching.blocks import site_blocks
 from pyro_align.matching.coordinate import make_updates
+from pyro_align.matching.curvature import second_order, swap_curvature
 from pyro_align.matching.labels import Labels, relabelled
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sinkhorn import hard_values, project, soft_values
+from pyro_align.matching.sums import UnitSums
 from pyro_align.symmetry import Symmetry
 
 
@@ -187,6 +189,17 @@ def test_float32_stays_float32():
     assert match(case.symmetry, fixed, moving).status == "converged"
 
 
+def test_a_pair_that_is_aligned_already_is_searched_once():
+    """What it gives as it is and where the search ends are summed in another order, and differ by rounding."""
+    symmetry = Symmetry.from_axes({"w": ("h", None), "v": (None, "h")}, shapes={"w": (300, 500), "v": (40, 300)})
+    moving = features(symmetry, 0, dtype=torch.float32)
+    fixed = relabel(moving, symmetry.identity(), noise=0.05)
+    sweeps = []
+    found = match(symmetry, fixed, moving, progress=lambda sweep, value: sweeps.append(sweep))
+    assert found.permutation == symmetry.identity()
+    assert sweeps == [0, 1]
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_blocks_relabel_as_permutations_do(name):
     case = STRUCTURES[name]
@@ -227,6 +240,68 @@ def test_incremental_gains_equal_fresh_ones():
         index[:count] = index[:count].roll(1)
         labels.replace({"b": index}, {})
         torch.testing.assert_close(update.gain(labels), make_updates(problem)[0].gain(labels))
+
+
+def test_gains_made_anew_equal_incremental_ones():
+    """Of a recurrent atom all gains change with every move: few units, then nearly all."""
+    case = STRUCTURES["gates"]
+    problem = Problem(case.symmetry, features(case.symmetry, 0), features(case.symmetry, 1))
+    labels = Labels(case.symmetry.identity(), problem.device)
+    update = make_updates(problem)[0]
+    for index in ([0, 1, 3, 2], [3, 0, 1, 2], [1, 2, 3, 0]):
+        labels.replace({"h": torch.tensor(index)}, {})
+        torch.testing.assert_close(update.gain(labels), make_updates(problem)[0].gain(labels))
+
+
+def test_the_curvature_of_swaps_is_that_of_the_moves():
+    symmetry = Symmetry.from_axes(
+        {"w": (["h"] * 2, "h"), "v": ("h", "h", None), "p": ("h", None)},
+        shapes={"w": (12, 6), "v": (6, 6, 2), "p": (6, 2)},
+    )
+    problem = Problem(symmetry, features(symmetry, 0), features(symmetry, 1))
+    blocks = [b for b in problem.touching["h"] if len(b.positions("h")) == 2]
+    labels = Labels(symmetry.random(1), problem.device)
+    pairs = torch.tensor([0, 2, 5]), torch.tensor([4, 3, 1])
+    found = swap_curvature(problem, blocks, "h", labels, pairs)
+    for value, i, k in zip(found.tolist(), *(p.tolist() for p in pairs), strict=True):
+        swapped = labels.copy()
+        index = labels.indices["h"].clone()
+        index[i], index[k] = labels.indices["h"][k], labels.indices["h"][i]
+        swapped.replace({"h": index}, {})
+        assert value == pytest.approx(second_order(problem, blocks, "h", labels, swapped))
+
+
+def test_small_sites_that_are_alike_are_matched_as_one(monkeypatch):
+    axes = {"w": ("a", None), **{f"b{i}": ("a",) for i in range(5)}, "heads": ("a", "d"), "more": ("a", "d")}
+    shapes = {"w": (4, 3), **{f"b{i}": (4,) for i in range(5)}, "heads": (4, 3), "more": (4, 3)}
+    symmetries = [Symmetry.from_axes(axes, shapes=shapes, within={"d": "a"}) for _ in range(2)]
+    fixed, moving = features(symmetries[0], 0), features(symmetries[0], 1)
+    found = match(symmetries[0], fixed, moving)
+    assert len(Problem(symmetries[0], fixed, moving).blocks) == 3
+    monkeypatch.setattr("pyro_align.matching.blocks._VECTOR", 0)
+    alone = match(symmetries[1], fixed, moving)
+    assert len(Problem(symmetries[1], fixed, moving).blocks) == 8
+    assert all(torch.equal(found.permutation.indices[k], alone.permutation.indices[k]) for k in ("a", "d"))
+    assert found.objective == pytest.approx(alone.objective, rel=1e-12)
+
+
+def test_sums_by_unit_do_not_depend_on_how_a_site_is_cut(monkeypatch):
+    symmetry = Symmetry.from_axes({"w": ("a", "b", None), "v": (None, "a")}, shapes={"w": (7, 5, 3), "v": (4, 7)})
+    problem = Problem(symmetry, features(symmetry, 0), features(symmetry, 1))
+    labels = Labels(symmetry.random(2), problem.device)
+    whole = UnitSums(problem)
+    monkeypatch.setattr("pyro_align.matching.blocks._SLAB", 30)
+    pieces = UnitSums(problem)
+    for block in problem.blocks:
+        assert pieces.value(block, labels) == pytest.approx(whole.value(block, labels), rel=1e-12)
+        for a, b in zip(
+            (*pieces.norms(block), pieces.products(block, labels)),
+            (*whole.norms(block), whole.products(block, labels)),
+            strict=True,
+        ):
+            assert a.keys() == b.keys() == set(block.free)
+            for place in a:
+                torch.testing.assert_close(a[place], b[place])
 
 
 def test_a_certified_assignment_is_the_best_one():

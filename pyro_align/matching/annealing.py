@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_align.matching.assignment import scalings, spread
+from pyro_align.matching.assignment import FAINT, scalings, spread
 from pyro_align.matching.evidence import Gains
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
@@ -32,7 +32,7 @@ _CROWDED = 0.58  # share of partners wanted below which annealing pays; by chanc
 _PARTNERS = 64  # about how many partners a unit of a wide atom has at the first temperature
 _WARMEST, _COLDEST = 0.7, 0.1  # temperatures, in spreads of the gains
 _KEPT = 0.01  # entries below are left out: a unit that has no likely partner says little about others
-_SPARSE = 1 / 64  # share of entries up to which gathering them one by one is faster than a product
+_SPARSE = 1 / 8  # share of entries up to which gathering them one by one is faster than a product
 _ROUNDS = 10  # of normalisations
 
 
@@ -61,6 +61,7 @@ class Sparse:
     weights: Tensor
 
     def __matmul__(self, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()  # over a transposed view the gathers are many times slower
         return torch.nn.functional.embedding_bag(
             self.columns, rows, self.starts, mode="sum", per_sample_weights=self.weights
         )
@@ -146,20 +147,22 @@ def soften(gains: Gains, name: str, temperature: float) -> Soft:
         lean = odd[0] / temperature
         scores = scores + torch.nn.functional.softplus(-2 * lean.abs())  # both signs of each pair
         lean = lean.tanh_()
-    kernel = scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    kernel = scores.sub_(scores.amax(1, keepdim=True)).clamp_min_(FAINT).exp_()
     _, column = scalings(kernel, _ROUNDS)
     matrix = kernel.mul_(column)
     matrix /= matrix.sum(1, keepdim=True).clamp_min(1e-30)
+    odd = None if lean is None else matrix * lean
     kept = matrix > _KEPT
-    matrix = matrix.where(kept, 0)
-    rows, columns = kept.nonzero(as_tuple=True)
-    if len(rows) > _SPARSE * matrix.numel():
-        return Soft(matrix, matrix if lean is None else matrix * lean)
-    counts = torch.bincount(rows, minlength=len(matrix))
-    table = Sparse(columns, counts.cumsum(0) - counts, matrix[rows, columns])
-    if lean is None:
-        return Soft(table, table)
-    return Soft(table, Sparse(columns, table.starts, table.weights * lean[rows, columns]))
+    counts = kept.sum(1)
+    if counts.sum() > _SPARSE * matrix.numel():
+        even = matrix.where(kept, 0)
+        return Soft(even, even if odd is None else odd.where(kept, 0))
+    places = kept.flatten().nonzero().flatten()
+    even, odd = (
+        None if m is None else Sparse(places % len(matrix), counts.cumsum(0) - counts, m.flatten()[places])
+        for m in (matrix, odd)
+    )
+    return Soft(even, even if odd is None else odd)
 
 
 def _uniform(problem: Problem, update: Update) -> Soft:

@@ -11,10 +11,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _EASY = 0.6  # share of columns that some row wants most, above which a solver needs no help
-_WIDE = 64  # smaller matrices are solved sooner than priced
+_WIDE = 192  # smaller matrices are solved sooner than priced
 _PRICING = 0.12  # temperature of the prices, in spreads of the gains
 _ROUNDS = 6  # of normalisations, for prices
 _SAMPLE = 256
+FAINT = -80.0  # exponents below make float32 numbers on which processors are many times slower, and weigh nothing
 _TINY = 1e-30
 
 
@@ -33,7 +34,7 @@ def assign(gain: Tensor) -> Tensor:
         >>> assign(torch.tensor([[1.0, 3.0], [0.0, 2.5]]))
         tensor([0, 1])
     """
-    best = gain.argmax(-1)
+    best = _argmax(gain)
     n = gain.shape[-1]
     flat = best.reshape(-1, n)
     matrices = gain.reshape(-1, n, n)
@@ -49,13 +50,18 @@ def assign(gain: Tensor) -> Tensor:
 
 def argmax_assignment(gain: Tensor) -> Tensor | None:
     """The row-wise argmax ``(n,)`` of a matrix where it is a permutation, else None."""
-    best = gain.argmax(-1)
+    best = _argmax(gain)
     return best if _distinct(best) == best.numel() else None
 
 
 def share_wanted(gain: Tensor) -> float:
     """Share of the columns of a matrix that are the best of some row."""
-    return _distinct(gain.argmax(-1)) / len(gain)
+    return _distinct(_argmax(gain)) / len(gain)
+
+
+def _argmax(gain: Tensor) -> Tensor:
+    """The row-wise argmax. NumPy's is ten times as fast as PyTorch's on a CPU."""
+    return torch.from_numpy(gain.detach().numpy().argmax(-1)) if gain.device.type == "cpu" else gain.argmax(-1)
 
 
 def _distinct(index: Tensor) -> int:
@@ -81,7 +87,7 @@ def _priced(gain: Tensor) -> Tensor:
     temperature = _PRICING * spread(gain)
     if not temperature > 0:
         return cost
-    kernel = cost.mul(-1 / temperature).exp_()
+    kernel = cost.mul(-1 / temperature).clamp_min_(FAINT).exp_()
     row, column = scalings(kernel, _ROUNDS)
     return cost.sub_(temperature * row.log().unsqueeze(1)).sub_(temperature * column.log())
 

@@ -7,17 +7,26 @@ sum over blocks and features of ``<fixed, P moving>``, with one index gather per
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum, axis_size
 from pyro_align.errors import MatchError
+from pyro_align.symmetry import Symmetry
 
 _RUN = 1 << 22  # entries worked on at a time, where an axis of fixed order lets a site be cut
+_VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike
+_SLAB = 1 << 17  # entries summed at a time, so that what is made on the way stays in the processor's cache
+
+
+_KEPT: WeakKeyDictionary[Symmetry, dict] = WeakKeyDictionary()  # a symmetry never changes, nor do its blocks
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,13 @@ class Block:
         dims: One entry per dimension of the view.
         steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and
             ``("narrow", dim, start, n)``.
+        members: The blocks that are stacked along the first dimension, where this one stands for several.
     """
 
     site: str
     dims: tuple[Dim, ...]
     steps: tuple[tuple, ...] = ()
+    members: tuple[Block, ...] = ()
 
     def view(self, value: Tensor) -> Tensor:
         """The piece of the site's tensor, sharing its memory."""
@@ -76,6 +87,14 @@ class Block:
         step = max(1, _RUN * values[0].shape[axis] // values[0].numel())
         yield from zip(*(v.split(step, axis) for v in values), strict=True)
 
+    def slabs(self, value: Tensor) -> Iterator[Any]:
+        """Indices of runs of bounded size along the first dimension of a run; one of all where others nest in it."""
+        step = max(1, _SLAB * value.shape[0] // value.numel()) if value.numel() > _SLAB else 0
+        if step == 0 or step >= value.shape[0] or self.dims[0].outer or self.inside(0):
+            yield ...
+        else:
+            yield from (slice(start, start + step) for start in range(0, value.shape[0], step))
+
     @cached_property
     def names(self) -> frozenset[str]:
         """The free atoms of the block."""
@@ -95,23 +114,47 @@ class Block:
 
         What lies around comes before what lies within.
         """
-        if held not in self._plans:
+        if held not in self.plans:
             order = sorted((i for i in self.free if i not in held), key=lambda i: len(self.dims[i].outer))
-            self._plans[held] = tuple(
+            self.plans[held] = tuple(
                 (i, d, frozenset(name for o, name in zip(d.outer, d.around, strict=True) if o in held))
                 for i in order
                 for d in [self.dims[i]]
             )
-        return self._plans[held]
+        return self.plans[held]
 
     @cached_property
-    def _plans(self) -> dict:
+    def plans(self) -> dict:
+        """What has been worked out about the block, by what it is for."""
         return {}
 
     def inside(self, position: int) -> tuple[int, ...]:
         """The dimensions nested, directly or not, in the one at ``position``, outer ones first."""
         found = [i for i, d in enumerate(self.dims) if position in d.outer]
         return tuple(sorted(found, key=lambda i: len(self.dims[i].outer)))
+
+
+def symmetry_blocks(
+    symmetry: Symmetry, odd: Mapping[str, tuple[bool, ...]]
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The blocks of all sites, and those that carry a free atom, small ones of the same dimensions stacked.
+
+    A network has many vectors for each atom. Both live as long as the symmetry, with all that is planned on them.
+
+    Args:
+        symmetry: The group, with known sizes.
+        odd: Site -> which of its features change sign with signed atoms.
+    """
+    kept, flags = _KEPT.setdefault(symmetry, {}), tuple(odd[site] for site in symmetry.sites)
+    if flags not in kept:
+        blocks = tuple(b for site, terms in symmetry.sites.items() for b in site_blocks(site, terms))
+        alike: dict[Any, list[Block]] = {}
+        for block in blocks:
+            small = math.prod(d.size for d in block.dims) <= _VECTOR
+            if block.names:
+                alike.setdefault((block.dims, odd[block.site]) if small else block, []).append(block)
+        kept[flags] = blocks, tuple(_stack(group) for group in alike.values())
+    return kept[flags]
 
 
 def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
@@ -127,6 +170,14 @@ def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
         dims = tuple(_dim(site, leaves, owner, i) for i in range(len(leaves)))
         blocks.append(Block(site, dims, tuple(steps)))
     return tuple(blocks)
+
+
+def _stack(blocks: Sequence[Block]) -> Block:
+    """Blocks with the same dimensions as one, with a first dimension of fixed order for which is which."""
+    if len(blocks) == 1:
+        return blocks[0]
+    dims = (replace(d, outer=tuple(o + 1 for o in d.outer)) for d in blocks[0].dims)
+    return Block(" + ".join(b.site for b in blocks), (Dim("", len(blocks)), *dims), members=tuple(blocks))
 
 
 def _pieces(term: Axis) -> list[tuple[list[tuple], list[Atom]]]:

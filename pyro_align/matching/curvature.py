@@ -8,10 +8,13 @@ only the units that move, so that late in a search, when few do, it costs next t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.labels import Labels, relabelled, select
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sums import inner
 
@@ -30,14 +33,51 @@ def second_order(problem: Problem, blocks: Iterable[Block], name: str, old: Labe
     rows = (before != after).nonzero().flatten()
     before, after = before[rows], after[rows]
     return math.fsum(
-        inner(fixed.index_select(i, rows).index_select(j, rows), _twice(moving, i, j, before, after))
+        inner(select(select(here, i, rows), j, rows), _twice(there, i, j, before, after))
         for block in blocks
         for i, j in [block.positions(name)]
-        for fixed, whole, odd in problem.views(block)
-        for moving in [relabelled(block, whole, old, free=(i, j), odd=odd)]
+        for fixed, moving, odd in problem.views(block)
+        for here, there in _pieces(block, fixed, relabelled(block, moving, old, free=(i, j), odd=odd))
     )
 
 
-def _twice(moving, i: int, j: int, before, after):
-    rows = moving.index_select(i, after) - moving.index_select(i, before)
-    return rows.index_select(j, after) - rows.index_select(j, before)
+def swap_curvature(
+    problem: Problem, blocks: Iterable[Block], name: str, labels: Labels, pairs: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The second-order terms of swapping the partners of two units, ``(count,)``.
+
+    With a and b the partners of i and k, ``D`` has the rows ``b - a`` and ``a - b``, and the term is
+    ``(M_aa - M_ab - M_ba + M_bb) (F_ii - F_ik - F_ki + F_kk)``.
+
+    Args:
+        problem: What is matched.
+        blocks: Blocks with the atom on two axes, plainly.
+        name: The atom.
+        labels: The present relabelling.
+        pairs: The new positions i and k, ``(count,)`` each.
+    """
+    partners = tuple(labels.indices[name][position] for position in pairs)
+    total = torch.zeros(len(pairs[0]), dtype=torch.float64, device=labels.device)
+    for block in blocks:
+        places = block.positions(name)
+        for fixed, whole, odd in problem.views(block):
+            moving = relabelled(block, whole, labels, free=places, odd=odd)
+            term = _cross(fixed, places, pairs) * _cross(moving, places, partners)
+            total += term.double().sum_to_size(total.shape)
+    return total
+
+
+def _cross(value: Tensor, places: tuple[int, int], pairs: tuple[Tensor, Tensor]) -> Tensor:
+    value, (i, k) = value.movedim(places, (-2, -1)), pairs
+    return value[..., i, i] - value[..., i, k] - value[..., k, i] + value[..., k, k]
+
+
+def _pieces(block: Block, fixed: Tensor, moving: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Small pieces where the first dimension keeps its order, so that what is made of them stays in cache."""
+    for slab in block.slabs(fixed) if not block.dims[0].name else (...,):
+        yield fixed[slab], moving[slab]
+
+
+def _twice(moving: Tensor, i: int, j: int, before: Tensor, after: Tensor) -> Tensor:
+    rows = select(moving, i, after).sub_(select(moving, i, before))
+    return select(rows, j, after).sub_(select(rows, j, before))

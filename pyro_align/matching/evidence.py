@@ -82,6 +82,9 @@ class Evidence:
             self.gains, self._seen = Gains(), {}
         wanted = {id(p) for p in (self.parts if parts is None else parts)}
         now = labels.copy()
+        if self._outdated(now):
+            wanted |= self._seen.keys()
+            self.gains, self._seen = Gains(), {}
         small: dict[tuple[str, bool], list[tuple[Tensor, Tensor]]] = {}
         for part in self.parts:
             before = self._seen.get(id(part))
@@ -114,6 +117,14 @@ class Evidence:
     def pending(self, parts: Iterable[Part] | None = None) -> list[Part]:
         """The parts not yet added."""
         return [p for p in (self.parts if parts is None else parts) if id(p) not in self._seen]
+
+    def _outdated(self, now: Labels) -> bool:
+        """Whether so much has moved everywhere that new gains cost less than the changes to the old ones."""
+        return bool(self._seen) and all(
+            not self._unmoved(p, before, now) and p.moved(before, now) is None
+            for p in self._added()
+            for before in [self._seen[id(p)]]
+        )
 
     def _unmoved(self, part: Part, before: Labels, now: Labels) -> bool:
         return all(before.versions[n] == now.versions[n] for n in part.moving)

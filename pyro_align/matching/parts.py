@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, aligned, relabelled
+from pyro_align.matching.labels import Labels, aligned, relabelled, select
 
 SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered
-_RUN = 64  # runs of at least this many numbers are copied as fast as whole tensors
+_RUN = 8  # runs of at least this many numbers are worth keeping together when a tensor is laid out anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +82,12 @@ class Part:
             soft: Atom -> soft relabelling, where one takes the place of the hard one.
         """
         # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
-        rows = None if old is None else self._moved(old, labels)
+        rows = None if old is None else self.moved(old, labels)
         right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
-            right = right - relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows)
+            right = right.sub_(relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows))
         if rows is not None:
-            fixed = fixed.index_select(*rows)
+            fixed = select(fixed, *rows)
         if odd:  # an outer atom that moves keeps its sign by new position; only the innermost one chooses
             for i in self.chain[:-1]:
                 dim = self.block.dims[i]
@@ -104,7 +104,7 @@ class Part:
             return value.permute(self._order).reshape(batch, -1, size).transpose(1, 2)
         return value.permute(self._order).reshape(batch, size, -1)
 
-    def _moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
+    def moved(self, old: Labels, new: Labels) -> tuple[int, Tensor] | None:
         """The dimension along which alone something moved, and the positions that did, where they are few."""
         dims = self.block.dims
         moved = [i for i in self.others if (n := dims[i].name) and old.versions[n] != new.versions[n]]
@@ -120,6 +120,12 @@ class Part:
 
 def find_parts(block: Block, name: str, joint: bool) -> list[Part]:
     """The occurrences of an atom in a block; with ``joint``, together with a chain of atoms nested in it."""
+    if (name, joint) not in block.plans:
+        block.plans[name, joint] = _find_parts(block, name, joint)
+    return block.plans[name, joint]
+
+
+def _find_parts(block: Block, name: str, joint: bool) -> list[Part]:
     places = block.positions(name)
     parts = []
     for place in places:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.blocks import Block, site_blocks
+from pyro_align.matching.blocks import Block, symmetry_blocks
 from pyro_align.matching.sums import UnitSums, inner
 from pyro_align.symmetry import Permutation, Symmetry
 
@@ -32,6 +32,11 @@ class Problem:
         odd: Which features change sign with the units of signed atoms (locations do, scales do not): one bool per
             feature, or site -> such a sequence. Needed only where the symmetry has signs.
 
+    Attributes:
+        as_given: The objective of the identity.
+        all_blocks: The blocks of all sites.
+        blocks: Those that carry a free atom, small ones stacked.
+
     Raises:
         MatchError: Sizes are unknown, a site is missing, shapes, dtypes or devices differ, a value is not finite.
     """
@@ -43,24 +48,29 @@ class Problem:
             raise MatchError("the symmetry's sizes are unknown; call symmetry.bind(shapes) first")
         self.symmetry = symmetry
         self._fixed, self._moving = fixed, moving
-        self._odd = _read_odd(symmetry, odd)
+        self._read_odd = _read_odd(symmetry, odd)
+        self._odd: dict[str, tuple[bool, ...]] = {}
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
         self.counts: dict[str, int] = {}
         self._views: dict[Block, list[tuple[Tensor, Tensor, bool]]] = {}
         # a plain dict gives the same tensors at each look, so that their views may be kept without holding more
         self._plain = type(fixed) is dict and type(moving) is dict
-        for site, shape in symmetry.shapes.items():
-            self._check(site, shape)
+        with torch.no_grad():
+            self.as_given = sum(self._check(site, shape) for site, shape in symmetry.shapes.items())
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
-        self.all_blocks = tuple(b for s, t in symmetry.sites.items() for b in site_blocks(s, t))
-        self.blocks: tuple[Block, ...] = tuple(b for b in self.all_blocks if b.names)
+        self.all_blocks, self.blocks = symmetry_blocks(symmetry, self._odd)
 
     @property
     def work_dtype(self) -> torch.dtype:
         """The dtype of gain matrices: that of the features, but at least float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def rounding(self) -> float:
+        """Relative changes of the objective below this are rounding."""
+        return 8 * torch.finfo(self.work_dtype).eps
 
     @cached_property
     def touching(self) -> Mapping[str, tuple[Block, ...]]:
@@ -74,18 +84,27 @@ class Problem:
 
     def features(self, site: str) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a site."""
-        odd = self._odd(site, self.counts[site])
-        pairs = zip(self._fixed[site], self._moving[site], odd, strict=True)
+        pairs = zip(self._fixed[site], self._moving[site], self._odd[site], strict=True)
         return [(_matrix_dtype(f), _matrix_dtype(m), o) for f, m, o in pairs]
 
     def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
         found = self._views.get(block)
         if found is None:
-            found = [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
-            if (self._plain and self.dtype in _EXACT) or all(f.numel() <= _SMALL for f, _, _ in found):
+            found = self._stack(block) if block.members else self._cut(block)
+            kept = block.members or (self._plain and self.dtype in _EXACT)
+            if kept or all(f.numel() <= _SMALL for f, _, _ in found):
                 self._views[block] = found
         return found
+
+    def _stack(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
+        by_feature = zip(*(self._cut(member) for member in block.members), strict=True)
+        return [
+            (torch.stack(f), torch.stack(m), o[0]) for f, m, o in (zip(*views, strict=True) for views in by_feature)
+        ]
+
+    def _cut(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
+        return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
 
     def objective(self, permutation: Permutation) -> float:
         """The exact objective of one relabelling, up to rounding; every matcher is held against it."""
@@ -97,15 +116,11 @@ class Problem:
 
     def contents(self) -> tuple[Symmetry, dict, dict, dict]:
         """The arguments that make the same problem elsewhere, read from wherever they lie."""
-        sites = self.symmetry.sites
-        odd = {s: self._odd(s, self.counts[s]) for s in sites}
-        return self.symmetry, {s: tuple(self._fixed[s]) for s in sites}, {s: tuple(self._moving[s]) for s in sites}, odd
+        fixed, moving = ({s: tuple(side[s]) for s in self.symmetry.sites} for side in (self._fixed, self._moving))
+        return self.symmetry, fixed, moving, dict(self._odd)
 
-    def as_given(self) -> float:
-        """The objective of the identity."""
-        return math.fsum(inner(f, m) for block in self.all_blocks for f, m, _ in self.views(block))
-
-    def _check(self, site: str, shape: tuple[int, ...]) -> None:
+    def _check(self, site: str, shape: tuple[int, ...]) -> float:
+        """Checks the features of a site, and returns what it adds to the objective of the identity."""
         for side, given in (("fixed", self._fixed), ("moving", self._moving)):
             if site not in given:
                 raise MatchError(f"site '{site}' is missing from {side}=, which has {sorted(given)}")
@@ -115,27 +130,35 @@ class Problem:
         if len(fixed) != len(moving):
             raise MatchError(f"site '{site}': {len(fixed)} features in fixed=, {len(moving)} in moving=")
         self.counts[site] = len(fixed)
-        self._odd(site, len(fixed))
+        self._odd[site] = self._read_odd(site, len(fixed))
         for side, features in (("fixed", fixed), ("moving", moving)):
             for k, value in enumerate(features):
-                self._check_tensor(f"site '{site}', feature {k} of {side}=", value, shape)
+                if wrong := self._wrong(value, shape):
+                    raise MatchError(f"site '{site}', feature {k} of {side}=: {wrong}")
+        # one product tells of any NaN or infinity on either side; only a suspect one, which may be an overflow, pays
+        # for the full check
+        value = sum(inner(_matrix_dtype(f), _matrix_dtype(m)) for f, m in zip(fixed, moving, strict=True))
+        if not math.isfinite(value):
+            for side, features in (("fixed", fixed), ("moving", moving)):
+                for k, tensor in enumerate(features):
+                    if bad := int((~tensor.isfinite()).sum()):
+                        what = f"site '{site}', feature {k} of {side}="
+                        raise MatchError(f"{what}: {bad} of {tensor.numel()} values are NaN or infinite")
+        return value
 
-    def _check_tensor(self, what: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    def _wrong(self, value: Tensor, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a feature; the first one says which device and dtype the others must have."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise MatchError(f"{what}: expected a tensor of real floating point numbers, got {kind}")
+            return f"expected a tensor of real floating point numbers, got {kind}"
         if value.shape != shape:
-            raise MatchError(f"{what}: expected shape {shape}, as in the symmetry, got {tuple(value.shape)}")
+            return f"expected shape {shape}, as in the symmetry, got {tuple(value.shape)}"
         self.device, self.dtype = self.device or value.device, self.dtype or value.dtype
         if value.device != self.device:
-            raise MatchError(f"{what}: lies on {value.device}, the first site on {self.device}; move one of them")
+            return f"lies on {value.device}, the first site on {self.device}; move one of them"
         if value.dtype != self.dtype:
-            raise MatchError(f"{what}: has dtype {value.dtype}, the first site {self.dtype}; convert one of them")
-        # one sum tells of any NaN or infinity; only a suspect one, which may be an overflow, pays for the full check
-        value = value.detach()
-        if not math.isfinite(value.sum()) and not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
-            raise MatchError(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
+            return f"has dtype {value.dtype}, the first site {self.dtype}; convert one of them"
+        return None
 
 
 def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:

@@ -123,7 +123,8 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
         status = "interrupted"
         run.history.append(run.value)
     found = _finish(matcher, run, status, seed)
-    if start is None and not matcher.own_loss and run.problem.as_given() > found.objective:
+    lost = run.problem.as_given - found.objective
+    if start is None and not matcher.own_loss and lost > run.problem.rounding * abs(found.objective):
         # the matcher's own start led below where it began: begin there
         again = replace(run, labels=start_labels(run.problem, None), anchored=False, value=0.0, history=[])
         try:
@@ -137,7 +138,9 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
 
 def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     permutation = run.labels.permutation()
-    exact = math.fsum(run.problem.sums.value(block, run.labels) for block in run.problem.all_blocks)
+    problem = run.problem
+    blocks = (*problem.blocks, *(b for b in problem.all_blocks if not b.names))
+    exact = math.fsum(problem.sums.value(block, run.labels) for block in blocks)
     if not math.isfinite(exact):
         raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
     # searches add up rises; counted back from the exact value at the end they give the history

@@ -6,19 +6,18 @@ move puts new tensors in the place of the old ones (:meth:`Labels.replace`), so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.labels import Labels, pairs
 
 if TYPE_CHECKING:
     from pyro_align.matching.problem import Problem
 
-_RUN = 4096  # products summed in the dtype of the features
+_RUN = 1 << 14  # products summed in the dtype of the features
 BySite = dict[int, Tensor]  # dimension of a block -> one number per index along it
 
 
@@ -41,11 +40,12 @@ class UnitSums:
         Relabelling the other dimensions does not change them.
         """
         if block not in self._norms:
-            left, right = {}, {}
+            left, right = self._zeros(block), self._zeros(block)
             for fixed, moving, _ in self.problem.views(block):
                 for here, there in block.runs(fixed, moving):
-                    _add(left, here.square(), block.free)
-                    _add(right, there.square(), block.free)
+                    for slab in block.slabs(here):
+                        _add(left, slab, here[slab].square())
+                        _add(right, slab, there[slab].square())
             self._norms[block] = left, right
         return self._norms[block]
 
@@ -53,12 +53,12 @@ class UnitSums:
         """What each unit gains at its present partner, along each free dimension."""
         state = _state(block, labels)
         if not _same(self._products.get(block), state):
-            found: BySite = {}
+            found = self._zeros(block)
             for fixed, moving, odd in self.problem.views(block):
-                for here, there in block.runs(fixed, moving):
-                    _add(found, here * relabelled(block, there, labels, odd=odd), block.free)
+                for slab, here, there in pairs(block, fixed, moving, labels, odd):
+                    _add(found, slab, here * there)
             self._products[block] = state, found
-            self._values[block] = state, float(found[block.free[0]].double().sum())
+            self._values[block] = state, float(found[block.free[0]].sum(dtype=torch.float64))
         return self._products[block][1]
 
     def value(self, block: Block, labels: Labels) -> float:
@@ -66,12 +66,16 @@ class UnitSums:
         state = _state(block, labels)
         if not _same(self._values.get(block), state):
             total = sum(
-                inner(here, relabelled(block, there, labels, odd=odd))
+                inner(here, there)
                 for fixed, moving, odd in self.problem.views(block)
-                for here, there in block.runs(fixed, moving)
+                for _, here, there in pairs(block, fixed, moving, labels, odd)
             )
             self._values[block] = state, total
         return self._values[block][1]
+
+    def _zeros(self, block: Block) -> BySite:
+        dtype, device = self.problem.work_dtype, self.problem.device
+        return {i: torch.zeros(block.dims[i].size, dtype=dtype, device=device) for i in block.free}
 
 
 def _state(block: Block, labels: Labels) -> list[Any]:
@@ -83,10 +87,10 @@ def _same(known: tuple[list[Any], Any] | None, state: list[Any]) -> bool:
     return known is not None and all(a is b for a, b in zip(known[0], state, strict=True))
 
 
-def _add(into: BySite, value: Tensor, places: Sequence[int]) -> None:
-    for place in places:
-        total = sum_to(value, place)
-        into[place] = into[place] + total if place in into else total
+def _add(into: BySite, slab: Any, value: Tensor) -> None:
+    """Adds the sums of a piece, which lies at ``slab`` of the first dimension."""
+    for place, total in into.items():
+        (total if place else total[slab]).add_(sum_to(value, place))
 
 
 def sum_to(value: Tensor, place: int) -> Tensor:
@@ -101,11 +105,10 @@ def sum_to(value: Tensor, place: int) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> float:
-    """The inner product of two tensors: runs of 4096 products in their own dtype, those in float64."""
+    """The inner product of two tensors: runs of 16384 products in their own dtype, those in float64."""
     if a.dim() != 1:
         a, b = a.reshape(-1), b.reshape(-1)
     if a.numel() <= _RUN:
         return float(torch.dot(a, b))
-    whole = a.numel() // _RUN * _RUN
-    runs = torch.linalg.vecdot(a[:whole].view(-1, _RUN), b[:whole].view(-1, _RUN))
-    return float(runs.sum(dtype=torch.float64)) + float(torch.dot(a[whole:], b[whole:]))
+    runs = [torch.dot(x, y) for x, y in zip(a.split(_RUN), b.split(_RUN), strict=True)]
+    return float(torch.stack(runs).sum(dtype=torch.float64))

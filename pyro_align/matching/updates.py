@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
 from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
-from pyro_align.matching.curvature import is_plain, second_order
+from pyro_align.matching.curvature import is_plain, second_order, swap_curvature
 from pyro_align.matching.evidence import Evidence, Gains
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.nested import solve_tree
@@ -32,6 +32,7 @@ from pyro_align.matching.problem import Problem
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
 _SWAPS = 16  # pairs tried where no assignment raises a quadratic objective
+_WIDE = 128  # atoms below are matched outright: their products cost less than the sums that would spare them
 _ALIKE = 0.5  # mean cosine of paired units above which it pays to ask whether further evidence can matter
 
 
@@ -69,7 +70,7 @@ class Update:
         self._plain = alone and joint and all(is_plain(b, name) for b in self._curved_blocks)
         self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
         self._needs = [(p, p.block.names - members, math.prod(p.shape)) for p in self.linear.parts]
-        self._may_certify = alone and self.exact
+        self._may_certify = alone and self.exact and self.atom.size >= _WIDE
         holds = any(name in a.within for a in problem.symmetry.atoms.values())
         self.softens = joint and not holds and not self.atom.within and bool(self.parts)
         self.spoken, self.wanted = False, 1.0
@@ -172,7 +173,7 @@ class Update:
         n = self.atom.size
         once = torch.ones(n, n, dtype=torch.bool, device=gain.device).tril()
         cost = swap_costs(gain, index).masked_fill_(once, torch.inf)
-        for flat in cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False).indices.tolist():
+        for flat in self._hopeful(cost, labels):
             row, i, k = flat // n**2, flat // n % n, flat % n
             swapped = index.clone()
             swapped[row, i], swapped[row, k] = index[row, k], index[row, i]
@@ -187,10 +188,15 @@ class Update:
                 return rise
         return 0.0
 
-    @property
-    def _noise(self) -> float:
-        """Relative rises below this are rounding."""
-        return 8 * torch.finfo(self.problem.work_dtype).eps
+    def _hopeful(self, cost: Tensor, labels: Labels) -> list[int]:
+        """The swaps that cost least, as flat indices; where their second order is known, those of them that gain."""
+        n = self.atom.size
+        cheap = cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False)
+        if not self._plain:
+            return cheap.indices.tolist()
+        pairs = cheap.indices // n, cheap.indices % n
+        bent = swap_curvature(self.problem, self._curved_blocks, self.name, labels, pairs)
+        return cheap.indices[bent > cheap.values].tolist()
 
     def _exact(self, blocks: list[Block], labels: Labels) -> float:
         return math.fsum(self.problem.sums.value(b, labels) for b in blocks)
@@ -218,7 +224,7 @@ class Update:
         elif self._curved_blocks:
             after = self._exact(self._curved_blocks, new)
             rise, size = rise + after - base, size + abs(base) + abs(after)
-        return rise if rise > self._noise * size else 0.0
+        return rise if rise > self.problem.rounding * size else 0.0
 
     def _entries(self, gain: Tensor, node: str, labels: Labels, odd: bool) -> Tensor:
         entries = picked(gain, self.flat_index(node, labels))
@@ -295,4 +301,4 @@ def _mean_slack(gains: Gains, labels: Labels, name: str) -> float:
     if gain is None:
         return 0.0
     now = picked(gain, labels.indices[name].reshape(gain.shape[:-1]))
-    return float((gain.max(-1).values.double() - now).mean())
+    return float((gain.amax(-1).double() - now).mean())
