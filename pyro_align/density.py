@@ -45,6 +45,11 @@ class LatentSite:
     device: torch.device
     is_param: bool = False
 
+    @property
+    def is_real(self) -> bool:
+        """Whether the site may take any real values."""
+        return is_real(self.support)
+
 
 class Density:
     """A model with its data, as a density over its latent sites.
@@ -211,7 +216,7 @@ class Density:
                 )
             shape = transform.inverse_shape(torch.Size(site.shape))
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
-            if fan_in and _is_real(site.support):
+            if fan_in and site.is_real:
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
             values[name] = transform(noise).to(site.device, dtype or site.dtype)
         return values
@@ -222,10 +227,11 @@ def is_subsample(node: Mapping[str, Any]) -> bool:
     return isinstance(node["fn"], _Subsample)
 
 
-def _is_real(support: constraints.Constraint) -> bool:
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a support is all real numbers, for each entry of a value."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return isinstance(support, type(constraints.real))
 
 
 def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:

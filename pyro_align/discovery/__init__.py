@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_align._effects import untouched
 from pyro_align.density import Density
@@ -246,7 +245,7 @@ class _Source:
     def real_sites(self, traced: TracedGraph) -> list[str]:
         """Sites whose support is all real numbers, so that their values may change sign."""
         known = {} if self.is_module else self.density.latents
-        return [name for name in traced.values if name not in known or _is_real(known[name].support)]
+        return [name for name in traced.values if name not in known or known[name].is_real]
 
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
@@ -263,12 +262,6 @@ class _Source:
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
             )
-
-
-def _is_real(support) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
 
 
 def _has_sample_sites(model, args, kwargs) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, Transform
 
+from pyro_align.density import is_real
 from pyro_align.errors import GuideError
 from pyro_align.symmetry import Permutation
 
@@ -83,10 +84,7 @@ class SiteSpec:
     @cached_property
     def is_real(self) -> bool:
         """Whether the unconstrained value is the value itself."""
-        support = self.support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        return type(support) is type(torch.distributions.constraints.real)
+        return is_real(self.support)
 
     def constrain(self, value: Tensor) -> Tensor:
         """The constrained values of ``(draws, *unconstrained_shape)``."""
