@@ -109,7 +109,7 @@ def _gru_cell(x: Tensor, h: Tensor, old: Tensor, x_bias: Tensor | None = None, h
 
 _PUT = ("aten::index_put_", "aten::_index_put_impl_")
 _INDEXED = {"aten::index", *_PUT}  # their indices may lie on the host
-_TAKE_SCALARS = {"aten::fill_", "aten::masked_fill_", "aten::masked_fill", *_PUT}
+_TAKE_SCALARS = {"aten::fill_", "aten::masked_fill_", "aten::masked_fill", "aten::floor_divide", *_PUT}
 _METADATA = {  # kernels that only make another view, whatever the device
     *(aten.as_strided.default, aten.view.default, aten._reshape_alias.default, aten.unfold.default),
     *(aten.view_as_real.default, aten.view_as_complex.default),
