@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per width and kind of fit: predictive-NLL barriers before and after, and how good the fits are."""
     made = []
-    by = ["data", "pool", "norm", "train", "epochs", "gain", "width", "guide"]
-    for (data, pool, norm, train, epochs, gain, width, guide), part in frame.groupby(by, sort=False):
+    by = ["data", "pool", "norm", "train", "epochs", "temperature", "gain", "width", "guide"]
+    for (data, pool, norm, train, epochs, temperature, gain, width, guide), part in frame.groupby(by, sort=False):
 
         def cell(evaluation, loss, alignment, part=part):
             same = (part["evaluation"] == evaluation) & (part["loss"] == loss) & (part["alignment"] == alignment)
@@ -90,6 +90,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             "norm": norm,
             "images": train,
             "epochs": epochs,
+            "T": f"{temperature:g}",
             "gain": f"{gain:g}",
             "width": f"{width:g}",
             "fit": KINDS[guide],
