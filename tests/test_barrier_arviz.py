@@ -153,6 +153,27 @@ def test_summaries_and_forests(barrier, point, axes):
     assert {text.get_text() for text in panel.get_legend().get_texts()} == {"start", "end"}
 
 
+@pytest.mark.skipif(LEGACY, reason="ArviZ 0.x is installed")
+@pytest.mark.filterwarnings("default")  # what ArviZ 1.x finds fault with is its own
+def test_the_verbs_of_arviz_1(barrier, point, axes):
+    """Criteria, comparisons, calibration, summaries and forests on the DataTree of one tau."""
+    points = {f"tau {tau:g}": barrier.at(tau) for tau in (0.0, 0.5, 1.0)}
+    loos = {name: arviz.loo(one, pointwise=True) for name, one in points.items()}
+    assert {loo.n_data_points for loo in loos.values()} == {24}
+    assert loos["tau 0"].pareto_k.dims == ("cases", "outputs")
+    table = arviz.compare(loos)
+    assert set(table.index) == set(points)
+    assert list(table["rank"]) == [0, 1, 2]
+    assert len(arviz.summary(point, var_names=["w"])) == 9
+    drawn = [
+        arviz.plot_compare(table, backend="matplotlib"),
+        arviz.plot_khat(loos["tau 0.5"], backend="matplotlib"),
+        arviz.plot_loo_pit(point, backend="matplotlib"),
+        arviz.plot_forest({"start": points["tau 0"], "end": points["tau 1"]}, var_names=["v"], backend="matplotlib"),
+    ]
+    assert all(collection is not None for collection in drawn)
+
+
 def test_points_and_the_mixture_of_the_ends_are_ranked():
     """On a path that leaves the truth, each step is worse."""
     x, y = linear_data(n=30)
