@@ -62,8 +62,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per data set, kind of fit, width, gain and loss on test data."""
     frame = frame[frame["loss"].isin(SHOWN)]
     made = []
-    by = ["data", "widths", "train", "gain", "guide", "loss"]
-    for (data, widths, train, gain, guide, loss), part in frame.groupby(by, sort=False):
+    by = ["data", "widths", "train", "epochs", "gain", "guide", "loss"]
+    for (data, widths, train, epochs, gain, guide, loss), part in frame.groupby(by, sort=False):
         before, after = (part[part["alignment"] == name] for name in ("none", "w2"))
         ends = pd.concat([after["start"], after["end"]])
         made.append(
@@ -71,6 +71,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "data": data,
                 "channels and units": widths,
                 "training data": train,
+                "epochs": epochs,
                 "gain": f"{gain:g}",
                 "fit": KINDS[guide],
                 "alive": "; ".join(part["alive"].dropna().astype(str).unique()) or "-",
@@ -86,20 +87,20 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, path) -> None:
-    """Predictive-NLL barrier on test data by width, before and after."""
+    """Predictive-NLL barrier on test data in each setting, before and after."""
     frame = frame[frame["loss"] == "predictive_nll"].copy()
     frame["line"] = frame["guide"] + "/" + frame["alignment"]
+    frame["setting"] = [
+        f"{r.data}, {r.train} images, {r.epochs} passes,\ngain {r.gain:g}, channels {r.widths}"
+        for r in frame.itertuples()
+    ]
     labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
-    # by size, not by the text's first digit
-    frame["channels"] = frame["widths"].str.split("-").str[0].astype(int)
-    panels = list(frame.groupby(["data", "train", "gain"], sort=False))
-    figure, axes = figures.pyplot().subplots(1, len(panels), figsize=(3.4 * len(panels), 3), squeeze=False, sharey=True)
-    for ax, ((name, train, gain), part) in zip(axes.flat, panels, strict=True):
-        figures.lines(ax, part, x="channels", by="line", order=list(labels), labels=labels)
-        ax.set_xlabel("channels of the first convolution")
-        ax.set_title(f"{name}, {train} images, gain {gain:g}", fontsize=9)
-    axes.flat[0].set_ylabel(figures.LABELS["predictive_nll"])
-    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    count = frame["setting"].nunique()
+    figure, ax = figures.pyplot().subplots(figsize=(5.5, 1 + 0.42 * count))
+    figures.rows(ax, frame, y="setting", by="line", order=list(labels), labels=labels)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set_xlabel(figures.LABELS["predictive_nll"])
+    ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     figures.save(figure, path)
 
 

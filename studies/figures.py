@@ -59,6 +59,21 @@ def lines(
     ax.grid(True, axis="y", alpha=0.3)
 
 
+def rows(ax, frame: pd.DataFrame, *, y: str, by: str, order: Sequence[str], labels: Mapping[str, str]) -> None:
+    """Barriers as dots, one line for each value of ``y`` in the order of the frame; arguments as of :func:`lines`."""
+    ticks = list(dict.fromkeys(frame[y]))
+    for i, name in enumerate(order):
+        part = frame[frame[by] == name]
+        if not part.empty:
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            at = [ticks.index(value) for value in part[y]]
+            ax.plot(floor(part["barrier"]), at, marker, color=colour, label=labels[name])
+    ax.set_yticks(range(len(ticks)), ticks)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.grid(True, alpha=0.3)
+
+
 FLOOR = 1e-4
 
 
