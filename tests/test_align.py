@@ -263,7 +263,7 @@ def test_guides_that_share_the_store_are_refused(symmetry):
 
 def test_guides_of_two_dtypes_are_refused(symmetry):
     single = make_guide(AutoNormal, 1).to(torch.float32)
-    with pytest.raises(MatchError, match=r"'layer0.weight'.*float32.*float64"):
+    with pytest.raises(GuideError, match=r"'layer0.weight'.*float64 in the first.*float32"):
         pyro_align.align(make_guide(AutoNormal, 0), single, symmetry)
 
 
