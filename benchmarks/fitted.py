@@ -17,7 +17,8 @@ import torch
 
 import pyro_align
 from pyro_align.matching import Coordinate, match
-from studies.networks import bayesian_lenet, bayesian_resnet
+from studies.lab import Setting, make_model
+from studies.width_depth import KINDS
 
 METHODS = {
     "default": {},
@@ -67,20 +68,14 @@ def read(folders: list[Path]) -> dict[str, dict[int, dict]]:
 
 
 def find_symmetry(what: dict) -> pyro_align.Symmetry:
-    if what["network"] == "lenet":
-        model, x = bayesian_lenet(what["hidden"]), torch.randn(4, 784)
-    else:
-        side = 32 // what.get("pool", 1)
-        model, x = (
-            bayesian_resnet(what["hidden"], norm=what["network"].split("-")[1], side=side),
-            torch.randn(4, 3 * side**2),
-        )
-    return pyro_align.find_symmetry(model, x, torch.zeros(4, dtype=torch.long))
+    inputs = 28**2 if what["network"] == "lenet" else 3 * (32 // what.get("pool", 1)) ** 2
+    setting = Setting(what["data"], tuple(what["hidden"]), network=what["network"])
+    x, y = torch.randn(4, inputs), torch.zeros(4, dtype=torch.long)
+    return pyro_align.find_symmetry(make_model(setting, inputs, classes=10), x, y)
 
 
 def describe(what: dict) -> str:
-    kind = {"normal": "Bayesian", "delta": "point estimate"}[what["guide"]]
-    return f"{kind}, {what['size']} images, {what['epochs']} passes, gain {what.get('gain', 1):g}"
+    return f"{KINDS[what['guide']]}, {what['size']} images, {what['epochs']} passes, gain {what.get('gain', 1):g}"
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def guide_shape(point) -> float:
     log_weights = np.sort(log_p - log_q)
     log_weights -= log_weights[-1]
     count = len(log_weights)
-    tail = math.ceil(min(0.2 * count, 3 * math.sqrt(count)))  # as many as ArviZ fits
+    tail = math.ceil(_tail(count))
     if count < FEWEST or log_weights[-tail - 1] < math.log(np.finfo(float).tiny):  # else it is fitted to what is left
         return math.inf
     if -log_weights[-tail - 1] <= 2**10 * np.finfo(float).eps * max(np.abs(log_p).max(), np.abs(log_q).max()):
@@ -248,12 +248,13 @@ def _psis_loo(point, correct: bool):
     """ArviZ's own result, with pointwise figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
-        log_likelihood = _untied(_tree(point)["log_likelihood"].to_dataset())
+        tree = _tree(point)
+        log_likelihood = _untied(tree["log_likelihood"].to_dataset())
         if not correct and _has_inference_data():
             only = _arviz().InferenceData(log_likelihood=log_likelihood)
             return _arviz().loo(only, pointwise=True, reff=1.0)
         _check_tail(log_likelihood)
-        tree = _tree(point).assign({"log_likelihood": xr.DataTree(log_likelihood)})
+        tree = tree.assign({"log_likelihood": xr.DataTree(log_likelihood)})
         if not correct:
             return _arviz().loo(tree, pointwise=True, reff=1.0)
         log_p, log_q = (point["sample_stats"][name].values.ravel() for name in ("lp", "log_q"))
@@ -271,13 +272,19 @@ def _untied(log_likelihood: xr.Dataset) -> xr.Dataset:
     for name, variable in log_likelihood.data_vars.items():
         draws = variable.sizes["chain"] * variable.sizes["draw"]
         values = variable.values.reshape(draws, -1).astype(np.float64)
-        order = np.sort(values, axis=0)
-        tied = order[0] == order[max(0, math.floor(min(0.2 * draws, 3 * math.sqrt(draws))) - 1)]
+        last = max(0, math.floor(_tail(draws)) - 1)
+        lowest = np.partition(values, (0, last), axis=0)
+        tied = lowest[0] == lowest[last]
         if tied.any():
             step = 2**6 * np.finfo(float).eps * np.maximum(1.0, np.abs(values).max(0))
             ranks = values.argsort(axis=0, kind="stable").argsort(axis=0)
             out[name] = variable.copy(data=(values + tied * step * ranks).reshape(variable.shape))
     return out
+
+
+def _tail(draws: int) -> float:
+    """As many of the largest weights as ArviZ fits a tail to; 0.x rounds up, 1.x down."""
+    return min(0.2 * draws, 3 * math.sqrt(draws))
 
 
 def _check_tail(log_likelihood: xr.Dataset) -> None:

@@ -63,6 +63,20 @@ class Grid:
     test: int | None = None
 
 
+def make_model(setting: Setting, inputs: int, classes: int) -> Callable:
+    """The Pyro model of a setting, for images that are ``inputs`` numbers, flat."""
+    if setting.network == "lenet":
+        return bayesian_lenet(setting.hidden, classes=classes, side=math.isqrt(inputs))
+    kind, _, norm = setting.network.partition("-")
+    if kind == "resnet20":
+        return bayesian_resnet(setting.hidden, norm=norm, classes=classes, side=math.isqrt(inputs // 3))
+    sizes = [inputs, *setting.hidden, classes]
+    if setting.prior == "ard":
+        return ard_mlp(sizes, activation=setting.activation)
+    prior = setting.prior if setting.prior == "fan-in" else float(setting.prior)
+    return bayesian_mlp(sizes, prior_scale=prior, activation=setting.activation)
+
+
 class Lab:
     """Loads, fits and measures, each thing once.
 
@@ -88,17 +102,7 @@ class Lab:
     def model(self, setting: Setting) -> Callable:
         """The Pyro model of a setting."""
         data = self.data(setting.data)
-        if setting.network == "lenet":
-            return bayesian_lenet(setting.hidden, classes=data.classes, side=math.isqrt(data.x.shape[1]))
-        kind, _, norm = setting.network.partition("-")
-        if kind == "resnet20":
-            side = math.isqrt(data.x.shape[1] // 3)
-            return bayesian_resnet(setting.hidden, norm=norm, classes=data.classes, side=side)
-        sizes = [data.x.shape[1], *setting.hidden, data.classes]
-        if setting.prior == "ard":
-            return ard_mlp(sizes, activation=setting.activation)
-        prior = setting.prior if setting.prior == "fan-in" else float(setting.prior)
-        return bayesian_mlp(sizes, prior_scale=prior, activation=setting.activation)
+        return make_model(setting, data.x.shape[1], data.classes)
 
     def fit(self, setting: Setting, seed: int) -> Fit:
         """The posterior of a setting and seed."""

@@ -97,7 +97,7 @@ class Sums:
 
     def add(self, draws: Draws) -> None:
         """Adds one batch."""
-        self.likelihood = self.likelihood + _numpy(draws.likelihood)
+        self.likelihood = self.likelihood + to_numpy(draws.likelihood)
         self.add_log_likelihood(draws.log_likelihood.flatten(1).double())
         for name, loss in self.losses.items():
             if loss == "error_rate":
@@ -118,7 +118,7 @@ class Sums:
                 self.effective += float(effective_draws(log_likelihood).sum())
 
     def _add(self, name: str, value: Tensor) -> None:
-        self.pseudo[name] = self.pseudo.get(name, 0.0) + _numpy(value)
+        self.pseudo[name] = self.pseudo.get(name, 0.0) + to_numpy(value)
 
     def merge(self, other: Sums) -> None:
         """Adds the sums over other data."""
@@ -241,8 +241,9 @@ def kl_per_draw(draws: Draws, log_q: Tensor, sites: Collection[str]) -> np.ndarr
     kl = draws.analytic.double() - draws.rest.double()
     if not set(sites) <= set(draws.closed):  # else the difference is zero, but for rounding
         kl = kl + log_q.double() - draws.log_q_closed.double()
-    return _numpy(kl)
+    return to_numpy(kl)
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def to_numpy(value: Tensor) -> np.ndarray:
+    """A tensor's values in float64, on the host."""
     return value.detach().double().cpu().numpy()

@@ -16,7 +16,7 @@ from pyro_align.barrier import forward
 from pyro_align.barrier.batch import Draws, Normals, Runner
 from pyro_align.barrier.data import Data
 from pyro_align.barrier.forward import Layout
-from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw
+from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
 from pyro_align.barrier.probe import call_shapes, probe
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
@@ -176,7 +176,7 @@ def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1))
     with torch.inference_mode():
         values, log_q = posterior.push_with_log_prob(problem.noise)
     predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
-    part = Part(tau, _numpy(log_q), np.full(problem.num_samples, np.nan))
+    part = Part(tau, to_numpy(log_q), np.full(problem.num_samples, np.nan))
     for data in problem.data:
         if share[0] == 0:
             for name, loss in problem.losses.items():
@@ -192,7 +192,8 @@ def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1))
             sums.add(draws)
             part.sums[data.name, i] = sums.bare()
             if i == 0:  # the prior does not depend on the data
-                part.kl[data.name], part.log_prior = kl_per_draw(draws, log_q, posterior.sites), _numpy(draws.log_prior)
+                part.kl[data.name] = kl_per_draw(draws, log_q, posterior.sites)
+                part.log_prior = to_numpy(draws.log_prior)
     part.vectorized = problem.runner.vectorized
     return part
 
@@ -221,10 +222,6 @@ def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
         figures["drift"] |= {(name, loss): value / total.seen for loss, value in total.drift.items()}
     vectorized = all(part.vectorized for part in parts)
     return Piece(first.tau, **figures, log_prior=first.log_prior, log_q=first.log_q, vectorized=vectorized)
-
-
-def _numpy(value: Tensor) -> np.ndarray:
-    return value.double().cpu().numpy()
 
 
 def _pyro_loss(problem: Problem, data: Data, tau: float, loss: Any) -> np.ndarray:
