@@ -140,6 +140,16 @@ def test_restarts_never_lose(matcher):
     assert many.objective >= one.objective - 1e-12
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_two_restarts_never_end_below_frank_wolfe(name):
+    for seed in range(4):
+        case, fixed, moving = independent(name, seed)
+        joint = match(case.symmetry, fixed, moving, odd=case.odd, matcher="frank_wolfe", seed=seed)
+        found = match(case.symmetry, fixed, moving, odd=case.odd, restarts=2, seed=seed)
+        assert found.objective >= joint.objective - 1e-12
+        assert found.matcher == "coordinate"
+
+
 @pytest.mark.parametrize("matcher", SEARCHES)
 def test_an_interrupt_gives_the_best_so_far(matcher):
     case, fixed, moving = independent("two layers")

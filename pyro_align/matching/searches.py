@@ -16,7 +16,7 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
-from pyro_align.matching.matcher import Matcher, Run, start_labels
+from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
@@ -42,12 +42,14 @@ class Task:
     Attributes:
         start: Relabelling to start from, or None where the matcher may choose.
         random_order: Whether an anchored pass takes a random order, and annealing a random temperature.
-        generator: The search's randomness.
+        generator: The search's randomness; None while the task travels.
+        matcher: Another matcher than the caller's, or None.
     """
 
     start: Permutation | None
     random_order: bool
-    generator: torch.Generator
+    generator: torch.Generator | None
+    matcher: Matcher | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Searches:
         """The k-th restart.
 
         Most shuffle a tenth of the units of the best so far and climb again, which is cheap. Some are annealed from
-        another temperature, more slowly, and give those that follow a better place to begin.
+        another temperature, more slowly, and give those that follow a better place to begin. The second, for coordinate
+        ascent, is Frank-Wolfe as the caller would run it with the same seed: it is now and then the better of the two,
+        and two restarts or more never end below it.
         """
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
         kind = k % 8
@@ -77,6 +81,8 @@ class Searches:
             return Task(self.problem.symmetry.random(generator), False, generator)
         if kind in (1, 4):
             return Task(None, True, generator)
+        if k == 2 and self.matcher.name == "coordinate":
+            return Task(None, False, torch.Generator().manual_seed(self.seed), MATCHERS["frank_wolfe"]())
         return Task(kick(best.permutation, 0.05 if kind == 5 else 0.1, generator), False, generator)
 
     def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[Match]:
@@ -87,12 +93,14 @@ class Searches:
             return
         limit = self.clock.left
         work = (self.problem.contents(), self.matcher, self.seed, self.max_sweeps, limit)
-        futures = [executor.submit(_elsewhere, *work, t.start, t.random_order, t.generator.get_state()) for t in tasks]
+        tasks = [(replace(t, generator=None), t.generator.get_state()) for t in tasks]  # generators do not travel
+        futures = [executor.submit(_elsewhere, *work, *task) for task in tasks]
         try:
             for future in futures:
                 yield future.result()
         except KeyboardInterrupt:
-            found = self.search(replace(tasks[0], start=self.problem.symmetry.identity()), sweeps=0)
+            start = Task(self.problem.symmetry.identity(), False, torch.Generator())
+            found = self.search(start, sweeps=0)
             yield replace(found, status="interrupted")
         finally:
             for future in futures:
@@ -105,15 +113,16 @@ class Searches:
         run = Run(self.problem, labels, self.clock, task.generator, sweeps, task.start is None)
         run.random_order, run.progress = task.random_order, self.report
         with torch.no_grad():
-            return _search(self.matcher, run, task.start, self.seed)
+            found = _search(task.matcher or self.matcher, run, task.start, self.seed)
+        return replace(found, matcher=self.matcher.name)
 
 
-def _elsewhere(contents, matcher, seed, max_sweeps, limit, start, random_order, state) -> Match:
+def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> Match:
     """One search in another process or thread."""
     generator = torch.Generator()
     generator.set_state(state)
     searches = Searches(Problem(*contents), matcher, Clock(limit), seed, max_sweeps)
-    return searches.search(Task(start, random_order, generator))
+    return searches.search(replace(task, generator=generator))
 
 
 def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) -> Match:

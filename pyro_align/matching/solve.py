@@ -54,7 +54,8 @@ def match(
         seed: Seed of the order of the sweeps and of the restarts.
         max_sweeps: Sweeps after which to stop.
         time_limit: Wall time in seconds after which to stop with the best so far, or None.
-        restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept.
+        restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept. One of
+            those of ``coordinate``, the second, is ``frank_wolfe``.
         select: Loss of a relabelling, lower is better (say, the model's loss at the midpoint): chooses among the
             searches in place of the objective.
         wave: Restarts that begin from the same best so far and can run at the same time. Larger ones lose quality: each
