@@ -1,7 +1,8 @@
 """Matching against its peers: CPU seconds, objectives, where the time goes.
 
     python benchmarks/matching.py --networks mlp-512 resnet20-x4 --out matching.json
-    python benchmarks/matching.py --rebasin-python PATH   # a Python in which the `rebasin` package is installed
+    python benchmarks/matching.py --peer-python PATH --rebasin   # a Python in which the `rebasin` package is installed
+    python benchmarks/matching.py --peer-python PATH --checkouts nnperm=FOLDER pleas=FOLDER git-re-basin=FOLDER
 
 Each network (see problems.py) is matched with *independent* weights of two seeds and with a *planted* relabelling;
 ``--kinds trained --data-dir MNIST --cache FOLDER`` fits two of an MLP to MNIST first (see trained.py). CPU
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -67,7 +69,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--frank-wolfe", action="store_true", help="also run frank_wolfe")
     parser.add_argument("--textbook-frank-wolfe", action="store_true", help="also run it as published: minutes")
     parser.add_argument("--no-textbook", action="store_true")
-    parser.add_argument("--rebasin-python", default="", help="Python with the rebasin package")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python with the packages that peers need")
+    parser.add_argument("--rebasin", action="store_true", help="also run the rebasin package")
+    parser.add_argument("--checkouts", nargs="+", default=[], help="also run NAME=FOLDER, see checkout_peer.py")
     parser.add_argument("--data-dir", default="", help="trained: folder with MNIST's published files")
     parser.add_argument("--cache", default="", help="trained: folder in which fitted weights are kept")
     parser.add_argument("--out", default="", help="JSON file to write")
@@ -107,8 +111,10 @@ def compare(name: str, network, kind: str, seed: int, options) -> dict:
         methods["textbook"] = run_peer(textbook, form, symmetry, fixed, moving, truth, seed=seed)
     if form is not None and options.textbook_frank_wolfe:
         methods["textbook frank_wolfe"] = run_peer(textbook_frank_wolfe, form, symmetry, fixed, moving, truth)
-    if options.rebasin_python:
-        methods["rebasin"] = run_rebasin(options.rebasin_python, name, fixed, moving)
+    if options.rebasin:
+        methods["rebasin"] = run_rebasin(options.peer_python, name, fixed, moving)
+    for peer, folder in (text.split("=", 1) for text in options.checkouts if form is not None):
+        methods[peer] = run_checkout(options, peer, folder, form, symmetry, fixed, moving, truth)
     row["methods"] = {k: v for k, v in methods.items() if v}
     return row
 
@@ -135,24 +141,47 @@ def run_peer(peer, form, symmetry, fixed, moving, truth, **options) -> dict:
     axes, shapes = form
     plain = [{k: v[0] for k, v in side.items()} for side in (fixed, moving)]
     (indices, sweeps, *_), spent = timed(lambda: peer(axes, shapes, *plain, **options))
+    return judged(indices, spent, symmetry, fixed, moving, truth) | {"sweeps": sweeps}
+
+
+def judged(indices, spent: float, symmetry, fixed, moving, truth) -> dict:
     value = objective(symmetry, fixed, moving, symmetry.permutation(indices))
-    result = {"cpu_s": spent, "objective": value, "sweeps": sweeps}
+    result = {"cpu_s": spent, "objective": value}
     if truth is not None:
         result["recovered"] = recovered(indices, truth)
     return result
 
 
+def run_checkout(options, peer: str, folder: str, form, symmetry, fixed, moving, truth) -> dict | None:
+    axes, shapes = form
+    sides = [{k: v[0].reshape(shapes[k]) for k, v in side.items()} for side in (fixed, moving)]
+    problem = {"axes": axes, "fixed": sides[0], "moving": sides[1]}
+    with elsewhere(options.peer_python, "checkout_peer.py", problem, peer, folder) as (done, path):
+        if done.returncode:
+            return failed(peer, done)
+        found = torch.load(path, weights_only=True)
+    return judged(found["indices"], found["cpu_s"], symmetry, fixed, moving, truth)
+
+
 def run_rebasin(python: str, name: str, fixed, moving) -> dict | None:
+    values = {"fixed": {k: v[0] for k, v in fixed.items()}, "moving": {k: v[0] for k, v in moving.items()}}
+    with elsewhere(python, "rebasin_peer.py", {"name": name, **values}) as (done, _):
+        return failed("rebasin", done) if done.returncode else json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def elsewhere(python: str, script: str, problem: dict, *arguments: str):
+    """Runs a script next to this one on a saved problem; gives how it ended and where the problem lies."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "problem.pt")
-        values = {"fixed": {k: v[0] for k, v in fixed.items()}, "moving": {k: v[0] for k, v in moving.items()}}
-        torch.save({"name": name, **values}, path)
-        script = Path(__file__).with_name("rebasin_peer.py")
-        done = subprocess.run([python, str(script), str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"rebasin failed on {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+        torch.save(problem, path)
+        command = [python, str(Path(__file__).with_name(script)), *arguments, str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        yield subprocess.run(command, capture_output=True, text=True, check=False, env=environment), path
+
+
+def failed(peer: str, done) -> None:
+    print(f"{peer} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
 
 
 def recovered(indices, truth) -> float:

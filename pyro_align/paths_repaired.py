@@ -107,30 +107,35 @@ class RepairedPath:
 
     def spreads(self, tau: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Weight site -> mean and standard deviation of each unit's pre-activation over data and draws at ``tau``."""
-        q = self.posterior(tau)
-        return {layer.weight[0]: self._moments(q, i) for i, layer in enumerate(self.layers)}
+        found = self._moments(self.posterior(tau))
+        return {layer.weight[0]: moments for layer, moments in zip(self.layers, found, strict=True)}
 
-    def _moments(self, q: MeanFieldNormal, layer: int) -> tuple[Tensor, Tensor]:
+    def _moments(self, q: MeanFieldNormal, adjust: Callable | None = None) -> list[tuple[Tensor, Tensor]]:
         values = q.push(q.noise(self.num_draws, generator=self.seed))
-        return self._probe.moments(layer, ({k: v[s] for k, v in values.items()} for s in range(self.num_draws)))
+        return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_draws)), adjust)
 
-    def _targets(self, layer: int, tau: float) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation between those at the ends."""
-        if ("ends", layer) not in self._cache:
-            self._cache["ends", layer] = [self._moments(_checked(self.path.posterior(t)), layer) for t in (0.0, 1.0)]
-        (m0, s0), (m1, s1) = self._cache["ends", layer]
-        return (1 - tau) * m0 + tau * m1, (1 - tau) * s0 + tau * s1
+    @property
+    def _ends(self) -> list[list[tuple[Tensor, Tensor]]]:
+        if "ends" not in self._cache:
+            self._cache["ends"] = [self._moments(_checked(self.path.posterior(t))) for t in (0.0, 1.0)]
+        return self._cache["ends"]
 
     def _repaired(self, q: MeanFieldNormal, tau: float) -> MeanFieldNormal:
         """Layer by layer: what a layer sees is repaired already."""
-        for i, layer in enumerate(self.layers):
-            mean, spread = self._moments(q, i)
-            wanted_mean, wanted = self._targets(i, tau)
+        changes = []
+
+        def adjust(place: int, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+            (m0, s0), (m1, s1) = (end[place] for end in self._ends)
             alive = spread > FLOOR * spread.max()
-            factor = torch.where(alive, wanted / spread.clamp_min(1e-300), 1.0)
+            factor = torch.where(alive, ((1 - tau) * s0 + tau * s1) / spread.clamp_min(1e-300), 1.0)
+            shift = torch.where(alive, (1 - tau) * m0 + tau * m1 - factor * mean, 0.0)
+            changes.append((factor, shift if self.layers[place].bias is not None else torch.zeros_like(shift)))
+            return changes[-1]
+
+        self._moments(q, adjust)
+        for layer, (factor, shift) in zip(self.layers, changes, strict=True):
             q = _scaled(q, *layer.weight, factor)
             if layer.bias is not None:
-                shift = torch.where(alive, wanted_mean - factor * mean, 0.0)
                 q = _scaled(q, *layer.bias, factor, shift)
         return q
 

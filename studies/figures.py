@@ -13,6 +13,7 @@ from pyro_align.plots import COLOURS, MARKERS
 LABELS = {
     "none": "as they stand",
     "w2": "aligned (W2)",
+    "activations": "aligned (activations)",
     "predictive_nll": "predictive NLL barrier\n(nats per datum)",
 }
 

@@ -84,6 +84,14 @@ OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior, Posterior], dict]] = {
 }
 
 
+def path_after(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objective: str, steps: int = 2000):
+    """The path to a posterior that an objective has aligned (``"none"`` leaves it alone), and the W2 distance to it."""
+    end = b
+    if objective != "none":
+        end = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a, b)).posterior
+    return path_between(lab, setting, a, end, objective, steps), a.distance(end)
+
+
 def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objective: str, steps: int):
     """The path that an objective's name asks for: straight, repaired, or trained on the ELBO of the training data."""
     way, data, model = objective.split(", ", 1)[-1], lab.data(setting.data), lab.model(setting)
@@ -120,13 +128,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=fitted)
         a, b = (lab.fit(setting, seed).posterior for seed in (seed_a, seed_b))
         alive = "/".join(map(str, lab.alive(setting, a)))
-        if objective == "none":
-            end, before = b, a.distance(b)
-        else:
-            alignment = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a, b))
-            end, before = alignment.posterior, alignment.distance
-        path = path_between(lab, setting, a, end, objective, options.path_steps)
-        common = {"distance": before, "alive": alive, "retained": retained(lab, setting, path)}
+        path, distance = path_after(lab, setting, a, b, objective, options.path_steps)
+        common = {"distance": distance, "alive": alive, "retained": retained(lab, setting, path)}
         return rows(lab.barrier(setting, path), **common)
 
     cells = [

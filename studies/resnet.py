@@ -14,12 +14,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from studies import figures, runner
-from studies.lab import Grid, Lab, Setting, before_and_after
+from studies.lab import Grid, Lab, Setting, rows
+from studies.objectives import OBJECTIVES, path_after
 from studies.training import Recipe
 from studies.width_depth import KINDS
 
-KEY = ("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs", "seed_a", "seed_b")
+SETTING = ("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs")
+KEY = (*SETTING, "seed_a", "seed_b", "alignment")
 CHANNELS = (16, 32, 64)
+LABELS = {"none": "as they stand", "w2": "aligned"} | {name: f"aligned by {name}" for name in OBJECTIVES if name != "w2"}
 NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-10"}
 
 # Ainsworth et al. 2023, ResNet-20 with LayerNorm on all of CIFAR-10: width multiplier -> test loss barrier in nats
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--width", type=float, nargs="+", default=[0.25, 0.5, 1], help="multiples of 16, 32, 64 channels")
     made.add_argument("--norm", nargs="+", default=["group"], help="group, plain (without gains and shifts), frn")
     made.add_argument("--guides", nargs="+", default=list(KINDS), help="normal, delta")
+    made.add_argument("--alignments", nargs="+", choices=OBJECTIVES, default=["w2"], help="beside none")
     made.add_argument("--temperature", type=float, default=0.001, help="weight of the KL")
     made.add_argument("--train", type=int, default=4000, help="training data to fit to")
     made.add_argument("--pool", type=int, default=1, help="average images over squares of so many pixels a side")
@@ -55,17 +59,24 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         options.pool,
     )
 
-    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, seed_a, seed_b):
+    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, seed_a, seed_b, alignment):
         steps = {"learning_rate": options.rate, "scale_rate": 0.02, "decay": 0.5}
         recipe = Recipe(epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide)
         channels = tuple(max(1, round(width * c)) for c in CHANNELS)
-        return before_and_after(lab, Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}"), seed_a, seed_b)
+        setting = Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}")
+        fits = [lab.fit(setting, seed) for seed in (seed_a, seed_b)]
+        a, b = (fit.posterior for fit in fits)
+        path, distance = path_after(lab, setting, a, b, alignment)
+        alive = "/".join(map(str, lab.alive(setting, a)))
+        common = {"distance": distance, "fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
+        return rows(lab.barrier(setting, path), **common)
 
     fixed = (options.temperature, options.gain, options.train, options.epochs)
     cells = [
-        dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair), strict=True))
+        dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair, alignment), strict=True))
         for pair in runner.pairs(options.seeds)
         for data, norm, width, guide in itertools.product(options.data, options.norm, options.width, options.guides)
+        for alignment in ("none", *options.alignments)
     ]
     frame = runner.run(runner.Table(options.out / "resnet.csv", KEY), cells, compute)
     runner.write_table(summary(frame), options.out / "resnet_table.md")
@@ -83,7 +94,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             same = (part["evaluation"] == evaluation) & (part["loss"] == loss) & (part["alignment"] == alignment)
             return part[same]
 
-        errors, fits = (cell("test", loss, "w2")[["start", "end"]] for loss in ("error_rate", "predictive_nll"))
+        errors, fits = (cell("test", loss, "none")[["start", "end"]] for loss in ("error_rate", "predictive_nll"))
         row = {
             "data": NAMES.get(data, data),
             "pixels": f"{32 // pool}x{32 // pool}",
@@ -98,10 +109,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             "their test NLL": f"{fits.to_numpy().min():.2f}-{fits.to_numpy().max():.2f}",
         }
         for evaluation in ("train", "test"):
-            for alignment, label in (("none", "as they stand"), ("w2", "aligned")):
-                found = cell(evaluation, "predictive_nll", alignment)["barrier"]
-                row[f"{evaluation} barrier, {label}"] = figures.spread(found) if len(found) else "not run"
-        row["largest s.e."] = f"{cell('test', 'predictive_nll', 'w2')['se'].max():.3f}"
+            for alignment, label in LABELS.items():
+                if alignment in set(frame["alignment"]):
+                    found = cell(evaluation, "predictive_nll", alignment)["barrier"]
+                    row[f"{evaluation} barrier, {label}"] = figures.spread(found) if len(found) else "not run"
+        aligned = part[(part["loss"] == "predictive_nll") & (part["alignment"] != "none")]
+        row["largest s.e."] = f"{aligned['se'].max():.3f}"
         row["seed pairs"] = len(part[["seed_a", "seed_b"]].drop_duplicates())
         made.append(row)
     return pd.DataFrame(made)
@@ -111,8 +124,9 @@ def draw(frame: pd.DataFrame, path) -> None:
     """Predictive-NLL barrier on test data against width, with Git Re-Basin's published figures for orientation."""
     frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")].copy()
     frame["line"] = frame["guide"] + "/" + frame["alignment"]
-    order = [f"{guide}/{alignment}" for guide in KINDS for alignment in ("none", "w2")]
-    labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in ("none", "w2")}
+    shown = [alignment for alignment in ("none", "w2", "activations") if alignment in set(frame["alignment"])]
+    order = [f"{guide}/{alignment}" for guide in KINDS for alignment in shown]
+    labels = {f"{g}/{a}": f"{kind}, {figures.LABELS[a]}" for g, kind in KINDS.items() for a in shown}
     labels["published/w2"] = "Git Re-Basin, as published:\nfull data, LayerNorm, trained to the end"
     published = pd.DataFrame({"width": list(GIT_RE_BASIN), "barrier": list(GIT_RE_BASIN.values())})
     panels = list(frame.groupby(["data", "norm", "gain", "epochs"], sort=False))

@@ -14,8 +14,8 @@ from torch.fx import Node
 
 from pyro_align.axes import Axis, leaves
 from pyro_align.discovery.assemble import name_atoms, write_axes
-from pyro_align.discovery.certify import DoubleInterpreter, GraphFunction
 from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry import Symmetry
 
@@ -59,17 +59,19 @@ class ActivationProbe:
     def __call__(self, draws: Iterable[Mapping[str, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and mean square of each activation over posterior draws, float64, in the shape of the tensor.
 
+        The network runs in its own dtype; only the means are taken in float64.
+
         Args:
             draws: Site values, one mapping per draw; sites left out keep the values of the trace.
         """
         first: dict[str, Tensor] = {}
         second: dict[str, Tensor] = {}
         count = 0
-        names = {node: name for name, node in self._nodes.items()}
         for values in draws:
             count += 1
-            for node, value in record(self._traced, {**self._traced.values, **values}, set(names)).items():
-                name = names[node]
+            running = Running(self._traced, values)
+            for name, node in self._nodes.items():
+                value = running.until(node).double()
                 first[name] = first[name] + value if name in first else value
                 second[name] = second[name] + value**2 if name in second else value**2
         return {name: (first[name] / count, second[name] / count) for name in first}
@@ -92,7 +94,7 @@ def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
                 source = source.all_input_nodes[0]
             if source in on_data and source in on_sites and isinstance(inference.tensor_of(source), AxisTensor):
                 found[source] = None
-    return list(found)
+    return [node for node in traced.module.graph.nodes if node in found]
 
 
 def dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
@@ -102,18 +104,3 @@ def dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:
         if any(source in reached for source in node.all_input_nodes):
             reached.add(node)
     return reached
-
-
-def record(traced: TracedGraph, values: Mapping[str, Tensor], wanted: set[Node]) -> dict[Node, Tensor]:
-    """Runs the graph in float64 and keeps the tensors asked for."""
-    kept: dict[Node, Tensor] = {}
-
-    class Recorder(DoubleInterpreter):
-        def run_node(self, node):
-            out = super().run_node(node)
-            if node in wanted:
-                kept[node] = out.detach().double()
-            return out
-
-    GraphFunction(traced).run(values, Recorder)
-    return kept

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from pyro_align.discovery.running import placed
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry import Certificate, Permutation, Symmetry
@@ -48,20 +49,13 @@ class GraphFunction:
 
     def __init__(self, traced: TracedGraph):
         self.traced = traced
-        self._data = [_double(t) for t in traced.data.values()]
+        self._data = {node: _double(value) for node, value in traced.data.items()}
 
     def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter):
         """Everything that the graph returns; ``interpreter`` may look on."""
-        inputs, overrides = [], {}
-        for name, nodes in self.traced.nodes.items():
-            for node in nodes:
-                if node.op == "placeholder":
-                    inputs.append(_double(values[name]))
-                else:
-                    overrides[node] = _double(values[name])
+        given = {**placed(self.traced, values, _double), **self._data}
         with torch.no_grad():
-            running = interpreter(self.traced.module, garbage_collect_values=True)
-            return running.run(*inputs, *self._data, initial_env=dict(overrides))
+            return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
 
     def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
         out = self.run(values)

@@ -6,7 +6,7 @@ one. Scaling a row of the weights and moving the bias then scales and moves that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from pyro_align.axes import Atom, Axis, leaves
-from pyro_align.discovery.activations import VIEWS, dependents, record
+from pyro_align.discovery.activations import VIEWS, dependents
 from pyro_align.discovery.assemble import name_atoms, write_axes
 from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry import Symmetry
+
+Moments = tuple[Tensor, Tensor]
 
 # operation -> positions of its factors and of its bias
 AFFINE = {"mm": ((0, 1), None), "mv": ((0, 1), None), "addmm": ((1, 2), 0), "convolution": ((0, 1), 2)}
@@ -74,22 +77,38 @@ class PreactivationProbe:
             layer = finder.layer(write_axes(tensor.axes, atoms), weight, bias)
             if layer is not None:
                 found[output] = layer
-        return cls(tuple(found.values()), traced, tuple(found))
+        nodes = tuple(node for node in traced.module.graph.nodes if node in found)
+        return cls(tuple(found[node] for node in nodes), traced, nodes)
 
-    def moments(self, layer: int, draws: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each unit's pre-activation over data and posterior draws, ``(units,)``.
+    def moments(
+        self, draws: Iterable[Mapping[str, Tensor]], adjust: Callable[[int, Tensor, Tensor], Moments] | None = None
+    ) -> list[Moments]:
+        """Mean and standard deviation of each unit's pre-activation over data and posterior draws.
+
+        The network runs once for each draw, in its own dtype, all draws layer by layer together.
 
         Args:
-            layer: Its place in :attr:`layers`.
             draws: Site values, one mapping per draw.
+            adjust: Called with a layer's place in :attr:`layers`, the means and the standard deviations; gives a factor
+                and a shift for each unit's pre-activation, under which all that follows is computed.
+
+        Returns:
+            Layer by layer two float64 tensors ``(units,)``, as measured, before they are adjusted.
         """
-        node, axis = self._nodes[layer], self.layers[layer].axis
-        sums = []
-        for values in draws:
-            value = record(self._traced, {**self._traced.values, **values}, {node})[node].movedim(axis, 0).flatten(1)
-            sums.append(torch.stack([value.mean(1), value.square().mean(1)]))
-        mean, square = torch.stack(sums).mean(0)
-        return mean, (square - mean.square()).clamp_min(0.0).sqrt()
+        runs, found = [Running(self._traced, values) for values in draws], []
+        for place, (node, layer) in enumerate(zip(self._nodes, self.layers, strict=True)):
+            values = [run.until(node) for run in runs]
+            units = [value.movedim(layer.axis, 0).flatten(1).double() for value in values]
+            mean = torch.stack([u.mean(1) for u in units]).mean(0)
+            square = torch.stack([(u - mean.unsqueeze(1)).square().mean(1) for u in units]).mean(0)
+            found.append((mean, square.sqrt()))
+            if adjust is None:
+                continue
+            shape = [-1 if i == layer.axis else 1 for i in range(values[0].dim())]
+            factor, shift = (part.reshape(shape).to(values[0]) for part in adjust(place, *found[-1]))
+            for run, value in zip(runs, values, strict=True):
+                run.put(node, factor * value + shift)
+        return found
 
 
 class _Finder:
