@@ -22,7 +22,7 @@ from studies.width_depth import KINDS
 SETTING = ("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs")
 KEY = (*SETTING, "seed_a", "seed_b", "alignment")
 CHANNELS = (16, 32, 64)
-LABELS = {"none": "as they stand", "w2": "aligned"} | {name: f"aligned by {name}" for name in OBJECTIVES if name != "w2"}
+LABELS = {"none": "as they stand", **{name: f"aligned by {name}" for name in OBJECTIVES}, "w2": "aligned"}
 NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-10"}
 
 # Ainsworth et al. 2023, ResNet-20 with LayerNorm on all of CIFAR-10: width multiplier -> test loss barrier in nats
