@@ -122,10 +122,10 @@ class RepairedPath:
 
     def _repaired(self, q: MeanFieldNormal, tau: float) -> MeanFieldNormal:
         """Layer by layer: what a layer sees is repaired already."""
-        changes = []
+        ends, changes = self._ends, []
 
         def adjust(place: int, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-            (m0, s0), (m1, s1) = (end[place] for end in self._ends)
+            (m0, s0), (m1, s1) = (end[place] for end in ends)
             alive = spread > FLOOR * spread.max()
             factor = torch.where(alive, ((1 - tau) * s0 + tau * s1) / spread.clamp_min(1e-300), 1.0)
             shift = torch.where(alive, (1 - tau) * m0 + tau * m1 - factor * mean, 0.0)

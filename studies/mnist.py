@@ -14,12 +14,9 @@ from pyro_align.plots import TITLES
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
-from studies.width_depth import KINDS
+from studies.width_depth import KINDS, RECIPES
 
 KEY = ("data", "hidden", "guide", "temperature", "gain", "decay", "epochs", "seed_a", "seed_b")
-
-# Adam's steps; those of .02 that suit the digits' few steps are too long for 235 steps an epoch and 784 inputs
-RATES = {"normal": 0.003, "delta": 0.001}
 
 SHOWN = ("predictive_nll", "expected_nll", "elbo", "error_rate")
 
@@ -40,15 +37,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     lab = Lab(options, grid, limit)
 
     def compute(data, hidden, guide, temperature, gain, decay, epochs, seed_a, seed_b):
-        recipe = Recipe(
-            epochs,
-            learning_rate=RATES[guide],
-            scale_rate=0.01,
-            temperature=temperature,
-            guide=guide,
-            gain=gain,
-            decay=decay,
-        )
+        how = {**RECIPES["many"][guide], "gain": gain, "decay": decay}
+        recipe = Recipe(epochs, temperature=temperature, guide=guide, **how)
         widths = tuple(int(units) for units in hidden.split("-"))
         return before_and_after(lab, Setting(data, widths, recipe=recipe), seed_a, seed_b)
 
