@@ -193,6 +193,16 @@ def independent(network: Network, seed: int = 0, gain: float = 2.0):
     return network.draw(2 * seed, gain), network.draw(2 * seed + 1, gain)
 
 
+def mean_field(network: Network, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A synthetic posterior: site -> locations of `draw`, and scales log-normal around a tenth of their size."""
+    generator = torch.Generator().manual_seed(seed + 500)
+    values = {}
+    for name, (loc,) in network.draw(seed, 1.0).items():
+        spread = 0.1 * max(float(loc.square().mean().sqrt()), 1e-2)
+        values[name] = loc, (torch.randn(loc.shape, generator=generator) * 0.5).exp_() * spread
+    return values
+
+
 def planted(network: Network, seed: int = 0, noise: float = 0.05, gain: float = 2.0):
     """Fixed and moving features, and the relabelling that was planted."""
     symmetry = network.symmetry()

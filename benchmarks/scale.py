@@ -108,14 +108,9 @@ def write(folder: Path, share: float, kind: str) -> None:
 
 
 def posterior(shape: problems.Network, seed: int) -> dict[str, torch.Tensor]:
-    """One synthetic mean-field posterior."""
-    generator = torch.Generator().manual_seed(seed + 500)
-    values = {}
-    for name, (loc,) in shape.draw(seed, 1.0).items():
-        spread = 0.1 * max(float(loc.square().mean().sqrt()), 1e-2)
-        values[f"{name}.loc"] = loc
-        values[f"{name}.scale"] = (torch.randn(loc.shape, generator=generator) * 0.5).exp_() * spread
-    return values
+    """One synthetic mean-field posterior, as it lies in its file."""
+    pairs = problems.mean_field(shape, seed).items()
+    return {f"{name}.{part}": value for name, pair in pairs for part, value in zip(("loc", "scale"), pair, strict=True)}
 
 
 class OnDisk(Mapping):

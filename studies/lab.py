@@ -167,13 +167,18 @@ def rows(barrier: pyro_align.Barrier, losses: Sequence[str] | None = None, **col
     return made
 
 
-def before_and_after(lab: Lab, setting: Setting, seed_a: int, seed_b: int, **options: object) -> list[Row]:
-    """Barriers between two fits as they stand and after alignment, with distances and effective widths."""
+def pair_of_fits(lab: Lab, setting: Setting, seed_a: int, seed_b: int) -> tuple[Posterior, Posterior, Row]:
+    """The posteriors of two seeds, and what there is to say of them: seconds of the slower fit, units alive."""
     fits = [lab.fit(setting, seed) for seed in (seed_a, seed_b)]
     a, b = (fit.posterior for fit in fits)
-    alignment = pyro_align.align(a, b, lab.symmetry(setting), **options)
     alive = "/".join(map(str, lab.alive(setting, a)))
-    common = {"fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
+    return a, b, {"fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
+
+
+def before_and_after(lab: Lab, setting: Setting, seed_a: int, seed_b: int, **options: object) -> list[Row]:
+    """Barriers between two fits as they stand and after alignment, with distances and effective widths."""
+    a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
+    alignment = pyro_align.align(a, b, lab.symmetry(setting), **options)
     made = []
     for name, end, distance in (
         ("none", b, alignment.distance_before),

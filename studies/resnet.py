@@ -14,13 +14,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from studies import figures, runner
-from studies.lab import Grid, Lab, Setting, rows
+from studies.lab import Grid, Lab, Setting, pair_of_fits, rows
 from studies.objectives import OBJECTIVES, path_after
 from studies.training import Recipe
 from studies.width_depth import KINDS
 
-SETTING = ("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs")
-KEY = (*SETTING, "seed_a", "seed_b", "alignment")
+KEY = (
+    *("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs"),
+    *("seed_a", "seed_b", "alignment"),
+)
 CHANNELS = (16, 32, 64)
 LABELS = {"none": "as they stand", **{name: f"aligned by {name}" for name in OBJECTIVES}, "w2": "aligned"}
 NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-10"}
@@ -64,12 +66,9 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         recipe = Recipe(epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide)
         channels = tuple(max(1, round(width * c)) for c in CHANNELS)
         setting = Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}")
-        fits = [lab.fit(setting, seed) for seed in (seed_a, seed_b)]
-        a, b = (fit.posterior for fit in fits)
+        a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
         path, distance = path_after(lab, setting, a, b, alignment)
-        alive = "/".join(map(str, lab.alive(setting, a)))
-        common = {"distance": distance, "fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
-        return rows(lab.barrier(setting, path), **common)
+        return rows(lab.barrier(setting, path), distance=distance, **common)
 
     fixed = (options.temperature, options.gain, options.train, options.epochs)
     cells = [

@@ -85,12 +85,12 @@ def data(device):
 
 
 def fitted(seed, device):
-    x, y = data(device)
+    """Made on the host and moved: a device draws other numbers from the same seed."""
     pyro.set_rng_seed(seed)
-    with pyro.get_param_store().scope(), torch.device(device):
+    with pyro.get_param_store().scope():
         guide = AutoNormal(network, init_loc_fn=init_to_sample)
-        guide(x, y)
-    return guide
+        guide(*data("cpu"))
+    return guide.to(device)
 
 
 def draws_on(device):
