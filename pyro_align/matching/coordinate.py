@@ -112,6 +112,7 @@ def _choose(run: Run, evidence: list[int]) -> int:
 
 def sweep_until_converged(run: Run, updates: list[Update]) -> str:
     """Sweeps over the atoms in random order until none moves."""
+    run.updates = updates
     run.record()
     while True:
         if run.stopped:

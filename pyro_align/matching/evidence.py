@@ -118,6 +118,12 @@ class Evidence:
         """The parts not yet added."""
         return [p for p in (self.parts if parts is None else parts) if id(p) not in self._seen]
 
+    def current(self, labels: Labels) -> bool:
+        """Whether the gains hold all parts, under this very relabelling."""
+        return len(self._seen) == len(self.parts) and all(
+            self._unmoved(part, self._seen[id(part)], labels) for part in self.parts
+        )
+
     def _outdated(self, now: Labels) -> bool:
         """Whether so much has moved everywhere that new gains cost less than the changes to the old ones."""
         return bool(self._seen) and all(

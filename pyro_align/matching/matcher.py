@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry import Permutation
+
+if TYPE_CHECKING:
+    from pyro_align.matching.updates import Update
 
 MATCHERS: dict[str, type[Matcher]] = {}
 
@@ -41,6 +45,7 @@ class Run:
         progress: Called with (sweep, objective), or None.
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.
+        updates: The moves of the sweeps, whose gains may still hold at the end.
     """
 
     problem: Problem
@@ -53,6 +58,7 @@ class Run:
     progress: Callable[[int, float], None] | None = None
     value: float = 0.0
     history: list[float] = field(default_factory=list)
+    updates: Sequence[Update] = ()
 
     def record(self) -> None:
         """Notes the value at the end of a sweep; the first entry is that of the start."""

@@ -131,28 +131,40 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
     except KeyboardInterrupt:
         status = "interrupted"
         run.history.append(run.value)
+        run.updates = ()  # a move may have been half made
     found = _finish(matcher, run, status, seed)
     lost = run.problem.as_given - found.objective
     if start is None and not matcher.own_loss and lost > run.problem.rounding * abs(found.objective):
         # the matcher's own start led below where it began: begin there
-        again = replace(run, labels=start_labels(run.problem, None), anchored=False, value=0.0, history=[])
+        again = replace(run, labels=start_labels(run.problem, None), anchored=False, value=0.0, history=[], updates=())
         try:
             status = matcher.search(again) if status not in ("interrupted", "time_limit") else status
         except KeyboardInterrupt:
             status = "interrupted"
             again.history.append(again.value)
+            again.updates = ()
         return _finish(matcher, again, status, seed)
     return found
 
 
 def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     permutation = run.labels.permutation()
-    problem = run.problem
-    blocks = (*problem.blocks, *(b for b in problem.all_blocks if not b.names))
-    exact = math.fsum(problem.sums.value(block, run.labels) for block in blocks)
+    exact = math.fsum(_values(run))
     if not math.isfinite(exact):
         raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
     # searches add up rises; counted back from the exact value at the end they give the history
     last = run.history[-1] if run.history else 0.0
     history = tuple(exact + (h - last) for h in run.history) or (exact,)
     return Match(permutation, exact, history, run.sweeps, status, {}, matcher.name, seed)
+
+
+def _values(run: Run) -> Iterator[float]:
+    """What adds up to the objective: gains that are at hand, as far as they share no block, and the other blocks."""
+    problem = run.problem
+    left = {*problem.blocks, *(b for b in problem.all_blocks if not b.names)}
+    for update in sorted(run.updates, key=lambda u: -len(u.parts)):
+        blocks = {part.block for part in update.parts}
+        if blocks <= left and (value := update.value(run.labels)) is not None:
+            left -= blocks
+            yield value
+    yield from (problem.sums.value(block, run.labels) for block in left)

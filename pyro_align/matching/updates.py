@@ -135,6 +135,12 @@ class Update:
             return torch.zeros(batch, n, n, dtype=self.problem.work_dtype, device=labels.device)
         return total.reshape(batch, n, n)
 
+    def value(self, labels: Labels) -> float | None:
+        """What the blocks that carry the atom add to the objective, where its gains at hand tell, else None."""
+        if not (self._single and self.exact and self.linear.current(labels)):
+            return None
+        return float(self._entries(self.linear.gains.even[self.name], self.name, labels, odd=False).sum())
+
     # -- the move --------------------------------------------------------------------------------------------------
 
     def _move(self, labels: Labels, clock: Clock) -> float:
