@@ -74,8 +74,8 @@ def compare(name: str, kind: str, options) -> dict:
         "parts": dict(there.seconds),
         "host_objective": here.objective,
         "device_objective": there.objective,
-        "same": share(found, here.permutation.indices),
-        "recovered": None if truth is None else share(found, truth),
+        "same": problems.recovered(found, here.permutation),
+        "recovered": None if truth is None else problems.recovered(found, truth),
         "beyond_gb": beyond(options.device, lambda: match(symmetry, fixed, moving)),
     }
     with Travel() as travel:
@@ -92,25 +92,16 @@ def compare(name: str, kind: str, options) -> dict:
 
 
 def problem(name: str, kind: str, noise: float):
-    """Symmetry, fixed and moving features on the host, and the planted relabelling's indices or None."""
+    """Symmetry, fixed and moving features on the host, and the planted relabelling or None."""
     if name == SMALL:
         network = problems.gpt2(vocabulary=50257)
-        symmetry, moving = network.symmetry(), problems.mean_field(network, 1)
         if kind == "independent":
-            return symmetry, problems.mean_field(network, 0), moving, None
-        truth, generator = symmetry.random(1000), torch.Generator().manual_seed(2000)
-        fixed = {k: tuple(noisy(truth.apply_site(k, t), noise, generator) for t in v) for k, v in moving.items()}
-        return symmetry, fixed, moving, truth.indices
+            return network.symmetry(), problems.mean_field(network, 0), problems.mean_field(network, 1), None
+        return network.symmetry(), *problems.planted_mean_field(network, noise)
     network = problems.NETWORKS[name]()
     if kind == "independent":
         return network.symmetry(), *problems.independent(network, 0, 1.0), None
-    fixed, moving, truth = problems.planted(network, 0, noise, 1.0)
-    return network.symmetry(), fixed, moving, truth.indices
-
-
-def noisy(value: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
-    spread = noise * float(value.square().mean().sqrt())
-    return value + torch.randn(value.shape, generator=generator) * spread
+    return network.symmetry(), *problems.planted(network, 0, noise, 1.0)
 
 
 def timed(call, repeats: int):
@@ -125,12 +116,6 @@ def timed(call, repeats: int):
         found = call()
         spent.append(time.perf_counter() - start)
     return found, statistics.median(spent)
-
-
-def share(found, known) -> float:
-    """Share of the units of all atoms that both match alike."""
-    hits = sum(int((found[k].cpu() == v.cpu()).sum()) for k, v in known.items())
-    return hits / sum(v.numel() for v in known.values())
 
 
 def beyond(device: str, call) -> float | None:

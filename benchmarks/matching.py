@@ -133,7 +133,7 @@ def ours(symmetry, fixed, moving, truth, **options) -> dict:
     found, spent = timed(lambda: match(symmetry, fixed, moving, **options))
     result = {"cpu_s": spent, "objective": found.objective, "sweeps": found.sweeps, "wall": dict(found.seconds)}
     if truth is not None:
-        result["recovered"] = recovered(found.permutation.indices, truth)
+        result["recovered"] = problems.recovered(found.permutation.indices, truth)
     return result
 
 
@@ -148,7 +148,7 @@ def judged(indices, spent: float, symmetry, fixed, moving, truth) -> dict:
     value = objective(symmetry, fixed, moving, symmetry.permutation(indices))
     result = {"cpu_s": spent, "objective": value}
     if truth is not None:
-        result["recovered"] = recovered(indices, truth)
+        result["recovered"] = problems.recovered(indices, truth)
     return result
 
 
@@ -182,12 +182,6 @@ def elsewhere(python: str, script: str, problem: dict, *arguments: str):
 
 def failed(peer: str, done) -> None:
     print(f"{peer} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-
-
-def recovered(indices, truth) -> float:
-    """Share of units matched as planted, over all atoms of the planted relabelling."""
-    hits = sum(int((indices[k] == v).sum()) for k, v in truth.indices.items() if k in indices)
-    return hits / sum(v.numel() for v in truth.indices.values())
 
 
 # -- the floor -------------------------------------------------------------------------------------------------------

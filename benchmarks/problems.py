@@ -203,6 +203,27 @@ def mean_field(network: Network, seed: int) -> dict[str, tuple[torch.Tensor, tor
     return values
 
 
+def planted_mean_field(network: Network, noise: float):
+    """Fixed and moving posteriors of which the fixed one is the other relabelled, and the relabelling.
+
+    Locations have normal noise of ``noise`` times their root mean square, scales log-normal noise of ``noise``.
+    """
+    moving, truth = mean_field(network, 1), network.symmetry().random(1000)
+    generator = torch.Generator().manual_seed(2000)
+    fixed = {}
+    for name, pair in moving.items():
+        loc, scale = (truth.apply_site(name, value) for value in pair)
+        loc = loc + torch.randn(loc.shape, generator=generator) * noise * float(pair[0].square().mean().sqrt())
+        fixed[name] = loc, scale * (torch.randn(scale.shape, generator=generator) * noise).exp_()
+    return fixed, moving, truth
+
+
+def recovered(indices, truth: Permutation) -> float:
+    """Share of units matched as planted, over all atoms of the planted relabelling."""
+    hits = sum(int((indices[k].cpu() == v).sum()) for k, v in truth.indices.items() if k in indices)
+    return hits / sum(v.numel() for v in truth.indices.values())
+
+
 def planted(network: Network, seed: int = 0, noise: float = 0.05, gain: float = 2.0):
     """Fixed and moving features, and the relabelling that was planted."""
     symmetry = network.symmetry()

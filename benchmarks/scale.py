@@ -45,6 +45,7 @@ from pyro_align.matching import match
 from pyro_align.symmetry import Permutation
 
 BLOCKS, VOCABULARY, NOISE = 12, 50257, 0.05
+PARTS = ("loc", "scale")
 
 
 def main() -> None:
@@ -87,30 +88,14 @@ def network(share: float) -> problems.Network:
 def write(folder: Path, share: float, kind: str) -> None:
     """Writes both posteriors, ``fixed.safetensors`` and ``moving.safetensors``: ``<site>.loc``, ``<site>.scale``."""
     shape = network(share)
-    symmetry, truth = shape.symmetry(), None
-    moving = posterior(shape, 1)
-    save_file(moving, folder / "moving.safetensors")
     if kind == "independent":
-        save_file(posterior(shape, 0), folder / "fixed.safetensors")
-        return
-    truth = symmetry.random(1000)
-    generator = torch.Generator().manual_seed(2000)
-    for name, value in moving.items():
-        moved = truth.apply_site(name.rsplit(".", 1)[0], value)
-        noise = torch.randn(moved.shape, generator=generator) * NOISE
-        if name.endswith(".scale"):
-            moved *= noise.exp_()
-        else:
-            moved += noise * float(value.square().mean().sqrt())
-        moving[name] = moved
-    save_file(moving, folder / "fixed.safetensors")
-    torch.save(dict(truth.indices), folder / "truth.pt")
-
-
-def posterior(shape: problems.Network, seed: int) -> dict[str, torch.Tensor]:
-    """One synthetic mean-field posterior, as it lies in its file."""
-    pairs = problems.mean_field(shape, seed).items()
-    return {f"{name}.{part}": value for name, pair in pairs for part, value in zip(("loc", "scale"), pair, strict=True)}
+        fixed, moving = (problems.mean_field(shape, seed) for seed in (0, 1))
+    else:
+        fixed, moving, truth = problems.planted_mean_field(shape, NOISE)
+        torch.save(dict(truth.indices), folder / "truth.pt")
+    for name, side in (("fixed", fixed), ("moving", moving)):
+        parts = {f"{site}.{part}": v for site, pair in side.items() for part, v in zip(PARTS, pair, strict=True)}
+        save_file(parts, folder / f"{name}.safetensors")
 
 
 class OnDisk(Mapping):
@@ -180,9 +165,7 @@ def recovered(found: Permutation, path: Path) -> float | None:
     """Share of the planted units that were found."""
     if not path.exists():
         return None
-    truth = torch.load(path)
-    hits = sum(int((found.indices[k] == v).sum()) for k, v in truth.items())
-    return hits / sum(v.numel() for v in truth.values())
+    return problems.recovered(found.indices, found.symmetry.permutation(torch.load(path)))
 
 
 def resident() -> int:

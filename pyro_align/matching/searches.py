@@ -20,6 +20,7 @@ from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
+from pyro_align.matching.updates import Update
 from pyro_align.symmetry import Permutation
 
 
@@ -131,7 +132,6 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
     except KeyboardInterrupt:
         status = "interrupted"
         run.history.append(run.value)
-        run.updates = ()  # a move may have been half made
     found = _finish(matcher, run, status, seed)
     lost = run.problem.as_given - found.objective
     if start is None and not matcher.own_loss and lost > run.problem.rounding * abs(found.objective):
@@ -142,14 +142,13 @@ def _search(matcher: Matcher, run: Run, start: Permutation | None, seed: int) ->
         except KeyboardInterrupt:
             status = "interrupted"
             again.history.append(again.value)
-            again.updates = ()
         return _finish(matcher, again, status, seed)
     return found
 
 
 def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     permutation = run.labels.permutation()
-    exact = math.fsum(_values(run))
+    exact = math.fsum(_values(run, () if status == "interrupted" else run.updates))  # or a move may be half made
     if not math.isfinite(exact):
         raise MatchError(f"the objective is {exact}: the features overflow; scale them down")
     # searches add up rises; counted back from the exact value at the end they give the history
@@ -158,11 +157,11 @@ def _finish(matcher: Matcher, run: Run, status: str, seed: int) -> Match:
     return Match(permutation, exact, history, run.sweeps, status, {}, matcher.name, seed)
 
 
-def _values(run: Run) -> Iterator[float]:
+def _values(run: Run, updates: Sequence[Update]) -> Iterator[float]:
     """What adds up to the objective: gains that are at hand, as far as they share no block, and the other blocks."""
     problem = run.problem
     left = {*problem.blocks, *(b for b in problem.all_blocks if not b.names)}
-    for update in sorted(run.updates, key=lambda u: -len(u.parts)):
+    for update in sorted(updates, key=lambda u: -len(u.parts)):
         blocks = {part.block for part in update.parts}
         if blocks <= left and (value := update.value(run.labels)) is not None:
             left -= blocks
