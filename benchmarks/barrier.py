@@ -30,7 +30,7 @@ from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 
 from pyro_align.barrier import evaluate_barrier
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
 
 PRESETS = {
     "digits": {"network": "mlp", "data": 1437, "inputs": 64, "hidden": [128, 128], "taus": 25, "draws": 32},

@@ -18,7 +18,7 @@ import torch
 
 from pyro_align.barrier import Curve
 from pyro_align.barrier.cautions import SETTLED
-from pyro_align.barrier.losses import Sums, bootstrap_weights
+from pyro_align.losses.sums import Sums, bootstrap_weights
 
 NOISE, TAUS = 0.7, np.linspace(0, 1, 7)
 CASES = {"ends of scale 0.3 and 0.1": (0.3, 0.1), "both ends of scale 0.2": (0.2, 0.2)}

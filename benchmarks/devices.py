@@ -5,7 +5,7 @@
 
 The problems are those of problems.py, and ``gpt2-small``: two mean-field posteriors (location and scale) of a GPT-2
 small of 124 M parameters, those of scale.py. Seconds are medians of up to five runs, after one that is not counted
-unless it took five seconds; the inputs lie where the matching is done. *Travelled* counts the tensors that the matching
+unless it took five seconds; the inputs lie where the matching is done. *Traveled* counts the tensors that the matching
 copied between the device and the host, and the numbers that the host waited for; *largest* is the largest of them
 beside the largest square matrix of one atom. *Beyond* is the peak of the device's memory less what the inputs take.
 Products on a device are rounded in another order, so the two may part where partners are as good as each other.
@@ -82,7 +82,7 @@ def compare(name: str, kind: str, options) -> dict:
         match(symmetry, fixed, moving)
     sizes = [sum(t.numel() for t in v) for v in fixed.values()]
     row |= {
-        "travelled_gb": travel.bytes / 1e9,
+        "traveled_gb": travel.bytes / 1e9,
         "waits": travel.count,
         "largest": travel.largest,
         "largest_square": max(atom.size**2 for atom in symmetry.atoms.values()),
@@ -92,7 +92,7 @@ def compare(name: str, kind: str, options) -> dict:
 
 
 def problem(name: str, kind: str, noise: float):
-    """Symmetry, fixed and moving features on the host, and the planted relabelling or None."""
+    """Symmetry, fixed and moving features on the host, and the planted relabeling or None."""
     if name == SMALL:
         network = problems.gpt2(vocabulary=50257)
         if kind == "independent":
@@ -160,7 +160,7 @@ def describe(row: dict) -> str:
     )
     if row["recovered"] is not None:
         text += f", recovered {row['recovered']:.2%}"
-    text += f"\n  travelled {row['travelled_gb'] * 1e3:.4g} MB in {row['waits']} waits, largest {row['largest']:,} of "
+    text += f"\n  traveled {row['traveled_gb'] * 1e3:.4g} MB in {row['waits']} waits, largest {row['largest']:,} of "
     text += f"{row['largest_square']:,} in a square matrix and {row['largest_site']:,} in a site"
     if row["beyond_gb"] is not None:
         text += f"; {row['beyond_gb']:.3g} GB beyond the inputs"

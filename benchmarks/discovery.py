@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import pyro_align
-from pyro_align.density import Density
+from pyro_align.model.density import Density
 
 
 class Block(nn.Module):

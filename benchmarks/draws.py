@@ -2,8 +2,8 @@
 
 python benchmarks/draws.py            # a table: seconds, and the share of units brought back to where they belong
 
-Draws are a point plus independent noise, relabelled at random one by one: the time does not depend on where draws come
-from. "share right" compares with the relabellings planted, relative to the pivot's.
+Draws are a point plus independent noise, relabeled at random one by one: the time does not depend on where draws come
+from. "share right" compares with the relabelings planted, relative to the pivot's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""R-hat before and after relabelling, on chains that were really run; and which method mistakes fewest labels.
+"""R-hat before and after relabeling, on chains that were really run; and which method mistakes fewest labels.
 
 python benchmarks/label_switching.py mixture        # three Gaussian components
 python benchmarks/label_switching.py network        # one hidden layer of ten tanh units, with and without signs

@@ -4,7 +4,7 @@
     python benchmarks/matching.py --peer-python PATH --rebasin   # a Python in which the `rebasin` package is installed
     python benchmarks/matching.py --peer-python PATH --checkouts nnperm=FOLDER pleas=FOLDER git-re-basin=FOLDER
 
-Each network (see problems.py) is matched with *independent* weights of two seeds and with a *planted* relabelling;
+Each network (see problems.py) is matched with *independent* weights of two seeds and with a *planted* relabeling;
 ``--kinds trained --data-dir MNIST --cache FOLDER`` fits two of an MLP to MNIST first (see trained.py). CPU
 seconds on one thread: medians over seeds, and of up to five runs that take two seconds together, after one that is not
 counted. The floor is the matrix products and assignments that the default matcher made, replayed alone: the products on

@@ -63,7 +63,7 @@ def textbook(plain: dict[str, tuple], shapes: dict, fixed: dict, moving: dict, *
 def textbook_frank_wolfe(plain: dict[str, tuple], shapes: dict, fixed: dict, moving: dict, *, max_steps: int = 100):
     """Frank-Wolfe on all permutations jointly, as published (Crisostomi et al. 2024): dense and with a line search.
 
-    From the barycentre, each step asks for the gradient by every matrix, solves one assignment per permutation, and
+    From the barycenter, each step asks for the gradient by every matrix, solves one assignment per permutation, and
     looks for the best length of the step by evaluating the objective, until the step or the rise is below 1e-4. The
     matrices are rounded by assignments at the end.
 

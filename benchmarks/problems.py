@@ -1,8 +1,8 @@
 """Matching problems with the shapes of well-known networks, symmetries written by hand.
 
 Two kinds. *Independent*: both sides drawn from two seeds; weights normal with mean 0 and variance ``gain / fan_in``,
-biases and normalisation shifts 0, normalisation scales 1, position and token embeddings normal with standard deviation
-0.02. *Planted*: the moving side is an independent draw, the fixed side the same draw relabelled at random, with normal
+biases and normalization shifts 0, normalization scales 1, position and token embeddings normal with standard deviation
+0.02. *Planted*: the moving side is an independent draw, the fixed side the same draw relabeled at random, with normal
 noise of ``noise`` times each site's root mean square.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def mean_field(network: Network, seed: int) -> dict[str, tuple[torch.Tensor, tor
 
 
 def planted_mean_field(network: Network, noise: float):
-    """Fixed and moving posteriors of which the fixed one is the other relabelled, and the relabelling.
+    """Fixed and moving posteriors of which the fixed one is the other relabeled, and the relabeling.
 
     Locations have normal noise of ``noise`` times their root mean square, scales log-normal noise of ``noise``.
     """
@@ -219,13 +219,13 @@ def planted_mean_field(network: Network, noise: float):
 
 
 def recovered(indices, truth: Permutation) -> float:
-    """Share of units matched as planted, over all atoms of the planted relabelling."""
+    """Share of units matched as planted, over all atoms of the planted relabeling."""
     hits = sum(int((indices[k].cpu() == v).sum()) for k, v in truth.indices.items() if k in indices)
     return hits / sum(v.numel() for v in truth.indices.values())
 
 
 def planted(network: Network, seed: int = 0, noise: float = 0.05, gain: float = 2.0):
-    """Fixed and moving features, and the relabelling that was planted."""
+    """Fixed and moving features, and the relabeling that was planted."""
     symmetry = network.symmetry()
     moving = network.draw(2 * seed + 1, gain)
     truth: Permutation = symmetry.random(seed + 1000)

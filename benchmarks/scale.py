@@ -6,14 +6,14 @@
 The posteriors are synthetic, with the shapes of GPT-2 small: token and position embeddings, twelve blocks, heads and
 the dimensions within them as nested atoms, the output tied to the token embedding. Locations are those of problems.py;
 scales are log-normal around a tenth of each site's root mean square. A size of share s has s times the blocks and s
-times the vocabulary. *Planted*: the fixed posterior is the moving one relabelled, with 5 % noise on locations and
+times the vocabulary. *Planted*: the fixed posterior is the moving one relabeled, with 5 % noise on locations and
 scales. *Independent*: two seeds.
 
 Three modes, each in a process of its own:
 
 - ``memory``: locations and scales lie in memory, ``match`` alone;
 - ``disk``: ``match`` reads them site by site, whenever it needs them, from two safetensors files;
-- ``align``: `align` on two posteriors in memory, the relabelled posterior, half the size of the inputs, included.
+- ``align``: `align` on two posteriors in memory, the relabeled posterior, half the size of the inputs, included.
 
 *Beyond* is the peak of the process's resident memory less what it held when the inputs were there and nothing had been
 done; on disk the inputs are not resident, so it is the whole of the work.
@@ -37,12 +37,12 @@ from pyro.distributions import constraints
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyro_align.align import align
+from pyro_align.alignment.pair import align
 from pyro_align.guides import MeanFieldNormal
-from pyro_align.guides.modules import RawParameter
 from pyro_align.guides.posterior import SiteSpec
+from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.matching import match
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 BLOCKS, VOCABULARY, NOISE = 12, 50257, 0.05
 PARTS = ("loc", "scale")

@@ -1,7 +1,7 @@
 """Trained weights to match: multilayer perceptrons fitted to MNIST by plain SGD, from two seeds.
 
 The folder holds ``train-images-idx3-ubyte.gz`` and ``train-labels-idx1-ubyte.gz`` as they are published. One epoch of
-SGD with momentum .9, learning rate .05 falling to 0 on a straight line, batches of 128, PyTorch's initialisation.
+SGD with momentum .9, learning rate .05 falling to 0 on a straight line, batches of 128, PyTorch's initialization.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 *Independent*: normal weights of two seeds. *Trained-like*: units drawn around 64 common directions with norms that
 spread over orders of magnitude, so that many units want the same partner, which makes the assignment hard. *Planted*: a
-relabelled copy with 5 % noise.
+relabeled copy with 5 % noise.
 """
 
 from __future__ import annotations

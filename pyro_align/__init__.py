@@ -1,7 +1,7 @@
 """Align Bayesian posteriors modulo the permutation symmetries of their model."""
 
-from pyro_align.align import Alignment, align
-from pyro_align.align_many import ManyAlignments, align_many
+from pyro_align.alignment.many import ManyAlignments, align_many
+from pyro_align.alignment.pair import Alignment, align
 from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
 from pyro_align.barrier import Barrier, Surface, evaluate_barrier, evaluate_plane
 from pyro_align.diagnostics import EffectiveWidth, effective_width
@@ -17,15 +17,15 @@ from pyro_align.errors import (
     TraceError,
 )
 from pyro_align.guides import mean_field_guide, messenger_guide, permute_guide, read_guide, wrap_guide
-from pyro_align.handlers import permute_model
 from pyro_align.io import load, save
+from pyro_align.model.effects.permute import permute_model
 from pyro_align.objectives import Activations
 from pyro_align.path_losses import MidpointLoss, PathLoss
-from pyro_align.paths import Path, PiecewisePath, displacement, path_through
-from pyro_align.paths_learned import BentPath, learn_path
-from pyro_align.paths_repaired import RepairedPath, repair
-from pyro_align.planes import Plane, plane
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.paths.geodesic import Path, PiecewisePath, displacement, path_through
+from pyro_align.paths.learned import BentPath, learn_path
+from pyro_align.paths.planes import Plane, plane
+from pyro_align.paths.repaired import RepairedPath, repair
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 __version__ = "0.1.0"
 

@@ -3,10 +3,10 @@
 An axis is an :class:`Atom` (a set of interchangeable indices with a name and a size), a :class:`Product` of terms
 (a flattened convolution output is channels x pixels, row-major: the last factor varies fastest) or a :class:`Sum` of
 terms (concatenated features; the four gates of an LSTM are one atom four times). A *fixed* atom is never permuted.
-An atom may be *nested* in others: it is then relabelled anew for each index of the outer atoms (the wreath product:
+An atom may be *nested* in others: it is then relabeled anew for each index of the outer atoms (the wreath product:
 dimensions inside each attention head, units inside each expert).
 
-Relabelling an axis is indexing. Every function here speaks of *new* positions: ``new[i] == old[index[i]]``.
+Relabeling an axis is indexing. Every function here speaks of *new* positions: ``new[i] == old[index[i]]``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Atom:
     """A set of ``size`` interchangeable indices.
 
     Attributes:
-        name: The atom's name; axes that carry the same name are relabelled alike. Empty for an anonymous fixed axis.
+        name: The atom's name; axes that carry the same name are relabeled alike. Empty for an anonymous fixed axis.
         size: Number of indices, or None where a hand-written symmetry leaves it to the tensors' shapes.
         fixed: Whether the indices keep their places.
         within: Names of the atoms in which this one is nested, outermost first.

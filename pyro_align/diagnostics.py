@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_align._effects import untouched
-from pyro_align._tables import text_table
 from pyro_align.axes import Axis, coordinates
-from pyro_align.density import Density
 from pyro_align.errors import PyroAlignError
 from pyro_align.guides import MeanFieldNormal, read_guide
-from pyro_align.symmetry import Symmetry
+from pyro_align.model.density import Density
+from pyro_align.model.effects.guards import untouched
+from pyro_align.reporting.tables import text_table
+from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +138,9 @@ def shares_off_prior(
 def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
     """KL of every value of the sites that are Normal under posterior and prior, site-shaped float64 nats."""
     density = Density(model, args, kwargs)
-    centre = {k: spec.constrain(posterior.marginal(k)[0][None])[0] for k, spec in posterior.sites.items()}
+    center = {k: spec.constrain(posterior.marginal(k)[0][None])[0] for k, spec in posterior.sites.items()}
     with untouched(model, seed=0), torch.no_grad():
-        nodes = density.trace(centre).nodes
+        nodes = density.trace(center).nodes
     out = {}
     for name, spec in posterior.sites.items():
         prior = _base(nodes[name]["fn"]) if name in nodes else None

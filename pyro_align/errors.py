@@ -14,7 +14,7 @@ class TraceError(PyroAlignError, RuntimeError):
 
 
 class GuideError(PyroAlignError, ValueError):
-    """A guide cannot be read, relabelled or moved."""
+    """A guide cannot be read, relabeled or moved."""
 
 
 class MatchError(PyroAlignError, ValueError):

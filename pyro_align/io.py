@@ -12,7 +12,7 @@ In ``meta.json`` an array is ``{"array": n}``, with ``"dtype"`` where NumPy has 
 ``{"atom": name, "size": n, "fixed": ..., "within": [...], "odd": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
 Nothing in a file is ever executed, and what is read is checked as if it were written by hand.
 
-A guide is saved as its parameters, a wrapped one with its relabellings. Loading them needs a guide of the same type
+A guide is saved as its parameters, a wrapped one with its relabelings. Loading them needs a guide of the same type
 over the same model, which has run once (``like=``): the model itself is code, and stays where it is.
 """
 
@@ -32,12 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_align.align import Alignment
+from pyro_align.alignment.pair import Alignment
 from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
-from pyro_align.guides import Posterior, RelabelledGuide, read_guide
+from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.matching import Match
-from pyro_align.symmetry import Certificate, OpaqueOperation, Permutation, Symmetry
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Symmetry
 
 FORMAT, VERSION = "pyro_align", 1
 
@@ -49,7 +49,7 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
 
     Args:
         path: The file; an existing one is replaced.
-        value: What to save. An alignment keeps its relabelled guide's parameters; of a divergence by activations
+        value: What to save. An alignment keeps its relabeled guide's parameters; of a divergence by activations
             only the name comes back.
 
     Raises:
@@ -261,8 +261,8 @@ def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[st
     guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
     state = {name: _put(value, arrays) for name, value in guide.state_dict().items()}
     meta = {"type": type(guide).__name__, "state": state}
-    if isinstance(guide, RelabelledGuide):  # its relabellings are no parameters
-        meta["relabellings"] = [_encode_permutation(p, arrays) for p in guide.relabellings]
+    if isinstance(guide, RelabeledGuide):  # its relabelings are no parameters
+        meta["relabelings"] = [_encode_permutation(p, arrays) for p in guide.relabelings]
     return meta
 
 
@@ -281,8 +281,8 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             if tensor.dtype != state[name].dtype:
                 raise FormatError(f"parameter '{name}' was saved as {state[name].dtype}, like= has {tensor.dtype}")
             tensor.copy_(state[name])
-    if isinstance(guide, RelabelledGuide):
-        guide.relabellings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabellings"])
+    if isinstance(guide, RelabeledGuide):
+        guide.relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
     q.read_again(guide)  # refuses NaN and infinite parameters
     return guide
 

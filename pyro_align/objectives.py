@@ -1,4 +1,4 @@
-"""What an alignment minimises: divergences of posteriors, likeness of activations, and their combinations."""
+"""What an alignment minimizes: divergences of posteriors, likeness of activations, and their combinations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
 from pyro_align.guides.features import PerSite
 from pyro_align.matching import Match
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 Features = Mapping[str, tuple[Tensor, ...]]
 
@@ -70,17 +70,17 @@ class Activations:
         return self._probes[key][1]
 
     def features(self, posterior: Posterior, symmetry: Symmetry) -> Features:
-        """Standardised mean activations, pseudo-site -> one tensor."""
+        """Standardized mean activations, pseudo-site -> one tensor."""
         probe = self.probe(symmetry)
         values = posterior.push(posterior.noise(self.num_draws, generator=self.seed))
         draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_draws))
         return {
-            name: (_standardised(mean, square, probe.axes[name]).to(posterior.dtype),)
+            name: (_standardized(mean, square, probe.axes[name]).to(posterior.dtype),)
             for name, (mean, square) in probe(draws).items()
         }
 
 
-def _standardised(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
+def _standardized(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
     """Activations less their mean over data, over their spread over data and draws; units that never vary give 0."""
     samples = [i for i, term in enumerate(axes) if not any(atom.name for atom in leaves(term))]
     center = mean.mean(samples, keepdim=True)
@@ -110,7 +110,7 @@ class Objective:
     odd: Mapping[str, tuple[bool, ...]] = field(repr=False)
 
     def start(self, permutation: Permutation | None) -> Permutation | None:
-        """A relabelling to start from, over the tensors that have features."""
+        """A relabeling to start from, over the tensors that have features."""
         if permutation is None or self.symmetry is self.group:
             return permutation
         known = self.symmetry.atoms
@@ -120,11 +120,11 @@ class Objective:
         )
 
     def finish(self, found: Match) -> Match:
-        """What was found, with its relabelling as an element of the group."""
+        """What was found, with its relabeling as an element of the group."""
         return replace(found, permutation=self.as_element(found.permutation))
 
     def as_element(self, permutation: Permutation) -> Permutation:
-        """A relabelling of the tensors with features as an element of the group; all other atoms keep their order."""
+        """A relabeling of the tensors with features as an element of the group; all other atoms keep their order."""
         if self.symmetry is self.group:
             return permutation
         return self.group.permutation(permutation.indices, permutation.signs)

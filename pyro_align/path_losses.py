@@ -1,4 +1,4 @@
-"""Losses on a path by which to choose a relabelling: a figure of a finished path, or a gradient on the way to one."""
+"""Losses on a path by which to choose a relabeling: a figure of a finished path, or a gradient on the way to one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align._effects import untouched
 from pyro_align.barrier import evaluate_loss
-from pyro_align.density import Density
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.guides.posterior import check_tau
-from pyro_align.paths import Path
-from pyro_align.paths_learned import Batches, negative_elbo
+from pyro_align.model.density import Density
+from pyro_align.model.effects.guards import untouched
+from pyro_align.paths.geodesic import Path
+from pyro_align.paths.learned import Batches, negative_elbo
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -87,7 +87,7 @@ class PathLoss:
 
 @dataclass(frozen=True, eq=False, init=False)
 class MidpointLoss:
-    """The negative ELBO half-way to a relabelled posterior, differentiable: what gradient matchers can lower.
+    """The negative ELBO half-way to a relabeled posterior, differentiable: what gradient matchers can lower.
 
     :class:`~pyro_align.matching.Sinkhorn` and :class:`~pyro_align.matching.StraightThrough` take it as their ``loss``.
     They search with the features of ``divergence="w2"``, the default, for mean-field Gaussians.
@@ -97,7 +97,7 @@ class MidpointLoss:
         guide_a: The guide that stays, or a posterior read from one: mean-field Gaussian.
         args: The model's arguments, data included.
         tau: Where on the path, 0.5 for the middle.
-        num_samples: Draws, the same at every call, so that the loss is a function of the relabelling. A search fits
+        num_samples: Draws, the same at every call, so that the loss is a function of the relabeling. A search fits
             itself to few draws: judge what it finds on others, by :class:`PathLoss` with another seed.
         batch_size: Data that each draw is judged on, see :func:`~pyro_align.learn_path`; None takes all.
         temperature: Weight of the KL; 0 leaves the expected NLL.
@@ -153,18 +153,18 @@ class MidpointLoss:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def __call__(self, relabelled: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
+    def __call__(self, relabeled: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
         """The negative ELBO, nats for all data.
 
         Args:
-            relabelled: Site -> location and standard deviation of the relabelled posterior, ``unconstrained_shape``.
+            relabeled: Site -> location and standard deviation of the relabeled posterior, ``unconstrained_shape``.
 
         Raises:
             MatchError: There is not a location and a standard deviation for every site.
         """
         moments = {}
         for site in self.start.sites:
-            if len(there := relabelled.get(site, ())) != 2:
+            if len(there := relabeled.get(site, ())) != 2:
                 raise MatchError(
                     f"site '{site}': expected a location and a standard deviation, got {len(there)} features; "
                     "MidpointLoss goes with divergence='w2' and mean-field Gaussians"

@@ -1,6 +1,6 @@
 """Figures of barriers, alignments and symmetries. Every function takes axes, returns axes, and never shows or saves.
 
-Colours are those of Okabe & Ito (2008), told apart with every common colour blindness; lines also differ in style.
+Colors are those of Okabe & Ito (2008), told apart with every common color blindness; lines also differ in style.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_align._drawing import plot_symmetry as plot_symmetry
-from pyro_align._drawing import pyplot as _pyplot
+from pyro_align.reporting.symmetry_figure import plot_symmetry as plot_symmetry
+from pyro_align.reporting.symmetry_figure import pyplot as _pyplot
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pyro_align.align import Alignment
-    from pyro_align.barrier.curve import Curve
+    from pyro_align.alignment.pair import Alignment
     from pyro_align.barrier.result import Barrier
     from pyro_align.barrier.surface import Surface
+    from pyro_align.losses.curve import Curve
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -47,16 +47,16 @@ def plot_curve(
         curve: The curve.
         ax: Where to draw; the current axes by default.
         label: Name in the legend.
-        index: Which colour, marker and line style.
+        index: Which color, marker and line style.
         level: Level of the band.
     """
     ax = _pyplot().gca() if ax is None else ax
-    colour, band = COLOURS[index % len(COLOURS)], curve.band(level)
+    color, band = COLOURS[index % len(COLOURS)], curve.band(level)
     style = STYLES[index % len(STYLES)]
-    ax.fill_between(curve.taus, curve.chord + band.lower, curve.chord + band.upper, color=colour, alpha=0.25, lw=0)
-    ax.plot(curve.taus, curve.chord, color=colour, lw=1.0, ls=(0, (2, 2)), alpha=0.9)
-    ax.plot(curve.taus, curve.value, color=colour, lw=1.8, ls=style, label=label)
-    ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], MARKERS[index % len(MARKERS)], color=colour, ms=5, clip_on=False)
+    ax.fill_between(curve.taus, curve.chord + band.lower, curve.chord + band.upper, color=color, alpha=0.25, lw=0)
+    ax.plot(curve.taus, curve.chord, color=color, lw=1.0, ls=(0, (2, 2)), alpha=0.9)
+    ax.plot(curve.taus, curve.value, color=color, lw=1.8, ls=style, label=label)
+    ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], MARKERS[index % len(MARKERS)], color=color, ms=5, clip_on=False)
     _dress(ax, curve.loss)
     return ax
 
@@ -66,10 +66,10 @@ def plot_excess(
 ) -> Axes:
     """One loss's excess over its chord, with the simultaneous band; arguments as in :func:`plot_curve`."""
     ax = _pyplot().gca() if ax is None else ax
-    colour, band = COLOURS[index % len(COLOURS)], curve.band(level)
+    color, band = COLOURS[index % len(COLOURS)], curve.band(level)
     ax.axhline(0.0, color="0.4", lw=0.8)
-    ax.fill_between(curve.taus, band.lower, band.upper, color=colour, alpha=0.25, lw=0)
-    ax.plot(curve.taus, curve.excess, color=colour, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
+    ax.fill_between(curve.taus, band.lower, band.upper, color=color, alpha=0.25, lw=0)
+    ax.plot(curve.taus, curve.excess, color=color, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
     _dress(ax, curve.loss)
     ax.set_title(f"{TITLES.get(curve.loss, curve.loss)}: excess over the chord", fontsize=10)
     return ax
@@ -194,10 +194,10 @@ def plot_plane(
         ax.contourf(surface.x, surface.y, surface.clipped > 0, levels=[0.5, 1.5], colors="none", hatches=["...."])
     outline = np.vstack([surface.corners, surface.corners[:1]])
     ax.plot(*outline.T, color="black", lw=1.2, ls=(0, (3, 2)))
-    centre = surface.corners.mean(0)
+    center = surface.corners.mean(0)
     for i, (corner, name) in enumerate(zip(surface.corners, names, strict=True)):
         ax.plot(*corner, MARKERS[i], color=COLOURS[i], ms=9, mec="white", mew=1.2, label=name)
-        outward = (corner - centre) / np.linalg.norm(corner - centre)
+        outward = (corner - center) / np.linalg.norm(corner - center)
         ax.annotate(
             name,
             corner,

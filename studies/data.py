@@ -128,13 +128,13 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def load_cifar10_exact(folder: Path | None, limit: int | None = None) -> DataSet:
-    """The exact pixels of the first 4,000 training and 1,000 test images of CIFAR-10, channels standardised."""
+    """The exact pixels of the first 4,000 training and 1,000 test images of CIFAR-10, channels standardized."""
     archive = _cifar10(folder, "cifar10_exact", "cifar10_lossless_4000_1000.npz")
-    return _standardised("cifar10_exact", *(archive[key] for key in ("x_train", "y_train", "x_test", "y_test")))
+    return _standardized("cifar10_exact", *(archive[key] for key in ("x_train", "y_train", "x_test", "y_test")))
 
 
 def load_cifar10_jpeg(folder: Path | None, limit: int | None = None) -> DataSet:
-    """JPEG CIFAR-10: all 50,000 + 10,000 images after lossy compression (quality 75), channels standardised.
+    """JPEG CIFAR-10: all 50,000 + 10,000 images after lossy compression (quality 75), channels standardized.
 
     The archive has one JPEG header for all images, their scans one after the other, and the classes; 50,000 images to
     train on come first. Figures on it do not compare with those published for CIFAR-10.
@@ -154,7 +154,7 @@ def load_cifar10_jpeg(folder: Path | None, limit: int | None = None) -> DataSet:
         files = (io.BytesIO(head + body[offsets[i] : offsets[i + 1]]) for i in range(first, last))
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]), classes[first:last]
 
-    return _standardised("cifar10_jpeg", *decoded(0, 50000), *decoded(50000, len(classes)))
+    return _standardized("cifar10_jpeg", *decoded(0, 50000), *decoded(50000, len(classes)))
 
 
 def _cifar10(folder: Path | None, name: str, file: str) -> dict[str, np.ndarray]:
@@ -167,8 +167,8 @@ def _cifar10(folder: Path | None, name: str, file: str) -> dict[str, np.ndarray]
         return {key: archive[key] for key in archive.files}
 
 
-def _standardised(name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> DataSet:
-    """Bytes ``(data, height, width, channels)`` as numbers, channels standardised by the training data."""
+def _standardized(name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> DataSet:
+    """Bytes ``(data, height, width, channels)`` as numbers, channels standardized by the training data."""
     parts = [torch.from_numpy(np.moveaxis(part, -1, 1).copy()).float() for part in (x, x_test)]
     mean, sd = (moment((0, 2, 3), keepdim=True) for moment in (parts[0].mean, parts[0].std))
     train, test = ((part - mean) / sd for part in parts)

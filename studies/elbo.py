@@ -2,7 +2,7 @@
 
 Pyro's ``Trace_ELBO`` scores each weight under prior and guide, draw by draw; for Normal against Normal the KL is known,
 which removes its noise and most of the cost of a step. The rest is plain Pyro:
-``SVI(model, guide, optimiser, **elbo.for_svi())``.
+``SVI(model, guide, optimizer, **elbo.for_svi())``.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class LocalReparameterisation(TorchFunctionMode):
 
     Where weights are independent Normals, a layer's output is Normal given its input, with mean ``f(x; m)`` and
     variance ``f(x^2; s^2)``; drawing it anew for each datum lowers the variance of the gradient (Kingma, Salimans &
-    Welling 2015, eq. 6). Layers are recognised by the identity of their weight: a model that transforms a weight before
+    Welling 2015, eq. 6). Layers are recognized by the identity of their weight: a model that transforms a weight before
     use gets the mean of it. Exact for dense layers; a convolution draws its outputs at different places independently,
     though they share weights.
 

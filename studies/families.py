@@ -1,4 +1,4 @@
-"""Families and inference on digits: how near do two posteriors of each kind come, and what does relabelling buy?
+"""Families and inference on digits: how near do two posteriors of each kind come, and what does relabeling buy?
 
 python -m studies.families --out OUT
 """
@@ -22,7 +22,7 @@ from studies.lab import rows
 
 KEY = ("data", "hidden", "family", "seed_a", "seed_b")
 LOSSES = ("expected_nll", "predictive_nll", "error_rate")
-ALIGNMENTS = {"none": "as they stand", "w2": "one relabelling", "draws": "each draw relabelled"}
+ALIGNMENTS = {"none": "as they stand", "w2": "one relabeling", "draws": "each draw relabeled"}
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def study(options, limit: int | None, taus: int) -> pd.DataFrame:
 
 
 def paths(task: Task, a: Posterior, b: Posterior) -> dict[str, pyro_align.Path]:
-    """Paths as the posteriors stand, after one relabelling of the second, and after one of every draw.
+    """Paths as the posteriors stand, after one relabeling of the second, and after one of every draw.
 
     The last is for sets of draws, in which every draw may have labels of its own.
     """

@@ -38,7 +38,7 @@ def lines(
         frame: Rows with ``barrier``.
         x: The column along the horizontal axis; its distinct values stand at equal distances.
         by: The column that tells lines apart.
-        order: Its values, in the order of colours.
+        order: Its values, in the order of colors.
         labels: Names in the legend.
     """
     ticks = sorted(frame[x].unique())
@@ -50,10 +50,10 @@ def lines(
         medians = part.groupby(x)["barrier"].median()
         shift = 0.06 * (i - (len(order) - 1) / 2)
         at = [place[v] + shift for v in part[x]]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        color, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         label = (labels or LABELS).get(name, name)
-        ax.plot([place[v] + shift for v in medians.index], floor(medians), marker + "-", color=colour, label=label)
-        ax.plot(at, floor(part["barrier"]), marker, color=colour, ms=3, alpha=0.45, mew=0)
+        ax.plot([place[v] + shift for v in medians.index], floor(medians), marker + "-", color=color, label=label)
+        ax.plot(at, floor(part["barrier"]), marker, color=color, ms=3, alpha=0.45, mew=0)
     ax.set_xticks(range(len(ticks)), [f"{t:g}" if isinstance(t, float) else str(t) for t in ticks])
     ax.set_yscale("log")
     ax.set_xlabel(x)
@@ -66,9 +66,9 @@ def rows(ax, frame: pd.DataFrame, *, y: str, by: str, order: Sequence[str], labe
     for i, name in enumerate(order):
         part = frame[frame[by] == name]
         if not part.empty:
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            color, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             at = [ticks.index(value) for value in part[y]]
-            ax.plot(floor(part["barrier"]), at, marker, color=colour, label=labels[name])
+            ax.plot(floor(part["barrier"]), at, marker, color=color, label=labels[name])
     ax.set_yticks(range(len(ticks)), ticks)
     ax.invert_yaxis()
     ax.set_xscale("log")

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoM
 from torch import Tensor
 
 import pyro_align
-from pyro_align.demo.network import he_initialisation
+from pyro_align.demo.network import he_initialization
 from pyro_align.guides import Posterior
 
 
@@ -45,7 +45,7 @@ class Task:
 
     @cached_property
     def symmetry(self) -> pyro_align.Symmetry:
-        """The network's relabellings."""
+        """The network's relabelings."""
         return pyro_align.find_symmetry(self.model, self.x[:32], self.y[:32])
 
     def steps(self, svi: SVI, epochs: int):
@@ -63,7 +63,7 @@ def variational(task: Task, seed: int, make: Callable) -> Posterior:
 
 
 def laplace(task: Task, seed: int) -> Posterior:
-    """A Gaussian at the mode, its precision the prior's plus the generalised Gauss-Newton matrix of all the data.
+    """A Gaussian at the mode, its precision the prior's plus the generalized Gauss-Newton matrix of all the data.
 
     The Hessian itself, of which Pyro's ``AutoLaplaceApproximation`` takes the inverse, has negative eigenvalues at the
     modes of networks with ReLU, whose kinks keep the gradient from vanishing; with the Gauss-Newton matrix it is usual
@@ -83,7 +83,7 @@ def laplace(task: Task, seed: int) -> Posterior:
 def gauss_newton(task: Task, mode: dict[str, Tensor]) -> Tensor:
     """Sum over data of J' (diag p - p p') J, J the logits' Jacobian, plus the precision of the Normal priors."""
     sizes = [value.numel() for value in mode.values()]
-    centre = torch.cat([value.reshape(-1) for value in mode.values()])
+    center = torch.cat([value.reshape(-1) for value in mode.values()])
 
     def logits(flat: Tensor, x: Tensor) -> Tensor:
         values = {k: v.view(mode[k].shape) for k, v in zip(mode, flat.split(sizes), strict=True)}
@@ -94,7 +94,7 @@ def gauss_newton(task: Task, mode: dict[str, Tensor]) -> Tensor:
     jacobian = torch.func.vmap(torch.func.jacrev(logits), (None, 0))
     with pyro.validation_enabled(False), torch.no_grad():
         for x in task.x.split(128):
-            j, p = jacobian(centre, x), torch.func.vmap(logits, (None, 0))(centre, x).softmax(-1)
+            j, p = jacobian(center, x), torch.func.vmap(logits, (None, 0))(center, x).softmax(-1)
             root = p.sqrt()[:, :, None] * (j - (p[:, None] @ j))  # rows of a root of J' (diag p - p p') J
             made += root.flatten(0, 1).mT @ root.flatten(0, 1)
     return made
@@ -146,7 +146,7 @@ FAMILIES: dict[str, Callable[[Task, int], Posterior]] = {
 def _fitted(task: Task, seed: int, make: Callable):
     count = task.epochs * -(-len(task.x) // task.batch_size)
     pyro.set_rng_seed(seed)
-    guide = make(task.model, init_loc_fn=he_initialisation)
+    guide = make(task.model, init_loc_fn=he_initialization)
     adam = pyro.optim.ClippedAdam({"lr": task.rate, "lrd": 0.01 ** (1 / count)})
     with pyro.validation_enabled(False):
         svi = SVI(task.model, guide, adam, Trace_ELBO())

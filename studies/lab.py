@@ -27,8 +27,8 @@ class Setting:
         hidden: Widths of the hidden layers; of a ResNet, of its three stages.
         activation: ``"relu"`` or ``"tanh"``.
         prior: ``"fan-in"``, ``"ard"``, or the standard deviation of every prior, as text.
-        recipe: Optimiser settings, temperature and guide.
-        network: ``"mlp"``; ``"lenet"``, or a ResNet-20 with the normalisation ``"resnet20-group"``,
+        recipe: Optimizer settings, temperature and guide.
+        network: ``"mlp"``; ``"lenet"``, or a ResNet-20 with the normalization ``"resnet20-group"``,
             ``"resnet20-plain"`` or ``"resnet20-frn"`` (ReLU, fan-in priors).
     """
 

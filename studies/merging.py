@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import pyro_align
-from pyro_align.density import Density
 from pyro_align.guides import Posterior, barycenter
-from pyro_align.report import leave_one_out, point_to_arviz
+from pyro_align.model.density import Density
+from pyro_align.reporting.arviz import leave_one_out, point_to_arviz
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting
 from studies.training import Recipe, fit
@@ -176,8 +176,8 @@ def draw(frame: pd.DataFrame, path) -> None:
     for i, name in enumerate(names):
         values = frame.loc[frame["what"] == name, "nll"]
         unaligned = "as they stand" in name
-        colour, marker = (figures.COLOURS[0], "o") if unaligned else (figures.COLOURS[1], "s")
-        ax.plot(values, [i] * len(values), marker, color=colour)
+        color, marker = (figures.COLOURS[0], "o") if unaligned else (figures.COLOURS[1], "s")
+        ax.plot(values, [i] * len(values), marker, color=color)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set_xscale("log")

@@ -19,7 +19,7 @@ def ard_mlp(sizes: Sequence[int], *, activation: str = "relu", spread: float = 1
     """A perceptron in which every unit has a prior scale of its own for the weights that leave it.
 
     Weight (j, i) of a layer is N(0, (f e^u_i)^2) with f = sqrt(2 / fan_in) and u_i ~ N(0, spread^2): automatic
-    relevance determination (MacKay 1994; Neal 1996) around the fan-in prior. A hidden unit's u is relabelled with its
+    relevance determination (MacKay 1994; Neal 1996) around the fan-in prior. A hidden unit's u is relabeled with its
     weights.
 
     Args:
@@ -99,20 +99,20 @@ def bayesian_resnet(
 ) -> Callable[..., Tensor]:
     """A residual network of three stages as for CIFAR-10 (He et al. 2016, sec. 4.2), without batch statistics.
 
-    Three blocks a stage make ResNet-20. A block is two 3x3 convolutions, each normalised; where a stage begins, the
-    shortcut is a 1x1 convolution, normalised (option B of He et al.). Statistics of a batch would tie the data of a
+    Three blocks a stage make ResNet-20. A block is two 3x3 convolutions, each normalized; where a stage begins, the
+    shortcut is a 1x1 convolution, normalized (option B of He et al.). Statistics of a batch would tie the data of a
     batch together, so that there would be no likelihood of one datum.
 
     Args:
         widths: Channels of each stage; those after the first halve the image.
         blocks: Residual blocks a stage.
-        norm: ``"group"``, group normalisation with one group (Wu & He 2018), which leaves all channels alike;
+        norm: ``"group"``, group normalization with one group (Wu & He 2018), which leaves all channels alike;
             ``"plain"``, the same without gains and shifts, a third of the sites; or ``"frn"``, filter response
-            normalisation with thresholded units (Singh & Krishnan 2020).
+            normalization with thresholded units (Singh & Krishnan 2020).
         classes: Units of the last layer.
         channels: Channels of the images.
         side: Their height and width.
-        local_sd: Prior standard deviation of the normalisation's shifts, thresholds and (around one) gains.
+        local_sd: Prior standard deviation of the normalization's shifts, thresholds and (around one) gains.
 
     Returns:
         A model ``(x, y=None, size=None)`` with ``x`` of shape ``(batch, channels * side * side)``, channels slowest.
@@ -132,7 +132,7 @@ def bayesian_resnet(
         weight = normal(f"{name}.weight", shape, h.new_tensor(math.sqrt(2 / math.prod(shape[1:]))))
         return F.conv2d(h, weight, stride=stride, padding=kernel // 2)
 
-    def normalised(h: Tensor, name: str) -> Tensor:
+    def normalized(h: Tensor, name: str) -> Tensor:
         if norm == "plain":
             return F.group_norm(h, 1)
         sd = h.new_tensor(local_sd)
@@ -147,7 +147,7 @@ def bayesian_resnet(
         return torch.maximum(h, normal(f"{name}.threshold", h.shape[1:2], h.new_tensor(local_sd))[:, None, None])
 
     def unit(h: Tensor, name: str, *shape: int) -> Tensor:
-        return normalised(conv(h, name, *shape), name)
+        return normalized(conv(h, name, *shape), name)
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         h = x.reshape(-1, channels, side, side)

@@ -54,7 +54,7 @@ def by_loss(lab: Lab, setting: Setting) -> dict:
 
 
 def halfway(lab: Lab, setting: Setting, a: Posterior, b: Posterior, matcher: type[Matcher]) -> dict:
-    """Descent on the negative ELBO half-way, from the relabelling that is nearest in W2."""
+    """Descent on the negative ELBO half-way, from the relabeling that is nearest in W2."""
     data, temperature = lab.data(setting.data), setting.recipe.temperature
     everything = (data.x, data.y, len(data.x))
     loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=16, temperature=temperature)
@@ -160,7 +160,7 @@ def retained(lab: Lab, setting: Setting, path) -> float:
         values = posterior.push(posterior.noise(8, generator=0))
         with torch.no_grad():
             logits = [
-                pyro_align.density.Density(model, (x, data.y[:500])).trace({k: v[s] for k, v in values.items()})
+                pyro_align.model.density.Density(model, (x, data.y[:500])).trace({k: v[s] for k, v in values.items()})
                 for s in range(8)
             ]
         mean = torch.stack([trace.nodes["_RETURN"]["value"] for trace in logits]).mean(0)
@@ -227,8 +227,8 @@ def draw(frame: pd.DataFrame, path) -> None:
         part = frame[frame["panel"] == shape]
         for i, name in enumerate(names):
             values = figures.floor(part.loc[part["objective"] == name, "barrier"])
-            colour, marker = (figures.COLOURS[0], "o") if name == "none" else (figures.COLOURS[1], "s")
-            ax.plot(values, [i] * len(values), marker, color=colour)
+            color, marker = (figures.COLOURS[0], "o") if name == "none" else (figures.COLOURS[1], "s")
+            ax.plot(values, [i] * len(values), marker, color=color)
         ax.set_xscale("log")
         ax.grid(True, axis="x", alpha=0.3)
         ax.set_yticks(range(len(names)), [name if name != "none" else "not aligned" for name in names], fontsize=8)

@@ -1,4 +1,4 @@
-"""R-hat of a Bayesian network's weights before and after relabelling, on a UCI regression, beside that of its function.
+"""R-hat of a Bayesian network's weights before and after relabeling, on a UCI regression, beside that of its function.
 
 python -m studies.rhat --data-dir FOLDER --out OUT
 
@@ -27,7 +27,7 @@ from pyro_align.draws.diagnostics import rhat_and_ess
 from studies import figures, runner
 from studies.data import ENVIRONMENT
 
-KEY = ("data", "units", "noise", "chains", "relabelling")
+KEY = ("data", "units", "noise", "chains", "relabeling")
 RELABELLINGS = {
     "none": ("plain", {}),
     "permutations": ("plain", {}),
@@ -59,7 +59,7 @@ def output(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def network(x: Tensor, y: Tensor, units: int, noise: float, copies: tuple[int, ...] = ()) -> None:
-    """One hidden layer of tanh units, standard normal weights, known noise; target and inputs are standardised.
+    """One hidden layer of tanh units, standard normal weights, known noise; target and inputs are standardized.
 
     Independent copies have a joint posterior that is the product of theirs: each copy's draws are a chain.
     """
@@ -158,23 +158,23 @@ def study(options: argparse.Namespace, rows: int | None) -> pd.DataFrame:
     x, y = x[:rows], y[:rows]
     at = x[:: max(1, len(x) // 50)]
 
-    def compute(data, units, noise, chains, relabelling):
+    def compute(data, units, noise, chains, relabeling):
         args = (x, y, units, noise)
         name = {"data": data, "units": units, "noise": noise}
         seeds = list(map(int, chains.split()))
         runs = [kept(args, s, name, options) for s in ([seeds] if options.together else [[s] for s in seeds])]
         draws = {k: torch.cat([run[k] for run in runs]) for k in runs[0]}
         divergent = draws.pop("divergent")
-        which, how = RELABELLINGS[relabelling]
+        which, how = RELABELLINGS[relabeling]
         found = align_draws(draws, symmetries(args)[which], model=network, args=args, **how)
-        print(f"{relabelling}: {found}; {int(divergent.sum())} divergent", flush=True)
-        return measure(draws, None if relabelling == "none" else found, args, at, found.log_joint)
+        print(f"{relabeling}: {found}; {int(divergent.sum())} divergent", flush=True)
+        return measure(draws, None if relabeling == "none" else found, args, at, found.log_joint)
 
     cells = [
-        dict(zip(KEY, (options.data, units, noise, " ".join(map(str, options.seeds)), relabelling), strict=True))
+        dict(zip(KEY, (options.data, units, noise, " ".join(map(str, options.seeds)), relabeling), strict=True))
         for units in options.units
         for noise in options.noise
-        for relabelling in RELABELLINGS
+        for relabeling in RELABELLINGS
     ]
     return runner.run(runner.Table(options.out / "rhat.csv", KEY), cells, compute)
 
@@ -182,8 +182,8 @@ def study(options: argparse.Namespace, rows: int | None) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Largest R-hat (and smallest effective sample size) of each quantity, and the mean number of transpositions."""
     made = []
-    for (data, units, noise, relabelling), part in frame.groupby(["data", "units", "noise", "relabelling"], sort=False):
-        row = {"data": data, "units": units, "noise": noise, "relabelling": relabelling}
+    for (data, units, noise, relabeling), part in frame.groupby(["data", "units", "noise", "relabeling"], sort=False):
+        row = {"data": data, "units": units, "noise": noise, "relabeling": relabeling}
         for quantity in QUANTITIES:
             chosen = part[part["quantity"] == quantity]
             row[quantity] = f"{chosen['rhat'].max():.3f} ({chosen['ess'].min():.0f})"
@@ -194,21 +194,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Above: R-hat of all weights, sorted, by relabelling, and of the function. Below: transpositions per draw."""
+    """Above: R-hat of all weights, sorted, by relabeling, and of the function. Below: transpositions per draw."""
     settings = list(frame.groupby(["data", "units", "noise"], sort=False))
     figure, axes = figures.pyplot().subplots(
         2, len(settings), figsize=(5.0 * len(settings), 5.6), squeeze=False, height_ratios=(3, 2)
     )
     for (above, below), ((data, units, noise), part) in zip(axes.T, settings, strict=True):
         for i, name in enumerate(RELABELLINGS):
-            one = part[part["relabelling"] == name]
-            colour = figures.COLOURS[i % len(figures.COLOURS)]
+            one = part[part["relabeling"] == name]
+            color = figures.COLOURS[i % len(figures.COLOURS)]
             rhat = np.sort(one.loc[one["quantity"].isin(SITES), "rhat"].dropna())
             label = "weights, as sampled" if name == "none" else f"weights, {name}"
-            above.plot(np.linspace(0, 1, len(rhat)), np.maximum(rhat - 1, FLOOR), "-", color=colour, label=label)
+            above.plot(np.linspace(0, 1, len(rhat)), np.maximum(rhat - 1, FLOOR), "-", color=color, label=label)
             swaps = one[one["quantity"] == "transpositions"]
             if name == "signed permutations":
-                below.bar(swaps["entry"], swaps["share"], color=colour)
+                below.bar(swaps["entry"], swaps["share"], color=color)
         rhat = np.sort(one.loc[one["quantity"] == "function", "rhat"].dropna())
         above.plot(np.linspace(0, 1, len(rhat)), np.maximum(rhat - 1, FLOOR), "k--", label="function values")
         above.set_yscale("log")

@@ -48,7 +48,7 @@ def read(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.
 
 
 def pairs(seeds: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours on a ring: as many pairs as seeds, each seed in two of them; two seeds make one pair."""
+    """Neighbors on a ring: as many pairs as seeds, each seed in two of them; two seeds make one pair."""
     ring = list(zip(seeds, [*seeds[1:], seeds[0]], strict=True))
     return ring[:1] if len(seeds) == 2 else ring
 

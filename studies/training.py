@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
 import pyro_align
-from pyro_align.demo.network import he_initialisation
+from pyro_align.demo.network import he_initialization
 from pyro_align.guides import Posterior
 from studies.elbo import ClosedFormELBO
 
@@ -36,7 +36,7 @@ class Recipe:
         local: Whether to use local reparameterisation.
         guide: ``"normal"`` for a mean-field posterior, ``"delta"`` for a point estimate.
         gain: Factor on the He-normal initial locations. What a fit keeps of its random start differs between seeds,
-            and no relabelling undoes it; below 1 there is less of it.
+            and no relabeling undoes it; below 1 there is less of it.
         decay: Share of the steps, the last ones, over which the step sizes decay.
         warmup: Share of the steps, the first ones, over which the KL's weight grows linearly to the temperature. At
             temperature 1 the scales of deep networks otherwise reach the prior before the locations have learned.
@@ -65,7 +65,7 @@ def make_guide(model: Callable, recipe: Recipe):
     """An untrained guide with He-normal locations times the recipe's gain."""
 
     def start(site: dict) -> Tensor:
-        return recipe.gain * he_initialisation(site)
+        return recipe.gain * he_initialization(site)
 
     if recipe.guide == "delta":
         return AutoDelta(model, init_loc_fn=start)
@@ -88,8 +88,8 @@ def fit(
         model: A model ``(x, y, size)``.
         x: Inputs ``(data, ...)``.
         y: Classes ``(data,)``.
-        seed: Seed of initialisation, batches and gradient noise.
-        recipe: Optimiser settings.
+        seed: Seed of initialization, batches and gradient noise.
+        recipe: Optimizer settings.
         start: A posterior to start from instead.
         label: What to call the fit in the progress lines on standard error.
     """
@@ -101,7 +101,7 @@ def fit(
         rate = next((r for key, r in rates.items() if f"{key}." in name), recipe.learning_rate)
         return {"lr": rate, "fused": True}
 
-    optimiser = pyro.optim.ExponentialLR(
+    optimizer = pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": options, "gamma": 0.01 ** (1 / max(1, steps - constant))}
     )
     elbo = ClosedFormELBO(temperature=recipe.temperature, local=recipe.local)
@@ -109,7 +109,7 @@ def fit(
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         pyro.set_rng_seed(seed)
         guide = make_guide(model, recipe) if start is None else start.to_guide()
-        svi = SVI(model, guide, optimiser, **elbo.for_svi())
+        svi = SVI(model, guide, optimizer, **elbo.for_svi())
         for epoch in range(recipe.epochs):
             total = 0.0
             for batch in torch.randperm(len(x), device=x.device).split(recipe.batch_size):
@@ -117,7 +117,7 @@ def fit(
                 total += svi.step(x[batch], y[batch], len(x)) * len(batch) / len(x)
                 step += 1
                 if step > constant:
-                    optimiser.step()
+                    optimizer.step()
             if time.monotonic() - reported > 15 or epoch == recipe.epochs - 1:
                 reported = time.monotonic()
                 seconds = reported - started
@@ -158,7 +158,7 @@ class Fits:
             x: Inputs.
             y: Classes.
             seed: Seed of the fit.
-            recipe: Optimiser settings.
+            recipe: Optimizer settings.
             what: Everything else that names the fit (data set, architecture, prior): JSON values.
         """
         name = json.dumps({**what, **recipe.name, "seed": seed, "size": len(x)}, sort_keys=True)

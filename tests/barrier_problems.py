@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
 
 NOISE = 0.7
 PRIOR = 1.5

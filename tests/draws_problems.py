@@ -1,4 +1,4 @@
-"""Draws whose labels are known: simulated mixtures, a Gibbs sampler, networks with planted relabellings."""
+"""Draws whose labels are known: simulated mixtures, a Gibbs sampler, networks with planted relabelings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Simulated:
         return torch.softmax(dist.Normal(loc, scale).log_prob(self.data.unsqueeze(-1)) + weights.log(), -1)
 
     def wrong(self, aligned, atom="k") -> float:
-        """Share of units labelled otherwise than most draws label them."""
+        """Share of units labeled otherwise than most draws label them."""
         index = aligned.permutations[atom].long()
         landed = self.order.gather(-1, index)  # which true component sits at each position
         usual = landed.flatten(0, 1).mode(0).values
@@ -145,10 +145,10 @@ def signed_network() -> Symmetry:
 
 
 def planted(symmetry: Symmetry, *, chains=2, draws=15, noise=0.05, seed=0):
-    """Draws around one point, each relabelled at random.
+    """Draws around one point, each relabeled at random.
 
     Returns:
-        The draws, the point, and the relabelling of each draw as ``[chain][draw]``.
+        The draws, the point, and the relabeling of each draw as ``[chain][draw]``.
     """
     g = torch.Generator().manual_seed(seed)
     point = {s: torch.randn(shape, generator=g) for s, shape in symmetry.shapes.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_align.axes import Atom, Odd
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def features(symmetry, seed, *, count=2, dtype=torch.float64):
 
 
 def relabel(values, permutation, odd=None, noise=0.0, seed=0):
-    """The features after a relabelling, with normal noise."""
+    """The features after a relabeling, with normal noise."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for site, tensors in values.items():

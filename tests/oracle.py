@@ -1,4 +1,4 @@
-"""An exhaustive search for relabellings, that knows nothing of discovery: it only evaluates the model.
+"""An exhaustive search for relabelings, that knows nothing of discovery: it only evaluates the model.
 
 A *move* swaps two indices of an axis, or two blocks of equal length, or the same two places in several blocks. The
 search looks at every choice of one move (or none) for each axis of each site. It is feasible because at a point at
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_align import Symmetry
-from pyro_align.density import Density
+from pyro_align.model.density import Density
 
 Values = Mapping[str, Tensor]
 
@@ -132,7 +132,7 @@ def candidates(function, flat: Values, limit: int = 3000) -> Iterator[dict[str, 
 
 
 def missed(problem, symmetry: Symmetry) -> list[dict[str, Tensor]]:
-    """Relabellings that leave the model alone and are not in the group."""
+    """Relabelings that leave the model alone and are not in the group."""
     from sympy.combinatorics import Permutation, PermutationGroup
 
     function, flat, points = function_of(problem)
@@ -161,7 +161,7 @@ def _unchanged(function, values: Values, index: Mapping[str, Tensor]) -> bool:
 
 
 def generators(symmetry: Symmetry) -> Iterator:
-    """Neighbouring transpositions of every atom, for each index of its outer atoms."""
+    """Neighboring transpositions of every atom, for each index of its outer atoms."""
     for name, atom in symmetry.atoms.items():
         shape = symmetry.outer_shape(name)
         for outer in itertools.product(*map(range, shape)):

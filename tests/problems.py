@@ -148,7 +148,7 @@ def same_group(found: Symmetry, expected: Symmetry) -> str:
 
 
 def canonical(terms):
-    """Axis terms as nested tuples of ``(kind, ...)``: atoms without their sizes, neighbouring fixed parts joined."""
+    """Axis terms as nested tuples of ``(kind, ...)``: atoms without their sizes, neighboring fixed parts joined."""
     return [_shape_of(t) for t in terms]
 
 

@@ -56,10 +56,10 @@ from pyro_align import (
     symmetrize,
     wrap_guide,
 )
-from pyro_align._effects import untouched
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.guides.barycenter import barycenter
 from pyro_align.matching import Sinkhorn, StraightThrough, assignment, match
+from pyro_align.model.effects.guards import untouched
 
 accelerator, MISSING = None, ""
 if torch.cuda.is_available():
@@ -160,7 +160,7 @@ def test_the_emulated_device_computes_and_counts():
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_family_stays_where_it_was_moved(name, device):
-    """Read, drawn from, relabelled, displaced, averaged, aligned and pickled."""
+    """Read, drawn from, relabeled, displaced, averaged, aligned and pickled."""
     (a, b), here = ([GUIDES[name](seed).to(d) for seed in range(2)] for d in (device, "cpu"))
     p, q, host = SYMMETRY.random(1), read_guide(a), read_guide(here[0])
     noise = q.noise(3)
@@ -176,8 +176,8 @@ def test_every_family_stays_where_it_was_moved(name, device):
     guides += aligned.guide, pickle.loads(pickle.dumps(q)).to_guide()
     if name in ("AutoNormal", "AutoDiagonalNormal", "AutoDelta", "AutoMultivariateNormal", "laplace_approximation"):
         guides += (barycenter([q, read_guide(b)]).to_guide(),)
-    relabelled = q.permute(p).push(q.permute_noise(p, noise))
-    found = [*noise.values(), *values.values(), log_prob, *relabelled.values()]
+    relabeled = q.permute(p).push(q.permute_noise(p, noise))
+    found = [*noise.values(), *values.values(), log_prob, *relabeled.values()]
     found += [t for guide in guides for t in guide.state_dict().values()]
     assert devices_of(found) == {device}
 
@@ -231,14 +231,14 @@ def test_hand_written_wrapped_and_messenger_guides(device):
 
 
 def test_discrete_guides(device):
-    def labelled(x):
+    def labeled(x):
         with pyro.plate("data", len(x), device=x.device):
             k = pyro.sample("k", dist.Categorical(x.new_ones(3)), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(k.to(x.dtype), x.new_ones(())), obs=x)
 
     x = torch.linspace(0, 2, 6)
     with pyro.get_param_store().scope():
-        guide = AutoDiscreteParallel(labelled)
+        guide = AutoDiscreteParallel(labeled)
         guide(x)
     symmetry = Symmetry.from_axes({"loc": ("unit",)}, shapes={"loc": (3,)})
     q, p = read_guide(guide.to(device), labels={"k": "unit"}), symmetry.random(3)
@@ -350,7 +350,7 @@ def test_models_and_draws_stay(device):
     check_model_side(device, default="cpu")
 
 
-def test_discovery_and_relabelled_models(device):
+def test_discovery_and_relabeled_models(device):
     x, y = data(device)
     symmetry, p = find_symmetry(network, x, y), UNIT.random(3)
     assert symmetry.sites == find_symmetry(network, *data("cpu")).sites
@@ -487,7 +487,7 @@ METHODS = ["pivot", "barycenter", "stephens", "ecr", "ecr_iterative_1", "ecr_ite
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_draws_are_relabelled_as_on_the_host(method, device):
+def test_draws_are_relabeled_as_on_the_host(method, device):
     x, draws = torch.tensor([-3.0, -2.9, 0.1, 0.2, 3.0, 3.1]), switching()
     there = moved(draws, device)
     options = {"method": method, **({"order_by": "loc"} if method == "ordering" else {})}
@@ -508,7 +508,7 @@ def test_draws_are_relabelled_as_on_the_host(method, device):
         align_draws(there, SITES, method=method, reference=(0, 0), allocations=given)
 
 
-def test_ensembles_and_symmetrised_guides(device):
+def test_ensembles_and_symmetrized_guides(device):
     x, y = data(device)
     guides, here = three(device), three("cpu")
     found, expected = align_draws(guides, UNIT), align_draws(here, UNIT)

@@ -1,4 +1,4 @@
-"""The front door: recovery of known relabellings, what is left untouched, and what is refused."""
+"""The front door: recovery of known relabelings, what is left untouched, and what is refused."""
 
 import copy
 import io
@@ -59,7 +59,7 @@ def symmetry():
 
 @pytest.mark.parametrize("cls", GUIDES)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_relabelled_copy_is_recovered_exactly(cls, seed, symmetry):
+def test_a_relabeled_copy_is_recovered_exactly(cls, seed, symmetry):
     guide = make_guide(cls, seed)
     hidden = symmetry.random(seed + 10)
     alignment = pyro_align.align(guide, pyro_align.permute_guide(guide, hidden), symmetry, seed=seed)
@@ -105,7 +105,7 @@ def test_the_true_w2_falls_with_every_renewal_of_the_coupling(cls, symmetry, mon
 
 
 @pytest.mark.parametrize("divergence", ["w2", "kl", "reverse_kl", "jeffreys", "means", "snr"])
-def test_every_divergence_recovers_a_relabelled_copy(divergence, symmetry):
+def test_every_divergence_recovers_a_relabeled_copy(divergence, symmetry):
     guide, hidden = make_guide(AutoNormal, 0), symmetry.random(5)
     alignment = pyro_align.align(guide, pyro_align.permute_guide(guide, hidden), symmetry, divergence=divergence)
     assert alignment.permutation == hidden.inverse()
@@ -115,7 +115,7 @@ def test_the_aligned_guide_describes_the_same_functions(symmetry):
     a, b = make_guide(AutoDelta, 1), make_guide(AutoDelta, 2)
     alignment = pyro_align.align(a, b, symmetry)
     before, after = (Predictive(model, guide=g, num_samples=1)(X)["y"] for g in (b, alignment.guide))
-    density = pyro_align.density.Density(model, (X, Y))
+    density = pyro_align.model.density.Density(model, (X, Y))
     values = [{k: v.detach() for k, v in g(X, Y).items()} for g in (b, alignment.guide)]
     assert torch.allclose(density.log_joint(values[0]), density.log_joint(values[1]), rtol=1e-12)
     assert before.shape == after.shape
@@ -132,7 +132,7 @@ def test_the_elbo_is_the_old_one_draw_by_draw(cls, symmetry):
         sides[name] = [({k: v[s] for k, v in values.items()}, log_q[s]) for s in range(5)]
 
     def elbo(fn, side):
-        density = pyro_align.density.Density(fn, (X, Y))
+        density = pyro_align.model.density.Density(fn, (X, Y))
         return torch.stack([density.log_joint(values) - log_q for values, log_q in sides[side]])
 
     assert torch.allclose(elbo(model, "new"), elbo(model, "old"), rtol=1e-11)

@@ -41,7 +41,7 @@ def make_guide(cls, seed, noise=1.0, base=None):
     return guide
 
 
-def relabelled_copies(cls, count, noise):
+def relabeled_copies(cls, count, noise):
     base = make_guide(cls, 0)
     hidden = [SYMMETRY.random(10 + i) for i in range(count)]
     return [pyro_align.permute_guide(make_guide(cls, i + 1, noise, base), p) for i, p in enumerate(hidden)], hidden
@@ -50,7 +50,7 @@ def relabelled_copies(cls, count, noise):
 @pytest.mark.parametrize("cls", [AutoNormal, AutoDelta, AutoMultivariateNormal])
 @pytest.mark.parametrize("reference", [None, 1])
 def test_noisy_copies_are_brought_together(cls, reference):
-    guides, hidden = relabelled_copies(cls, 4, 0.01)
+    guides, hidden = relabeled_copies(cls, 4, 0.01)
     aligned = pyro_align.align_many(guides, SYMMETRY, reference=reference)
     assert aligned.status == "converged"
     for i in range(4):
@@ -63,7 +63,7 @@ def test_noisy_copies_are_brought_together(cls, reference):
 
 
 @pytest.mark.parametrize("cls", [AutoNormal, AutoMultivariateNormal])
-def test_rounds_never_move_apart_and_relabellings_are_consistent(cls):
+def test_rounds_never_move_apart_and_relabelings_are_consistent(cls):
     aligned = pyro_align.align_many([make_guide(cls, seed) for seed in range(5)], SYMMETRY)
     history = np.array(aligned.history)
     assert (np.diff(history) <= 1e-9 * history[:-1]).all()
@@ -76,7 +76,7 @@ def test_rounds_never_move_apart_and_relabellings_are_consistent(cls):
 
 
 @pytest.mark.parametrize("cls", [AutoNormal, AutoDelta, AutoMultivariateNormal])
-def test_the_barycenter_minimises_the_mean_squared_distance(cls):
+def test_the_barycenter_minimizes_the_mean_squared_distance(cls):
     posteriors = [read_guide(make_guide(cls, seed, 0.3)) for seed in range(3)]
     center = barycenter(posteriors)
     spread = np.mean([center.distance(q) ** 2 for q in posteriors])

@@ -29,7 +29,7 @@ from torch import nn
 
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.errors import BarrierError, DiagnosticWarning
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
 
 
 @pytest.fixture
@@ -250,15 +250,15 @@ def test_factors_belong_to_the_prior():
 def test_chunks_and_loops_give_the_same(network):
     path, x, y = network
     runs = [evaluate_barrier(classifier, path, x, y, taus=3, num_samples=7, chunk=c) for c in (None, 1, 3, 50)]
-    with pytest.warns(DiagnosticWarning, match=r"cannot be vectorised.*draw by draw"):
-        runs.append(evaluate_barrier(_unvectorisable, path, x, y, taus=3, num_samples=7))
+    with pytest.warns(DiagnosticWarning, match=r"cannot be vectorized.*draw by draw"):
+        runs.append(evaluate_barrier(_unvectorizable, path, x, y, taus=3, num_samples=7))
     assert [run.vectorized for run in runs] == [True] * 4 + [False]
     for run in runs[1:]:
         for loss in runs[0].losses:
             assert np.allclose(run[loss].draws, runs[0][loss].draws, rtol=1e-10), loss
 
 
-def _unvectorisable(x, y=None):
+def _unvectorizable(x, y=None):
     with poutine.trace() as tracer:
         classifier(x, y)
     assert float(tracer.trace.nodes["b1"]["value"].sum()) < math.inf

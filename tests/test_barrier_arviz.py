@@ -12,10 +12,10 @@ import torch
 import xarray as xr
 from barrier_problems import linear, linear_data, make_guide, make_path
 
-import pyro_align.report as report
+import pyro_align.reporting.arviz as report
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.errors import BarrierError
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
 
 arviz = pytest.importorskip("arviz")
 LEGACY = "InferenceData" in vars(arviz)

@@ -6,7 +6,7 @@ import torch
 from barrier_problems import excess_of, linear, linear_data, make_path, true_curve
 
 from pyro_align.barrier import Curve, evaluate_barrier
-from pyro_align.barrier.losses import Sums, bootstrap_weights, predictive_pseudo_values, task_pseudo_values
+from pyro_align.losses.sums import Sums, bootstrap_weights, predictive_pseudo_values, task_pseudo_values
 
 TAUS = np.linspace(0, 1, 5)
 

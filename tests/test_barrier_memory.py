@@ -11,9 +11,10 @@ import pytest
 import torch
 from barrier_problems import make_path
 
-from pyro_align.barrier import batch, evaluate_barrier
-from pyro_align.barrier.memory import peak_bytes
+from pyro_align.barrier import evaluate_barrier
 from pyro_align.errors import DiagnosticWarning
+from pyro_align.model import batch
+from pyro_align.model.memory import peak_bytes
 
 MIB = 2**20
 
@@ -79,7 +80,8 @@ import torch
 torch.set_num_threads(1)
 from barrier_problems import make_path
 from test_barrier_memory import wide
-from pyro_align.barrier import batch, evaluate_barrier
+from pyro_align.barrier import evaluate_barrier
+from pyro_align.model import batch
 batch.CPU_CACHE = 2**40
 x, y = torch.randn(20_000, 2), torch.randn(20_000)
 path = make_path(wide, x, y)

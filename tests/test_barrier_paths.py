@@ -14,8 +14,8 @@ from pyro_align.demo.network import bayesian_mlp
 from pyro_align.demo.training import Recipe, fit
 from pyro_align.errors import GuideError
 from pyro_align.guides import read_guide
-from pyro_align.paths import displacement
-from pyro_align.paths_learned import Batches, learn_path
+from pyro_align.paths.geodesic import displacement
+from pyro_align.paths.learned import Batches, learn_path
 
 
 def ring(y):

@@ -178,7 +178,7 @@ def test_a_posterior_at_the_prior_is_told():
     import torch
 
     from pyro_align import Symmetry
-    from pyro_align.paths import displacement
+    from pyro_align.paths.geodesic import displacement
 
     def at_prior(units, seed):
         """A classifier's guide whose first units sit at the prior."""

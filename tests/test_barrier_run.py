@@ -24,7 +24,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.barrier.checkpoint import _piece_bytes
 from pyro_align.errors import BarrierError
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def devices_of(values):
 
 
 def check_model_side(device, default):
-    """Discovery, alignment by weights and by activations, barriers, draws and symmetrised guides.
+    """Discovery, alignment by weights and by activations, barriers, draws and symmetrized guides.
 
     Args:
         device: Where model, data, guides and draws live.

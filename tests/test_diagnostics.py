@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from pyro_align.diagnostics import effective_width
 from pyro_align.errors import PyroAlignError
 from pyro_align.guides import read_guide
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 AXES = {"w1": (None, "hidden"), "b1": ("hidden",), "w2": ("hidden", None)}
 SHAPES = {"w1": (4, 6), "b1": (6,), "w2": (6, 3)}

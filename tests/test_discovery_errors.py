@@ -112,7 +112,7 @@ def test_a_rule_of_ones_own_in_three_lines():
     assert not find_symmetry(model, x).atoms
 
     @rule("pyro_align_test.scale_rows")
-    def normalises(call, x):
+    def normalizes(call, x):
         call.witness(x.axes[:-1])
         return x.axes
 

@@ -35,7 +35,7 @@ def test_exactly_the_known_group(network):
 
 
 def check_by_running(module, inputs, symmetry):
-    """The module itself, not its graph, gives the same output at relabelled values."""
+    """The module itself, not its graph, gives the same output at relabeled values."""
     module, inputs = copy.deepcopy(module).double(), in_double(inputs)
     named = module.state_dict()
     values = {k: generic(k, named[k]) for k in symmetry.sites}
@@ -46,7 +46,7 @@ def check_by_running(module, inputs, symmetry):
         )
     size = float(before.abs().max())
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5 * size)  # some compute in float32 in places
-    assert float((other - before).abs().max()) > 1e-2 * size  # which other relabellings do not
+    assert float((other - before).abs().max()) > 1e-2 * size  # which other relabelings do not
 
 
 def generic(name, value):

@@ -4,7 +4,7 @@ import pytest
 from oracle import missed, sign_choices
 from problems import PROBLEMS, same_group
 
-from pyro_align.discovery import analyse_signs, find_symmetry
+from pyro_align.discovery import analyze_signs, find_symmetry
 
 # Groups that discovery does not find in full, each with the reason. Strict: a miss that is found must leave the list.
 MISSED = {
@@ -66,7 +66,7 @@ def test_exhaustive_search_finds_nothing_more(problem):
 def test_exhaustive_search_finds_no_more_signs(problem):
     """Every way for a unit to change sign at some of its places is a solution of discovery's equations."""
     model, args = problem.build()
-    for atom, true, claimed in sign_choices(problem, analyse_signs(model, *args, **problem.options)):
+    for atom, true, claimed in sign_choices(problem, analyze_signs(model, *args, **problem.options)):
         assert true == claimed, atom
 
 

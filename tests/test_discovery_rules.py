@@ -1,4 +1,4 @@
-"""Every discovery rule alone: the operation commutes with all relabellings that its rule claims, on random shapes."""
+"""Every discovery rule alone: the operation commutes with all relabelings that its rule claims, on random shapes."""
 
 import itertools
 import warnings
@@ -219,7 +219,7 @@ def test_a_false_rule_is_caught(what, monkeypatch):
     operation, args, false = FALSE_RULES[what]
     monkeypatch.setitem(RULES, str(operation), false)
     values = [torch.randn(a) if isinstance(a, tuple) else a for a in args]
-    with pytest.raises(SymmetryError, match=r"claims too much for input0 \(.*relabelling (atom '|its atoms, taken)"):
+    with pytest.raises(SymmetryError, match=r"claims too much for input0 \(.*relabeling (atom '|its atoms, taken)"):
         check_rule(operation, *values)
 
 

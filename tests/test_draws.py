@@ -1,4 +1,4 @@
-"""Relabelling draws: laws over every kind of symmetry, and the methods on mixtures with known labels."""
+"""Relabeling draws: laws over every kind of symmetry, and the methods on mixtures with known labels."""
 
 import math
 from itertools import permutations
@@ -35,7 +35,7 @@ SYMMETRIES = {
 
 @pytest.mark.parametrize("name", SYMMETRIES)
 @pytest.mark.parametrize("method", ["pivot", "barycenter"])
-def test_planted_relabellings_are_undone(name, method):
+def test_planted_relabelings_are_undone(name, method):
     symmetry = SYMMETRIES[name]
     draws, point, moves = planted(symmetry)
     aligned = align_draws(draws, symmetry, method=method, reference=point)
@@ -46,7 +46,7 @@ def test_planted_relabellings_are_undone(name, method):
 
 
 @pytest.mark.parametrize("name", SYMMETRIES)
-def test_draws_are_the_given_ones_relabelled(name):
+def test_draws_are_the_given_ones_relabeled(name):
     symmetry = SYMMETRIES[name]
     draws, _, _ = planted(symmetry, noise=1.0)
     before = {k: v.clone() for k, v in draws.items()}
@@ -61,7 +61,7 @@ def test_draws_are_the_given_ones_relabelled(name):
 
 @pytest.mark.parametrize("name", SYMMETRIES)
 def test_the_result_does_not_depend_on_the_labels_given(name):
-    """Relabelling the input at random changes nothing but the permutations."""
+    """Relabeling the input at random changes nothing but the permutations."""
     symmetry = SYMMETRIES[name]
     draws, point, _ = planted(symmetry, noise=0.2)
     shuffle = per_unit(symmetry, 30).random(5)
@@ -72,7 +72,7 @@ def test_the_result_does_not_depend_on_the_labels_given(name):
 
 
 @pytest.mark.parametrize("name", ["mixture", "signed", "nested", "markov", "sums"])
-def test_every_draw_gets_the_best_relabelling_of_a_small_group(name):
+def test_every_draw_gets_the_best_relabeling_of_a_small_group(name):
     small = {
         "signed": Symmetry.from_axes({"w": (Odd("h"), None), "s": ("h",)}, shapes={"w": (3, 2), "s": (3,)}),
     }
@@ -129,7 +129,7 @@ def test_slices_do_not_matter(monkeypatch):
     assert torch.equal(moved, parts.draws["loc"])
 
 
-def test_one_relabelling_per_chain():
+def test_one_relabeling_per_chain():
     data = simulate([-3.0, 0.0, 3.0], 0.3)
     orders = data.order[:, :1]
     draws = {k: v.gather(-1, orders.expand_as(v)) for k, v in data.clean.items()}
@@ -141,7 +141,7 @@ def test_one_relabelling_per_chain():
 
 
 def test_a_chain_is_matched_as_its_mean():
-    """What is best for the sum of a chain's draws, by trying all relabellings."""
+    """What is best for the sum of a chain's draws, by trying all relabelings."""
     data = simulate([-1.0, 0.0, 1.0], 1.5, draws=20)
     aligned = align_draws(data.draws, MIXTURE, level="chain", reference=(0, 0))
     pivot = {k: v[0, 0] for k, v in data.draws.items()}
@@ -199,7 +199,7 @@ def test_overlapping_components(loc):
 
 
 def test_stephens_is_the_algorithm_of_the_paper():
-    """Algorithm 2 of Stephens (2000), written out: all relabellings, one draw at a time, until nothing changes."""
+    """Algorithm 2 of Stephens (2000), written out: all relabelings, one draw at a time, until nothing changes."""
     data = simulate([-1.0, 0.0, 1.5], 0.8, chains=1, draws=60, n=25)
     p = data.probabilities()[0]
     q = p[7]
@@ -257,7 +257,7 @@ def test_allocation_labels_move_with_their_components():
 def test_a_published_mixture_of_two_normals():
     """Old Faithful: the estimates of Benaglia et al. (2009, mixtools), from draws whose labels switch at every step.
 
-    They are maximum likelihood estimates; under weak priors the posterior means of relabelled draws lie near them.
+    They are maximum likelihood estimates; under weak priors the posterior means of relabeled draws lie near them.
     """
     y = faithful()
     draws = [gibbs(y, 2, draws=600, warmup=100, seed=s) for s in range(2)]
@@ -299,15 +299,15 @@ def test_report_before_and_after():
     assert set(frame.index) == {"weights", "loc", "scale", "other", "(all sites)"}
     total = frame.loc["(all sites)"]
     assert total["rhat"] < 1.05
-    assert total["relabelled"] == int(aligned.relabelled.sum()) == frame.loc["loc", "relabelled"]
-    assert frame.loc["other", "relabelled"] == 0
+    assert total["relabeled"] == int(aligned.relabeled.sum()) == frame.loc["loc", "relabeled"]
+    assert frame.loc["other", "relabeled"] == 0
     expected = transpositions(aligned.permutations["k"]).double().mean()
     assert frame.loc["loc", "transpositions"] == pytest.approx(float(expected))
     assert total["modes"] == 1
     assert frame.loc["other", "rhat"] == frame.loc["other", "rhat before"]
 
 
-def test_rhat_falls_where_chains_are_labelled_differently():
+def test_rhat_falls_where_chains_are_labeled_differently():
     data = simulate([-6.0, 0.0, 6.0], 0.3, draws=400)
     order = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 0, 2]])[:, None].expand(3, 400, 3)
     draws = {k: v.gather(-1, order) for k, v in data.clean.items()}
@@ -316,15 +316,15 @@ def test_rhat_falls_where_chains_are_labelled_differently():
     assert frame.loc["(all sites)", "rhat"] < 1.02
 
 
-def test_modes_that_relabelling_leaves():
-    """Two explanations of the data, 3 to 1, that no relabelling turns into each other."""
+def test_modes_that_relabeling_leaves():
+    """Two explanations of the data, 3 to 1, that no relabeling turns into each other."""
     one, two = simulate([-6.0, 0.0, 6.0], 0.3, draws=300), simulate([-9.0, 6.0, 14.0], 0.3, draws=100, seed=1)
     draws = {k: torch.cat([one.draws[k], two.draws[k]], 1) for k in one.draws}
     modes = align_draws(draws, MIXTURE, reference=(0, 0)).modes()
     assert len(modes) == 2
     assert modes.weights == pytest.approx((0.75, 0.25))
-    centre = np.sort(modes.centres[1]["loc"])
-    np.testing.assert_allclose(centre, [-9, 6, 14], atol=0.2)
+    center = np.sort(modes.centers[1]["loc"])
+    np.testing.assert_allclose(center, [-9, 6, 14], atol=0.2)
     assert bool((modes.labels[:, :300] == 0).all())
     assert bool((modes.labels[:, 300:] == 1).all())
 
@@ -337,7 +337,7 @@ def test_entropy_correction_is_the_log_of_the_group():
     assert aligned.entropy_correction == pytest.approx(math.log(6) + 3 * math.log(2))
 
 
-def test_coordinates_commute_with_relabelling():
+def test_coordinates_commute_with_relabeling():
     order = torch.tensor([2, 0, 3, 1])
     supports = torch.distributions.constraints
     values = {

@@ -11,7 +11,7 @@ from draws_problems import MIXTURE, simulate
 from pyro.infer import MCMC, NUTS
 
 from pyro_align import Symmetry, SymmetryError, align_draws
-from pyro_align.report import assemble
+from pyro_align.reporting.arviz import assemble
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_file_on_disk_is_read_in_slices(data, tmp_path):
 def test_dicts_become_arviz_objects(data):
     out = align_draws(data.draws, MIXTURE).to_arviz()
     assert group_of(out, "posterior").sizes == {"chain": 2, "draw": 30, **{f"{k}_dim_0": 3 for k in data.draws}}
-    assert "relabelled" in group_of(out, "sample_stats")
+    assert "relabeled" in group_of(out, "sample_stats")
 
 
 @pytest.mark.parametrize("kind", ["tensor", "numpy", "float32", "list of chains"])
@@ -143,7 +143,7 @@ def test_bad_draws_are_kept_and_flagged(data):
         align_draws(draws, MIXTURE, reference=(0, 3))
 
 
-def test_divergent_draws_are_relabelled_but_no_pivot(data):
+def test_divergent_draws_are_relabeled_but_no_pivot(data):
     given = assemble(groups(data))
     first = np.zeros((2, 30), bool)
     first[0, :29] = True

@@ -1,4 +1,4 @@
-"""Draws of models: certificates, pivots by log joint, allocations by enumeration, MCMC, symmetrised guides."""
+"""Draws of models: certificates, pivots by log joint, allocations by enumeration, MCMC, symmetrized guides."""
 
 import itertools
 import math
@@ -18,10 +18,10 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_align import Symmetry, SymmetryError, TraceError, align_draws, find_symmetry, read_guide, symmetrize
-from pyro_align.density import Density
-from pyro_align.draws.density import DrawDensity
 from pyro_align.draws.symmetrized import log_density
 from pyro_align.errors import GuideError
+from pyro_align.model.density import Density
+from pyro_align.model.draws import DrawDensity
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -50,7 +50,7 @@ def test_log_probs_are_those_of_the_model(model):
         torch.testing.assert_close(likelihood[i], plain.log_likelihood(draw))
 
 
-def test_a_model_that_cannot_be_vectorised_is_run_draw_by_draw():
+def test_a_model_that_cannot_be_vectorized_is_run_draw_by_draw():
     def model(y):
         loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         shift = 1.0 if float(loc.sum()) > 0 else -1.0
@@ -118,9 +118,9 @@ def test_the_pivot_is_the_draw_of_highest_log_joint(model, switching):
 
 @pytest.mark.parametrize("model", [mixture, marginal_mixture])
 @pytest.mark.parametrize("method", ["pivot", "stephens", "ecr"])
-def test_relabelled_draws_have_the_same_log_joint(model, method, switching):
+def test_relabeled_draws_have_the_same_log_joint(model, method, switching):
     aligned = align_draws(switching.draws, MIXTURE, method=method, model=model, args=(switching.data,))
-    assert aligned.invariance.draws == int(aligned.relabelled.sum()) > 0
+    assert aligned.invariance.draws == int(aligned.relabeled.sum()) > 0
     assert aligned.invariance.error <= 1e-8
     density = DrawDensity(model, (switching.data,))
     before, after = (
@@ -133,7 +133,7 @@ def test_relabelled_draws_have_the_same_log_joint(model, method, switching):
 
 def test_a_symmetry_that_is_none_is_refused(switching):
     forgotten = Symmetry.from_axes({"loc": ("k",), "scale": ("k",)})
-    with pytest.raises(SymmetryError, match=r"relabelling changes the log joint of .* draws"):
+    with pytest.raises(SymmetryError, match=r"relabeling changes the log joint of .* draws"):
         align_draws(switching.draws, forgotten, model=mixture, args=(switching.data,))
     assert align_draws(switching.draws, forgotten, model=mixture, args=(switching.data,), certify=False) is not None
 
@@ -183,7 +183,7 @@ def test_a_finished_run(switching):
 
 
 def test_signs_of_tanh_units():
-    """Draws that differ by signed relabellings only: permutations alone cannot undo them."""
+    """Draws that differ by signed relabelings only: permutations alone cannot undo them."""
     x = torch.randn(12, 2)
     y = torch.randn(12)
     symmetry = signed_network().bind({"w1": (4, 2), "b1": (4,), "w2": (4,)})
@@ -203,7 +203,7 @@ def test_signs_of_tanh_units():
 @pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore:.torch.jit.\w+. is deprecated:DeprecationWarning")  # Pyro's NUTS compiles with it
 def test_rhat_of_a_real_run():
-    """Three components, NUTS, four chains: R-hat above 1.5 as they are, below 1.01 relabelled."""
+    """Three components, NUTS, four chains: R-hat above 1.5 as they are, below 1.01 relabeled."""
     g = torch.Generator().manual_seed(1)
     z = torch.arange(150) % 3
     y = torch.tensor([-2.0, 0.5, 4.0])[z] + torch.tensor([0.6, 0.6, 1.0])[z] * torch.randn(150, generator=g)
@@ -251,7 +251,7 @@ def test_an_ensemble_of_guides():
     aligned = align_draws(guides, SWAP, method="barycenter")
     assert aligned.draws["loc"].shape == (1, 3, 2)
     assert len({tuple(q) for q in aligned.permutations["k"][0].tolist()}) == 2
-    assert aligned.report().loc["loc", "relabelled"] >= 1
+    assert aligned.report().loc["loc", "relabeled"] >= 1
     medians = torch.stack([g.median()["loc"] for g in aligned.guides])
     assert float(medians.std(0).max()) < 0.3
     assert isinstance(aligned.guides[1], AutoNormal)
@@ -327,7 +327,7 @@ def test_a_model_that_is_another(switching):
 
 
 def test_the_predictive_density_of_every_datum_is_checked():
-    """Relabelling that exchanges two data's likelihoods leaves the log joint alone, but is no symmetry."""
+    """Relabeling that exchanges two data's likelihoods leaves the log joint alone, but is no symmetry."""
 
     def model(y):
         loc = pyro.sample("loc", dist.Normal(0.0, 3.0).expand([2]).to_event(1))

@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 from pyro_align import Symmetry, align_draws, symmetrize
-from pyro_align.draws.density import DrawDensity
+from pyro_align.model.draws import DrawDensity
 
 # Movements of a fetal lamb in 240 intervals of 5 seconds (Leroux & Puterman 1992, Biometrics 48:545-558); zeros between
 # the others are written as how many there are, in brackets
@@ -98,7 +98,7 @@ def test_the_counts_are_the_published_ones():
 
 
 def test_the_estimates_are_the_published_ones():
-    """They maximise the likelihood, to the digits printed."""
+    """They maximize the likelihood, to the digits printed."""
     y = lamb()
     best = float(log_likelihood(y, RATES, MOVES))
     assert best == pytest.approx(-177.48, abs=0.01)
@@ -110,7 +110,7 @@ def test_the_estimates_are_the_published_ones():
 
 @pytest.mark.parametrize("method", ["pivot", "barycenter", "ecr", "ecr_iterative_1", "stephens"])
 def test_states_of_a_hidden_markov_model_are_told_apart(method, draws):
-    """Relabelled, the posterior means lie within a posterior standard deviation of the published estimates."""
+    """Relabeled, the posterior means lie within a posterior standard deviation of the published estimates."""
     given = {k: draws[k] for k in ("rate", "move")}
     assert float(given["rate"].flatten(0, 1).mean(0).diff().abs()) < 0.6, "as sampled, both states have the same rate"
     allocations = None if method in ("pivot", "barycenter") else draws["states"]
@@ -126,7 +126,7 @@ def test_states_of_a_hidden_markov_model_are_told_apart(method, draws):
     assert float(sizes) > 0.99, "quiet and moving states do not overlap: sorting by rate knows the labels"
 
 
-def test_relabelled_states_agree_with_each_other(draws):
+def test_relabeled_states_agree_with_each_other(draws):
     """Allocations whose values are labels follow: in most intervals, all draws say the same state."""
     given = {k: draws[k] for k in ("rate", "move")}
     aligned = align_draws(given, STATES, method="ecr", allocations=draws["states"])
@@ -146,7 +146,7 @@ GALAXIES = """
 23206 23241 23263 23484 23538 23542 23666 23706 23711 24129 24285 24289 24366 24717 24990 25633 26960 26995 32065 32789
 34279
 """
-# The log marginal likelihood of three components of one variance (his Table 4). The sampler saw one labelling only, so
+# The log marginal likelihood of three components of one variance (his Table 4). The sampler saw one labeling only, so
 # it is too low by log 3!, as Neal noticed (1999, Erroneous results in "Marginal likelihood from the Gibbs output").
 CHIB = -228.620
 VELOCITIES = Symmetry.from_axes({"share": ("k",), "loc": ("k",)}, shapes={"share": (3,), "loc": (3,)})
@@ -157,7 +157,7 @@ def galaxies() -> torch.Tensor:
 
 
 def galaxy_model(y):
-    """Chib's priors: weights Dirichlet(1, 1, 1), as normalised exponentials; means N(20, 100); variance IG(3, 20)."""
+    """Chib's priors: weights Dirichlet(1, 1, 1), as normalized exponentials; means N(20, 100); variance IG(3, 20)."""
     share = pyro.sample("share", dist.Exponential(1.0).expand([3]).to_event(1))
     loc = pyro.sample("loc", dist.Normal(20.0, 10.0).expand([3]).to_event(1))
     var = pyro.sample("var", dist.InverseGamma(3.0, 20.0))
@@ -198,21 +198,21 @@ def velocities():
     return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
 
 
-def relabelled(velocities, method):
+def relabeled(velocities, method):
     given = {k: velocities[k] for k in ("share", "loc", "var")}
     options = {"allocations": velocities["allocations"]} if method != "pivot" else {}
     return align_draws(given, VELOCITIES, method=method, model=galaxy_model, args=(galaxies(),), **options)
 
 
 def test_methods_agree_on_the_galaxies(velocities):
-    """Seven slow galaxies, three fast ones, and the rest (as all analyses of the data find), under every method."""
+    """Seven slow galaxies, three fast ones, and the rest (as all analyzes of the data find), under every method."""
     y = galaxies()
     groups = torch.tensor([float(y[:7].mean()), float(y[7:79].mean()), float(y[79:].mean())])
     assert groups[[0, 2]].tolist() == pytest.approx([9.710, 33.044], abs=1e-3)
     assert float(velocities["loc"].mean((0, 1)).std()) < 1.0, "as sampled, all components have the same mean"
     found = {}
     for method in ("pivot", "stephens", "ecr", "ecr_iterative_1", "ecr_iterative_2"):
-        aligned = relabelled(velocities, method)
+        aligned = relabeled(velocities, method)
         mean = aligned.draws["loc"].mean((0, 1))
         order = mean.argsort()
         assert bool(((mean[order] - groups).abs() < 0.5).all()), method
@@ -226,11 +226,11 @@ def test_methods_agree_on_the_galaxies(velocities):
 
 
 def test_the_evidence_of_the_galaxies_is_the_published_one(velocities):
-    """Importance sampling by a Gaussian fitted to relabelled draws finds one copy, which is Chib's figure; by the
-    mixture of its relabellings all six, which is the evidence. The entropy correction, log 3! nats, lies between them.
+    """Importance sampling by a Gaussian fitted to relabeled draws finds one copy, which is Chib's figure; by the
+    mixture of its relabelings all six, which is the evidence. The entropy correction, log 3! nats, lies between them.
     """
     y = galaxies()
-    aligned = relabelled(velocities, "pivot")
+    aligned = relabeled(velocities, "pivot")
     assert aligned.entropy_correction == pytest.approx(math.log(6))
     flat = torch.cat([_flat(aligned.draws[k], k) for k in ("share", "loc", "var")], -1)
     with pyro.get_param_store().scope():

@@ -26,12 +26,12 @@ def test_the_study_runs_and_resumes(folder, tmp_path, capsys):
     arguments += ["--out", str(tmp_path / "out")]
     first = rhat.main(arguments)
     assert "sampled" in capsys.readouterr().out
-    assert set(first["relabelling"]) == set(rhat.RELABELLINGS)
+    assert set(first["relabeling"]) == set(rhat.RELABELLINGS)
     invariant = first[first["quantity"].isin(["b2", "function", "log joint"])]
     for _, part in invariant.groupby(["quantity", "entry"]):
         assert len(part) == len(rhat.RELABELLINGS)
-        assert np.allclose(part["rhat"], part["rhat"].iloc[0]), "relabelling must not change it"
-    swaps = first[first["quantity"] == "transpositions"].groupby("relabelling")["share"].sum()
+        assert np.allclose(part["rhat"], part["rhat"].iloc[0]), "relabeling must not change it"
+    swaps = first[first["quantity"] == "transpositions"].groupby("relabeling")["share"].sum()
     assert np.allclose(swaps, 1.0)
     assert (tmp_path / "out" / "rhat.png").exists()
     assert (tmp_path / "out" / "rhat_table.md").exists()
@@ -43,7 +43,7 @@ def test_the_study_runs_and_resumes(folder, tmp_path, capsys):
     assert torch.get_default_dtype() == torch.float64
 
 
-def test_tables_are_standardised(folder):
+def test_tables_are_standardized(folder):
     x, y = rhat.load_table("tiny", str(folder))
     assert x.shape == (30, 2)
     assert y.shape == (30,)

@@ -1,4 +1,4 @@
-"""Draws in Zarr stores: read in slices, relabelled, written in slices, never all in memory."""
+"""Draws in Zarr stores: read in slices, relabeled, written in slices, never all in memory."""
 
 import gc
 import subprocess
@@ -13,10 +13,10 @@ import xarray as xr
 from draws_problems import MIXTURE, simulate
 
 from pyro_align import Symmetry, align_draws
-from pyro_align.barrier.memory import peak_bytes
 from pyro_align.draws import result, store, units
 from pyro_align.draws.sources import Source
-from pyro_align.report import assemble
+from pyro_align.model.memory import peak_bytes
+from pyro_align.reporting.arviz import assemble
 
 zarr = pytest.importorskip("zarr")
 pytestmark = pytest.mark.filterwarnings("ignore:The data type")  # Zarr 3 on texts: no specification yet
@@ -81,7 +81,7 @@ def test_from_store_to_store_as_in_memory(method, data, stored, tmp_path):
         xr.testing.assert_identical(again[name].to_dataset().load(), dataset)
     assert float(found["posterior"]["loc"].std(("chain", "draw")).max()) < 0.5
     twice = align_draws(tmp_path / "aligned.zarr", MIXTURE, method=method, reference=aligned.reference_draw or (0, 0))
-    assert not twice.relabelled.any()
+    assert not twice.relabeled.any()
 
 
 def test_the_report_reads_site_by_site(stored, data):
@@ -139,7 +139,7 @@ def test_whatever_is_given_can_be_written(kind, data, stored, tmp_path):
     for name in data.draws:
         np.testing.assert_array_equal(posterior[name].values, expected.draws[name].numpy())
     if kind in ("plain arrays", "tensors"):
-        np.testing.assert_array_equal(found["sample_stats"]["relabelled"].values, aligned.relabelled)
+        np.testing.assert_array_equal(found["sample_stats"]["relabeled"].values, aligned.relabeled)
         np.testing.assert_array_equal(posterior["draw"], np.arange(47))
     elif kind != "dataset":
         assert set(found.children) == set(whole)
@@ -163,7 +163,7 @@ def test_what_cannot_be_read_or_written(data, stored, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(store, "relabelled_part", fail)
+    monkeypatch.setattr(store, "relabeled_part", fail)
     with pytest.raises(OSError, match="disk full"):
         aligned.to_zarr(tmp_path / "cut_short.zarr")
     assert not list(tmp_path.glob("cut_short*")), "a store of fewer draws is left"

@@ -22,8 +22,8 @@ from torch.distributions import Normal, kl_divergence
 from pyro_align.axes import Odd
 from pyro_align.errors import DiagnosticWarning, GuideError
 from pyro_align.guides import Wrapped, check_distinct, permute_guide, read_guide, register_guide, wrap_guide
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 
 def model(n=3):
@@ -263,7 +263,7 @@ def test_point_masses_move_on_the_simplex_and_stop_at_ordered():
         base = dist.Normal(torch.zeros(3), 1).to_event(1)
         pyro.sample("mix", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
 
-    with pytest.raises(GuideError, match=r"site 'mix': the relabelled value leaves its support"):
+    with pytest.raises(GuideError, match=r"site 'mix': the relabeled value leaves its support"):
         permute_guide(scoped(lambda: AutoDelta(ladder)), p)
 
 
@@ -361,7 +361,7 @@ DIVERGENCES = {
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("signed", [False, True])
 def test_features_are_the_divergence(divergence, signed):
-    """Over every relabelling of a small group, features and closed form differ by one constant."""
+    """Over every relabeling of a small group, features and closed form differ by one constant."""
     axis = Odd("h") if signed else "h"
     s = Symmetry.from_axes({"w": (axis, None), "v": (axis,)}, shapes={"w": (3, 2), "v": (3,)})
     a, b = (read_guide(scoped(lambda: AutoNormal(model), seed=seed)) for seed in (1, 2))
@@ -390,7 +390,7 @@ def test_unknown_divergences_are_named():
 
 @pytest.mark.parametrize("make", [AutoMultivariateNormal, lambda m: AutoLowRankMultivariateNormal(m, rank=2)])
 def test_coupled_features_are_the_true_w2(make):
-    """At the relabelling where the coupling was found they equal W2; elsewhere they bound it from above."""
+    """At the relabeling where the coupling was found they equal W2; elsewhere they bound it from above."""
     a, b = (read_guide(scoped(lambda: make(model), seed=seed)) for seed in (1, 2))
     s = symmetry()
     here = s.random(3)

@@ -90,7 +90,7 @@ def test_nobody_guesses():
         q.parts[1].with_labels({"z": "k"})._permute(four)
 
 
-def test_the_laws_of_relabelling():
+def test_the_laws_of_relabeling():
     q = read_guide(fitted(), labels={"z": "k"})
     assert isinstance(q, Independent)
     p, other = SYMMETRY.random(1), SYMMETRY.random(2)
@@ -177,14 +177,14 @@ def test_labels_of_a_wrapped_guide():
         losses.append(Trace_ELBO(num_particles=3).loss(plain, new, Y))
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     assert losses[2] > losses[0] + 50
-    labelled = q.with_labels({"z": "k"})
-    again = read_guide(labelled.permute(p).to_guide()).permute(p.inverse())
+    labeled = q.with_labels({"z": "k"})
+    again = read_guide(labeled.permute(p).to_guide()).permute(p.inverse())
     noise = q.noise(4)
     assert all(torch.equal(v, again.push(noise)[k]) for k, v in q.push(noise).items())
-    labelled.marginal("loc")  # its draws, made once, serve the relabelled guide, too
-    found = align(labelled, labelled.permute(p), SYMMETRY)
+    labeled.marginal("loc")  # its draws, made once, serve the relabeled guide, too
+    found = align(labeled, labeled.permute(p), SYMMETRY)
     assert found.permutation == p.inverse()
-    draws = displacement(labelled, found.posterior).posterior(0.5).draws
+    draws = displacement(labeled, found.posterior).posterior(0.5).draws
     assert draws["z"].dtype == torch.long
 
 

@@ -29,7 +29,7 @@ def model(x, y=None):
 
 
 def check_alignment(a, b, symmetry):
-    """Planted relabellings are undone; the distance never rises; the path's middle is a guide for Predictive."""
+    """Planted relabelings are undone; the distance never rises; the path's middle is a guide for Predictive."""
     p = symmetry.random(3)
     planted = permute_guide(a, p)
     back = align(a, planted, symmetry)

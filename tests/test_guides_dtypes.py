@@ -1,4 +1,4 @@
-"""Dtypes are kept: float32 guides stay float32 under relabelling, displacement, drawing, matching and saving."""
+"""Dtypes are kept: float32 guides stay float32 under relabeling, displacement, drawing, matching and saving."""
 
 import pyro
 import pytest
@@ -12,8 +12,8 @@ from test_guides_laws import SYMMETRY, X, Y, model, scatter
 from pyro_align import align, align_many
 from pyro_align.guides import MeanFieldNormal, mean_field_guide, read_guide, wrap_guide
 from pyro_align.io import load, save
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 
 def tensors(value):
@@ -82,7 +82,7 @@ def test_barycenters_wrapped_and_hand_written_guides_keep_their_dtype():
 
 
 def test_a_hierarchical_messenger_is_wrapped():
-    """Its prior is part of its parametrisation; the wrapped guide draws, scores and trains as it does."""
+    """Its prior is part of its parametrization; the wrapped guide draws, scores and trains as it does."""
     reduced = poutine.condition(model, {"mix": torch.full((4, 3), 1 / 3)})  # Pyro's own cannot take a simplex
 
     def fit(seed):

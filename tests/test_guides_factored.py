@@ -90,7 +90,7 @@ def test_the_precision_stays_sparse():
     assert int(zero[0].sum()) == int(zero[1].sum()) > 50
 
 
-def test_a_relabelling_across_blocks_is_refused():
+def test_a_relabeling_across_blocks_is_refused():
     """It moves the gain of a unit and not its weights, which stand in one block."""
     guide = fitted(lambda: AutoGaussian(in_plates), 0)
     p = Symmetry.from_axes({"gain": ("unit",)}, shapes={"gain": (UNITS,)}).permutation({"unit": [1, 0, 2, 3]})
@@ -118,7 +118,7 @@ def test_signs_turn_rows(make):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_planted_relabellings_are_undone(name, tmp_path):
+def test_planted_relabelings_are_undone(name, tmp_path):
     guide, planted = GUIDES[name](0), SYMMETRY.random(4)
     found = align(guide, permute_guide(guide, planted), SYMMETRY)
     assert found.permutation == planted.inverse()
@@ -206,7 +206,7 @@ def test_parts_of_a_list(make):
 
 
 def test_the_elbo_is_the_old_one():
-    """With common draws: the log joint and the log density of a relabelled draw are those of the draw."""
+    """With common draws: the log joint and the log density of a relabeled draw are those of the draw."""
     guide = fitted(lambda: AutoGaussian(in_plates), 0)
     p = UNIT.random(2)
     q = read_guide(guide)

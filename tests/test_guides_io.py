@@ -20,14 +20,14 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 
-from pyro_align.align import align
+from pyro_align.alignment.pair import align
 from pyro_align.axes import Atom, Odd, Product
 from pyro_align.discovery import find_symmetry
 from pyro_align.errors import FormatError
 from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations
-from pyro_align.symmetry import Certificate, OpaqueOperation, Symmetry, same_group
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry, same_group
 
 MODEL = """
 def model():
@@ -115,7 +115,7 @@ def test_alignments_by_activations_come_back(tmp_path):
         pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1).to_event(2), obs=y)
 
     x = torch.randn(5, 2)
-    y = torch.linspace(-1, 1, 15).reshape(5, 3)  # told apart, or outputs could be relabelled, too
+    y = torch.linspace(-1, 1, 15).reshape(5, 3)  # told apart, or outputs could be relabeled, too
     by, symmetry = Activations(with_data, x, y), find_symmetry(with_data, x, y)
     for divergence, expected in ((by, str(by)), ({"w2": 1.0, by: 2.0}, {"w2": 1.0, str(by): 2.0})):
         alignment = align(fitted(AutoNormal, 0), fitted(AutoNormal, 1), symmetry, divergence=divergence)
@@ -126,7 +126,7 @@ def test_alignments_by_activations_come_back(tmp_path):
         assert back.permutation == alignment.permutation
 
 
-def test_wrapped_guides_come_back_with_their_relabelling(tmp_path):
+def test_wrapped_guides_come_back_with_their_relabeling(tmp_path):
     a, b, like = (fitted(AutoIAFNormal, seed) for seed in range(3))
     alignment = align(a, permute_guide(b, SYMMETRY.random(5)), SYMMETRY)
     assert not alignment.permutation.is_identity

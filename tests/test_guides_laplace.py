@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_align.align import align
-from pyro_align.align_many import align_many
+from pyro_align.alignment.many import align_many
+from pyro_align.alignment.pair import align
 from pyro_align.axes import Atom, Fixed, Odd, Product
 from pyro_align.discovery import find_symmetry
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, permute_guide, read_guide
-from pyro_align.guides.gaussian import DenseNormal
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.guides.families.gaussian import DenseNormal
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what these packages warn about is theirs
 
@@ -77,7 +77,7 @@ def flat_action(p, q):
 
 
 @every_structure
-def test_relabelled_approximations(structure):
+def test_relabeled_approximations(structure):
     """Same type; mean and covariance move with the units; same function, predictions and evidence."""
     made = fitted(structure)
     q = read_guide(made)
@@ -153,7 +153,7 @@ def _sqrt(matrix):
 
 
 @every_structure
-def test_alignment_undoes_a_planted_relabelling(structure):
+def test_alignment_undoes_a_planted_relabeling(structure):
     made = fitted(structure)
     symmetry = find_symmetry(made.model, X)
     assert [atom.size for atom in symmetry.atoms.values()] == [5]
@@ -183,7 +183,7 @@ def test_convolutions(structure):
     torch.testing.assert_close(moved(X.reshape(32, 1, 1, 3)), made(X.reshape(32, 1, 1, 3)))
 
 
-def test_a_nested_relabelling_without_kronecker_form_is_refused():
+def test_a_nested_relabeling_without_kronecker_form_is_refused():
     made = fitted("kron")
     units = Atom("row", 3), Atom("unit", 5, within=("row",))
     symmetry = Symmetry.from_axes({"2.weight": units}, shapes={"2.weight": (3, 5)})

@@ -1,4 +1,4 @@
-"""Laws of relabelling and displacement, over every registered family and guide type."""
+"""Laws of relabeling and displacement, over every registered family and guide type."""
 
 import copy
 import functools
@@ -36,13 +36,13 @@ from pyro_align.guides import (
     LowRankNormal,
     MeanFieldNormal,
     Point,
-    RelabelledGuide,
+    RelabeledGuide,
     permute_guide,
     read_guide,
     registered_guides,
 )
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 UNITS, INPUTS, OUTPUTS = 4, 2, 3
 X = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, INPUTS)
@@ -124,7 +124,7 @@ GUIDES = {
     "AutoStructured, normal": lambda seed: fitted(lambda: AutoStructured(model, conditionals="normal"), seed),
 }
 ELSEWHERE = {  # in the files beside this
-    *(AutoLaplaceApproximation, RelabelledGuide, EmpiricalGuide, list, tuple, dict),
+    *(AutoLaplaceApproximation, RelabeledGuide, EmpiricalGuide, list, tuple, dict),
     *(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger, AutoDiscreteParallel),
 }
 
@@ -191,8 +191,8 @@ def test_every_registered_guide_is_under_the_laws():
 
 
 @every_guide
-def test_relabelled_draws(name):
-    """Draws of the relabelled posterior are the relabelled draws, and keep their log density."""
+def test_relabeled_draws(name):
+    """Draws of the relabeled posterior are the relabeled draws, and keep their log density."""
     q = read_guide(GUIDES[name](0))
     for seed in range(3):
         p = SYMMETRY.random(seed)
@@ -209,7 +209,7 @@ def test_relabelled_draws(name):
 
 @every_guide
 def test_elbo_is_the_old_one(name):
-    """With common draws: those of the guide, relabelled, scored by the model and by the returned guide's density."""
+    """With common draws: those of the guide, relabeled, scored by the model and by the returned guide's density."""
     guide, p = GUIDES[name](0), SYMMETRY.random(6)
     q, new = read_guide(guide), read_guide(permute_guide(guide, p))
     noise = q.noise(4, generator=2)
@@ -239,8 +239,8 @@ def density_at(q, values, same, noise, p):
 
 
 @every_guide
-def test_relabelled_guide_in_distribution(name):
-    """The returned Pyro guide, drawn through Pyro, against relabelled draws of the old one: means and covariances."""
+def test_relabeled_guide_in_distribution(name):
+    """The returned Pyro guide, drawn through Pyro, against relabeled draws of the old one: means and covariances."""
     guide, p, n = GUIDES[name](1), SYMMETRY.random(5), 4000
     new = permute_guide(guide, p)
     with pyro.get_param_store().scope():
@@ -261,7 +261,7 @@ def test_relabelled_guide_in_distribution(name):
 
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_moments_move_with_the_units(name):
-    """The relabelled unconstrained covariance is the old one with rows and columns indexed, also in the new guide."""
+    """The relabeled unconstrained covariance is the old one with rows and columns indexed, also in the new guide."""
     guide, p = GUIDES[name](0), SYMMETRY.random(2)
     q = read_guide(guide)
     index, offset = [], 0
@@ -332,7 +332,7 @@ def test_distance_laws(name):
     assert a.distance(a) < 1e-7
     assert a.distance(b) == pytest.approx(b.distance(a), rel=1e-9)
     assert a.permute(p).distance(b.permute(p)) == pytest.approx(a.distance(b), rel=1e-9)
-    # exact relabelling undone leaves no distance at all
+    # exact relabeling undone leaves no distance at all
     assert a.permute(p).permute(p.inverse()).distance(a) < 1e-7
 
 
@@ -456,7 +456,7 @@ def test_paths_can_be_pickled(name):
 @every_guide
 @pytest.mark.parametrize("signed", [False, True])
 def test_matching_features_of_every_family(name, signed):
-    """Coupled features give the true W2 at their own relabelling, and bound it from above at others."""
+    """Coupled features give the true W2 at their own relabeling, and bound it from above at others."""
     a, b = read_guide(GUIDES[name](0)), read_guide(GUIDES[name](1))
     symmetry = SYMMETRY
     if signed:  # real sites alone can change sign

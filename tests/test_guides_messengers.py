@@ -1,4 +1,4 @@
-"""Guides that run the priors: relabelled by their parameters where the priors allow, and refused where not."""
+"""Guides that run the priors: relabeled by their parameters where the priors allow, and refused where not."""
 
 import pickle
 
@@ -82,7 +82,7 @@ def log_density(guide, values, i):
 
 
 @every_kind
-def test_relabelled_guides_have_relabelled_draws(kind):
+def test_relabeled_guides_have_relabeled_draws(kind):
     guide, p = fitted(kind), SYMMETRY.random(3)
     q = messenger_guide(guide, X)
     assert isinstance(q, Messenger)
@@ -134,7 +134,7 @@ def test_paths_move_the_parameters(kind):
 def test_alignment(kind, tmp_path):
     a = messenger_guide(fitted(kind), X)
     planted = SYMMETRY.random(4)
-    a.marginal("w")  # its draws, made once, serve the relabelled guide, too
+    a.marginal("w")  # its draws, made once, serve the relabeled guide, too
     found = align(a, a.permute(planted), SYMMETRY)
     assert found.permutation == planted.inverse()
     assert all(torch.equal(state_of(found.guide)[k], v) for k, v in state_of(a.to_guide()).items())

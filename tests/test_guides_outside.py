@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, permute_guide, read_bayesian_module, read_guide
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what these packages warn about is theirs
 
@@ -30,7 +30,7 @@ def installed(name):
 
 
 def check_family(q, p, values_of):
-    """Relabelled posteriors, their written-back objects and paths, by what the object itself holds."""
+    """Relabeled posteriors, their written-back objects and paths, by what the object itself holds."""
     assert isinstance(q, MeanFieldNormal)
     moved = q.permute(p)
     back = values_of(moved.to_guide())
@@ -68,7 +68,7 @@ def softplus_pairs(first, second):
 
 
 def same_predictions(module, moved, x, seed=3):
-    """Means over many forward passes: the relabelled network is the same function in distribution."""
+    """Means over many forward passes: the relabeled network is the same function in distribution."""
     outs = []
     for net in (module, moved):
         torch.manual_seed(seed)

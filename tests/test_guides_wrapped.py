@@ -25,20 +25,20 @@ from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from test_guides_laws import SITE_SHAPES, SYMMETRY, X, Y, model, scatter, state_of
 
-from pyro_align.align import align
+from pyro_align.alignment.pair import align
 from pyro_align.errors import GuideError
 from pyro_align.guides import (
     Empirical,
     MeanFieldNormal,
-    RelabelledGuide,
+    RelabeledGuide,
     Wrapped,
     mean_field_guide,
     permute_guide,
     read_guide,
     wrap_guide,
 )
-from pyro_align.paths import displacement
-from pyro_align.symmetry import Symmetry
+from pyro_align.paths.geodesic import displacement
+from pyro_align.symmetry.group import Symmetry
 
 
 class Easy(EasyGuide):
@@ -143,7 +143,7 @@ def test_wrapped_elbo_is_the_old_one(name):
 def test_wrapped_guides_work_in_pyro(name):
     q = wrapped(name)[2]
     new = q.permute(SYMMETRY.random(2)).to_guide()
-    assert isinstance(new, RelabelledGuide)
+    assert isinstance(new, RelabeledGuide)
     state = state_of(new)
     if name not in ("AutoStructured", "EasyGuide"):  # Pyro warns of the order in which these draw, wrapped or not
         TraceMeanField_ELBO().loss(model, new, X, Y)
@@ -239,7 +239,7 @@ def test_path_between_wrapped_guides():
 
 
 def test_wrapped_guides_align():
-    """Planted relabellings are undone to the bit; between two fits the distance never rises; draws are reused."""
+    """Planted relabelings are undone to the bit; between two fits the distance never rises; draws are reused."""
     a, b = (wrapped("AutoIAFNormal", seed)[2] for seed in (0, 1))
     planted = SYMMETRY.random(4)
     recovered = align(a, a.permute(planted), SYMMETRY)
@@ -373,7 +373,7 @@ def ensemble(seed, size=5):
     return members
 
 
-def test_draws_are_relabelled():
+def test_draws_are_relabeled():
     draws = {k: torch.randn(6, *shape) for k, shape in SYMMETRY.shapes.items()}
     p = SYMMETRY.random(1)
     guide = permute_guide(draws, p)

@@ -1,4 +1,4 @@
-"""The relabelled model: the same joint density under new labels, symmetric model or not."""
+"""The relabeled model: the same joint density under new labels, symmetric model or not."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,14 +9,14 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_align import Symmetry
-from pyro_align.density import Density
-from pyro_align.handlers import permute_model
+from pyro_align.model.density import Density
+from pyro_align.model.effects.permute import permute_model
 
 MODELS = [p for p in PROBLEMS.values() if not p.is_module]
 
 
 def any_symmetry(shapes):
-    """Every axis of every site relabelled on its own: far from a symmetry of the model."""
+    """Every axis of every site relabeled on its own: far from a symmetry of the model."""
     sizes = {s: tuple(f"{s}.{i}" for i in range(len(shape))) for s, shape in shapes.items()}
     return Symmetry.from_axes(sizes, shapes=shapes)
 
@@ -48,7 +48,7 @@ SYMMETRY = {"w1": ("h", None), "scale": ("h",), "w2": (None, "h")}
 SHAPES = {"w1": (4, 3), "scale": (4,), "w2": (2, 4)}
 
 
-def test_draws_and_supports_are_relabelled():
+def test_draws_and_supports_are_relabeled():
     p = Symmetry.from_axes(SYMMETRY, shapes=SHAPES).random(1)
     x = torch.randn(5, 3)
     pyro.set_rng_seed(3)
@@ -75,7 +75,7 @@ def test_it_trains_like_any_model():
     ).abs().mean()
 
 
-def test_particles_may_be_vectorised():
+def test_particles_may_be_vectorized():
     p = Symmetry.from_axes(SYMMETRY, shapes=SHAPES).random(1)
 
     def model():

@@ -25,11 +25,11 @@ from pyro_align.matching.assignment import assign
 from pyro_align.matching.blocks import site_blocks
 from pyro_align.matching.coordinate import make_updates
 from pyro_align.matching.curvature import second_order, swap_curvature
-from pyro_align.matching.labels import Labels, relabelled
+from pyro_align.matching.labels import Labels, relabeled
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sinkhorn import hard_values, project, soft_values
 from pyro_align.matching.sums import UnitSums
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 
 @pytest.fixture
@@ -208,12 +208,12 @@ def test_blocks_relabel_as_permutations_do(name):
     for site, (value, _) in features(case.symmetry, 0).items():
         out = torch.full_like(value, math.nan)
         for block in site_blocks(site, case.symmetry.sites[site]):
-            block.view(out).copy_(relabelled(block, block.view(value), labels))
+            block.view(out).copy_(relabeled(block, block.view(value), labels))
         assert torch.equal(out, permutation.apply_site(site, value))
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_soft_relabelling_at_a_vertex_is_hard(name):
+def test_soft_relabeling_at_a_vertex_is_hard(name):
     case = STRUCTURES[name]
     values = features(case.symmetry, 0)
     problem = Problem(case.symmetry, values, values, case.odd)
@@ -235,7 +235,7 @@ def test_incremental_gains_equal_fresh_ones():
     update = make_updates(problem)[0]
     assert update.name == "a"
     update.gain(labels)
-    for count in (2, 30):  # a few units of the neighbour, then all
+    for count in (2, 30):  # a few units of the neighbor, then all
         index = labels.indices["b"].clone()
         index[:count] = index[:count].roll(1)
         labels.replace({"b": index}, {})

@@ -1,4 +1,4 @@
-"""Mean-field annealing: soft relabellings, expected gains, when it is made and what it gains."""
+"""Mean-field annealing: soft relabelings, expected gains, when it is made and what it gains."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from pyro_align.matching.evidence import Gains
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 
 def fitted_like(symmetry, seed, units=48):
@@ -50,7 +50,7 @@ def start(symmetry, fixed, moving, odd=None):
     return run, order
 
 
-def test_a_soft_relabelling_is_doubly_stochastic_and_sharpens_to_the_assignment():
+def test_a_soft_relabeling_is_doubly_stochastic_and_sharpens_to_the_assignment():
     gain = torch.randn(1, 12, 12)
     warm = soften(Gains({"h": gain}), "h", 2.0)
     torch.testing.assert_close(warm.even.sum(0), torch.ones(12), atol=0.2, rtol=0)
@@ -87,7 +87,7 @@ def test_few_entries_are_gathered_as_the_whole_matrix_would():
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_expected_gains_at_a_relabelling_are_its_gains(name):
+def test_expected_gains_at_a_relabeling_are_its_gains(name):
     case = STRUCTURES[name]
     problem = Problem(case.symmetry, features(case.symmetry, 0), features(case.symmetry, 1), case.odd)
     labels = Labels(case.symmetry.random(2), problem.device)
@@ -126,7 +126,7 @@ def test_copies_need_no_annealing(chain):
     assert run.labels.indices is before  # nothing to weigh: left as it was
 
 
-def test_a_time_limit_leaves_the_relabelling_as_it_was(chain):
+def test_a_time_limit_leaves_the_relabeling_as_it_was(chain):
     run, order = start(chain, fitted_like(chain, 0), fitted_like(chain, 1))
     before = run.labels.permutation()
     run.clock = Clock(1e-9)

@@ -8,7 +8,7 @@ import torch
 from matching_problems import STRUCTURES, features, relabel
 
 from pyro_align.matching import MATCHERS, FrankWolfe, Sinkhorn, StraightThrough, match, objective
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 # the gradient matchers with few steps: the laws hold from the first
 QUICK = {
@@ -85,7 +85,7 @@ def test_planted_equals_the_oracle(name, matcher, seed):
 
 @pytest.mark.parametrize("matcher", SEARCHES)
 @pytest.mark.parametrize("name", [n for n, s in STRUCTURES.items() if not s.quadratic_only])
-def test_a_relabelled_copy_is_recovered_exactly(name, matcher):
+def test_a_relabeled_copy_is_recovered_exactly(name, matcher):
     case = STRUCTURES[name]
     moving = features(case.symmetry, 5)
     fixed = relabel(moving, case.symmetry.random(6), case.odd)

@@ -1,4 +1,4 @@
-"""`match_many`: planted relabellings, agreement of round trips, the oracle on small groups, refusals."""
+"""`match_many`: planted relabelings, agreement of round trips, the oracle on small groups, refusals."""
 
 import itertools
 
@@ -73,7 +73,7 @@ def test_two_sets_are_no_worse_than_a_match():
     assert match_many(case.symmetry, sets).objective >= match(case.symmetry, *sets).objective - 1e-12
 
 
-def test_time_limit_and_sweeps_give_valid_relabellings():
+def test_time_limit_and_sweeps_give_valid_relabelings():
     case = STRUCTURES["two layers"]
     sets = [features(case.symmetry, s) for s in range(3)]
     assert match_many(case.symmetry, sets, time_limit=1e-9).status == "time_limit"

@@ -46,7 +46,7 @@ def test_the_gain_is_the_correlation_of_units(symmetry):
     assert torch.allclose(gain, expected)
 
 
-def test_activations_recover_a_relabelled_copy(symmetry):
+def test_activations_recover_a_relabeled_copy(symmetry):
     guide, hidden = make_guide(0), symmetry.random(3)
     moved = pyro_align.permute_guide(guide, hidden)
     for divergence in (Activations(MODEL, X, Y), {"w2": 1.0, Activations(MODEL, X, Y): 0.5}, {"w2": 2, "means": 0.1}):

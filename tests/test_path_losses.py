@@ -10,7 +10,7 @@ import pyro_align
 from pyro_align import GuideError, MatchError, MidpointLoss, PathLoss
 from pyro_align.guides import read_guide
 from pyro_align.matching import Sinkhorn, StraightThrough
-from pyro_align.paths import Path
+from pyro_align.paths.geodesic import Path
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import (
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import LowRankNormal, read_guide
-from pyro_align.paths import Path, displacement
+from pyro_align.paths.geodesic import Path, displacement
 
 
 def model():
@@ -134,9 +134,9 @@ def test_low_rank_coupling_keeps_the_type():
     assert geodesic.length - 1e-9 <= walked <= path.length + 1e-9
 
 
-def test_a_relabelled_point_of_a_path_is_written_as_it_is():
+def test_a_relabeled_point_of_a_path_is_written_as_it_is():
     """The end of a low-rank path writes the guide it came from, unless it has been changed since."""
-    from pyro_align.symmetry import Symmetry
+    from pyro_align.symmetry.group import Symmetry
 
     s = Symmetry.from_axes({"w": ("h", None), "v": ("h",)}, shapes={"w": (3, 2), "v": (3,)})
     p = s.permutation({"h": [1, 2, 0]})

@@ -7,8 +7,8 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 from pyro_align import Symmetry, plots  # noqa: E402
 from pyro_align.axes import Odd  # noqa: E402
-from pyro_align.barrier.curve import Curve  # noqa: E402
 from pyro_align.barrier.result import Barrier  # noqa: E402
+from pyro_align.losses.curve import Curve  # noqa: E402
 
 LOSSES = ("expected_nll", "elbo", "error_rate")
 
@@ -82,9 +82,9 @@ def test_before_and_after():
     assert labels[0] == f"before: {peak.height:.{_digits(peak.se)}f} ± {peak.se:.{_digits(peak.se)}f}"
     assert low <= after["elbo"].value.min()
     assert high >= before["elbo"].value.max()
-    colours = {found[label].get_color() for label in labels}
+    colors = {found[label].get_color() for label in labels}
     styles = {found[label].get_linestyle() for label in labels}
-    assert len(colours) == len(styles) == 2, "told apart without colour as well"
+    assert len(colors) == len(styles) == 2, "told apart without color as well"
     given = plt.subplots(2, 2)[1]
     assert plots.plot_before_after({"b": before}, losses=["elbo", "error_rate"], axes=given)[1, 1] is given[1, 1]
 
@@ -155,7 +155,7 @@ def test_products_sums_and_nested_atoms():
     assert "×" not in words(ax), "a nested atom's box stands inside its outer atom's"
     assert {"3", "2", "scalar"} <= set(words(ax)), "head stands three times in qkv, query twice"
     boxes = {tuple(patch.get_bbox().bounds): patch for patch in ax.patches}
-    colour = {
+    color = {
         name: line.get_color() for name in ("head", "query") for line in ax.get_lines() if line.get_label() == name
     }
     outer, inner = (
@@ -163,7 +163,7 @@ def test_products_sums_and_nested_atoms():
             (
                 b
                 for b, patch in boxes.items()
-                if patch.get_facecolor() == plt.matplotlib.colors.to_rgba(colour[name]) and b[1] > -0.5
+                if patch.get_facecolor() == plt.matplotlib.colors.to_rgba(color[name]) and b[1] > -0.5
             )
         )
         for name in ("head", "query")
@@ -215,15 +215,15 @@ def test_a_symmetry_without_atoms_and_without_sizes():
 
 
 @pytest.mark.parametrize("kind", ["protanopia", "deuteranopia"])
-def test_neighbouring_atoms_differ_to_the_colour_blind(kind):
+def test_neighboring_atoms_differ_to_the_color_blind(kind):
     """Vienot, Brettel & Mollon (1999): linear RGB as two kinds of dichromats see it; distances in CIE Lab."""
-    from pyro_align._drawing import COLOURS
+    from pyro_align.reporting.symmetry_figure import COLOURS
 
     matrix = {
         "protanopia": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
         "deuteranopia": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
     }[kind]
-    srgb = np.array([plt.matplotlib.colors.to_rgb(colour) for colour in COLOURS])
+    srgb = np.array([plt.matplotlib.colors.to_rgb(color) for color in COLOURS])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     xyz = np.clip(linear @ np.transpose(matrix), 0, 1) @ np.transpose(
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]

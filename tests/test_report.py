@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_align import report
-from pyro_align.barrier.curve import Curve
 from pyro_align.barrier.result import Barrier
+from pyro_align.losses.curve import Curve
+from pyro_align.reporting import arviz as report
 
 arviz = pytest.importorskip("arviz")
 MODERN = "InferenceData" not in vars(arviz)
@@ -188,8 +188,8 @@ def test_the_container_follows_the_arviz_installed(monkeypatch, modern):
 def test_leave_one_out_of_one_point():
     rng = np.random.default_rng(0)
     theta, y = rng.standard_normal(400) / np.sqrt(41), rng.standard_normal(40)
-    centre = y.sum() / 41  # posterior of a normal mean under a standard normal prior
-    draws = centre + theta
+    center = y.sum() / 41  # posterior of a normal mean under a standard normal prior
+    draws = center + theta
     log_likelihood = -0.5 * (y - draws[:, None]) ** 2 - 0.5 * np.log(2 * np.pi)
     lp = log_likelihood.sum(1) - 0.5 * draws**2
     point = report.point_to_arviz(

@@ -13,9 +13,9 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 
 import pyro_align
 from pyro_align import align, align_draws, evaluate_barrier, find_symmetry, permute_guide, read_guide
-from pyro_align.density import Density
-from pyro_align.handlers import permute_model
 from pyro_align.io import load, save
+from pyro_align.model.density import Density
+from pyro_align.model.effects.permute import permute_model
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.sin(X.sum(-1))
@@ -65,7 +65,7 @@ def test_both_layers_are_signed(symmetry):
 
 
 @pytest.mark.parametrize("cls", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-def test_a_relabelled_and_turned_copy_is_recovered(cls, symmetry):
+def test_a_relabeled_and_turned_copy_is_recovered(cls, symmetry):
     guide = guide_of(cls, 1)
     hidden = symmetry.random(7)
     assert hidden.signs
@@ -124,7 +124,7 @@ def test_draws_are_brought_to_one_order_and_sign(symmetry):
     assert float((w3 - w3.mean((0, 1))).abs().max() / w3.abs().max()) > 0.5  # order alone leaves the signs
 
 
-def test_the_relabelled_model_and_the_file(symmetry, tmp_path):
+def test_the_relabeled_model_and_the_file(symmetry, tmp_path):
     p = symmetry.random(9)
     density = Density(model, (X, Y))
     values = density.initial_values(seed=1)

@@ -242,17 +242,17 @@ def test_resnet_has_its_layers_and_channels_to_relabel(norm, blocks):
 
 def test_starts_are_on_the_device_of_the_prior():
     """And the same for a seed on all devices: drawn on the CPU."""
-    from pyro_align.demo.network import he_initialisation
+    from pyro_align.demo.network import he_initialization
 
     for shape in ([3], [4, 3]):
         zeros = torch.zeros(shape, device="meta", dtype=torch.float64)
         prior = pyro.distributions.Normal(zeros, 1.0, validate_args=False)
-        start = he_initialisation({"fn": prior.to_event(len(shape))})
+        start = he_initialization({"fn": prior.to_event(len(shape))})
         assert (start.device.type, start.dtype, list(start.shape)) == ("meta", torch.float64, shape)
     torch.manual_seed(0)
     expected = torch.randn(4, 3) * (2 / 3) ** 0.5
     torch.manual_seed(0)
-    found = he_initialisation({"fn": pyro.distributions.Normal(torch.zeros(4, 3), 1.0).to_event(2)})
+    found = he_initialization({"fn": pyro.distributions.Normal(torch.zeros(4, 3), 1.0).to_event(2)})
     assert torch.allclose(found, expected)
 
 

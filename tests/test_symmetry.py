@@ -82,7 +82,7 @@ def test_identity_is_bit_exact(symmetry):
     assert same(symmetry.identity().apply(v), v)
 
 
-def test_batches_are_relabelled_one_by_one(symmetry):
+def test_batches_are_relabeled_one_by_one(symmetry):
     v, p = values_of(symmetry, batch=(2, 3)), symmetry.random(1)
     moved = p.apply(v, batch_dims=2)
     assert same({k: t[1, 2] for k, t in moved.items()}, p.apply({k: t[1, 2] for k, t in v.items()}))

@@ -86,9 +86,9 @@ guide_a, guide_b = fit(seed=0), fit(seed=1)
 # %% [markdown]
 # ## The symmetry
 #
-# `find_symmetry` reads the model's log joint and finds the axes that can be relabelled together without
+# `find_symmetry` reads the model's log joint and finds the axes that can be relabeled together without
 # changing it: the columns of `w1`, the entries of `b1` and the rows of `w2`. Pixels and classes are tied to the
-# data and stay where they are. What it returns has been checked on this model and these data by relabelling at
+# data and stay where they are. What it returns has been checked on this model and these data by relabeling at
 # random and comparing log joints.
 
 # %%
@@ -109,7 +109,7 @@ before.summary()
 # %% [markdown]
 # ## Align
 #
-# `align` looks for the relabelling of the second posterior that lies nearest to the first. The guide it returns
+# `align` looks for the relabeling of the second posterior that lies nearest to the first. The guide it returns
 # is new, with the same draws as the old one but for the numbering of the units.
 
 # %%
@@ -137,7 +137,7 @@ table
 axes = after.plot()
 
 # %% [markdown]
-# Two posteriors that looked like two modes are neighbours. Every point on the path is a Pyro guide: here is how
+# Two posteriors that looked like two modes are neighbors. Every point on the path is a Pyro guide: here is how
 # often the posterior predictive of the midpoint is right on the test images.
 
 # %%

@@ -15,7 +15,7 @@
 # # Full covariance
 #
 # A mean-field guide knows how uncertain each weight is; a full-covariance guide also knows which weights are uncertain
-# *together*. Relabelling such a posterior has to move the correlations along with the units, and the distance between
+# *together*. Relabeling such a posterior has to move the correlations along with the units, and the distance between
 # two of them is no longer a sum over weights. This tutorial aligns two `AutoMultivariateNormal` guides, and then two
 # Laplace approximations, of a small Bayesian network.
 
@@ -67,7 +67,7 @@ def model(x, y=None):
 # tanh is odd: turning the signs of a unit's incoming and outgoing weights changes nothing either.
 # `find_symmetry(model, x, y, signs=True)` finds that; here the symmetry is written by hand, to show how: `Odd` marks an
 # axis along which values turn their sign with the unit. `certify` puts it to the same test in float64 as one that was
-# found. Six units can then be relabelled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
+# found. Six units can then be relabeled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
 
 # %%
 unit = pyro_align.Odd("unit")
@@ -108,7 +108,7 @@ guide_a, guide_b = (fit(AutoMultivariateNormal, seed, steps=2000, init_scale=0.0
 # $$
 #
 # The last term, the Bures distance of the covariances, is a minimum over couplings of the two Gaussians. `align`
-# alternates: the best coupling for the relabelling it has, then the best relabelling for that coupling, until neither
+# alternates: the best coupling for the relabeling it has, then the best relabeling for that coupling, until neither
 # changes. The distance falls at every step, and what is printed is the true W2, not that of the diagonals.
 
 # %%
@@ -119,7 +119,7 @@ print(alignment)
 # ## Correlations move along
 #
 # `read_guide` takes a snapshot of a guide's posterior. From its root $R$, with covariance $R R^\top$, here are the
-# correlations of all unknowns: of the first posterior, of the second as fitted, and of the second relabelled. Nothing
+# correlations of all unknowns: of the first posterior, of the second as fitted, and of the second relabeled. Nothing
 # was fitted again: the right picture is the middle one with rows and columns put in another order, and some signs
 # turned. Now it can be compared with the left one.
 

@@ -124,9 +124,9 @@ after.summary()[columns].round(4)
 # %% [markdown]
 # ## A guide without a rule
 #
-# `AutoIAFNormal` pushes normal noise through an inverse autoregressive flow. No relabelling of its parameters gives
-# the relabelled posterior: the flow has an order of its own. But its *draws* can be relabelled, and that is exact.
-# `wrap_guide` takes a private copy of a guide, lets it draw, and hands on the relabelled draws with their log density.
+# `AutoIAFNormal` pushes normal noise through an inverse autoregressive flow. No relabeling of its parameters gives
+# the relabeled posterior: the flow has an order of its own. But its *draws* can be relabeled, and that is exact.
+# `wrap_guide` takes a private copy of a guide, lets it draw, and hands on the relabeled draws with their log density.
 
 
 # %%
@@ -139,7 +139,7 @@ print(type(flow_a).__name__, list(flow_a.sites))
 
 # %% [markdown]
 # `permute_guide` relabels by a permutation that you choose. Here are all units moved by one place; with the same seed,
-# the relabelled guide makes the same draw with its columns in the new order, and has the same ELBO.
+# the relabeled guide makes the same draw with its columns in the new order, and has the same ELBO.
 
 # %%
 shift = symmetry.permutation({name: [1, 2, 3, 4, 0] for name in symmetry.atoms})
@@ -152,7 +152,7 @@ for name, wrapped in {"before": flow_b.to_guide(), "after": shifted}.items():
     print(f"{'':8} negative ELBO {Trace_ELBO(num_particles=20).loss(model, wrapped, x, y):.4f}")
 
 # %% [markdown]
-# `align` finds the relabelling. Distances between guides of which only draws are known are those of 256 draws of
+# `align` finds the relabeling. Distances between guides of which only draws are known are those of 256 draws of
 # either, coupled optimally; they are estimates, and in many dimensions too large ones.
 
 # %%
@@ -182,7 +182,7 @@ for name, end in {"as fitted": flow_b, "aligned": flows.guide}.items():
 # %% [markdown]
 # ## Save and load
 #
-# A file holds numbers and a relabelling, and no code: nothing in it is executed when it is read. So the model and the
+# A file holds numbers and a relabeling, and no code: nothing in it is executed when it is read. So the model and the
 # guide are yours to bring, as `like=`. Any guide of the same kind over the same model will do; it stays as it is.
 
 # %%

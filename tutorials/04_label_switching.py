@@ -86,7 +86,7 @@ axes[0, 0].figure.tight_layout()
 # %% [markdown]
 # ## The symmetry
 #
-# `find_symmetry` finds in the model that the entries of the three sites can be relabelled together.
+# `find_symmetry` finds in the model that the entries of the three sites can be relabeled together.
 
 # %%
 symmetry = pyro_align.find_symmetry(model, y)
@@ -96,7 +96,7 @@ print(symmetry)
 # ## Relabel
 #
 # Every draw is brought as near as possible to one of them, that of the highest log joint. With the model at hand, the
-# log joint and the log likelihood of every relabelled draw are compared with those it had before.
+# log joint and the log likelihood of every relabeled draw are compared with those it had before.
 
 # %%
 aligned = pyro_align.align_draws(before, symmetry, model=model, args=(y,))
@@ -142,5 +142,5 @@ for method in ("pivot", "barycenter", "stephens", "ecr", "ordering"):
 
 # %% [markdown]
 # R-hat alone does not notice: sorting mixes the components alike in every chain. The mean scales do, which have moved
-# towards each other, and so does the number of modes. A small R-hat after relabelling says that the chains agree,
+# towards each other, and so does the number of modes. A small R-hat after relabeling says that the chains agree,
 # not that the labels are right.

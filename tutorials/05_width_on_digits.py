@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import pyro_align
-from pyro_align.demo.network import bayesian_mlp, he_initialisation, tempered
+from pyro_align.demo.network import bayesian_mlp, he_initialization, tempered
 
 torch.set_num_threads(1)
 images, labels = load_digits(return_X_y=True)
@@ -56,7 +56,7 @@ def fit(model, seed, steps=600, batch=256):
     pyro.set_rng_seed(seed)
     optimizer = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.01 ** (1 / steps)})
     with pyro.get_param_store().scope():  # parameters of its own
-        guide = AutoNormal(model, init_loc_fn=he_initialisation, init_scale=0.01)
+        guide = AutoNormal(model, init_loc_fn=he_initialization, init_scale=0.01)
         svi = SVI(tempered(model, TEMPERATURE), tempered(guide, TEMPERATURE), optimizer, Trace_ELBO())
         for _ in range(steps):
             chosen = torch.randint(len(x), (batch,))
@@ -100,9 +100,9 @@ results.pivot_table(index=["width", "alive"], columns=["loss", "path"], values="
 # %%
 figure, axis = plt.subplots(figsize=(4.5, 3.2))
 styles = {"as they stand": ("#D55E00", "o"), "aligned": ("#0072B2", "s")}
-for name, (colour, marker) in styles.items():
+for name, (color, marker) in styles.items():
     part = results[(results["path"] == name) & (results["loss"] == "predictive_nll")]
-    axis.errorbar(part["width"], part["barrier"], 2 * part["se"], color=colour, marker=marker, label=name, capsize=3)
+    axis.errorbar(part["width"], part["barrier"], 2 * part["se"], color=color, marker=marker, label=name, capsize=3)
 axis.set_xscale("log", base=2)
 axis.set_xticks(WIDTHS, WIDTHS)
 axis.set_yscale("log")

@@ -86,7 +86,7 @@ draws = chains(copies=4, warmup=150, draws=350)
 # ## Before
 #
 # The largest R-hat of the weights, and that of the function's values at all forty inputs. The latter do not depend on
-# how units are numbered. They bound what any relabelling can do.
+# how units are numbered. They bound what any relabeling can do.
 
 
 # %%
@@ -117,7 +117,7 @@ ordered.report().round(3)
 # Much better, but not as good as the function. tanh is odd, so that a unit may also change the sign of its incoming
 # and outgoing weights together. With `signs=True` discovery looks for that too: ± marks the axes along which values
 # turn their sign with the unit. (By hand one would write `Symmetry.from_axes({"w1": (Odd("unit"),), ...})`, and
-# `certify` it.) When the symmetry is used, the log joint of every relabelled draw is compared with the one before.
+# `certify` it.) When the symmetry is used, the log joint of every relabeled draw is compared with the one before.
 
 # %%
 signed = pyro_align.find_symmetry(model, x, y, signs=True)
@@ -129,7 +129,7 @@ print(aligned)
 aligned.report().round(3)
 
 # %% [markdown]
-# `b2` belongs to no unit, and no relabelling changes it: it shows what R-hat the chains have where labels play no part.
+# `b2` belongs to no unit, and no relabeling changes it: it shows what R-hat the chains have where labels play no part.
 #
 # How far were the draws from one another? The number of swaps between each draw's numbering and the reference's; two
 # random numberings of ten units are 7.1 swaps apart on average.
@@ -170,6 +170,6 @@ axes = az.plot_rank(after.isel(unit=slice(3)), var_names=["w2"], figsize=(10, 2.
 # %% [markdown]
 # ## What this shows, and what not
 #
-# Relabelling takes out of R-hat what comes from labels alone. It leaves what comes from the sampler: where R-hat of the
+# Relabeling takes out of R-hat what comes from labels alone. It leaves what comes from the sampler: where R-hat of the
 # function is large, run longer. It says nothing about units that the data do not need, whose weights follow the prior
 # and whose labels are settled by noise.

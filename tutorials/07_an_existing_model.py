@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 torch.set_num_threads(1)
 
 
-def standardised(values):
+def standardized(values):
     values = torch.tensor(values).float()
     return (values - values.mean(0)) / values.std(0)
 
@@ -57,7 +57,7 @@ def standardised(values):
 
 # %%
 covariates, progression = load_diabetes(return_X_y=True)
-x, y = standardised(covariates), standardised(progression)
+x, y = standardized(covariates), standardized(progression)
 t = (x[:, 2] > 0).float()
 
 pyro.set_rng_seed(0)
@@ -82,7 +82,7 @@ axes = confounded.plot()
 # each parameter a sample site with a Normal prior, and use it as a density of the thirteen measurements on 178 wines.
 
 # %%
-wines = standardised(load_wine().data)
+wines = standardized(load_wine().data)
 order = torch.randperm(len(wines), generator=torch.Generator().manual_seed(0))
 train, test = wines[order[:128]], wines[order[128:]]
 

@@ -21,7 +21,7 @@
 # ## Two posteriors and a path
 #
 # Two Bayesian networks with two hidden layers of 32 units, fitted from two seeds to the 8x8 digits of scikit-learn, at
-# temperature 1. The second is relabelled to lie nearest to the first.
+# temperature 1. The second is relabeled to lie nearest to the first.
 
 # %%
 import warnings
@@ -38,7 +38,7 @@ from sklearn.model_selection import train_test_split
 
 import pyro_align
 from pyro_align import plots
-from pyro_align.demo.network import bayesian_mlp, he_initialisation
+from pyro_align.demo.network import bayesian_mlp, he_initialization
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 announces its next version on import
@@ -58,7 +58,7 @@ def fit(seed, steps=500, batch=256):
     pyro.set_rng_seed(seed)
     optimizer = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.01 ** (1 / steps)})
     with pyro.get_param_store().scope():  # parameters of its own
-        guide = AutoNormal(model, init_loc_fn=he_initialisation, init_scale=0.01)
+        guide = AutoNormal(model, init_loc_fn=he_initialization, init_scale=0.01)
         svi = SVI(model, guide, optimizer, Trace_ELBO())
         for _ in range(steps):
             chosen = torch.randint(len(x), (batch,))
@@ -166,7 +166,7 @@ for guide in guides:
 # %% [markdown]
 # ## Where is the top?
 #
-# `tolerance` adds taus next to the highest one of every curve, until its neighbours are that close. With the same seed,
+# `tolerance` adds taus next to the highest one of every curve, until its neighbors are that close. With the same seed,
 # taus that were there before keep their figures to the bit.
 
 # %%

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyro_align.diagnostics import EffectiveWidth, effective_width, shares_off_prior
 from pyro_align.guides import MeanFieldNormal
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 if TYPE_CHECKING:
     from pyro_align.barrier.result import Barrier

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from pyro_align.barrier.checkpoint import Checkpoint
-from pyro_align.barrier.curve import Curve
 from pyro_align.barrier.data import read_data
-from pyro_align.barrier.losses import read_losses
 from pyro_align.barrier.problem import Piece, Problem, evaluate_tau
 from pyro_align.barrier.result import Barrier
 from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
+from pyro_align.losses.curve import Curve
+from pyro_align.losses.sums import read_losses
 
 
 def evaluate_barrier(
@@ -49,10 +49,10 @@ def evaluate_barrier(
 
     ===================  ============================================================================================
     ``expected_nll``     -E_q log p(y | z)
-    ``predictive_nll``   -log E_q p(y | z), per datum, then averaged (the marginalised loss of Rossi et al. 2023, eq. 5)
+    ``predictive_nll``   -log E_q p(y | z), per datum, then averaged (the marginalized loss of Rossi et al. 2023, eq. 5)
     ``kl``               KL(q || prior) / number of data; closed form for Normal against Normal, Monte Carlo otherwise
     ``elbo``             the negative ELBO at temperature T: E_q[-log p(y | z)] + T * KL(q || prior), per datum
-    ``error_rate``       fraction of data whose averaged class probabilities favour a wrong class
+    ``error_rate``       fraction of data whose averaged class probabilities favor a wrong class
     ===================  ============================================================================================
 
     ``poutine.scale``, masks and subsampling plates count in ``elbo`` as they do in Pyro's ``Trace_ELBO``; likelihood
@@ -60,7 +60,7 @@ def evaluate_barrier(
 
     Args:
         model: The Pyro model, or any callable with Pyro primitives.
-        path: A :class:`~pyro_align.paths.Path`, or anything with ``posterior(tau)``.
+        path: A :class:`~pyro_align.paths.geodesic.Path`, or anything with ``posterior(tau)``.
         *args: The model's arguments, data included.
         evaluation: Instead of ``args``: name -> data, evaluated in one go, such as
             ``{"train": (x, y), "test": (xt, yt)}``. Data are a tuple of the model's arguments, a mapping of its keyword
@@ -79,7 +79,7 @@ def evaluate_barrier(
         max_memory: Bytes that the model's intermediate tensors may take.
         nonfinite: ``"raise"`` stops at a loss that is NaN or infinite, naming tau, draw and site; ``"keep"`` carries it
             into the curve.
-        tolerance: Adds taus around the maximum of every curve until its neighbours are no farther off than this.
+        tolerance: Adds taus around the maximum of every curve until its neighbors are no farther off than this.
         executor: Where the taus are evaluated, such as a ``ProcessPoolExecutor``; the figures do not depend on it.
         shards: Tasks that each tau is cut into on the executor, where it has more workers than there are taus. A task
             runs the model on every ``shards``-th batch of each data set. The figures do not depend on it either.

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align._effects import untouched
-from pyro_align.barrier import forward
 from pyro_align.barrier.problem import Problem
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
+from pyro_align.model import forward
+from pyro_align.model.effects.guards import untouched
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
-    """The arguments of :func:`pyro_align.report.point_to_arviz`.
+    """The arguments of :func:`pyro_align.reporting.arviz.point_to_arviz`.
 
     Raises:
         BarrierError: ``tau`` lies outside [0, 1], or there is no such data set.

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align._effects import untouched
-from pyro_align.barrier import forward
-from pyro_align.barrier.batch import Draws, Normals, Runner
 from pyro_align.barrier.data import Data
-from pyro_align.barrier.forward import Layout
-from pyro_align.barrier.losses import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
-from pyro_align.barrier.probe import call_shapes, probe
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
+from pyro_align.losses.sums import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
+from pyro_align.model import forward
+from pyro_align.model.batch import Draws, Normals, Runner
+from pyro_align.model.effects.guards import untouched
+from pyro_align.model.forward import Layout
+from pyro_align.model.probe import call_shapes, probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Problem:
         num_samples: Draws per tau.
         seed: Seed of the draws.
         temperature: Weight of the KL in the negative ELBO.
-        chunk: Draws in one vectorised run, or None.
+        chunk: Draws in one vectorized run, or None.
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"raise"`` or ``"keep"``.
     """

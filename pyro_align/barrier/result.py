@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pyro_align import plots, report
+from pyro_align import plots
 from pyro_align.barrier.cautions import cautions
-from pyro_align.barrier.curve import Curve
 from pyro_align.errors import BarrierError, DiagnosticWarning
-from pyro_align.symmetry import Symmetry
+from pyro_align.losses.curve import Curve
+from pyro_align.reporting import arviz as report
+from pyro_align.symmetry.group import Symmetry
 
 if TYPE_CHECKING:
     from pyro_align.barrier.problem import Problem
@@ -202,7 +203,7 @@ class Barrier:
             evaluation, posterior, predictive, thin: As in :meth:`at`; latent sites are left out by default.
 
         Returns:
-            tau -> its folder, for :func:`pyro_align.report.read_zarr`.
+            tau -> its folder, for :func:`pyro_align.reporting.arviz.read_zarr`.
 
         Raises:
             BarrierError: As :meth:`at`.
@@ -215,7 +216,9 @@ class Barrier:
         return {tau: Path(folder) / name for tau, name in names.items()}
 
     def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None, correct: bool = False) -> pd.DataFrame:
-        """Leave-one-out cross-validation along the path, one row per tau; see :func:`pyro_align.report.leave_one_out`.
+        """Leave-one-out cross-validation along the path, one row per tau.
+
+        See :func:`pyro_align.reporting.arviz.leave_one_out`.
 
         ``diff`` is the loss of ``elpd`` to the best tau, and ``dse`` its error from paired data.
 
@@ -233,8 +236,8 @@ class Barrier:
         """Ranks points of the path, and the equal mixture of its ends, by leave-one-out; best first.
 
         The mixture is the ensemble of the two posteriors: what one would use without a path. Where a point between
-        ranks with it, one network does as well as two. Columns as in :func:`pyro_align.report.compare_points`; ``dse``
-        is the error of the difference to the best.
+        ranks with it, one network does as well as two. Columns as in
+        :func:`pyro_align.reporting.arviz.compare_points`; ``dse`` is the error of the difference to the best.
 
         Args:
             taus: Where, in [0, 1].

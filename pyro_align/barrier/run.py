@@ -12,9 +12,9 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_align.barrier.checkpoint import Checkpoint
-from pyro_align.barrier.curve import Curve
 from pyro_align.barrier.problem import Part, Piece, Problem, evaluate_part, evaluate_tau, joined
 from pyro_align.errors import BarrierError
+from pyro_align.losses.curve import Curve
 
 
 def evaluate_taus(
@@ -57,7 +57,7 @@ def evaluate_taus(
 
 
 def refined_taus(pieces: Sequence[Piece], tolerance: float) -> list[float]:
-    """Midpoints next to every curve's maximum whose neighbours are farther off than the tolerance."""
+    """Midpoints next to every curve's maximum whose neighbors are farther off than the tolerance."""
     taus = np.array([piece.tau for piece in pieces])
     new: set[float] = set()
     for key in pieces[0].pseudo:

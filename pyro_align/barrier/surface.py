@@ -19,11 +19,11 @@ from pyro_align.barrier.evaluate import (
     check_temperature,
     fit_losses,
 )
-from pyro_align.barrier.losses import read_losses
 from pyro_align.barrier.problem import Problem
 from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
-from pyro_align.planes import Plane
+from pyro_align.losses.sums import read_losses
+from pyro_align.paths.planes import Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Surface:
     Attributes:
         values: (evaluation, loss) -> the loss ``(y, x)``, in nats per datum (error rates: fraction of data).
         se: (evaluation, loss) -> its Monte Carlo standard error ``(y, x)``; noise is common, so that differences
-            between neighbours are known better.
+            between neighbors are known better.
         x: Coordinates of the columns ``(x,)``, Wasserstein-2 lengths.
         y: Coordinates of the rows ``(y,)``.
         corners: Where the three posteriors lie, ``(3, 2)``.

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_align._tables import text_table
-from pyro_align.align import align
+from pyro_align.alignment.pair import align
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.demo.training import Recipe, fit
 from pyro_align.diagnostics import effective_width
 from pyro_align.discovery import find_symmetry
-from pyro_align.paths import displacement
+from pyro_align.paths.geodesic import displacement
+from pyro_align.reporting.tables import text_table
 
 LOSSES = {
     "expected_nll": "expected NLL",
@@ -230,7 +230,7 @@ def write(barriers, out: Path) -> None:
 
     matplotlib.use("Agg")
     from pyro_align.plots import plot_before_after
-    from pyro_align.report import to_arviz
+    from pyro_align.reporting.arviz import to_arviz
 
     to_arviz(barriers).to_netcdf(str(out / "barrier.nc"))
     axes = plot_before_after(barriers, losses=list(LOSSES))

@@ -69,7 +69,7 @@ def tempered(fn: Callable, temperature: float) -> Callable:
     return TemperMessenger(temperature)(fn)
 
 
-def he_initialisation(site: dict) -> Tensor:
+def he_initialization(site: dict) -> Tensor:
     """Locations to start a guide from: He-normal weights, zero biases; independent seeds start apart.
 
     Drawn on the CPU, so that a seed gives the same start on every device.

@@ -13,7 +13,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_align.demo.network import he_initialisation, tempered
+from pyro_align.demo.network import he_initialization, tempered
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def fit(
         model: A model ``(x, y, size)``.
         x: Inputs ``(data, *features)``.
         y: Classes ``(data,)``.
-        seed: Seed of initialisation, batches and gradient noise.
-        recipe: Optimiser settings.
+        seed: Seed of initialization, batches and gradient noise.
+        recipe: Optimizer settings.
         label: Text of the progress bar.
         progress: Whether to show it.
     """
     steps = recipe.epochs * -(-len(x) // recipe.batch_size)
     with pyro.get_param_store().scope():  # two guides of one model would share their parameters otherwise
         pyro.set_rng_seed(seed)
-        guide = AutoNormal(model, init_loc_fn=he_initialisation, init_scale=recipe.init_scale)
+        guide = AutoNormal(model, init_loc_fn=he_initialization, init_scale=recipe.init_scale)
         guide.to(x.device)
-        optimiser = ClippedAdam({"lr": recipe.learning_rate, "lrd": 0.01 ** (1 / steps)})
-        svi = SVI(tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimiser, Trace_ELBO())
+        optimizer = ClippedAdam({"lr": recipe.learning_rate, "lrd": 0.01 ** (1 / steps)})
+        svi = SVI(tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimizer, Trace_ELBO())
         bar = tqdm(range(recipe.epochs), desc=label, unit="epoch", disable=not progress)
         for epoch in bar:
             total = 0.0

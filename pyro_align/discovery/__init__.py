@@ -9,8 +9,6 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_align._effects import untouched
-from pyro_align.density import Density
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.assemble import assemble
 from pyro_align.discovery.certify import certify_graph
@@ -21,12 +19,14 @@ from pyro_align.discovery.rules import rule
 from pyro_align.discovery.signs import SignAnalysis, add_signs, check_sign_rule, sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
-from pyro_align.symmetry import Symmetry
+from pyro_align.model.density import Density
+from pyro_align.model.effects.guards import untouched
+from pyro_align.symmetry.group import Symmetry
 
 __all__ = [
     "ActivationProbe",
     "PreactivationProbe",
-    "analyse_signs",
+    "analyze_signs",
     "certify",
     "check_rule",
     "check_sign_rule",
@@ -48,7 +48,7 @@ def find_symmetry(
     seed: int = 0,
     **kwargs: Any,
 ) -> Symmetry:
-    """Finds the relabellings that leave a model's log joint unchanged, from the model itself.
+    """Finds the relabelings that leave a model's log joint unchanged, from the model itself.
 
     The log joint is traced to a graph of ATen operations; each operation says how its axes are related; what remains
     free is the group. An operation without a rule fixes its axes and is listed in ``symmetry.opaque``: the answer may
@@ -64,8 +64,8 @@ def find_symmetry(
             are constants, and fix what they tell apart.
         signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
             then odd (:func:`~pyro_align.Odd`) at the axes along which values change sign with them.
-        trials: Random relabellings, with random signs, in the certificate.
-        seed: Seed of the certificate's draw and relabellings.
+        trials: Random relabelings, with random signs, in the certificate.
+        seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.
 
     Returns:
@@ -99,7 +99,7 @@ def find_symmetry(
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
-def analyse_signs(
+def analyze_signs(
     model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
 ) -> SignAnalysis:
     """All ways in which units may change sign, of which :func:`find_symmetry` with ``signs=True`` takes one an atom.
@@ -119,7 +119,7 @@ def analyse_signs(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
-        >>> analysis = analyse_signs(net, torch.randn(5, 3))
+        >>> analysis = analyze_signs(net, torch.randn(5, 3))
         >>> [(place.site, place.axis) for place in analysis.places["0"]]
         [('0.weight', 0), ('2.weight', 1)]
         >>> [f"{flips:02b}" for flips in analysis.solutions("0")]  # one way: both
@@ -137,19 +137,19 @@ def certify(
     """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
 
     Args:
-        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabelled.
+        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabeled.
         model: A Pyro model or a plain ``torch.nn.Module``.
         args: The model's arguments.
         parameters: As for :func:`find_symmetry`.
-        trials: Random relabellings to try.
-        seed: Seed of the draw and of the relabellings.
+        trials: Random relabelings to try.
+        seed: Seed of the draw and of the relabelings.
         kwargs: The model's keyword arguments.
 
     Returns:
         The symmetry with its sizes and its certificate.
 
     Raises:
-        SymmetryError: It does not fit the model's sites, or a relabelling changes the log joint.
+        SymmetryError: It does not fit the model's sites, or a relabeling changes the log joint.
         TraceError: As for :func:`find_symmetry`.
 
     Example:

@@ -17,7 +17,7 @@ from pyro_align.discovery.assemble import name_atoms, write_axes
 from pyro_align.discovery.infer import AxisTensor, Inference
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 CONTRACTIONS = frozenset({"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"})
 VIEWS = frozenset(

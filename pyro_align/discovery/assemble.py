@@ -9,7 +9,7 @@ from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.nesting import nested
 from pyro_align.discovery.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
-from pyro_align.symmetry import OpaqueOperation, Symmetry
+from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
 _SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
 
@@ -65,7 +65,7 @@ def _product(sizes):
 
 
 def _joined(parts: list[Axis], combine) -> list[Axis]:
-    """Neighbouring anonymous fixed parts become one."""
+    """Neighboring anonymous fixed parts become one."""
     out: list[Axis] = []
     for part in parts:
         anonymous = isinstance(part, Atom) and not part.name

@@ -1,4 +1,4 @@
-"""The certificate: random relabellings must leave the traced function alone, in float64."""
+"""The certificate: random relabelings must leave the traced function alone, in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from pyro_align.discovery.running import placed
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError, TraceError
-from pyro_align.symmetry import Certificate, Permutation, Symmetry
+from pyro_align.symmetry.group import Certificate, Permutation, Symmetry
 
 RELATIVE = 1e-10  # of the log joint's magnitude; a forgotten site changes it by tenths of a nat
 
@@ -44,7 +44,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 class GraphFunction:
     """The traced function at other site values, in float64: a scalar for a model, all outputs for a module.
 
-    The updated values of sites (running statistics) are relabelled back before they are compared.
+    The updated values of sites (running statistics) are relabeled back before they are compared.
     """
 
     def __init__(self, traced: TracedGraph):
@@ -74,7 +74,7 @@ def certify_graph(
     """Checks a symmetry against a traced function.
 
     Raises:
-        SymmetryError: A relabelling changes the function; the message names the atom at fault.
+        SymmetryError: A relabeling changes the function; the message names the atom at fault.
         TraceError: The function is not finite at any of the draws tried.
     """
     function = GraphFunction(traced)
@@ -110,6 +110,6 @@ def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance,
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
     what = f"atom {places}" if guilty else "its atoms, taken together"
     return (
-        f"relabelling {what} changes the log joint by {change:.3g} nats (float64 rounding allows {tolerance:.1e}). "
+        f"relabeling {what} changes the log joint by {change:.3g} nats (float64 rounding allows {tolerance:.1e}). "
         "Either the axes named are not interchangeable, or a site that carries the same units is missing."
     )

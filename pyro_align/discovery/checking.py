@@ -1,4 +1,4 @@
-"""A rule tested alone: the operation must commute with every relabelling that its rule claims."""
+"""A rule tested alone: the operation must commute with every relabeling that its rule claims."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pyro_align.discovery.infer import AxisTensor, Inference
 from pyro_align.discovery.terms import _instantiate, resolve
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
-TOLERANCE = 1e-9  # relative; sums over relabelled axes are rounded in another order
+TOLERANCE = 1e-9  # relative; sums over relabeled axes are rounded in another order
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class RuleCheck:
 
     Attributes:
         operation: The operator's name.
-        symmetry: Its claim: the tensors ``input0``, ``input1``, ... and ``output0``, ... as sites, so that relabelling
+        symmetry: Its claim: the tensors ``input0``, ``input1``, ... and ``output0``, ... as sites, so that relabeling
             the inputs relabels the outputs. Along an atom that outputs alone carry, they are constant.
         opaque: Whether there is no rule, or the rule does not cover this call: then everything keeps its order.
         error: Largest difference found, relative to the output's size; float64 rounding.
@@ -49,20 +49,20 @@ def check_rule(
     seed: int = 0,
     **kwargs: Any,
 ) -> RuleCheck:
-    """Tests the rule of an operator: relabels its inputs at random, runs it, and compares with the output relabelled.
+    """Tests the rule of an operator: relabels its inputs at random, runs it, and compares with the output relabeled.
 
     The operation runs alone, in float64. Give it inputs without special structure (random ones), and call this for
-    several shapes: widths of one, equal neighbouring sizes, sizes that divide each other.
+    several shapes: widths of one, equal neighboring sizes, sizes that divide each other.
 
     Args:
         operation: The operator: ``torch.ops.mylib.f``, an overload such as ``torch.ops.aten.mm.default``, or what
             ``torch.library.custom_op`` returned.
         args: Its arguments. One tensor given twice is one input.
         constants: Which of the tensors among the arguments, counted from 0, are constants of the model (an index, a
-            mask): they stay as they are, and a rule may look at their values. The others are relabelled.
+            mask): they stay as they are, and a rule may look at their values. The others are relabeled.
         outputs: Which of several outputs the model uses, counted from 0; all by default.
-        trials: Random relabellings to try.
-        seed: Seed of the relabellings.
+        trials: Random relabelings to try.
+        seed: Seed of the relabelings.
         kwargs: Its keyword arguments.
 
     Returns:
@@ -158,7 +158,7 @@ class _Alone:
         """
         inference = _Unfinished(self.traced)
         found = {f"output{k}": axes for k, axes in zip(self.used, inference.outputs, strict=True) if axes is not None}
-        # a uniform axis of an output claims that any relabelling leaves it alone: an atom that only the output has
+        # a uniform axis of an output claims that any relabeling leaves it alone: an atom that only the output has
         outputs = {name: [resolve(_instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
         sites = {**inference.sites, **outputs}
         tensors = [*inference.tensors, *outputs.values()]
@@ -175,7 +175,7 @@ class _Alone:
         return groups, bool(inference.opaque)
 
     def difference(self, before: Mapping[str, Tensor], permutation: Permutation) -> float:
-        """How far the outputs of the relabelled inputs are from the relabelled outputs, relative to their size."""
+        """How far the outputs of the relabeled inputs are from the relabeled outputs, relative to their size."""
         after = self.run({name: permutation.apply_site(name, value) for name, value in self.values.items()})
         return max((_distance(after[name], permutation.apply_site(name, t)) for name, t in before.items()), default=0.0)
 
@@ -189,7 +189,7 @@ class _Alone:
         places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.values.items())
         return (
-            f"the rule of {self.operation} claims too much for {shapes}: relabelling "
+            f"the rule of {self.operation} claims too much for {shapes}: relabeling "
             f"{f'atom {places}' if guilty else 'its atoms, taken together,'} changes the output by {change:.2g} of its "
             f"size. Its claim:\n{symmetry}"
         )

@@ -13,8 +13,8 @@ from pyro_align.discovery.terms import ONE, Term, Uniform, Var, concat
 def constant_axes(value: Tensor) -> list[Term]:
     """One term per axis of a constant.
 
-    An axis is uniform where all its slices are equal, a concatenation of runs where neighbours are equal, fixed
-    otherwise. Two axes along which the tensor is ``a I + b 11'`` may be relabelled together, and share a variable.
+    An axis is uniform where all its slices are equal, a concatenation of runs where neighbors are equal, fixed
+    otherwise. Two axes along which the tensor is ``a I + b 11'`` may be relabeled together, and share a variable.
     """
     axes = [_runs(value, axis) for axis in range(value.dim())]
     varying = [i for i, t in enumerate(axes) if not isinstance(t, Uniform)]

@@ -78,7 +78,7 @@ def _single_slice(node: Node) -> tuple[Node, int, int] | None:
 
 
 def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
-    """``(source, dim, start, stop)`` of a node that takes neighbouring indices of an axis, but not all."""
+    """``(source, dim, start, stop)`` of a node that takes neighboring indices of an axis, but not all."""
     if node.op != "call_function" or (source := _first(node)) is None:
         return None
     if node.target is operator.getitem and getattr(source, "target", None) in SPLITS:
@@ -232,7 +232,7 @@ class _Hoist:
         return self.call(aten.slice.Tensor, inner, axis, start * each, stop * each)
 
     def narrow(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
-        """Neighbouring indices of an axis, taken where a view made the axis."""
+        """Neighboring indices of an axis, taken where a view made the axis."""
         if source.op != "call_function" or _shape(source) is None:
             return None
         target, args = source.target, source.args

@@ -1,6 +1,6 @@
 """Which atoms are nested in which: the wreath products.
 
-An atom may be relabelled anew for each index of another one if every tensor in which it appears, those met on the way
+An atom may be relabeled anew for each index of another one if every tensor in which it appears, those met on the way
 through an operation included, tells that index exactly once for each of its entries. A contraction witnesses the full
 product of its operands, a softmax the tensor without its axis, so one test per tensor covers every operation.
 """

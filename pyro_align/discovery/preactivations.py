@@ -19,7 +19,7 @@ from pyro_align.discovery.assemble import name_atoms, write_axes
 from pyro_align.discovery.infer import AxisTensor, Inference
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 Moments = tuple[Tensor, Tensor]
 

@@ -1,8 +1,8 @@
 """Axis terms under inference: union-find with structure.
 
 While a graph is read, an axis is a :class:`Var` (a set of indices about which nothing is known yet), a :class:`Prod`
-(row-major), a :class:`Cat`, or :class:`Uniform`: an axis along which the tensor does not vary, so that any relabelling
-leaves it alone (an expanded scalar, a constant of equal entries). Merging two terms says that they must be relabelled
+(row-major), a :class:`Cat`, or :class:`Uniform`: an axis along which the tensor does not vary, so that any relabeling
+leaves it alone (an expanded scalar, a constant of equal entries). Merging two terms says that they must be relabeled
 alike; a variable merged with a structure takes that structure; structures that do not fit together are fixed, which is
 always sound.
 """
@@ -86,7 +86,7 @@ def product(factors: Sequence[Term]) -> Term:
 def concat(terms: Sequence[Term]) -> Term:
     """The normal form of a concatenation: flat, without empty terms.
 
-    Neighbouring uniform terms stay apart: each is constant along itself, but not with the same value.
+    Neighboring uniform terms stay apart: each is constant along itself, but not with the same value.
     """
     flat: list[Term] = []
     for term in map(resolve, terms):
@@ -151,9 +151,9 @@ def is_fixed(term: Term) -> bool:
 
 
 def merge(a: Term, b: Term) -> Term:
-    """Says that two axes are relabelled alike; returns what both now are.
+    """Says that two axes are relabeled alike; returns what both now are.
 
-    A uniform axis goes along with any relabelling, so it says nothing about its partner.
+    A uniform axis goes along with any relabeling, so it says nothing about its partner.
     """
     a, b = resolve(a), resolve(b)
     if a is b:
@@ -326,7 +326,7 @@ def _merge_prods(a: Term, b: Term) -> Term | None:
         swap = n > m
         if swap:
             x, y, n, m = y, x, m, n
-        parts = _factorise(y, n)
+        parts = _factorize(y, n)
         if parts is None:
             return None
         merged.append(merge(x, parts[0]))
@@ -338,7 +338,7 @@ def _factors(term: Term) -> tuple[Term, ...]:
     return term.factors if isinstance(term, Prod) else (term,)
 
 
-def _factorise(term: Term, lead: int) -> tuple[Term, Term] | None:
+def _factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
     """Splits one factor into ``lead`` x the rest."""
     n = size_of(term)
     if n % lead:
@@ -393,7 +393,7 @@ def _take(queue: list[Term], want: int) -> tuple[list[Term], bool]:
         need = want // have
         divides = want % have == 0
         if divides and n > need:
-            parts = _factorise(term, need)
+            parts = _factorize(term, need)
             if parts is not None:
                 queue[:0] = parts
                 continue

@@ -17,11 +17,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from pyro_align._effects import untouched
-from pyro_align.density import Density
 from pyro_align.discovery.concrete import ConcreteData, is_library
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
+from pyro_align.model.density import Density
+from pyro_align.model.effects.guards import untouched
 
 _ADVICE = (
     "If the model cannot be written without it, write the symmetry by hand with "
@@ -100,7 +100,7 @@ def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Floating-point buffers that ``state_dict`` saves, by name.
 
     One that it does not save (rotary frequencies, a table of sines) is built anew by every module of the class: a
-    relabelled copy of it would be lost on the way through a checkpoint, so it is a constant of the architecture.
+    relabeled copy of it would be lost on the way through a checkpoint, so it is a constant of the architecture.
     """
     unsaved = {
         f"{prefix}.{name}" if prefix else name

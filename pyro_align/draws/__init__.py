@@ -1,4 +1,4 @@
-"""Draws and ensembles relabelled one by one, so that their summaries and diagnostics mean something."""
+"""Draws and ensembles relabeled one by one, so that their summaries and diagnostics mean something."""
 
 from pyro_align.draws.align import align_draws
 from pyro_align.draws.diagnostics import Modes

@@ -8,14 +8,14 @@ from typing import Any
 
 from pyro_align.draws.batched import restricted
 from pyro_align.draws.coordinates import coordinates
-from pyro_align.draws.density import DrawDensity
 from pyro_align.draws.methods import BY_ALLOCATION
 from pyro_align.draws.reference import choose_pivot
 from pyro_align.draws.result import AlignedDraws, nonfinite
 from pyro_align.draws.sources import Source, read_draws
 from pyro_align.draws.task import Options, Task
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry import Symmetry
+from pyro_align.model.draws import DrawDensity
+from pyro_align.symmetry.group import Symmetry
 
 
 def align_draws(
@@ -49,11 +49,11 @@ def align_draws(
             these, read a slice at a time; or a list of guides or of state dicts (one chain).
         symmetry: The model's symmetry, found or written by hand. Sites that it does not name are left alone.
         method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
-            the reference by the mean of the relabelled draws and starts again until nothing changes. ``"stephens"``,
+            the reference by the mean of the relabeled draws and starts again until nothing changes. ``"stephens"``,
             ``"ecr"``, ``"ecr_iterative_1"`` and ``"ecr_iterative_2"`` compare allocations of the data to components
             (Stephens 2000; Papastamoulis & Iliopoulos 2010). ``"ordering"`` sorts the units by ``order_by``: for
             comparison, as it breaks where the values of two units overlap.
-        level: ``"draw"``, or ``"chain"`` for one relabelling per chain, where labels do not switch within chains.
+        level: ``"draw"``, or ``"chain"`` for one relabeling per chain, where labels do not switch within chains.
         reference: The pivot: ``"map"`` (the draw of highest log joint; the default where the model is known),
             ``"medoid"`` (the draw nearest to the mean after a first alignment; the default elsewhere), a pair
             ``(chain, draw)``, or constrained values site -> ``site_shape``.
@@ -66,19 +66,19 @@ def align_draws(
             in unconstrained coordinates.
         allocations: For the methods that compare allocations: probabilities ``(chain, draw, data, components)``, or
             integer labels ``(chain, draw, data)``. By default they are computed from the model by enumeration.
-        allocation_site: The discrete site (or marginalised mixture site) they belong to; by default all.
+        allocation_site: The discrete site (or marginalized mixture site) they belong to; by default all.
         atom: The atom whose units are the components, or are ordered; may be left out where there is one.
         order_by: For ``"ordering"``: the site to order by.
-        restarts: Further searches per draw from random relabellings, where one assignment does not settle a draw.
+        restarts: Further searches per draw from random relabelings, where one assignment does not settle a draw.
         max_iterations: Passes over the draws after which to stop.
-        certify: Whether to check, where the model is known, that every relabelled draw has the log joint and the log
+        certify: Whether to check, where the model is known, that every relabeled draw has the log joint and the log
             likelihood that it had before.
         seed: Seed of the matcher.
 
     Raises:
         TypeError: The draws are of no kind that can be read.
         ValueError: Chains or sites disagree in shape, no draw is finite, or an option is out of range.
-        SymmetryError: The symmetry does not fit the draws, or relabelling by it changes the model's log joint.
+        SymmetryError: The symmetry does not fit the draws, or relabeling by it changes the model's log joint.
         TraceError: The model given does not fit the draws.
 
     Example:

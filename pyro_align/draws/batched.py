@@ -1,6 +1,6 @@
 """One assignment per draw, for all draws at once.
 
-The draw is treated as one more axis of every site: a fixed atom in which all free atoms are nested, hence relabelled
+The draw is treated as one more axis of every site: a fixed atom in which all free atoms are nested, hence relabeled
 anew for each of its indices. What :mod:`pyro_align.matching` does for nested atoms, one batched product per gain
 matrix, then does it for draws.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_align.axes import Atom, map_atoms
 from pyro_align.matching import elements, match
 from pyro_align.matching.blocks import site_blocks
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 DRAW = "(draw)"
 SMALL_GROUP = 120  # groups up to this order are searched exhaustively where one assignment is not the answer
@@ -26,13 +26,13 @@ Features = Mapping[str, Sequence[Tensor]]
 
 
 def restricted(symmetry: Symmetry) -> Symmetry:
-    """The symmetry without the sites that no relabelling changes."""
+    """The symmetry without the sites that no relabeling changes."""
     carrying = {site for places in symmetry.carriers.values() for site, _ in places}
     return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in carrying})
 
 
 def per_unit(symmetry: Symmetry, units: int) -> Symmetry:
-    """The symmetry of a stack ``(units, *site_shape)`` whose members are relabelled one by one.
+    """The symmetry of a stack ``(units, *site_shape)`` whose members are relabeled one by one.
 
     Example:
         >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
@@ -48,7 +48,7 @@ def per_unit(symmetry: Symmetry, units: int) -> Symmetry:
 
 
 def is_linear(symmetry: Symmetry) -> bool:
-    """Whether one assignment finds the best relabelling: a single atom that stands at most once in every block."""
+    """Whether one assignment finds the best relabeling: a single atom that stands at most once in every block."""
     if len(symmetry.atoms) != 1:
         return False
     (name,) = symmetry.atoms
@@ -58,12 +58,12 @@ def is_linear(symmetry: Symmetry) -> bool:
 
 @dataclass(frozen=True)
 class UnitMatcher:
-    """Finds, for every member of a stack, the relabelling that makes it most like a reference.
+    """Finds, for every member of a stack, the relabeling that makes it most like a reference.
 
     Attributes:
         symmetry: The group of one member, with known sizes and without idle sites.
         odd: Which features change sign with signed units: one bool per feature.
-        restarts: Searches from random relabellings beside the one from the anchored start.
+        restarts: Searches from random relabelings beside the one from the anchored start.
         seed: Seed of the order of sweeps and of the restarts.
     """
 
@@ -80,12 +80,12 @@ class UnitMatcher:
         return self._stacks[units]
 
     def __call__(self, fixed: Features, moving: Features, init: Permutation | None = None) -> Permutation:
-        """The best relabelling found for each member, never worse than ``init`` or the identity.
+        """The best relabeling found for each member, never worse than ``init`` or the identity.
 
         Args:
             fixed: Site -> features of the reference, ``site_shape`` each.
             moving: Site -> as many features of the members, ``(units, *site_shape)`` each.
-            init: A relabelling of the stack to improve on.
+            init: A relabeling of the stack to improve on.
         """
         units = next(iter(moving.values()))[0].shape[0]
         stack = self.stack(units)
@@ -143,7 +143,7 @@ def unit_objective(p: Permutation, fixed: Features, moving: Features, odd: Seque
 
 
 def everywhere(stack: Symmetry, element: Permutation) -> Permutation:
-    """One relabelling for all members."""
+    """One relabeling for all members."""
     units = stack.outer_shape(next(iter(stack.atoms)))[0]
     return stack.permutation(
         {k: v.expand(units, *v.shape) for k, v in element.indices.items()},

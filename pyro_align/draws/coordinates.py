@@ -1,7 +1,7 @@
-"""Coordinates in which draws are compared: unconstrained ones, as long as they commute with relabelling.
+"""Coordinates in which draws are compared: unconstrained ones, as long as they commute with relabeling.
 
-Elementwise bijections (the log of a scale, the logit of a probability) commute with any relabelling. The bijection of
-the simplex (stick-breaking) does not; centred log-ratios do, and span the same space (Aitchison 1982). What is left
+Elementwise bijections (the log of a scale, the logit of a probability) commute with any relabeling. The bijection of
+the simplex (stick-breaking) does not; centered log-ratios do, and span the same space (Aitchison 1982). What is left
 (Cholesky factors, ordered vectors) is compared as it is.
 """
 
@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import IndependentTransform
 
 from pyro_align.axes import leaves
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 Coordinate = Callable[[Tensor], Tensor]
 
@@ -50,7 +50,7 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
     if base is constraints.real:
         return _identity
     if base is constraints.simplex:
-        return _centred_log_ratio
+        return _centered_log_ratio
     try:
         transform = biject_to(base)
     except NotImplementedError:  # discrete supports
@@ -83,7 +83,7 @@ def _identity(value: Tensor) -> Tensor:
     return value
 
 
-def _centred_log_ratio(value: Tensor) -> Tensor:
+def _centered_log_ratio(value: Tensor) -> Tensor:
     logs = value.clamp_min(torch.finfo(value.dtype).tiny).log()
     return logs - logs.mean(-1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""R-hat and effective sample sizes, by ArviZ, and the number of modes that are left after relabelling."""
+"""R-hat and effective sample sizes, by ArviZ, and the number of modes that are left after relabeling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMOOTH = 200  # draws by which the bandwidth is set: draws of a chain are not i
 
 
 def rhat_and_ess(values: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """The largest rank-normalised split R-hat and the smallest bulk ESS among each site's entries.
+    """The largest rank-normalized split R-hat and the smallest bulk ESS among each site's entries.
 
     Args:
         values: Site -> ``(chain, draw, *site_shape)``. Entries that never move are left out.
@@ -51,7 +51,7 @@ class Modes:
 
     Attributes:
         weights: Share of the draws in each, largest first.
-        centres: Mean of each, site -> array of the site's shape, in the coordinates that were compared.
+        centers: Mean of each, site -> array of the site's shape, in the coordinates that were compared.
         labels: Which mode each draw is in, ``(chain, draw)``; -1 where it was not looked at.
 
     Example:
@@ -63,7 +63,7 @@ class Modes:
     """
 
     weights: tuple[float, ...]
-    centres: tuple[Mapping[str, np.ndarray], ...]
+    centers: tuple[Mapping[str, np.ndarray], ...]
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -112,13 +112,13 @@ def _best_cut(rows: np.ndarray, valley: float, least: int) -> np.ndarray | None:
 
 
 def _principal_scores(rows: np.ndarray) -> Sequence[np.ndarray]:
-    centred = rows - rows.mean(0)
-    gram = centred @ centred.T if len(rows) <= rows.shape[1] else centred.T @ centred
+    centered = rows - rows.mean(0)
+    gram = centered @ centered.T if len(rows) <= rows.shape[1] else centered.T @ centered
     values, vectors = np.linalg.eigh(gram)
     keep = [k for k in np.argsort(values)[::-1][:_DIRECTIONS] if values[k] > 1e-12 * max(values[-1], 1e-300)]
     if len(rows) <= rows.shape[1]:
         return [vectors[:, k] * np.sqrt(values[k]) for k in keep]
-    return [centred @ vectors[:, k] for k in keep]
+    return [centered @ vectors[:, k] for k in keep]
 
 
 def _valley(scores: np.ndarray, least: int) -> tuple[float, float] | None:

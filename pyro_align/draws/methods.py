@@ -1,4 +1,4 @@
-"""Relabelling methods: each alternates between assigning units to a reference and renewing the reference.
+"""Relabeling methods: each alternates between assigning units to a reference and renewing the reference.
 
 They differ in what is compared (coordinates of the draws, or allocations of the data) and in how the reference is made
 (kept, or averaged). Every one of them is a linear objective per unit, so all share one matcher.
@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from pyro_align.draws.batched import UnitMatcher
 from pyro_align.draws.units import Features, Labels, Sums, Units, assign_all
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 METHODS = ("pivot", "barycenter", "stephens", "ecr", "ecr_iterative_1", "ecr_iterative_2", "ordering")
 BY_ALLOCATION = ("stephens", "ecr", "ecr_iterative_1", "ecr_iterative_2")
@@ -29,7 +29,7 @@ class Outcome:
     """How a method ended.
 
     Attributes:
-        labels: The relabelling of every unit.
+        labels: The relabeling of every unit.
         reference: Site -> what the units were assigned to, ``site_shape``.
         iterations: Passes over the draws.
         converged: Whether the last pass changed nothing.
@@ -50,73 +50,73 @@ def by_values(
     weights: str | Mapping[str, float],
     max_iterations: int,
 ) -> Outcome:
-    """Pivotal reordering (Marin, Mengersen & Robert 2005) and its iteration to a barycentre.
+    """Pivotal reordering (Marin, Mengersen & Robert 2005) and its iteration to a barycenter.
 
-    Minimises the squared distance of each unit to the reference, site by site over the site's variance where weights
+    Minimizes the squared distance of each unit to the reference, site by site over the site's variance where weights
     are ``"pooled"``, element by element where ``"diagonal"``: then it is the maximum of the likelihood of independent
-    normals over relabellings (Stephens 1997; the data-based and iterative methods of Papastamoulis 2016 are of this
+    normals over relabelings (Stephens 1997; the data-based and iterative methods of Papastamoulis 2016 are of this
     kind).
 
     Args:
-        units: What is relabelled; with ``weights="diagonal"`` the second feature is the square of the first.
-        matcher: Finds one unit's relabelling.
+        units: What is relabeled; with ``weights="diagonal"`` the second feature is the square of the first.
+        matcher: Finds one unit's relabeling.
         start: Features of the first reference.
-        averaged: Whether the reference becomes the mean of the relabelled units.
+        averaged: Whether the reference becomes the mean of the relabeled units.
         weights: ``"equal"``, ``"pooled"``, ``"diagonal"``, or site -> weight.
         max_iterations: Passes after which to stop.
     """
     labels = Labels.identity(units.symmetry, units.count)
-    centre = {k: tuple(f.double() for f in v) for k, v in start.items()}
-    fixed = _weighted(centre, dict.fromkeys(centre, 1.0) if isinstance(weights, str) else weights, weights)
+    center = {k: tuple(f.double() for f in v) for k, v in start.items()}
+    fixed = _weighted(center, dict.fromkeys(center, 1.0) if isinstance(weights, str) else weights, weights)
     estimated = weights in ("pooled", "diagonal")
     for iteration in range(1, max_iterations + 1):
         sums = assign_all(units, matcher, fixed, labels)
         if (sums.changed == 0 and iteration > 1) or not (averaged or estimated):
-            return Outcome(labels, _first(centre), iteration, True)
+            return Outcome(labels, _first(center), iteration, True)
         if averaged:
-            centre = sums.mean
-        fixed = _renewed(centre, sums, weights)
-    return Outcome(labels, _first(centre), max_iterations, False)
+            center = sums.mean
+        fixed = _renewed(center, sums, weights)
+    return Outcome(labels, _first(center), max_iterations, False)
 
 
-def _renewed(centre: Features, sums: Sums, weights: str | Mapping[str, float]) -> Features:
+def _renewed(center: Features, sums: Sums, weights: str | Mapping[str, float]) -> Features:
     if weights == "pooled":
-        return _weighted(centre, {k: 1.0 / v for k, v in _pooled(centre, sums).items()}, weights)
+        return _weighted(center, {k: 1.0 / v for k, v in _pooled(center, sums).items()}, weights)
     if weights == "diagonal":
         fixed = {}
-        pooled = _pooled(centre, sums)
-        for k, (m, *_) in centre.items():
+        pooled = _pooled(center, sums)
+        for k, (m, *_) in center.items():
             first, second = sums.mean[k]
             variance = (second - 2 * m * first + m.square()).clamp_min(1e-2 * pooled[k])
             fixed[k] = (m / variance, -0.5 / variance)
         return fixed
-    return _weighted(centre, dict.fromkeys(centre, 1.0) if weights == "equal" else weights, weights)
+    return _weighted(center, dict.fromkeys(center, 1.0) if weights == "equal" else weights, weights)
 
 
 def _first(features: Features) -> dict[str, Tensor]:
     return {k: v[0] for k, v in features.items()}
 
 
-def _weighted(centre: Features, weight: Mapping[str, float], kind: str | Mapping[str, float]) -> Features:
-    fixed = {k: tuple(f * weight.get(k, 1.0) for f in v) for k, v in centre.items()}
+def _weighted(center: Features, weight: Mapping[str, float], kind: str | Mapping[str, float]) -> Features:
+    fixed = {k: tuple(f * weight.get(k, 1.0) for f in v) for k, v in center.items()}
     if kind == "diagonal":  # until variances are known the squares do not count
         fixed = {k: (v[0], torch.zeros_like(v[1])) for k, v in fixed.items()}
     return fixed
 
 
-def _pooled(centre: Features, sums: Sums) -> dict[str, float]:
-    """Mean squared distance of a relabelled element to the reference, by site."""
+def _pooled(center: Features, sums: Sums) -> dict[str, float]:
+    """Mean squared distance of a relabeled element to the reference, by site."""
     out = {}
-    for k, (m, *_) in centre.items():
+    for k, (m, *_) in center.items():
         value = sums.square[k] - 2 * float((m * sums.mean[k][0]).mean()) + float(m.square().mean())
         out[k] = max(value, 1e-12 * (1.0 + sums.square[k]))
     return out
 
 
 def by_allocations(units: Units, matcher: UnitMatcher, method: str, pivot: Features, *, max_iterations: int) -> Outcome:
-    """Relabelling from allocations. One site, ``(data, components)``, stands for the model's.
+    """Relabeling from allocations. One site, ``(data, components)``, stands for the model's.
 
-    ``"stephens"`` minimises the Kullback-Leibler divergence from each draw's allocation probabilities to their mean
+    ``"stephens"`` minimizes the Kullback-Leibler divergence from each draw's allocation probabilities to their mean
     (Stephens 2000, algorithm 2). The equivalence classes representatives (Papastamoulis & Iliopoulos 2010) agree with a
     pivot's allocations in as many data as possible: ``"ecr"`` keeps the pivot, ``"ecr_iterative_1"`` renews it by the
     most frequent allocations, ``"ecr_iterative_2"`` by the largest mean probability.
@@ -124,7 +124,7 @@ def by_allocations(units: Units, matcher: UnitMatcher, method: str, pivot: Featu
     Args:
         units: Features are the probabilities for ``"stephens"``, the allocations as indicators for ``"ecr"`` and
             ``"ecr_iterative_1"``, both for ``"ecr_iterative_2"``.
-        matcher: Finds one unit's relabelling.
+        matcher: Finds one unit's relabeling.
         method: One of the four.
         pivot: Features of the pivot.
         max_iterations: Passes after which to stop.
@@ -141,8 +141,8 @@ def by_allocations(units: Units, matcher: UnitMatcher, method: str, pivot: Featu
 
 
 def _reference(method: str, mean: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The reference that mean features make, and what relabelled features are multiplied with."""
-    if method == "stephens":  # sum_ik p log(p / q): only - sum p log q depends on the relabelling
+    """The reference that mean features make, and what relabeled features are multiplied with."""
+    if method == "stephens":  # sum_ik p log(p / q): only - sum p log q depends on the relabeling
         return mean[0], (mean[0].clamp_min(_FLOOR).log(),)
     hard = one_hot(mean[-1].argmax(-1), mean[-1].shape[-1]).to(mean[0].dtype)
     return hard, (hard, torch.zeros_like(mean[1])) if len(mean) > 1 else (hard,)

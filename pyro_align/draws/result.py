@@ -19,17 +19,17 @@ from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
 from pyro_align.draws.units import Labels
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 _SLICE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Invariance:
-    """The numerical proof that relabelling left the model's densities alone.
+    """The numerical proof that relabeling left the model's densities alone.
 
     Attributes:
-        draws: Number of relabelled draws that were checked.
+        draws: Number of relabeled draws that were checked.
         error: Largest change of their log joint, their log likelihood, or the sum over data of log likelihoods with
             random weights, which tells whether each datum's has changed. In nats.
         tolerance: Smallest change that would have been refused, in nats.
@@ -41,28 +41,28 @@ class Invariance:
 
     def __str__(self) -> str:
         return (
-            f"log joint and log likelihood of {self.draws} relabelled draws changed by at most {self.error:.1e} nats "
+            f"log joint and log likelihood of {self.draws} relabeled draws changed by at most {self.error:.1e} nats "
             f"(rounding allows {self.tolerance:.1e})"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class AlignedDraws:
-    """Draws relabelled one by one (or chain by chain).
+    """Draws relabeled one by one (or chain by chain).
 
     Attributes:
         symmetry: The group.
-        method: How they were relabelled.
+        method: How they were relabeled.
         level: ``"draw"`` or ``"chain"``.
         permutations: Atom -> index tensor ``(chain, draw, *outer sizes, size)`` of a small integer type: new -> old.
         signs: Signed atom -> +-1, same shape.
         reference: Site -> what the draws were brought near to, ``site_shape``, in the coordinates compared (logs of
-            positive sites, centred log-ratios of simplices); allocations ``(data, components)`` for methods that use
+            positive sites, centered log-ratios of simplices); allocations ``(data, components)`` for methods that use
             them; empty for ``"ordering"``.
         reference_draw: ``(chain, draw)`` of the pivot, or None where it is not a draw.
         flagged: ``(chain, draw)`` bool: draws that are divergent, or hold NaN or infinities. They are kept, are not
             used as reference, and non-finite ones keep their labels.
-        log_joint: ``(chain, draw)`` nats before relabelling, or None where no model was given.
+        log_joint: ``(chain, draw)`` nats before relabeling, or None where no model was given.
         invariance: The check that it is the same afterwards, or None where no model was given.
         iterations: Passes over the draws.
         converged: Whether the last pass changed nothing.
@@ -99,7 +99,7 @@ class AlignedDraws:
 
     @cached_property
     def draws(self) -> dict[str, Any]:
-        """Site -> relabelled draws ``(chain, draw, *site_shape)``: tensors where tensors were given, else arrays."""
+        """Site -> relabeled draws ``(chain, draw, *site_shape)``: tensors where tensors were given, else arrays."""
         return {name: self._moved(name) for name in self.source.arrays}
 
     def site(self, name: str) -> Any:
@@ -134,7 +134,7 @@ class AlignedDraws:
         return {k: p.apply_site(k, v) for k, v in values.items()}
 
     def permutation(self, chain: int, draw: int) -> Permutation:
-        """The relabelling of one draw."""
+        """The relabeling of one draw."""
         return self.symmetry.permutation(
             {k: v[chain, draw].long() for k, v in self.permutations.items()},
             {k: v[chain, draw] for k, v in self.signs.items()},
@@ -155,14 +155,14 @@ class AlignedDraws:
 
     @cached_property
     def guides(self) -> list:
-        """The relabelled guides of an ensemble of guides."""
+        """The relabeled guides of an ensemble of guides."""
         if self.source.members is None:
             raise TypeError("these draws are not an ensemble of guides; use .draws")
         return [q.permute(self.permutation(0, k)).to_guide() for k, q in enumerate(self.source.members)]
 
     @cached_property
     def state_dicts(self) -> list[dict[str, Tensor]]:
-        """The relabelled state dicts of an ensemble of networks."""
+        """The relabeled state dicts of an ensemble of networks."""
         return [{k: as_tensor(v[0, m]) for k, v in self.draws.items()} for m in range(self.source.shape[1])]
 
     # -- what happened ---------------------------------------------------------------------------------------------
@@ -171,12 +171,12 @@ class AlignedDraws:
     def transpositions(self) -> dict[str, np.ndarray]:
         """Atom -> least number of swaps between a draw's labels and the reference's, ``(chain, draw, *outer sizes)``.
 
-        Size less number of cycles: the count by which Xiao et al. (2023) tell how far apart two samples are labelled.
+        Size less number of cycles: the count by which Xiao et al. (2023) tell how far apart two samples are labeled.
         """
         return {k: transpositions(v).numpy() for k, v in self.permutations.items()}
 
     @cached_property
-    def relabelled(self) -> np.ndarray:
+    def relabeled(self) -> np.ndarray:
         """Which draws changed, ``(chain, draw)`` bool."""
         moved = np.zeros(self.source.shape, bool)
         for v in self.transpositions.values():
@@ -187,7 +187,7 @@ class AlignedDraws:
 
     @property
     def entropy_correction(self) -> float:
-        """Log of the number of relabellings, in nats.
+        """Log of the number of relabelings, in nats.
 
         The entropy of a posterior that is symmetric exceeds that of one of its copies by this much, if the copies do
         not overlap; so does its log evidence that of a unimodal approximation, whose ELBO this may be added to.
@@ -195,7 +195,7 @@ class AlignedDraws:
         return self.symmetry.log_order
 
     def modes(self, *, valley: float = 0.5, smallest: float = 0.02) -> Modes:
-        """The modes that are left: groups of relabelled draws between which few draws lie.
+        """The modes that are left: groups of relabeled draws between which few draws lie.
 
         The draws are cut in two wherever their density, along one of their principal directions, falls below
         ``valley`` times that of the lower of the two peaks beside it, then each part again.
@@ -234,7 +234,7 @@ class AlignedDraws:
         """Convergence before and after, as a ``pandas.DataFrame``: one row per site and one for all.
 
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
-        of ``relabelled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
+        of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
         the number of ``modes`` left and of draws ``flagged``. Non-finite draws are left out of R-hat and ESS. One site
         is held in memory at a time.
 
@@ -246,8 +246,8 @@ class AlignedDraws:
     def __str__(self) -> str:
         chains, draws = self.source.shape
         lines = [
-            f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabelled.sum())} "
-            f"relabelled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
+            f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabeled.sum())} "
+            f"relabeled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
             + ("converged" if self.converged else "not converged: raise max_iterations"),
         ]
         return "\n".join([*lines, str(self.invariance)] if self.invariance else lines)
@@ -255,11 +255,11 @@ class AlignedDraws:
     # -- ArviZ -----------------------------------------------------------------------------------------------------
 
     def to_arviz(self):
-        """The relabelled draws as an ArviZ object.
+        """The relabeled draws as an ArviZ object.
 
         From ``InferenceData`` or ``DataTree``: the same object with another posterior group; all other groups, dims,
         coordinates and attributes are those of the input (``posterior_predictive`` and ``log_likelihood`` do not
-        change under relabelling). Otherwise a new one, with ``diverging`` and ``relabelled`` in ``sample_stats``.
+        change under relabeling). Otherwise a new one, with ``diverging`` and ``relabeled`` in ``sample_stats``.
 
         Returns:
             What was given, where that was an ArviZ object or an ``xarray.Dataset``; else ``arviz.InferenceData`` on
@@ -270,7 +270,7 @@ class AlignedDraws:
     def to_zarr(self, path: str | os.PathLike) -> None:
         """Writes what :meth:`to_arviz` returns to a Zarr store, slice by slice: the draws are never all in memory.
 
-        For draws that were given as a path, or opened lazily: every group is copied, the posterior relabelled.
+        For draws that were given as a path, or opened lazily: every group is copied, the posterior relabeled.
         ``xarray.open_datatree(path, engine="zarr")`` reads it, as does :func:`align_draws`.
 
         Args:

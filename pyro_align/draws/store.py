@@ -1,4 +1,4 @@
-"""Relabelled draws written to a Zarr store, a slice at a time: they need not fit into memory.
+"""Relabeled draws written to a Zarr store, a slice at a time: they need not fit into memory.
 
 Zarr is imported by xarray, here and where draws are opened, and nowhere else.
 """
@@ -66,7 +66,7 @@ def sample_stats(aligned: AlignedDraws) -> xr.Dataset:
     """What is known of each draw beside its values."""
     stats = {
         "diverging": (("chain", "draw"), aligned.source.divergent),
-        "relabelled": (("chain", "draw"), aligned.relabelled),
+        "relabeled": (("chain", "draw"), aligned.relabeled),
     }
     if aligned.log_joint is not None:
         stats["lp"] = (("chain", "draw"), aligned.log_joint)
@@ -88,7 +88,7 @@ def plain_part(source: Source, start: int, stop: int) -> xr.Dataset:
 
 
 def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None) -> Iterator[xr.Dataset]:
-    """The group in slices of draws, its sites relabelled if it is the posterior."""
+    """The group in slices of draws, its sites relabeled if it is the posterior."""
     if dataset is None:
         draws, numel = aligned.source.shape[1], sum(int(np.prod(s)) for s in aligned.source.shapes.values())
         numel *= aligned.source.shape[0]
@@ -103,7 +103,7 @@ def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None)
         else:
             part = (dataset.isel(draw=slice(start, stop)) if draws else dataset).copy().load()
         if group in (None, "posterior"):
-            part = relabelled_part(aligned, part, start, stop)
+            part = relabeled_part(aligned, part, start, stop)
         for variable in part.variables.values():
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in _OF_THE_OLD_STORE}
             if "draw" in variable.dims:  # later slices are added along draws, whole chunks at a time
@@ -112,8 +112,8 @@ def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None)
         yield part
 
 
-def relabelled_part(aligned: AlignedDraws, part: xr.Dataset, start: int, stop: int) -> xr.Dataset:
-    """Draws ``start`` to ``stop`` of the posterior, in memory, relabelled."""
+def relabeled_part(aligned: AlignedDraws, part: xr.Dataset, start: int, stop: int) -> xr.Dataset:
+    """Draws ``start`` to ``stop`` of the posterior, in memory, relabeled."""
     changed = {}
     for site in aligned.symmetry.sites:
         given = part[site].transpose("chain", "draw", ...)

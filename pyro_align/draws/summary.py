@@ -12,7 +12,7 @@ import xarray as xr
 from pyro_align.draws.diagnostics import rhat_and_ess
 from pyro_align.draws.sources import as_tensor
 from pyro_align.draws.store import plain_part, sample_stats
-from pyro_align.report import assemble
+from pyro_align.reporting.arviz import assemble
 
 if TYPE_CHECKING:
     from pyro_align.draws.result import AlignedDraws
@@ -29,14 +29,14 @@ def report(aligned: AlignedDraws, *, modes: bool):
             after = rhat_and_ess({site: as_tensor(aligned.site(site)).numpy()[:, keep]})[site]
         rows[site] = {
             **_figures(before, after),
-            "relabelled": int(_moved_by(aligned, atoms).sum()),
+            "relabeled": int(_moved_by(aligned, atoms).sum()),
             "transpositions": float(
                 sum(aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean() for a in atoms)
             ),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     total = {c: (frame[c].min() if c.startswith("ess") else frame[c].max()) for c in frame.columns}
-    total["relabelled"] = int(aligned.relabelled.sum())
+    total["relabeled"] = int(aligned.relabeled.sum())
     total["transpositions"] = float(
         sum(v.reshape(*aligned.flagged.shape, -1).sum(-1).mean() for v in aligned.transpositions.values())
     )
@@ -47,7 +47,7 @@ def report(aligned: AlignedDraws, *, modes: bool):
         "modes": len(aligned.modes()) if modes else None,
         "flagged": int(aligned.flagged.sum()),
     }
-    frame["relabelled"] = frame["relabelled"].astype(int)
+    frame["relabeled"] = frame["relabeled"].astype(int)
     frame.index.name = "site"
     return frame
 

@@ -1,6 +1,6 @@
-"""A guide made symmetric: the equal mixture of its relabellings, and what that is worth in nats.
+"""A guide made symmetric: the equal mixture of its relabelings, and what that is worth in nats.
 
-For a group G and a guide q, the mixture ``q_S(z) = 1/|S| sum over g in S of q(g^-1 z)`` over any set S of relabellings
+For a group G and a guide q, the mixture ``q_S(z) = 1/|S| sum over g in S of q(g^-1 z)`` over any set S of relabelings
 has an ELBO between those of q and of the full mixture over G, because the KL to a symmetric posterior is convex and the
 same for every term:
 
@@ -22,11 +22,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_align.draws.density import DrawDensity
 from pyro_align.errors import GuideError
 from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, Posterior, read_guide
 from pyro_align.matching import elements
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.model.draws import DrawDensity
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -38,16 +38,16 @@ class SymmetrizedELBO:
     Attributes:
         elbo: ELBO of the guide as it is.
         elbo_se: Its standard error.
-        mixture: ELBO of the mixture over the relabellings taken: a lower bound on that of the full mixture, in
-            expectation over the relabellings.
+        mixture: ELBO of the mixture over the relabelings taken: a lower bound on that of the full mixture, in
+            expectation over the relabelings.
         mixture_se: Its standard error.
         upper: Upper bound on the ELBO of the full mixture: ``elbo + log |G|``.
-        components: Number of relabellings taken.
+        components: Number of relabelings taken.
         exhaustive: Whether they are the whole group; then ``mixture`` is no bound but the ELBO itself.
 
     Example:
         >>> print(SymmetrizedELBO(-3.0, 0.01, -2.31, 0.01, -2.307, 2, True))
-        ELBO -3 +- 0.01 nats, of the mixture over 2 relabellings -2.31 +- 0.01
+        ELBO -3 +- 0.01 nats, of the mixture over 2 relabelings -2.31 +- 0.01
     """
 
     elbo: float
@@ -64,20 +64,20 @@ class SymmetrizedELBO:
         return self.mixture - self.elbo
 
     def __str__(self) -> str:
-        bound = "" if self.exhaustive else f"; over all relabellings at most {self.upper:.6g}"
+        bound = "" if self.exhaustive else f"; over all relabelings at most {self.upper:.6g}"
         return (
-            f"ELBO {self.elbo:.6g} +- {self.elbo_se:.2g} nats, of the mixture over {self.components} relabellings "
+            f"ELBO {self.elbo:.6g} +- {self.elbo_se:.2g} nats, of the mixture over {self.components} relabelings "
             f"{self.mixture:.6g} +- {self.mixture_se:.2g}{bound}"
         )
 
 
 class SymmetrizedGuide:
-    """The equal mixture of a guide's relabellings, as a Pyro guide. Made by :func:`symmetrize`.
+    """The equal mixture of a guide's relabelings, as a Pyro guide. Made by :func:`symmetrize`.
 
     Attributes:
         posterior: The guide that was made symmetric, as a snapshot.
         symmetry: The group.
-        permutations: The relabellings, the identity first.
+        permutations: The relabelings, the identity first.
         exhaustive: Whether they are the whole group.
 
     Example:
@@ -85,11 +85,11 @@ class SymmetrizedGuide:
         >>> from pyro.infer.autoguide import AutoNormal
         >>> from pyro_align import Symmetry, SymmetrizedGuide, symmetrize
         >>> def model():
-        ...     pyro.sample("centre", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> guide = AutoNormal(model)
         >>> _ = guide()
-        >>> mixture = symmetrize(guide, Symmetry.from_axes({"centre": ("k",)}))
-        >>> isinstance(mixture, SymmetrizedGuide), mixture()["centre"].shape
+        >>> mixture = symmetrize(guide, Symmetry.from_axes({"center": ("k",)}))
+        >>> isinstance(mixture, SymmetrizedGuide), mixture()["center"].shape
         (True, torch.Size([2]))
     """
 
@@ -114,9 +114,9 @@ class SymmetrizedGuide:
         """Draws and their log density under the mixture.
 
         Args:
-            num_draws: Number of draws, shared out evenly among the relabellings.
+            num_draws: Number of draws, shared out evenly among the relabelings.
             generator: A CPU ``torch.Generator`` or a seed.
-            component: Draw from this relabelling alone.
+            component: Draw from this relabeling alone.
 
         Returns:
             Site -> ``(draws, *site_shape)``, and ``(draws,)`` nats.
@@ -152,7 +152,7 @@ class SymmetrizedGuide:
         values, log_q = self.posterior.push_with_log_prob(noise)
         log_joint, _ = DrawDensity(model, args, kwargs).log_probs(values)
         count, mixture = len(self.permutations), torch.empty_like(log_q)
-        for k, p in enumerate(self.permutations):  # stratified: draw i comes from relabelling i mod count
+        for k, p in enumerate(self.permutations):  # stratified: draw i comes from relabeling i mod count
             rows = torch.arange(num_samples, device=mixture.device) % count == k
             if bool(rows.any()):
                 mixture[rows] = self.log_prob(self._act(p, {s: v[rows] for s, v in values.items()}))
@@ -173,12 +173,12 @@ class SymmetrizedGuide:
 
 
 def symmetrize(guide: Any, symmetry: Symmetry, *, components: int = 120, seed: int = 0) -> SymmetrizedGuide:
-    """The equal mixture over relabellings of a guide: all of them where there are at most ``components``.
+    """The equal mixture over relabelings of a guide: all of them where there are at most ``components``.
 
     Args:
         guide: A Gaussian guide, or the :class:`~pyro_align.guides.Posterior` read from one.
         symmetry: The group.
-        components: Largest number of relabellings; of a larger group as many are drawn, with the identity.
+        components: Largest number of relabelings; of a larger group as many are drawn, with the identity.
         seed: Seed of that.
 
     Raises:

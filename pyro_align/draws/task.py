@@ -13,13 +13,13 @@ from torch.nn.functional import one_hot
 from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
 from pyro_align.draws.batched import UnitMatcher, restricted
-from pyro_align.draws.density import DrawDensity, check_invariance
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
 from pyro_align.draws.sources import Source, as_tensor
 from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
-from pyro_align.symmetry import Symmetry
+from pyro_align.model.draws import DrawDensity, check_invariance
+from pyro_align.symmetry.group import Symmetry
 
 _ALLOCATIONS = "allocations"
 
@@ -111,7 +111,7 @@ class Task:
     def matcher(self, units: Units) -> UnitMatcher:
         return UnitMatcher(units.symmetry, units.odd, self.options.restarts, self.options.seed)
 
-    # -- relabelling -----------------------------------------------------------------------------------------------
+    # -- relabeling -----------------------------------------------------------------------------------------------
 
     def relabel_by_values(self, start: Features) -> Outcome:
         """``pivot`` and ``barycenter``."""
@@ -193,10 +193,10 @@ class Task:
         return tuple(torch.cat(part).reshape(self.source.shape) for part in zip(*parts, strict=True))
 
     def certified(self, result: AlignedDraws, before: tuple[Tensor, ...]) -> AlignedDraws:
-        """The result, once every relabelled draw has the log joint that it had before."""
+        """The result, once every relabeled draw has the log joint that it had before."""
         count, worst, smallest = 0, 0.0, np.inf
         for chain, part in self.density_slices():
-            moved = torch.from_numpy(result.relabelled[chain, part] & self.finite[chain, part])
+            moved = torch.from_numpy(result.relabeled[chain, part] & self.finite[chain, part])
             if not bool(moved.any()):
                 continue
             latents = self.latents(chain, part)

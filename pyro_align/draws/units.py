@@ -1,4 +1,4 @@
-"""What is relabelled as one: a draw, or a whole chain. Units offer features to match by, a slice at a time."""
+"""What is relabeled as one: a draw, or a whole chain. Units offer features to match by, a slice at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.draws.batched import UnitMatcher
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 _ELEMENTS = 1 << 20  # numbers held at a time when draws are streamed
 
@@ -19,7 +19,7 @@ Features = dict[str, tuple[Tensor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """A stack of things to be relabelled.
+    """A stack of things to be relabeled.
 
     Attributes:
         symmetry: The group, over the sites that are compared.
@@ -68,7 +68,7 @@ def cut(chains: int, draws: int, numel: int) -> tuple[tuple[int, int], ...]:
 def by_chain(units: Units, chains: int) -> Units:
     """One unit per chain: its features are the means over the chain's trusted draws.
 
-    The objective is linear in a unit's features, so the best common relabelling of a chain's draws is that of their
+    The objective is linear in a unit's features, so the best common relabeling of a chain's draws is that of their
     mean.
     """
     draws = units.count // chains
@@ -95,7 +95,7 @@ def by_chain(units: Units, chains: int) -> Units:
 
 @dataclass
 class Labels:
-    """The relabelling of every unit.
+    """The relabeling of every unit.
 
     Attributes:
         indices: Atom -> ``(units, *outer sizes, size)``, in the smallest integer type that holds the size.
@@ -116,17 +116,17 @@ class Labels:
         return cls(indices, signs)
 
     def permutation(self, stack: Symmetry, units: slice) -> Permutation:
-        """The relabelling of some units as one element of their stack's group."""
+        """The relabeling of some units as one element of their stack's group."""
         return stack.permutation(
             {k: v[units].long() for k, v in self.indices.items() if k in stack.atoms},
             {k: v[units] for k, v in self.signs.items() if k in stack.signed},
         )
 
     def put(self, units: slice, p: Permutation, mask: Tensor) -> int:
-        """Takes over a relabelling where ``mask`` holds.
+        """Takes over a relabeling where ``mask`` holds.
 
         Returns:
-            Number of units whose relabelling changed.
+            Number of units whose relabeling changed.
         """
         changed = torch.zeros(len(mask), dtype=torch.bool, device="cpu")
         new = {k: v.to(self.indices[k].dtype) for k, v in p.indices.items()}
@@ -145,10 +145,10 @@ class Sums:
     """What one pass over all units adds up.
 
     Attributes:
-        mean: Site -> mean of each relabelled feature over the trusted units, ``site_shape`` each.
+        mean: Site -> mean of each relabeled feature over the trusted units, ``site_shape`` each.
         square: Site -> mean over trusted units and elements of the first feature's square.
         objective: Sum over units of the objective.
-        changed: Number of units whose relabelling changed.
+        changed: Number of units whose relabeling changed.
     """
 
     mean: Features
@@ -158,7 +158,7 @@ class Sums:
 
 
 def assign_all(units: Units, matcher: UnitMatcher, fixed: Mapping[str, Sequence[Tensor]], labels: Labels) -> Sums:
-    """Relabels every unit anew, in place in ``labels``, and adds up the relabelled features."""
+    """Relabels every unit anew, in place in ``labels``, and adds up the relabeled features."""
     total: Features | None = None
     square: dict[str, float] = {}
     objective, changed = 0.0, 0

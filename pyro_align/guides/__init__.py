@@ -1,21 +1,21 @@
-"""How a guide is read, relabelled and moved. The only room that knows Pyro's guide classes."""
+"""How a guide is read, relabeled and moved. The only room that knows Pyro's guide classes."""
 
+from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
-from pyro_align.guides.discrete import Discrete
-from pyro_align.guides.empirical import Empirical, EmpiricalGuide
-from pyro_align.guides.gaussian import DenseNormal
-from pyro_align.guides.guide_list import Independent
-from pyro_align.guides.hand_written import mean_field_guide
-from pyro_align.guides.low_rank import LowRankNormal
-from pyro_align.guides.mean_field import MeanFieldNormal
-from pyro_align.guides.messengers import Messenger, messenger_guide
-from pyro_align.guides.outside import read_bayesian_module
-from pyro_align.guides.point import Point
+from pyro_align.guides.families.discrete import Discrete
+from pyro_align.guides.families.empirical import Empirical, EmpiricalGuide
+from pyro_align.guides.families.gaussian import DenseNormal
+from pyro_align.guides.families.guide_list import Independent
+from pyro_align.guides.families.hand_written import mean_field_guide
+from pyro_align.guides.families.low_rank import LowRankNormal
+from pyro_align.guides.families.mean_field import MeanFieldNormal
+from pyro_align.guides.families.messengers import Messenger, messenger_guide
+from pyro_align.guides.families.point import Point
+from pyro_align.guides.families.precision import PrecisionFactors
+from pyro_align.guides.families.regressions import LinearRegressions
+from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
 from pyro_align.guides.posterior import Posterior, SiteSpec
-from pyro_align.guides.precision import PrecisionFactors
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
-from pyro_align.guides.regressions import LinearRegressions
-from pyro_align.guides.wrapped import RelabelledGuide, Wrapped, wrap_guide
 
 __all__ = [
     "DenseNormal",
@@ -30,7 +30,7 @@ __all__ = [
     "Point",
     "Posterior",
     "PrecisionFactors",
-    "RelabelledGuide",
+    "RelabeledGuide",
     "SiteSpec",
     "Wrapped",
     "barycenter",

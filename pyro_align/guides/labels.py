@@ -1,7 +1,7 @@
 """Discrete sites whose values are labels: a mixture's assignments, a hidden Markov model's states.
 
 A symmetry says which axes of a site's value stand for units. Where the value itself is the number of a unit,
-relabelling the units must change the value; whether it is one, nothing in a guide tells. So it has to be said.
+relabeling the units must change the value; whether it is one, nothing in a guide tells. So it has to be said.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_align.axes import leaves
 from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import SiteSpec
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 Labels = Mapping[str, str | None]
 
@@ -33,7 +33,7 @@ def check_labels(labels: Labels, sites: Mapping[str, SiteSpec]) -> dict[str, str
 
 
 def label_moves(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels) -> dict[str, Tensor]:
-    """Site -> which old unit each new unit is, for the discrete sites whose values a relabelling changes.
+    """Site -> which old unit each new unit is, for the discrete sites whose values a relabeling changes.
 
     Raises:
         GuideError: A discrete site of which nobody has said whether its values are labels; or labels that cannot move.
@@ -47,7 +47,7 @@ def label_moves(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels) -
             if any(not atom.fixed for term in p.symmetry.sites.get(name, ()) for atom in leaves(term)):
                 continue  # its axes stand for units: its values say something of them
             raise GuideError(
-                f"site '{name}' is discrete, and its values may be labels of the relabelled units "
+                f"site '{name}' is discrete, and its values may be labels of the relabeled units "
                 f"({', '.join(sorted(moved))}), which would have to change, too. Say so: "
                 f"read_guide(guide, labels={{'{name}': '{min(moved)}'}}), or labels={{'{name}': None}} if they are not"
             )

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, Transform
 
-from pyro_align.density import is_real
 from pyro_align.errors import GuideError
-from pyro_align.symmetry import Permutation
+from pyro_align.model.density import is_real
+from pyro_align.symmetry.group import Permutation
 
 Noise = dict[str, Tensor]
 Values = dict[str, Tensor]
@@ -102,7 +102,7 @@ class SiteSpec:
         return change.reshape(change.shape[0], -1).sum(-1)
 
     def as_feature(self, unconstrained: Tensor) -> Tensor:
-        """An unconstrained tensor in the shape of the site: mixed axes, never relabelled, are padded with zeros."""
+        """An unconstrained tensor in the shape of the site: mixed axes, never relabeled, are padded with zeros."""
         mixed, stored = self.core_event_dims
         if unconstrained.shape == self.shape or mixed == 0:
             return unconstrained.reshape(self.shape)
@@ -140,22 +140,22 @@ class Posterior(ABC):
         """Site -> shape of its constrained value."""
         return {name: spec.shape for name, spec in self.sites.items()}
 
-    # -- relabelling -----------------------------------------------------------------------------------------------
+    # -- relabeling -----------------------------------------------------------------------------------------------
 
     def permute(self, p: Permutation) -> Posterior:
-        """The exact push-forward under a relabelling: its draws are the relabelled draws of this posterior.
+        """The exact push-forward under a relabeling: its draws are the relabeled draws of this posterior.
 
         Sites that the symmetry does not name stay as they are.
 
         Raises:
-            GuideError: A relabelled site is missing, or cannot be relabelled exactly within this family.
+            GuideError: A relabeled site is missing, or cannot be relabeled exactly within this family.
             SymmetryError: A site's shape does not fit the symmetry.
         """
         moved = {name for name, count in p.moved().items() if count}
         missing = sorted({site for name in moved for site, _ in p.symmetry.carriers[name] if site not in self.sites})
         if missing:
             raise GuideError(
-                f"the relabelling moves sites that the guide does not have: {missing}; the guide has "
+                f"the relabeling moves sites that the guide does not have: {missing}; the guide has "
                 f"{list(self.sites)}. Relabel a guide over all sites that carry the symmetry"
             )
         return self._permute(p)
@@ -166,7 +166,7 @@ class Posterior(ABC):
 
     @abstractmethod
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        """The noise for which the relabelled posterior gives the relabelled draws.
+        """The noise for which the relabeled posterior gives the relabeled draws.
 
         ``q.permute(p).push(q.permute_noise(p, noise)) == p.apply(q.push(noise))``.
         """
@@ -220,7 +220,7 @@ class Posterior(ABC):
         """Tensors of the sites' shapes whose inner products are a divergence.
 
         The sum over sites and features of ``<fixed, P moving>`` is, up to a constant, minus the divergence between the
-        fixed posterior and the relabelled moving one (half of it for the squared W2).
+        fixed posterior and the relabeled moving one (half of it for the squared W2).
 
         Args:
             divergence: One of :attr:`divergences`.
@@ -253,18 +253,18 @@ class Posterior(ABC):
     def coupled_features(
         self, other: Posterior, p: Permutation
     ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, tuple[Tensor, ...]], tuple[bool, ...]]:
-        """Features of the true W2 between this posterior and ``other`` relabelled, the coupling held at ``p``.
+        """Features of the true W2 between this posterior and ``other`` relabeled, the coupling held at ``p``.
 
-        For Gaussians, W2 is a minimum over couplings Q of a function that is linear in the relabelling for fixed Q.
+        For Gaussians, W2 is a minimum over couplings Q of a function that is linear in the relabeling for fixed Q.
         Matching with these features, started from ``p``, and renewing them at the result lowers W2 at every step.
 
         Args:
             other: The moving posterior, as it stands.
-            p: The current relabelling of ``other``.
+            p: The current relabeling of ``other``.
 
         Returns:
-            Features of this posterior (fixed), of ``other`` (moving, not relabelled), and which of them are odd. The
-            sum of ``<fixed, p moving>`` is, up to a constant, minus half the squared W2 to ``other`` relabelled by p.
+            Features of this posterior (fixed), of ``other`` (moving, not relabeled), and which of them are odd. The
+            sum of ``<fixed, p moving>`` is, up to a constant, minus half the squared W2 to ``other`` relabeled by p.
         """
         self.check_compatible(other)
         return self.features("w2", "fixed"), other.features("w2", "moving"), self.feature_odd("w2")

@@ -1,4 +1,4 @@
-"""The open verbs: reading a guide, relabelling a guide, and telling two guides apart.
+"""The open verbs: reading a guide, relabeling a guide, and telling two guides apart.
 
 A reader is registered for one concrete type. A subclass does not inherit it: ``AutoIAFNormal`` is an ``AutoContinuous``
 and stores something else.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.posterior import Posterior
-from pyro_align.symmetry import Permutation
+from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
+from pyro_align.symmetry.group import Permutation
 
 Reader = Callable[[Any], Posterior]
 
@@ -93,18 +93,20 @@ def read_guide(guide: Any, *, labels: Mapping[str, str | None] | None = None) ->
     reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
     if reader is not None:
         return reader(guide)
-    from pyro_align.guides.wrapped import wrap_guide  # here: the guides that it makes are themselves registered
+    from pyro_align.guides.families.wrapped import (
+        wrap_guide,  # here: the guides that it makes are themselves registered
+    )
 
     return wrap_guide(guide)
 
 
 def permute_guide(guide: Any, p: Permutation):
-    """A new guide of the same type whose draws are the relabelled draws of ``guide``, exactly.
+    """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
 
-    Its log density at a relabelled draw equals the old one at the draw. The old guide stays as it is.
+    Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
 
     Raises:
-        GuideError: The guide cannot be read, or not be relabelled exactly; the message names the site and a remedy.
+        GuideError: The guide cannot be read, or not be relabeled exactly; the message names the site and a remedy.
 
     Example:
         >>> from pyro_align import Symmetry, permute_guide

@@ -1,7 +1,7 @@
-"""How a relabelling of constrained values acts on the unconstrained coordinates in which a guide lives.
+"""How a relabeling of constrained values acts on the unconstrained coordinates in which a guide lives.
 
-An elementwise bijection commutes with relabelling, so the action on the coordinates is the same indexing. A bijection
-that mixes an axis (stick-breaking, ordered, Cholesky) commutes only with relabellings of the *other* axes.
+An elementwise bijection commutes with relabeling, so the action on the coordinates is the same indexing. A bijection
+that mixes an axis (stick-breaking, ordered, Cholesky) commutes only with relabelings of the *other* axes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides.posterior import SiteSpec
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 REMEDY = (
-    "use a parametrisation in which relabelling is linear (softmax or exponentials of real sites), "
+    "use a parametrization in which relabeling is linear (softmax or exponentials of real sites), "
     "or relabel the guide exactly by wrapping it: wrap_guide(guide)"
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Relabelling:
+class Relabeling:
     """One permutation, acting on the coordinates of a guide's sites."""
 
     p: Permutation
@@ -37,17 +37,17 @@ class Relabelling:
         return any(moved.get(atom.name) and not atom.fixed for term in terms for atom in leaves(term))
 
     def constrained(self, site: str, value: Tensor, *, batch_dims: int = 0) -> Tensor:
-        """The relabelled constrained values ``(*batch, *shape)``, a new tensor."""
+        """The relabeled constrained values ``(*batch, *shape)``, a new tensor."""
         if not self.moves(site):
             return value.clone()
         shape = tuple(value.shape[batch_dims:])
         return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
 
     def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
-        """The relabelled coordinates ``(*batch, *unconstrained_shape)``, a new tensor.
+        """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor.
 
         Raises:
-            GuideError: The site's bijection does not commute with this relabelling.
+            GuideError: The site's bijection does not commute with this relabeling.
         """
         if not self.moves(site):
             return value.clone()
@@ -86,7 +86,7 @@ def _unconstrained_action(p: Permutation, spec: SiteSpec) -> Permutation:
             if any(not atom.fixed for atom in leaves(term)):
                 raise GuideError(
                     f"site '{spec.name}', axis {axis} ({term}): its support {spec.support} is reached by a bijection "
-                    f"that mixes this axis, so the relabelled posterior leaves the guide's family; {REMEDY}"
+                    f"that mixes this axis, so the relabeled posterior leaves the guide's family; {REMEDY}"
                 )
         sizes = spec.unconstrained_shape[len(spec.unconstrained_shape) - stored :]
         inner = _restricted(p, spec.name, (*terms[:split], *(Fixed(n) for n in sizes)))

@@ -1,4 +1,4 @@
-"""Matching: which relabelling makes one set of tensors most like another. Plain tensors; knows nothing of Pyro.
+"""Matching: which relabeling makes one set of tensors most like another. Plain tensors; knows nothing of Pyro.
 
 :func:`match` is the front door. A matcher is one algorithm in one file; ``MATCHERS`` holds them by name.
 """

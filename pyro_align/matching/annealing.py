@@ -1,8 +1,8 @@
-"""Mean-field annealing: every atom matched softly while its neighbours are soft as well, from warm to cold.
+"""Mean-field annealing: every atom matched softly while its neighbors are soft as well, from warm to cold.
 
 A hard anchored pass commits the first atoms before the later ones have spoken. Annealing lets them speak: in turn each
 atom gets the doubly stochastic matrix ``X = Sinkhorn(gain / T)``, where its gain is the expectation over the
-neighbours' present matrices, while the temperature T falls (graduated assignment: Gold & Rangarajan 1996; softassign as
+neighbors' present matrices, while the temperature T falls (graduated assignment: Gold & Rangarajan 1996; softassign as
 a mean field: Yuille & Kosowsky 1994). The last round is at temperature zero: assignments, one atom after another.
 
 Temperatures are in units of the spread of an atom's gains, so that they mean the same at any scale of the features.
@@ -10,7 +10,7 @@ Cold matrices have a few entries per row that count; only these are kept, and a 
 
 Signed units are soft in their sign too: among the pairs (partner, sign), ``X`` sums over both signs, and
 ``X tanh(odd / T)`` is the expected signed partner. Atoms that hold others, or are nested in others, keep their
-relabelling meanwhile.
+relabeling meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PARTNERS = 64  # about how many partners a unit of a wide atom has at the first
 _WARMEST, _COLDEST = 0.7, 0.1  # temperatures, in spreads of the gains
 _KEPT = 0.01  # entries below are left out: a unit that has no likely partner says little about others
 _SPARSE = 1 / 8  # share of entries up to which gathering them one by one is faster than a product
-_ROUNDS = 10  # of normalisations
+_ROUNDS = 10  # of normalizations
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Soft:
     odd: Sparse | Tensor
 
     def apply(self, value: Tensor, dim: int, odd: bool) -> Tensor:
-        """The expected value after relabelling along a dimension."""
+        """The expected value after relabeling along a dimension."""
         matrix = self.odd if odd else self.even
         moved = value.movedim(dim, 0)
         rows = moved.reshape(moved.shape[0], -1)
@@ -68,7 +68,7 @@ class Sparse:
 
 
 def anneal(run: Run, updates: Sequence[Update], steps: int) -> bool:
-    """Replaces the relabelling by one that is annealed from it.
+    """Replaces the relabeling by one that is annealed from it.
 
     Args:
         run: The search, after an anchored pass.
@@ -76,7 +76,7 @@ def anneal(run: Run, updates: Sequence[Update], steps: int) -> bool:
         steps: Rounds, the one at temperature zero included.
 
     Returns:
-        Whether it came to its end before the time limit; if not, the relabelling is as before.
+        Whether it came to its end before the time limit; if not, the relabeling is as before.
     """
     moves = [u for u in updates if u.softens]
     if steps < 1 or all(u.spoken and u.wanted == 1 for u in moves):
@@ -112,7 +112,7 @@ def crowded(updates: Sequence[Update]) -> bool:
     """Whether, in the anchored pass, more units wanted the same partners than chance alone explains.
 
     Of n partners chosen independently n / e are nobody's choice. On fitted weights it is far more: some units are
-    everybody's favourite, and hard assignments made too soon cost most.
+    everybody's favorite, and hard assignments made too soon cost most.
     """
     sizes = [(u.wanted * u.atom.size, u.atom.size) for u in updates if u.softens and u.spoken]
     return bool(sizes) and sum(w for w, _ in sizes) < _CROWDED * sum(n for _, n in sizes)

@@ -1,4 +1,4 @@
-"""Linear assignment: the permutation that maximises the sum of a gain matrix along it."""
+"""Linear assignment: the permutation that maximizes the sum of a gain matrix along it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 _EASY = 0.6  # share of columns that some row wants most, above which a solver needs no help
 _WIDE = 192  # smaller matrices are solved sooner than priced
 _PRICING = 0.12  # temperature of the prices, in spreads of the gains
-_ROUNDS = 6  # of normalisations, for prices
+_ROUNDS = 6  # of normalizations, for prices
 _SAMPLE = 256
 FAINT = -80.0  # exponents below make float32 numbers on which processors are many times slower, and weigh nothing
 _TINY = 1e-30
@@ -139,7 +139,7 @@ def scalings(kernel: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
 
     Args:
         kernel: ``(n, n)``, with row maxima of one.
-        rounds: Pairs of normalisations, columns last.
+        rounds: Pairs of normalizations, columns last.
 
     Example:
         >>> row, column = scalings(torch.ones(2, 2), 3)

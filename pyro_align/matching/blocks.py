@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum, axis_size
 from pyro_align.errors import MatchError
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 _RUN = 1 << 22  # entries worked on at a time, where an axis of fixed order lets a site be cut
 _VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike

@@ -1,6 +1,6 @@
 """Coordinate ascent: one atom at a time, the others held (Ainsworth et al. 2023, section 3.2), with an anchored start.
 
-Plain coordinate ascent from the identity begins by matching atoms to neighbours that are themselves wrongly matched.
+Plain coordinate ascent from the identity begins by matching atoms to neighbors that are themselves wrongly matched.
 The anchored first pass settles atoms in the order in which evidence becomes available: it begins with those that sites
 tie to fixed axes (data, outputs), uses only the sites whose other atoms are settled, and goes on from there.
 """
@@ -27,7 +27,7 @@ class Coordinate(Matcher):
     Attributes:
         anchored: Whether to begin with the anchored pass where no ``init`` is given.
         anneal: Rounds of annealing after the anchored pass, see :mod:`pyro_align.matching.annealing`; never any where
-            that pass leaves no doubt, as on relabelled copies. None decides: four where units crowd on few partners,
+            that pass leaves no doubt, as on relabeled copies. None decides: four where units crowd on few partners,
             as fitted weights do, or where all sites are small; eight on restarts that anneal; else none.
     """
 

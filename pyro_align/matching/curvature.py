@@ -1,6 +1,6 @@
 """The second-order term of a move, where an atom stands on two axes of one block (recurrent weights).
 
-With P0 the relabelling before, P after and ``D = P - P0``, the objective of such a block changes by
+With P0 the relabeling before, P after and ``D = P - P0``, the objective of such a block changes by
 ``<F, D M P0^T> + <F, P0 M D^T> + <F, D M D^T>``. The first two are the change of the gains at P0; the last involves
 only the units that move, so that late in a search, when few do, it costs next to nothing.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, relabelled, select
+from pyro_align.matching.labels import Labels, relabeled, select
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sums import inner
 
@@ -37,7 +37,7 @@ def second_order(problem: Problem, blocks: Iterable[Block], name: str, old: Labe
         for block in blocks
         for i, j in [block.positions(name)]
         for fixed, moving, odd in problem.views(block)
-        for here, there in _pieces(block, fixed, relabelled(block, moving, old, free=(i, j), odd=odd))
+        for here, there in _pieces(block, fixed, relabeled(block, moving, old, free=(i, j), odd=odd))
     )
 
 
@@ -53,7 +53,7 @@ def swap_curvature(
         problem: What is matched.
         blocks: Blocks with the atom on two axes, plainly.
         name: The atom.
-        labels: The present relabelling.
+        labels: The present relabeling.
         pairs: The new positions i and k, ``(count,)`` each.
     """
     partners = tuple(labels.indices[name][position] for position in pairs)
@@ -61,7 +61,7 @@ def swap_curvature(
     for block in blocks:
         places = block.positions(name)
         for fixed, whole, odd in problem.views(block):
-            moving = relabelled(block, whole, labels, free=places, odd=odd)
+            moving = relabeled(block, whole, labels, free=places, odd=odd)
             term = _cross(fixed, places, pairs) * _cross(moving, places, partners)
             total += term.double().sum_to_size(total.shape)
     return total

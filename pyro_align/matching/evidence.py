@@ -71,7 +71,7 @@ class Evidence:
     def __init__(self, problem: Problem, parts: Iterable[Part], *, keep: bool):
         self.problem, self.parts, self.keep = problem, tuple(parts), keep
         self.gains = Gains()
-        self._seen: dict[int, Labels] = {}  # part -> the relabelling it was added under
+        self._seen: dict[int, Labels] = {}  # part -> the relabeling it was added under
 
     def bring(self, labels: Labels, parts: Iterable[Part] | None = None) -> Gains:
         """The gains of the parts added so far and of ``parts`` (all, where None), up to date.
@@ -119,7 +119,7 @@ class Evidence:
         return [p for p in (self.parts if parts is None else parts) if id(p) not in self._seen]
 
     def current(self, labels: Labels) -> bool:
-        """Whether the gains hold all parts, under this very relabelling."""
+        """Whether the gains hold all parts, under this very relabeling."""
         return len(self._seen) == len(self.parts) and all(
             self._unmoved(part, self._seen[id(part)], labels) for part in self.parts
         )
@@ -157,8 +157,8 @@ class Evidence:
         not settle it, parts are added one by one, the largest first, as long as most products are still spared.
 
         Args:
-            labels: The present relabelling.
-            index: The atom's present relabelling, ``(n,)``.
+            labels: The present relabeling.
+            index: The atom's present relabeling, ``(n,)``.
         """
         node = self.parts[0].node
         parts = sorted(self.pending(), key=lambda p: p.shape[2])

@@ -1,4 +1,4 @@
-"""Every relabelling of a small group: the oracle that the other matchers are held against."""
+"""Every relabeling of a small group: the oracle that the other matchers are held against."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.matcher import Matcher, Run, register
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 
 @register("exhaustive")
 @dataclass(frozen=True)
 class Exhaustive(Matcher):
-    """Tries every relabelling.
+    """Tries every relabeling.
 
     Attributes:
-        limit: Largest number of relabellings to try.
+        limit: Largest number of relabelings to try.
     """
 
     limit: int = 100_000
@@ -29,7 +29,7 @@ class Exhaustive(Matcher):
         symmetry = run.problem.symmetry
         if symmetry.log_order > math.log(self.limit) + 1e-9:
             raise MatchError(
-                f"the group has e^{symmetry.log_order:.1f} relabellings, more than limit={self.limit}; "
+                f"the group has e^{symmetry.log_order:.1f} relabelings, more than limit={self.limit}; "
                 "use matcher='coordinate', or Exhaustive(limit=...) for a larger limit"
             )
         run.value = run.problem.objective(run.labels.permutation())
@@ -53,7 +53,7 @@ class Exhaustive(Matcher):
 
 
 def elements(symmetry: Symmetry) -> Iterator[Permutation]:
-    """All relabellings of a group, the identity first.
+    """All relabelings of a group, the identity first.
 
     Example:
         >>> symmetry = Symmetry.from_axes({"w": ("a",)}, shapes={"w": (3,)})

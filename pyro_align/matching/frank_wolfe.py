@@ -1,13 +1,13 @@
-"""Frank-Wolfe: all atoms jointly, on the convex hull of the relabellings (Crisostomi et al. 2024, section 3).
+"""Frank-Wolfe: all atoms jointly, on the convex hull of the relabelings (Crisostomi et al. 2024, section 3).
 
-The objective extends to doubly stochastic matrices X. Each step moves all atoms at once towards the relabelling S that
-maximises the linearisation, by an exactly optimal length. Neither needs a product with a dense X: where two atoms share
+The objective extends to doubly stochastic matrices X. Each step moves all atoms at once towards the relabeling S that
+maximizes the linearisation, by an exactly optimal length. Neither needs a product with a dense X: where two atoms share
 a site, an atom's gain matrix is linear in the other's X, so that gains at ``X + t (S - X)`` are those at X and at the
-relabelling S, mixed by t; and the objective along the segment is the parabola ``t <G(X), D> + t^2/2 <G(S) - G(X), D>``
+relabeling S, mixed by t; and the objective along the segment is the parabola ``t <G(X), D> + t^2/2 <G(S) - G(X), D>``
 with ``D = S - X``. One step costs as much as one sweep of coordinate ascent, all starts being equal: the first point is
-the barycentre, where every partner is equally likely.
+the barycenter, where every partner is equally likely.
 
-Rounded at the end to the nearest relabelling, and polished by coordinate ascent. Where three or more atoms meet in one
+Rounded at the end to the nearest relabeling, and polished by coordinate ascent. Where three or more atoms meet in one
 site the gains are not linear and the step's length is only approximate; the polish is exact.
 """
 
@@ -87,7 +87,7 @@ class _Point:
 
     Args:
         update: The atom's move, whose parts give gains.
-        start: A relabelling to start from, or None for the barycentre.
+        start: A relabeling to start from, or None for the barycenter.
     """
 
     def __init__(self, update: Update, start: Labels | None):
@@ -106,7 +106,7 @@ class _Point:
         self.ahead = self.vertex = self.gains
 
     def best(self, gains: Gains) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The relabelling that maximises a linear function."""
+        """The relabeling that maximizes a linear function."""
         return solve_tree(
             self.problem.symmetry,
             self.update.tree,
@@ -116,7 +116,7 @@ class _Point:
         )
 
     def look(self, vertex: Labels) -> tuple[float, float, float]:
-        """Slope and curvature towards a relabelling, and the linear function's value at the point."""
+        """Slope and curvature towards a relabeling, and the linear function's value at the point."""
         self.ahead = self._gains(vertex)
         self.vertex = Gains({}, {})
         slope = curve = size = 0.0
@@ -146,7 +146,7 @@ class _Point:
         return Gains({k: v.clone() for k, v in total.even.items()}, {k: v.clone() for k, v in total.odd.items()})
 
     def _matrix(self, labels: Labels, name: str, odd: bool) -> Tensor:
-        """A relabelling of the chain down to an atom as permutation matrices ``(batch, n, n)``, signed for odd ones."""
+        """A relabeling of the chain down to an atom as permutation matrices ``(batch, n, n)``, signed for odd ones."""
         index = self.update.flat_index(name, labels)
         one = torch.ones((), dtype=self.problem.work_dtype, device=self.problem.device)
         value = one.expand(index.shape)

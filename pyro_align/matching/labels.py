@@ -1,4 +1,4 @@
-"""The relabelling in the making: index and sign tensors per atom, and how a block is gathered by them."""
+"""The relabeling in the making: index and sign tensors per atom, and how a block is gathered by them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.action import take
 from pyro_align.matching.blocks import Block
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.action import take
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 
 class Labels:
     """Index and sign tensors per free atom, on the device of the problem.
 
-    A change replaces whole tensors in one step, so whatever interrupts a matcher leaves a valid relabelling behind.
+    A change replaces whole tensors in one step, so whatever interrupts a matcher leaves a valid relabeling behind.
 
     Attributes:
         indices: Atom -> int64 ``(*outer sizes, size)``, new position -> old.
         signs: Signed atom -> +-1, same shape.
-        versions: Atom -> how often its relabelling has changed.
+        versions: Atom -> how often its relabeling has changed.
     """
 
     def __init__(self, permutation: Permutation, device: torch.device):
@@ -43,7 +43,7 @@ class Labels:
         return other
 
     def replace(self, indices: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
-        """Sets some atoms' relabellings; the version of each that changes goes up, and only its tensors are new."""
+        """Sets some atoms' relabelings; the version of each that changes goes up, and only its tensors are new."""
         indices = {k: v for k, v in indices.items() if not torch.equal(v, self.indices[k])}
         signs = {k: v for k, v in signs.items() if not torch.equal(v, self.signs[k])}
         self.indices, self.signs = {**self.indices, **indices}, {**self.signs, **signs}
@@ -84,7 +84,7 @@ class Labels:
         return list(zip(around, torch.meshgrid(*ranges, indexing="ij"), strict=True))
 
 
-def relabelled(
+def relabeled(
     block: Block,
     value: Tensor,
     labels: Labels,
@@ -94,18 +94,18 @@ def relabelled(
     rows: tuple[int, Any] | None = None,
     soft: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """A block's value with every dimension relabelled, but for those in ``free``, which keep their old order.
+    """A block's value with every dimension relabeled, but for those in ``free``, which keep their old order.
 
     What is nested in a free dimension is carried along with it.
 
     Args:
         block: The block.
         value: Its view of a moving feature.
-        labels: The relabelling.
+        labels: The relabeling.
         free: Dimensions to leave as they are.
         odd: Whether the feature changes sign with signed atoms.
         rows: A dimension that is not nested and an index of the only new positions wanted along it.
-        soft: Atom, with nothing nested in it -> its soft relabelling in place of the hard one, an
+        soft: Atom, with nothing nested in it -> its soft relabeling in place of the hard one, an
             :class:`~pyro_align.matching.annealing.Soft`.
     """
     for i, dim, held in block.gathers(tuple(free)):
@@ -138,18 +138,18 @@ def select(value: Tensor, dim: int, index: Tensor) -> Tensor:
 def pairs(
     block: Block, fixed: Tensor, moving: Tensor, labels: Labels, odd: bool
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Pieces of a fixed feature beside those of the relabelled moving one, and what they index of the first dimension.
+    """Pieces of a fixed feature beside those of the relabeled moving one, and what they index of the first dimension.
 
     The pieces are small, as what is made of them is read once more at most.
     """
     for here, there in block.runs(fixed, moving):
         for slab in block.slabs(here):
             if slab is ...:
-                yield slab, here, relabelled(block, there, labels, odd=odd)
+                yield slab, here, relabeled(block, there, labels, odd=odd)
             elif block.dims[0].name:
-                yield slab, here[slab], relabelled(block, there, labels, odd=odd, rows=(0, slab))
+                yield slab, here[slab], relabeled(block, there, labels, odd=odd, rows=(0, slab))
             else:
-                yield slab, here[slab], relabelled(block, there[slab], labels, odd=odd)
+                yield slab, here[slab], relabeled(block, there[slab], labels, odd=odd)
 
 
 def aligned(block: Block, i: int, table: Tensor) -> Tensor:

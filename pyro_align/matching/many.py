@@ -1,11 +1,11 @@
-"""Many at once: relabellings of several sets of tensors that make all of them alike (Crisostomi et al. 2024, C2M3).
+"""Many at once: relabelings of several sets of tensors that make all of them alike (Crisostomi et al. 2024, C2M3).
 
-Maximises the sum over pairs k < l of ``<P_k m_k, P_l m_l>``. Relabellings found pair by pair do not agree with each
-other: going from a to b to c is not going from a to c. Here each set has one relabelling into a common frame, the
+Maximizes the sum over pairs k < l of ``<P_k m_k, P_l m_l>``. Relabelings found pair by pair do not agree with each
+other: going from a to b to c is not going from a to c. Here each set has one relabeling into a common frame, the
 first set's own, so every round trip comes back to where it began.
 
-With S the sum of the relabelled sets, the objective is ``(|S|^2 - sum_k |P_k m_k|^2) / 2``. Frank-Wolfe climbs it on
-the convex hulls of all relabellings jointly: towards the relabellings that maximise its linearisation, by the length at
+With S the sum of the relabeled sets, the objective is ``(|S|^2 - sum_k |P_k m_k|^2) / 2``. Frank-Wolfe climbs it on
+the convex hulls of all relabelings jointly: towards the relabelings that maximize its linearisation, by the length at
 which the objective, a polynomial of low degree along the segment, is largest. The result is rounded and polished: in
 turn each set is matched to the sum of the others, which never lowers the objective.
 """
@@ -25,7 +25,7 @@ from pyro_align.matching.clock import Clock
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.sinkhorn import soft_values
 from pyro_align.matching.solve import match
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 Soft = list[dict[str, Tensor]]
 
@@ -35,8 +35,8 @@ class ManyMatch:
     """What :func:`match_many` found.
 
     Attributes:
-        permutations: One relabelling per set; the first is the identity.
-        objective: Sum over pairs of sets of the inner products of their relabelled features.
+        permutations: One relabeling per set; the first is the identity.
+        objective: Sum over pairs of sets of the inner products of their relabeled features.
         history: Objective before the polish and after each of its rounds; never falls but by rounding.
         steps: Frank-Wolfe steps made.
         status: ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
@@ -104,7 +104,7 @@ def match_many(
 
 
 class _Total:
-    """The objective of relabellings, and the sum of all sets but one."""
+    """The objective of relabelings, and the sum of all sets but one."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = problems
@@ -118,7 +118,7 @@ class _Total:
         )
 
     def others(self, permutations: Sequence[Permutation], k: int) -> dict[str, tuple[Tensor, ...]]:
-        """The sum of the relabelled sets but the k-th."""
+        """The sum of the relabeled sets but the k-th."""
         rest = [i for i in range(len(permutations)) if i != k]
         return {
             site: tuple(sum(v) for v in zip(*(self._moved(i, permutations[i], site) for i in rest), strict=True))

@@ -9,7 +9,7 @@ from pyro_align.matching.assignment import swap_costs
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.updates import Update
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 
 def margins(problem: Problem, permutation: Permutation) -> dict[str, Tensor]:
@@ -18,12 +18,12 @@ def margins(problem: Problem, permutation: Permutation) -> dict[str, Tensor]:
     All other atoms held, swapping the partners of new positions i and k changes the objective by
     ``g[i, p(k)] + g[k, p(i)] - g[i, p(i)] - g[k, p(k)]`` with g the atom's gain matrix; the margin of i is the least
     fall over k. A margin near 0 means that the unit is exchangeable: it sits at the prior, or has a twin, and its match
-    means nothing. A negative one means that a swap would gain: the relabelling is not a local optimum. Where an atom
+    means nothing. A negative one means that a swap would gain: the relabeling is not a local optimum. Where an atom
     stands on two axes of one site the gain is the linearised one.
 
     Args:
         problem: What was matched.
-        permutation: The relabelling to judge.
+        permutation: The relabeling to judge.
 
     Returns:
         Atom -> ``(*outer sizes, size)`` in units of the objective; infinite for atoms of one unit.

@@ -2,7 +2,7 @@
 
 To add a matcher, write one file with a frozen dataclass that derives from :class:`Matcher`, decorate it with
 ``@register("its name")``, and import the file in ``matching/__init__.py``. The laws in ``tests/test_matching_laws.py``
-then run over it. Its ``search`` starts from ``run.labels``, changes them only to valid relabellings, adds what it gains
+then run over it. Its ``search`` starts from ``run.labels``, changes them only to valid relabelings, adds what it gains
 to ``run.value``, calls ``run.record()`` at the start and after each sweep, stops when ``run.stopped`` says so, and
 returns its status.
 """
@@ -21,7 +21,7 @@ from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 if TYPE_CHECKING:
     from pyro_align.matching.updates import Update
@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         problem: What is matched.
-        labels: The best relabelling so far; the search replaces it.
+        labels: The best relabeling so far; the search replaces it.
         clock: Wall time by part, and the limit.
         generator: The only source of randomness.
         max_sweeps: Sweeps after which to stop.
@@ -80,11 +80,11 @@ class Run:
 
 
 class Matcher(ABC):
-    """One algorithm that maximises the objective over relabellings.
+    """One algorithm that maximizes the objective over relabelings.
 
     Attributes:
         name: Its name in the registry.
-        own_loss: Whether it minimises a loss of the caller's instead, so that the objective may fall.
+        own_loss: Whether it minimizes a loss of the caller's instead, so that the objective may fall.
     """
 
     name = ""
@@ -125,5 +125,5 @@ def print_progress(sweep: int, objective: float) -> None:
 
 
 def start_labels(problem: Problem, init: Permutation | None) -> Labels:
-    """The relabelling to start from."""
+    """The relabeling to start from."""
     return Labels(problem.symmetry.identity() if init is None else init, problem.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_align.matching.assignment import assign, picked
 from pyro_align.matching.evidence import Gains
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 Tree = Mapping[str, tuple[str, ...]]
 Chosen = dict[str, tuple[Tensor, Tensor | None]]  # atom -> index and sign for each pair of outer positions
@@ -32,7 +32,7 @@ def solve_tree(
     dtype: torch.dtype,
     stay: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The relabellings of an atom and of those nested in it that maximise their gains.
+    """The relabelings of an atom and of those nested in it that maximize their gains.
 
     Args:
         symmetry: The group.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, aligned, relabelled, select
+from pyro_align.matching.labels import Labels, aligned, relabeled, select
 
 SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered
@@ -76,16 +76,16 @@ class Part:
         Args:
             fixed: The block's view of a fixed feature.
             moving: The block's view of the moving one.
-            labels: The relabelling of everything else.
+            labels: The relabeling of everything else.
             odd: Whether the feature changes sign with signed atoms.
-            old: With it, the factors of how the gain has changed since that relabelling.
-            soft: Atom -> soft relabelling, where one takes the place of the hard one.
+            old: With it, the factors of how the gain has changed since that relabeling.
+            soft: Atom -> soft relabeling, where one takes the place of the hard one.
         """
         # gathers run over the tensor as it lies in memory: over a transposed view they are many times slower
         rows = None if old is None else self.moved(old, labels)
-        right = relabelled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
+        right = relabeled(self.block, moving, labels, free=self.chain, odd=odd, rows=rows, soft=soft)
         if old is not None:
-            right = right.sub_(relabelled(self.block, moving, old, free=self.chain, odd=odd, rows=rows))
+            right = right.sub_(relabeled(self.block, moving, old, free=self.chain, odd=odd, rows=rows))
         if rows is not None:
             fixed = select(fixed, *rows)
         if odd:  # an outer atom that moves keeps its sign by new position; only the innermost one chooses

@@ -1,4 +1,4 @@
-"""The problem that every matcher solves: maximise the sum of ``<fixed, P moving>`` over sites and features."""
+"""The problem that every matcher solves: maximize the sum of ``<fixed, P moving>`` over sites and features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_align.errors import MatchError
 from pyro_align.matching.blocks import Block, symmetry_blocks
 from pyro_align.matching.sums import UnitSums, inner
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry.group import Permutation, Symmetry
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
@@ -28,7 +28,7 @@ class Problem:
     Args:
         symmetry: The group, with known sizes.
         fixed: Site -> features, tensors of the site's shape.
-        moving: Site -> as many features; these are relabelled.
+        moving: Site -> as many features; these are relabeled.
         odd: Which features change sign with the units of signed atoms (locations do, scales do not): one bool per
             feature, or site -> such a sequence. Needed only where the symmetry has signs.
 
@@ -107,7 +107,7 @@ class Problem:
         return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
 
     def objective(self, permutation: Permutation) -> float:
-        """The exact objective of one relabelling, up to rounding; every matcher is held against it."""
+        """The exact objective of one relabeling, up to rounding; every matcher is held against it."""
         return math.fsum(
             inner(f, permutation.apply_site(site, m, signs=odd))
             for site in self.symmetry.sites
@@ -162,13 +162,13 @@ class Problem:
 
 
 def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:
-    """The quantity that matchers maximise: sum over sites and features of ``<fixed, permutation moving>``.
+    """The quantity that matchers maximize: sum over sites and features of ``<fixed, permutation moving>``.
 
     Args:
         symmetry: The group, with known sizes.
         fixed: Site -> features, tensors of the site's shape.
         moving: Site -> as many features.
-        permutation: The relabelling of ``moving``.
+        permutation: The relabeling of ``moving``.
         odd: Which features change sign with signed units; see :func:`match`.
 
     Example:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Match:
     """What a matcher found.
 
     Attributes:
-        permutation: The relabelling of the moving side.
+        permutation: The relabeling of the moving side.
         objective: Its exact objective: sum over sites and features of ``<fixed, permutation moving>``.
         history: Objective at the start of the sweeps and after each; never falls.
         sweeps: Sweeps done.

@@ -21,7 +21,7 @@ from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
 from pyro_align.matching.updates import Update
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 
 def waves(restarts: int, size: int = 1) -> Iterator[range]:
@@ -41,7 +41,7 @@ class Task:
     """One search.
 
     Attributes:
-        start: Relabelling to start from, or None where the matcher may choose.
+        start: Relabeling to start from, or None where the matcher may choose.
         random_order: Whether an anchored pass takes a random order, and annealing a random temperature.
         generator: The search's randomness; None while the task travels.
         matcher: Another matcher than the caller's, or None.

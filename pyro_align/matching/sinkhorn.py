@@ -1,9 +1,9 @@
 """Sinkhorn re-basin: gradient descent on doubly stochastic matrices (Pena et al. 2023).
 
-Every relabelling is relaxed to ``Sinkhorn(scores / temperature)``, which is differentiable, and a loss of the softly
-relabelled values is minimised over the scores. So this matcher minimises any loss, for instance the model's at the
-midpoint of the path. At the end, and every few steps, the scores are rounded to a relabelling by linear assignments,
-and the rounded relabelling with the lowest loss is kept.
+Every relabeling is relaxed to ``Sinkhorn(scores / temperature)``, which is differentiable, and a loss of the softly
+relabeled values is minimized over the scores. So this matcher minimizes any loss, for instance the model's at the
+midpoint of the path. At the end, and every few steps, the scores are rounded to a relabeling by linear assignments,
+and the rounded relabeling with the lowest loss is kept.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Loss = Callable[[Values], Tensor]
 @register("sinkhorn")
 @dataclass(frozen=True)
 class Sinkhorn(Matcher):
-    """Minimises a loss over relaxed relabellings by gradient.
+    """Minimizes a loss over relaxed relabelings by gradient.
 
     Attributes:
-        loss: Gets site -> relabelled moving features, differentiable, and returns a scalar. Without one the loss is
+        loss: Gets site -> relabeled moving features, differentiable, and returns a scalar. Without one the loss is
             the negative objective, and the result is polished by coordinate ascent.
         steps: Gradient steps.
         learning_rate: Adam's step size on the scores.
         temperature: Sinkhorn temperature of the scores; lower is closer to a permutation.
-        iterations: Row and column normalisations in each projection.
+        iterations: Row and column normalizations in each projection.
         confidence: Scores of the start's own pairs above the others at the beginning.
         round_every: Steps between roundings.
     """
@@ -94,7 +94,7 @@ class Sinkhorn(Matcher):
         return "converged"
 
     def _scores(self, run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Trainable scores ``(*outer sizes, n, n)`` and signs before tanh, that favour the present relabelling."""
+        """Trainable scores ``(*outer sizes, n, n)`` and signs before tanh, that favor the present relabeling."""
         scores, flips = {}, {}
         dtype = run.problem.work_dtype
         for name, index in run.labels.indices.items():
@@ -108,7 +108,7 @@ class Sinkhorn(Matcher):
 
 
 def project(scores: Tensor, iterations: int) -> Tensor:
-    """Doubly stochastic matrices from scores ``(*batch, n, n)`` by Sinkhorn's normalisations in log space.
+    """Doubly stochastic matrices from scores ``(*batch, n, n)`` by Sinkhorn's normalizations in log space.
 
     Example:
         >>> project(torch.zeros(2, 2), 5)
@@ -133,7 +133,7 @@ def negative_objective(problem: Problem) -> Loss:
 
 
 def hard_values(problem: Problem, labels: Labels) -> dict[str, tuple[Tensor, ...]]:
-    """The moving features after a relabelling."""
+    """The moving features after a relabeling."""
     permutation = labels.permutation()
     return {
         site: tuple(permutation.apply_site(site, m, signs=odd) for _, m, odd in problem.features(site))
@@ -144,7 +144,7 @@ def hard_values(problem: Problem, labels: Labels) -> dict[str, tuple[Tensor, ...
 def soft_values(
     problem: Problem, soft: Mapping[str, Tensor], flips: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, ...]]:
-    """The moving features after a relaxed relabelling, differentiable.
+    """The moving features after a relaxed relabeling, differentiable.
 
     Args:
         problem: What is matched.

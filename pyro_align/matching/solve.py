@@ -16,7 +16,7 @@ from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.searches import Searches, waves
 from pyro_align.matching.starts import named_start
-from pyro_align.symmetry import Permutation, Symmetry, same_group
+from pyro_align.symmetry.group import Permutation, Symmetry, same_group
 
 
 def match(
@@ -37,9 +37,9 @@ def match(
     with_margins: bool = False,
     progress: bool | Callable[[int, float], None] = False,
 ) -> Match:
-    """Finds a relabelling of ``moving`` that makes it most like ``fixed``.
+    """Finds a relabeling of ``moving`` that makes it most like ``fixed``.
 
-    Maximises the sum over sites and features of ``<fixed, P moving>``. In general this is NP-hard; all matchers but
+    Maximizes the sum over sites and features of ``<fixed, P moving>``. In general this is NP-hard; all matchers but
     ``exhaustive`` end in a local optimum.
 
     Args:
@@ -49,14 +49,14 @@ def match(
         odd: Which features change sign with the units of signed atoms: one bool per feature, or site -> such a
             sequence. Needed only where the symmetry has signs.
         matcher: A name in ``MATCHERS``, or a configured matcher such as ``Coordinate(anchored=False)``.
-        init: Relabelling to start from, or ``"identity"``, ``"random"`` or ``"spectral"``. Without one the matcher
+        init: Relabeling to start from, or ``"identity"``, ``"random"`` or ``"spectral"``. Without one the matcher
             chooses its start, and what it finds is never worse than the identity.
         seed: Seed of the order of the sweeps and of the restarts.
         max_sweeps: Sweeps after which to stop.
         time_limit: Wall time in seconds after which to stop with the best so far, or None.
         restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept. One of
             those of ``coordinate``, the second, is ``frank_wolfe``.
-        select: Loss of a relabelling, lower is better (say, the model's loss at the midpoint): chooses among the
+        select: Loss of a relabeling, lower is better (say, the model's loss at the midpoint): chooses among the
             searches in place of the objective.
         wave: Restarts that begin from the same best so far and can run at the same time. Larger ones lose quality: each
             restart then sees fewer of those before it.

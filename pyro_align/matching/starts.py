@@ -1,4 +1,4 @@
-"""Relabellings to begin from: spectral ones, random ones, and kicks that leave a local optimum."""
+"""Relabelings to begin from: spectral ones, random ones, and kicks that leave a local optimum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.problem import Problem
-from pyro_align.symmetry import Permutation
+from pyro_align.symmetry.group import Permutation
 
 
 def named_start(problem: Problem, name: str, generator: torch.Generator) -> Permutation:
@@ -28,7 +28,7 @@ def spectral(problem: Problem) -> Permutation:
     """Matches each atom by the eigenvectors of its units' Gram matrix (Umeyama 1988).
 
     The Gram matrix of an atom's units, summed over the sites that carry it, does not depend on how the other atoms are
-    labelled, so every atom is matched by itself. Nested atoms and those around them keep their order.
+    labeled, so every atom is matched by itself. Nested atoms and those around them keep their order.
     """
     indices = {}
     outers = {outer for atom in problem.symmetry.atoms.values() for outer in atom.within}
@@ -53,7 +53,7 @@ def _gram(problem: Problem, name: str, size: int, side: int) -> Tensor:
 
 
 def kick(permutation: Permutation, share: float, generator: torch.Generator) -> Permutation:
-    """The relabelling after a share of every atom's units, but at least two, are shuffled among themselves."""
+    """The relabeling after a share of every atom's units, but at least two, are shuffled among themselves."""
     indices = {}
     for name, index in permutation.indices.items():
         n = index.shape[-1]

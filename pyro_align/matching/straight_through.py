@@ -1,8 +1,8 @@
 """Straight-through estimation: gradients of a loss move a shadow of the fixed side (Ainsworth et al. 2023).
 
 The shadow starts at the fixed features. Each step matches the moving side to the shadow by coordinate ascent, evaluates
-the loss of the relabelled values, and passes its gradient to the shadow as though the relabelling were the identity
-map. The relabelling with the lowest loss is kept.
+the loss of the relabeled values, and passes its gradient to the shadow as though the relabeling were the identity
+map. The relabeling with the lowest loss is kept.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pyro_align.matching.sinkhorn import Loss, hard_values, negative_objective
 @register("straight_through")
 @dataclass(frozen=True)
 class StraightThrough(Matcher):
-    """Minimises a loss of relabelled values by straight-through gradients.
+    """Minimizes a loss of relabeled values by straight-through gradients.
 
     Attributes:
-        loss: Gets site -> relabelled moving features, differentiable, and returns a scalar. Without one the loss is
+        loss: Gets site -> relabeled moving features, differentiable, and returns a scalar. Without one the loss is
             the negative objective, and the result is polished by coordinate ascent.
         steps: Gradient steps.
         learning_rate: Adam's step size, relative to each feature's root mean square.
@@ -95,5 +95,5 @@ class StraightThrough(Matcher):
 
 
 def _straight(hard: Tensor, shadow: Tensor) -> Tensor:
-    """The relabelled value, with the shadow's gradient."""
+    """The relabeled value, with the shadow's gradient."""
     return hard + (shadow - shadow.detach())

@@ -1,4 +1,4 @@
-"""Sums over a block, by unit: squared norms, and inner products under a relabelling.
+"""Sums over a block, by unit: squared norms, and inner products under a relabeling.
 
 One pass over a block serves all atoms on it, and what a pass found is kept until one of the block's atoms moves. A
 move puts new tensors in the place of the old ones (:meth:`Labels.replace`), so identity tells.
@@ -37,7 +37,7 @@ class UnitSums:
     def norms(self, block: Block) -> tuple[BySite, BySite]:
         """Squared norms of the fixed and of the moving units along each free dimension.
 
-        Relabelling the other dimensions does not change them.
+        Relabeling the other dimensions does not change them.
         """
         if block not in self._norms:
             left, right = self._zeros(block), self._zeros(block)

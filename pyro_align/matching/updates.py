@@ -1,12 +1,12 @@
 """One move of coordinate ascent: relabel one atom, with everything nested in it, and hold the others.
 
 With the other atoms held, the objective is linear in an atom's permutation wherever the atom stands once: its gain
-matrix comes from one matrix product per feature and a linear assignment maximises it. Two things go beyond that.
+matrix comes from one matrix product per feature and a linear assignment maximizes it. Two things go beyond that.
 
 *Nested atoms* (the dimensions inside attention heads) move together with the atom around them; see
 :mod:`pyro_align.matching.nested`.
 
-*Two axes of one site* (recurrent weights) make the objective quadratic. It is linearised at the current relabelling;
+*Two axes of one site* (recurrent weights) make the objective quadratic. It is linearised at the current relabeling;
 the move is kept only if the exact objective rises, and otherwise repeated with a growing reward c for standing still.
 Since the squared norm of a permutation is constant, the reward adds nothing but a constant to the objective, and for c
 large enough it makes it convex, so that the linearisation is a lower bound and no move can lose.
@@ -212,8 +212,8 @@ class Update:
 
         Args:
             gains: Those of the linear parts; of all parts where second order is all that they lack.
-            old: The relabelling before.
-            new: The relabelling after.
+            old: The relabeling before.
+            new: The relabeling after.
             base: What the curved blocks give before, where they are evaluated as a whole.
         """
         rise = size = 0.0
@@ -247,7 +247,7 @@ class Update:
         return flat
 
     def decide(self, gains: Gains, labels: Labels, reward: float = 0.0):
-        """The indices and signs that maximise the gains, with a reward for standing still."""
+        """The indices and signs that maximize the gains, with a reward for standing still."""
         if self._single:
             return {self.name: self._best(gains.total(self.name), labels, reward)}, {}
         stay = None
@@ -272,7 +272,7 @@ class Update:
         return assign(gain[0])
 
     def _carry(self, indices: dict[str, Tensor], signs: dict[str, Tensor], labels: Labels) -> None:
-        """What is nested in the moved atom keeps the relabelling it had for each old index."""
+        """What is nested in the moved atom keeps the relabeling it had for each old index."""
         trial = labels.copy()
         trial.replace(indices, signs)
         for name, atom in self.problem.symmetry.atoms.items():

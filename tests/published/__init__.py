@@ -35,7 +35,7 @@ class Network:
         make: Given the package, returns ``(module, inputs)``.
         sites: Pattern of site names -> one entry per axis. Sites that no pattern matches keep all their axes fixed.
         within: Pattern of atom names -> names of the atoms around, outermost first, in terms of the pattern's groups.
-        missed: A relabelling that the network allows and ``sites`` do not: ``{(site, axis): index}``. None where the
+        missed: A relabeling that the network allows and ``sites`` do not: ``{(site, axis): index}``. None where the
             group is complete.
         opaque: Operations that discovery does not see through.
         slow: Whether it is left out by default.

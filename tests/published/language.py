@@ -401,7 +401,7 @@ def qwen2(package):
 
 @network("transformers", grouped(NORMS), within=GROUPS, slow=True)
 def qwen3(package):
-    """Queries and keys normalised, with one scale for all heads."""
+    """Queries and keys normalized, with one scale for all heads."""
     return build(package, "Qwen3ForCausalLM", **GROUPED, head_dim=4)
 
 
@@ -518,7 +518,7 @@ def gptneox(package):
     within=WITHIN,
 )
 def gptj(package):
-    """Neighbouring dimensions are rotated together."""
+    """Neighboring dimensions are rotated together."""
     return build(
         package, "GPTJForCausalLM", n_positions=TIME, n_embd=8, n_layer=2, n_head=2, rotary_dim=2, n_inner=6,
         use_cache=False,
@@ -715,7 +715,7 @@ def fnet(package):
     opaque=("aten.topk.default",),
 )
 def mixtral(package):
-    """Experts chosen by their scores' order keep theirs, and their units are relabelled alike."""
+    """Experts chosen by their scores' order keep theirs, and their units are relabeled alike."""
     return build(
         package, "MixtralForCausalLM", **GROUPED, num_local_experts=3, num_experts_per_tok=2,
         tie_word_embeddings=False, experts_implementation="batched_mm",

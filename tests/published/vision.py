@@ -30,7 +30,7 @@ def linear(name: str, out, into, bias: bool = True) -> dict:
 
 
 def norm(names: str | list[str], channels) -> dict:
-    """Normalisation layers: weight, bias, and running statistics where there are any."""
+    """Normalization layers: weight, bias, and running statistics where there are any."""
     names = [names] if isinstance(names, str) else names
     return {rf"(?:{'|'.join(map(re.escape, names))})\.(?:weight|bias|running_mean|running_var)": (channels,)}
 
@@ -354,7 +354,7 @@ def convnext(package):
     slow=True,
 )  # fmt: skip
 def convnext_v2(package):
-    """Global response normalisation."""
+    """Global response normalization."""
     return package.create_model("convnextv2_atto", num_classes=5, dims=(4, 6, 8, 10), depths=(1,) * 4), (image(32),)
 
 
@@ -453,8 +453,8 @@ def timm_vit(package, name: str, **options):
     ),
     within={"vo(.*)": r"head\1"},
 )
-def vit_with_normalised_queries(package):
-    """One scale for the dimensions of all heads, so that these are relabelled alike in each; layer scale."""
+def vit_with_normalized_queries(package):
+    """One scale for the dimensions of all heads, so that these are relabeled alike in each; layer scale."""
     return timm_vit(package, "vit_tiny_patch16_224", init_values=0.1, qk_norm=True)
 
 

@@ -177,7 +177,7 @@ def resnet_axes(widths, blocks, groups):
 
 
 def resnet_signs(axes):
-    """A whole group may change sign before its normalisation, together with the gains behind it."""
+    """A whole group may change sign before its normalization, together with the gains behind it."""
     pairs = {"stem": "norm"}
     pairs |= {k[: -len(".weight")]: k[: -len(".weight")].replace("conv", "norm") for k in axes if "conv" in k}
     signs = {}
@@ -201,7 +201,7 @@ _resnet("resnet_20_with_group_norm", (8, 16, 32), 3, 4, False)
 
 
 class FilterResponseNorm(nn.Module):
-    """Singh & Krishnan 2020: a normalisation of each channel on its own, with a learned threshold."""
+    """Singh & Krishnan 2020: a normalization of each channel on its own, with a learned threshold."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -227,7 +227,7 @@ class FilterResponseNorm(nn.Module):
     },
     signs={"0.weight": (Odd("a"), None, None, None), "0.bias": (Odd("a"),), "1.gamma": (None, Odd("a"), None, None)},
 )
-def custom_normalisations():
+def custom_normalizations():
     class ChannelScale(nn.Module):
         def __init__(self):
             super().__init__()

@@ -153,7 +153,7 @@ def factor_analysis():
 
 
 @problem({"w": (None, "f"), "ard": ("f",), "sigma": ()}, signs={"w": (None, Odd("f"))})
-def probabilistic_pca_marginalised():
+def probabilistic_pca_marginalized():
     def model(x):
         ard = pyro.sample("ard", dist.Gamma(torch.ones(2), 1.0).to_event(1))
         w = pyro.sample("w", dist.Normal(0.0, ard.rsqrt()).expand([4, 2]).to_event(2))
@@ -190,7 +190,7 @@ def mixture_of_regressions():
 
 
 @problem({"a": (None, "r"), "b": (None, "r"), "c": (None, "r"), "weight": ("r",)}, odd="r")
-def tensor_factorisation():
+def tensor_factorization():
     def model():
         a, b, c, weight = normal("a", 3, 2), normal("b", 4, 2), normal("c", 5, 2), normal("weight", 2)
         observe(torch.einsum("ir,jr,kr,r->ijk", a, b, c, weight))

@@ -324,7 +324,7 @@ def relevance_of_units():
 
 
 @problem({"mu": ("h",), "offset": ("h", None), "tau": (), "w2": (None, "h")}, odd="h")
-def hierarchical_mean_not_centred():
+def hierarchical_mean_not_centered():
     def model(x):
         mu, offset = normal("mu", 4), normal("offset", 4, 3)
         tau = pyro.sample("tau", dist.HalfNormal(1.0))
@@ -359,7 +359,7 @@ def factors_with_scales():
 
 @problem({"w": (None, "f"), "z": (None, "f")})
 def factors_that_are_not_negative():
-    """Non-negative matrix factorisation: parts are relabelled, and have no signs."""
+    """Non-negative matrix factorization: parts are relabeled, and have no signs."""
 
     def model(x):
         w = pyro.sample("w", dist.HalfNormal(torch.ones(4, 2)).to_event(2))

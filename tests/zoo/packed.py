@@ -156,7 +156,7 @@ TURNED = (Atom("head", 2), 4)
     odd="vo",
 )
 def rotation_by_complex_numbers():
-    """Neighbouring dimensions as one complex number, turned by an angle for its frequency: all keep their order."""
+    """Neighboring dimensions as one complex number, turned by an angle for its frequency: all keep their order."""
 
     class Turned(nn.Module):
         def __init__(self):

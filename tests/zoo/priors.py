@@ -55,8 +55,8 @@ def horseshoe():
     {"tau": (), "c2": (), "lambda": ("h",), "w1": ("h", None), "w2": (None, "h")},
     signs={"w1": (Odd("h"), None), "w2": (None, Odd("h"))},
 )
-def regularised_horseshoe():
-    """Piironen & Vehtari 2017, non-centred."""
+def regularized_horseshoe():
+    """Piironen & Vehtari 2017, non-centered."""
 
     def model(x):
         tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(1.0)))

@@ -2,7 +2,7 @@
 
 A rule takes the :class:`~pyro_align.discovery.infer.Call` and the operation's own arguments, with an ``AxisTensor`` in
 place of each tensor, and returns one term per axis of the output (a list of these for several outputs). What it must
-guarantee: if every input is relabelled as its terms say, then the output is relabelled as the returned terms say.
+guarantee: if every input is relabeled as its terms say, then the output is relabeled as the returned terms say.
 
 Example: an operator of one's own that mixes the last axis and treats the others alike.
 

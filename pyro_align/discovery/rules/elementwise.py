@@ -14,7 +14,7 @@ def _tensors(args, kwargs):
 
 @rule("tag.pointwise")
 def pointwise(call, *args, **kwargs):
-    """Axes that are lined up by broadcasting are relabelled alike."""
+    """Axes that are lined up by broadcasting are relabeled alike."""
     out = call.broadcast(*_tensors(args, kwargs))
     if any(shape is None or len(shape) != len(out) for shape in call.shapes):
         raise call.unsupported()
@@ -185,7 +185,7 @@ def positions_used(call) -> bool:
 
 @rule("aten._softmax", "aten._log_softmax", "aten._safe_softmax")
 def softmax(call, x, dim, *args, **kwargs):
-    """Normalises along an axis: symmetric in it, but it mixes its entries."""
+    """Normalizes along an axis: symmetric in it, but it mixes its entries."""
     call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
     return x.axes
 

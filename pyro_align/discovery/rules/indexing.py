@@ -26,7 +26,7 @@ def _index_axes(call, index, source_axis, size):
 
 @rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(call, x, indices, *args):
-    """Advanced indexing: the indices broadcast together and stand where they were if they were neighbours."""
+    """Advanced indexing: the indices broadcast together and stand where they were if they were neighbors."""
     used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
     if any(ix.dtype in _MASKS for _, ix in used):
         raise call.unsupported("boolean mask")
@@ -111,7 +111,7 @@ def _ordered(call, x, dim):
     if positions_used(call):
         raise call.unsupported("positions")
     dims = axes_of(dim, x.ndim)
-    call.witness(reduce_axes(x, dims, False))  # mixed: nothing may be relabelled anew for each index of the axis
+    call.witness(reduce_axes(x, dims, False))  # mixed: nothing may be relabeled anew for each index of the axis
     out = [
         call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
     ]

@@ -1,4 +1,4 @@
-"""Functions of matrices that follow, or ignore, a joint relabelling of rows and columns."""
+"""Functions of matrices that follow, or ignore, a joint relabeling of rows and columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro_align.discovery.rules import rule
 def inverse(call, a, **kwargs):
     """``(P A Q^T)^-1 = Q A^-1 P^T``."""
     batch = a.axes[:-2]
-    for axis in a.axes[-2:]:  # neither axis may be relabelled anew for each index of the other
+    for axis in a.axes[-2:]:  # neither axis may be relabeled anew for each index of the other
         call.witness([*batch, axis])
     return [[*batch, a.axes[-1], a.axes[-2]], list(batch)]
 
@@ -21,14 +21,14 @@ def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
     solved, other = (b.axes[-2], b.axes[-1]) if left else (b.axes[-1], b.axes[-2])
     for axis in (*a.axes[-2:], solved):
         call.fix(axis)
-    call.witness([*batch, other])  # the solved axis is mixed: nothing may be relabelled anew for each index of it
+    call.witness([*batch, other])  # the solved axis is mixed: nothing may be relabeled anew for each index of it
     kept = call.fresh(call.shape[-2 if left else -1], fixed=True)
     return [*batch, kept, other] if left else [*batch, other, kept]
 
 
 @rule("aten.linalg_cholesky_ex")
 def cholesky(call, a, **kwargs):
-    """Rows and columns keep their order; the matrices of a batch are factorised one by one."""
+    """Rows and columns keep their order; the matrices of a batch are factorized one by one."""
     batch = list(a.axes[:-2])
     for axis in a.axes[-2:]:
         call.fix(axis)
@@ -51,7 +51,7 @@ def _leading(call, a, b):
 
 @rule("aten.trace")
 def trace(call, a):
-    """Invariant under a joint relabelling; a matrix that is not square keeps its order."""
+    """Invariant under a joint relabeling; a matrix that is not square keeps its order."""
     if a.shape[0] == a.shape[1]:
         call.merge(a.axes[0], a.axes[1])
     else:

@@ -1,6 +1,6 @@
 """Signs: which units may change sign, by linear algebra over GF(2) on the graph of the log joint.
 
-Once the relabellings are known, one unit of every atom is turned at every place where a site carries it, by an
+Once the relabelings are known, one unit of every atom is turned at every place where a site carries it, by an
 unknown of its own. The graph says how parities pass from inputs to outputs, and which of them must agree; what is left
 free are the signs.
 """
@@ -15,7 +15,7 @@ from pyro_align.discovery.signs.analysis import SignAnalysis
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.choose import signed
 from pyro_align.discovery.signs.registry import sign_rule
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 __all__ = ["SignAnalysis", "add_signs", "check_sign_rule", "sign_rule"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_align.action import plan
 from pyro_align.axes import Axis, leaves, map_atoms
 from pyro_align.discovery.infer import Inference
 from pyro_align.discovery.signs.call import SignTensor
 from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
 from pyro_align.discovery.signs.walk import walk
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.action import plan
+from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Place:
 class SignAnalysis:
     """The flips of one unit of every atom, one for each of its places, and what the graph requires of them.
 
-    Relabellings are symmetries already, so what holds for one unit of an atom holds for all of them. A unit of a nested
+    Relabelings are symmetries already, so what holds for one unit of an atom holds for all of them. A unit of a nested
     atom is one for each index of the outer atoms; outer atoms that keep their order may treat it differently.
 
     Attributes:
-        symmetry: The relabellings.
+        symmetry: The relabelings.
         places: Free atom -> its places at sites that may change sign.
         units: Free atom -> the units that are turned, each an index ``(*outer, 0)``.
     """

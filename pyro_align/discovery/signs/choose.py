@@ -11,7 +11,7 @@ import torch
 from pyro_align.axes import leaves
 from pyro_align.discovery.signs.analysis import Place, SignAnalysis, marked
 from pyro_align.discovery.signs.parity import Equations, on_host
-from pyro_align.symmetry import Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 EXHAUSTIVE = 10  # dimensions of a space of solutions up to which all are compared
 

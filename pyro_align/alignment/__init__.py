@@ -1,0 +1,1 @@
+"""Find, match, relabel: two posteriors, or many."""

@@ -1,0 +1,284 @@
+"""Many posteriors aligned at once: to a reference, or to their common barycenter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from pyro_align.alignment.pair import fit_symmetry, is_coupled, match_posteriors
+from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
+from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
+from pyro_align.matching import Match, Matcher, match
+from pyro_align.objectives import Activations, build_objective
+from pyro_align.symmetry.group import Permutation, Symmetry
+
+
+@dataclass(frozen=True, eq=False)
+class ManyAlignments:
+    """Posteriors relabeled to lie near one another.
+
+    The relabelings lead to one common frame, so they are cycle-consistent by construction: :meth:`relative` of (i, j)
+    composed with that of (j, k) is that of (i, k).
+
+    Attributes:
+        permutations: The relabeling of each posterior.
+        posteriors: The relabeled posteriors.
+        center: What they were aligned to in the end: the barycenter of the relabeled posteriors, or the reference.
+        distances_before: W2 distance of each pair as given, ``(n, n)``.
+        distances: W2 distance of each pair after relabeling, ``(n, n)``.
+        history: Mean squared W2 distance to the barycenter after each round; never rises. One entry for a reference.
+        status: ``"converged"`` or ``"max_rounds"``.
+        matches: How the last match of each posterior went.
+
+    Example:
+        >>> from pyro_align import Symmetry, align_many, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> copies = [permute_guide(guide, symmetry.random(seed)) for seed in range(3)]
+        >>> bool(align_many(copies, symmetry).distances.max() < 1e-6)
+        True
+    """
+
+    permutations: tuple[Permutation, ...]
+    posteriors: tuple[Posterior, ...] = field(repr=False)
+    center: Posterior = field(repr=False)
+    distances_before: np.ndarray = field(repr=False)
+    distances: np.ndarray = field(repr=False)
+    history: tuple[float, ...]
+    status: str
+    matches: tuple[Match, ...] = field(repr=False)
+
+    @cached_property
+    def guides(self) -> tuple:
+        """The relabeled guides, each of the type of the one given."""
+        return tuple(q.to_guide() for q in self.posteriors)
+
+    @cached_property
+    def center_guide(self):
+        """The center as a guide."""
+        return self.center.to_guide()
+
+    def relative(self, i: int, j: int) -> Permutation:
+        """The relabeling that takes posterior ``j``, as given, into the labels of posterior ``i`` as given."""
+        return self.permutations[i].inverse() @ self.permutations[j]
+
+    def __str__(self) -> str:
+        n = len(self.permutations)
+        pairs = np.triu_indices(n, 1)
+        before, after = self.distances_before[pairs].mean(), self.distances[pairs].mean()
+        return (
+            f"{n} posteriors, {self.status} after {len(self.history)} rounds: mean pairwise W2 distance "
+            f"{before:.6g} -> {after:.6g}"
+        )
+
+
+def align_many(
+    guides: Sequence[Any],
+    symmetry: Symmetry,
+    *,
+    reference: int | None = None,
+    divergence: str | Activations | Mapping[Any, float] = "w2",
+    matcher: str | Matcher = "coordinate",
+    restarts: int = 0,
+    max_sweeps: int = 100,
+    max_rounds: int = 50,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> ManyAlignments:
+    """Relabels several posteriors so that they lie near one another.
+
+    Without a reference, alignment to the barycenter and the barycenter of the aligned alternate until no unit moves:
+    each step lowers the mean squared W2 distance to the barycenter.
+
+    Args:
+        guides: Two or more guides, or posteriors read from guides, over the same sites.
+        symmetry: The model's symmetry.
+        reference: Index of the guide that stays and to which all others are aligned; None aligns to the barycenter.
+        divergence: What each match minimizes; the barycenter is that of W2 in any case.
+        matcher: Name of a matcher, or one configured.
+        restarts: Further searches of each match in the first round.
+        max_sweeps: Sweeps over the atoms in each match.
+        max_rounds: Rounds of barycenter and alignment.
+        seed: Seed of the matchers.
+        executor: Runs the matches, which are independent of each other; any ``concurrent.futures.Executor``: a process
+            pool, a thread pool, a Dask cluster's ``Client.get_executor()``. None runs them here, one after the other.
+            The result does not depend on it. A match whose worker dies is run again here, with a warning.
+        progress: Whether to show a progress bar over the matches.
+
+    Raises:
+        GuideError: Fewer than two guides, guides that do not fit together, or a family without a barycenter.
+        SymmetryError: The symmetry does not fit the guides' sites.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import Symmetry, align_many
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> def guide():
+        ...     with pyro.get_param_store().scope():
+        ...         made = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         made()
+        ...     return made
+        >>> aligned = align_many([guide() for _ in range(3)], Symmetry.from_axes({"w": ("unit", None)}))
+        >>> aligned.status, len(aligned.guides)
+        ('converged', 3)
+    """
+    posteriors = _read(guides)
+    symmetry = fit_symmetry(symmetry, posteriors[0])
+    options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
+    first = _check_reference(reference, len(posteriors))
+    everyone = range(len(posteriors))
+    start = [symmetry.identity()] * len(posteriors)
+    others = [i for i in everyone if i != first]
+    bar = tqdm(desc="align", unit="match", disable=not progress)
+
+    def match_all(center: Posterior, which: Sequence[int], inits, **extra) -> dict[int, Match]:
+        jobs = {i: (center, posteriors[i], symmetry, inits[i]) for i in which}
+        return _run(jobs, {**options, **extra}, executor, bar)
+
+    with bar:
+        found = match_all(posteriors[first], others, [None] * len(posteriors), restarts=restarts)
+        permutations = [found[i].permutation if i in found else start[i] for i in everyone]
+        if reference is not None:
+            moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
+            matches = tuple(found.get(i) for i in everyone)
+            history = (_spread(posteriors[first], moved),)
+            return _result(posteriors, permutations, moved, posteriors[first], history, "converged", matches)
+        status, history = "max_rounds", []
+        for _ in range(max_rounds):
+            moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
+            center = barycenter(moved)
+            history.append(_spread(center, moved))
+            found = match_all(center, everyone, permutations)
+            renewed = [_nearer(center, posteriors[i], found[i].permutation, permutations[i]) for i in everyone]
+            if renewed == permutations:
+                status = "converged"
+                break
+            permutations = renewed
+        moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
+        center = barycenter(moved)
+        return _result(
+            posteriors, permutations, moved, center, tuple(history), status, tuple(found[i] for i in everyone)
+        )
+
+
+def _read(guides: Sequence[Any]) -> list[Posterior]:
+    guides = list(guides)
+    if len(guides) < 2:
+        raise GuideError(f"align_many needs at least two guides, got {len(guides)}")
+    for i, guide in enumerate(guides):
+        for j in range(i):
+            check_distinct(guides[j], guide)
+    posteriors = [read_guide(guide) for guide in guides]
+    for i, other in enumerate(posteriors[1:], start=1):
+        try:
+            posteriors[0].check_compatible(other)
+        except GuideError as error:
+            raise GuideError(f"guide {i} does not fit guide 0: {error}") from None
+    return posteriors
+
+
+def _check_reference(reference: int | None, count: int) -> int:
+    if reference is None:
+        return 0
+    if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < count:
+        raise GuideError(f"reference must be None or the index of a guide, 0 to {count - 1}; got {reference!r}")
+    return reference
+
+
+def _nearer(center: Posterior, posterior: Posterior, new: Permutation, old: Permutation) -> Permutation:
+    """The new relabeling where it lies nearer, so that no round moves apart (other divergences might)."""
+    if new == old:
+        return old
+    return new if center.distance(posterior.permute(new)) < center.distance(posterior.permute(old)) else old
+
+
+def _spread(center: Posterior, posteriors: Sequence[Posterior]) -> float:
+    return float(np.mean([center.distance(q) ** 2 for q in posteriors]))
+
+
+def _pairwise(posteriors: Sequence[Posterior]) -> np.ndarray:
+    out = np.zeros((len(posteriors), len(posteriors)))
+    for i, a in enumerate(posteriors):
+        for j in range(i):
+            out[i, j] = out[j, i] = a.distance(posteriors[j])
+    return out
+
+
+def _result(posteriors, permutations, moved, center, history, status, matches) -> ManyAlignments:
+    return ManyAlignments(
+        permutations=tuple(permutations),
+        posteriors=tuple(moved),
+        center=center,
+        distances_before=_pairwise(posteriors),
+        distances=_pairwise(moved),
+        history=history,
+        status=status,
+        matches=matches,
+    )
+
+
+# -- running matches ---------------------------------------------------------------------------------------------------
+
+
+def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: tqdm) -> dict[int, Match]:
+    """Matches every job; what an executor loses is done here."""
+    found: dict[int, Match] = {}
+    if executor is not None:
+        pending = {i: _submit(executor, job, options) for i, job in jobs.items()}
+        for i, future in pending.items():
+            try:
+                found[i] = future()
+                bar.update()
+            except PyroAlignError:
+                raise
+            except Exception as error:
+                warnings.warn(
+                    f"the worker that matched guide {i} failed ({type(error).__name__}: {error}); it is matched here "
+                    "instead, the results of the other workers are kept",
+                    DiagnosticWarning,
+                    stacklevel=4,
+                )
+    for i, (center, posterior, symmetry, init) in jobs.items():
+        if i not in found:
+            found[i] = match_posteriors(center, posterior, symmetry, init=init, **options)
+            bar.update()
+    return found
+
+
+def _submit(executor: Executor, job: tuple, options: dict) -> Callable[[], Match]:
+    """Sends one match away as plain tensors, which any worker can unpickle; posteriors hold models, which need not."""
+    center, posterior, symmetry, init = job
+    rest = {k: v for k, v in options.items() if k != "divergence"}
+    if is_coupled(center, options["divergence"]):  # alternates with couplings: runs where the posteriors are
+        return lambda: match_posteriors(center, posterior, symmetry, init=init, **options)
+    goal = build_objective(center, posterior, symmetry, options["divergence"])
+    try:
+        future = executor.submit(
+            match, goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **rest
+        )
+    except RuntimeError as error:  # a pool that broke refuses new work
+        return _raiser(error)
+    return lambda: goal.finish(future.result())
+
+
+def _raiser(error: Exception) -> Callable[[], Match]:
+    def fail() -> Match:
+        raise error
+
+    return fail

@@ -1,0 +1,300 @@
+"""The front door: read two guides, match them, relabel the second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from pyro_align.diagnostics import EffectiveWidth
+from pyro_align.errors import GuideError, MatchError, SymmetryError
+from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.matching import Match, Matcher, match
+from pyro_align.objectives import Activations, build_objective
+from pyro_align.paths.geodesic import Path
+from pyro_align.symmetry.group import Permutation, Symmetry
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """One posterior relabeled to lie near another.
+
+    Attributes:
+        permutation: The relabeling that was applied.
+        posterior: The relabeled posterior, as a snapshot.
+        distance_before: Wasserstein-2 distance of the two posteriors as they were given.
+        distance: Wasserstein-2 distance after relabeling.
+        site_distances: Site -> (distance before, distance after); their squares add up to the squares of the above.
+            Empty for families with correlations between sites.
+        divergence: What was minimized.
+        match: How the matcher went: objective, history, status, time by part.
+
+    Example:
+        >>> from pyro_align import Symmetry, align, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> alignment = align(guide, permute_guide(guide, symmetry.random(0)), symmetry)
+        >>> alignment.distance
+        0.0
+    """
+
+    permutation: Permutation
+    posterior: Posterior = field(repr=False)
+    distance_before: float
+    distance: float
+    site_distances: Mapping[str, tuple[float, float]] = field(repr=False)
+    divergence: Any
+    match: Match = field(repr=False)
+
+    @cached_property
+    def guide(self):
+        """The relabeled guide: of the type of the one given, owning its parameters."""
+        return self.posterior.to_guide()
+
+    def summary(self):
+        """One row per site as a ``pandas.DataFrame``: W2 distance before and after relabeling, and their ratio."""
+        import pandas as pd
+
+        frame = pd.DataFrame.from_dict(self.site_distances, orient="index", columns=["before", "after"])
+        frame.loc["(all sites)"] = [self.distance_before, self.distance]
+        frame["after / before"] = frame["after"] / frame["before"]
+        frame.index.name = "site"
+        return frame
+
+    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01):
+        """Which matches mean something: one row per unit as a ``pandas.DataFrame``, indexed by atom and new position.
+
+        Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
+        in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
+        ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
+        nats, and ``alive``, whether it has left the prior. The match of a unit that is not distinct, or not alive, is
+        one of many that are as good.
+
+        Args:
+            width: The :func:`~pyro_align.effective_width` of the guide that stays.
+            share: Share of an atom's largest margin above which a unit is distinct.
+
+        Raises:
+            MatchError: The alignment was made without margins.
+        """
+        import pandas as pd
+
+        if self.match.margins is None:
+            raise MatchError("the alignment has no margins; call align(..., with_margins=True)")
+        frames = {}
+        for atom, margin in self.match.margins.items():
+            finite = margin[margin.isfinite()]
+            largest = float(finite.max()) if finite.numel() else 0.0
+            columns = {
+                "partner": self.permutation.indices[atom],
+                "margin": margin,
+                "distinct": margin > share * largest,
+            }
+            if width is not None and atom in width.kl:
+                columns |= {"kl": width.kl[atom], "alive": width.kl[atom] > width.threshold}
+            frames[atom] = pd.DataFrame({k: v.flatten().cpu().numpy() for k, v in columns.items()})
+        return pd.concat(frames, names=["atom", "unit"])
+
+    def __str__(self) -> str:
+        moved = ", ".join(
+            f"{name} {count}/{self.permutation.indices[name].numel()}"
+            for name, count in self.permutation.moved().items()
+        )
+        return (
+            f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}\n"
+            f"units moved: {moved or 'none'}\n{self.match}"
+        )
+
+
+def align(
+    guide_a: Any,
+    guide_b: Any,
+    symmetry: Symmetry,
+    *,
+    divergence: str | Activations | Mapping[Any, float] = "w2",
+    matcher: str | Matcher = "coordinate",
+    init: Permutation | None = None,
+    restarts: int = 0,
+    max_sweeps: int = 100,
+    time_limit: float | None = None,
+    select: Callable[[Path], float] | None = None,
+    with_margins: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Alignment:
+    """Relabels ``guide_b`` so that it lies as near as possible to ``guide_a``.
+
+    For diagonal Gaussians the squared Wasserstein-2 distance is ``|m0 - P m1|^2 + |s0 - P s1|^2``: minimizing it over
+    relabelings P is a sum of bilinear assignment problems (Rossi, Singh & Hannagan 2023, section 4), solved by one
+    linear assignment per atom in turn. Both guides stay as they are.
+
+    Args:
+        guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one.
+        guide_b: The guide that is relabeled, over the same sites.
+        symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
+        divergence: What is minimized: one of the family's ``divergences`` (for diagonal Gaussians ``"w2"``, ``"kl"``
+            (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``), an
+            :class:`~pyro_align.Activations`, or a mapping of these to positive weights.
+        matcher: Name of a matcher, or one configured.
+        init: Relabeling to start from.
+        restarts: Further searches from random relabelings; the best is kept.
+        max_sweeps: Sweeps over the atoms after which to stop.
+        time_limit: Seconds after which to stop with the best so far.
+        select: Loss of the path to a relabeled posterior, lower is better, by which to choose among the restarts in
+            place of the divergence: a :class:`~pyro_align.PathLoss`, say.
+        with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
+        seed: Seed of the matcher.
+        progress: Whether to print one line per sweep to standard error.
+
+    Returns:
+        The alignment; ``alignment.guide`` is the relabeled guide.
+
+    Raises:
+        GuideError: The guides share parameters, are untrained, differ in sites, shapes, dtype or device, or hold NaN.
+        SymmetryError: The symmetry does not fit the guides' sites.
+        MatchError: An option is out of range.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import align, find_symmetry
+        >>> def model(x, y):
+        ...     w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([8, 3]).to_event(2))
+        ...     w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([2, 8]).to_event(2))
+        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w1.T) @ w2.T, 1.0).to_event(2), obs=y)
+        >>> x, y = torch.randn(5, 3), torch.randn(5, 2)
+        >>> def guide():
+        ...     with pyro.get_param_store().scope():  # parameters of its own
+        ...         made = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = made(x, y)
+        ...     return made
+        >>> alignment = align(guide(), guide(), find_symmetry(model, x, y))
+        >>> alignment.distance <= alignment.distance_before
+        True
+    """
+    check_distinct(guide_a, guide_b)
+    a, b = read_guide(guide_a), read_guide(guide_b)
+    a.check_compatible(b)
+    found = match_posteriors(
+        a,
+        b,
+        fit_symmetry(symmetry, a),
+        divergence=divergence,
+        init=init,
+        matcher=matcher,
+        seed=seed,
+        restarts=restarts,
+        max_sweeps=max_sweeps,
+        time_limit=time_limit,
+        select=select,
+        with_margins=with_margins,
+        progress=progress,
+    )
+    moved = b.permute(found.permutation)
+    (before, sites_before), (after, sites_after) = _distances(a, b), _distances(a, moved)
+    return Alignment(
+        permutation=found.permutation,
+        posterior=moved,
+        distance_before=before,
+        distance=after,
+        site_distances={site: (sites_before[site], sites_after[site]) for site in sites_before},
+        divergence=divergence,
+        match=found,
+    )
+
+
+def match_posteriors(
+    a: Posterior,
+    b: Posterior,
+    symmetry: Symmetry,
+    *,
+    divergence: Any,
+    init: Permutation | None = None,
+    select: Callable[[Path], float] | None = None,
+    **options: Any,
+) -> Match:
+    """Finds the relabeling of ``b`` that brings it nearest to ``a``.
+
+    Args:
+        a: The posterior that stays.
+        b: The posterior to relabel.
+        symmetry: The group, with its sizes.
+        divergence: What is minimized.
+        init: Relabeling to start from.
+        select: Loss of the path to a relabeled ``b``, by which to choose among restarts.
+        options: Options of ``match``.
+    """
+    goal = build_objective(a, b, symmetry, divergence)
+    if select is not None:
+        options["select"] = lambda p: select(Path(a, b.permute(goal.as_element(p))))
+    found = goal.finish(match(goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **options))
+    return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
+
+
+def is_coupled(a: Posterior, divergence: Any) -> bool:
+    """Whether matching alternates with couplings."""
+    return a.is_coupled and isinstance(divergence, str) and divergence == "w2"
+
+
+def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, options: Mapping[str, Any]) -> Match:
+    """Minimizes the true W2 of correlated families: in turn the best coupling for a relabeling, and the reverse.
+
+    For Gaussians with covariance roots L, W2^2 is the minimum over orthogonal Q of ``|m0 - P m1|^2 + |L0 - P L1 Q|^2``
+    (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never
+    rises.
+    """
+    # The marginals' optimum is a good start, but only a start: the identity may lie nearer.
+    candidates = [found.permutation, symmetry.identity()]
+    best = min(candidates, key=lambda p: a.distance(b.permute(p)))
+    distance = a.distance(b.permute(best))
+    while True:
+        fixed, moving, odd = a.coupled_features(b, best)
+        found = match(symmetry, fixed, moving, odd=odd, init=best, **{**options, "restarts": 0, "select": None})
+        nearer = a.distance(b.permute(found.permutation))
+        if found.permutation == best or not nearer < distance:
+            return replace(found, permutation=best)
+        best, distance = found.permutation, nearer
+        if found.status in ("interrupted", "time_limit"):
+            return found
+
+
+def fit_symmetry(symmetry: Symmetry, posterior: Posterior) -> Symmetry:
+    """The symmetry with its sizes, checked against a posterior's sites.
+
+    Raises:
+        SymmetryError: A site's shape differs.
+        GuideError: A site that carries a free atom is missing from the guide.
+    """
+    if not isinstance(symmetry, Symmetry):
+        raise TypeError(
+            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align(guide_a, guide_b, symmetry)"
+        )
+    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
+    missing = sorted(carrying - set(posterior.sites))
+    if missing:
+        raise GuideError(
+            f"the symmetry relabels sites that the guide does not have: {missing}; the guide has "
+            f"{list(posterior.sites)}. Was the symmetry found for the guide's own model?"
+        )
+    if not symmetry.is_bound:
+        return symmetry.bind(posterior.shapes)
+    for site, shape in symmetry.shapes.items():
+        if site in posterior.sites and posterior.shapes[site] != shape:
+            raise SymmetryError(f"site '{site}': shape {shape} in the symmetry, {posterior.shapes[site]} in the guide")
+    return symmetry
+
+
+def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:
+    """The W2 distance, and that of each site for families in which its square is a sum over sites."""
+    if not isinstance(a, MeanFieldNormal | Point):
+        return a.distance(b), {}
+    parts = a.site_distances(b)
+    return math.sqrt(sum(part**2 for part in parts.values())), parts

@@ -1,0 +1,156 @@
+"""Mean-field posteriors of other packages: thin adapters that never import them.
+
+| what | package | stores |
+|---|---|---|
+| ``VIDiagState`` | posteriors | trees ``params``, ``log_sd_diag`` |
+| ``mu_weight``, ``rho_weight`` in modules | Bayesian-Torch | softplus of ``rho`` is the scale |
+| ``weight_mu``, ``weight_rho`` in modules | BLiTZ | the same, twice: its samplers hold them, too |
+| ``weight_mu``, ``weight_sigma`` in modules | torch-uncertainty | the same; softplus of ``sigma`` is the scale |
+
+A state is read by ``read_guide`` like any guide. Bayesian layers sit inside ordinary modules, which say nothing about
+themselves; ``read_bayesian_module`` reads those, after ``load_state_dict`` where they are in a checkpoint. What is
+written back is what was read: a state, a copy of the module.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import constraints as pyro_constraints
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.mean_field import MeanFieldNormal
+from pyro_align.guides.posterior import SiteSpec
+from pyro_align.guides.pyro_state.modules import RawParameter
+from pyro_align.guides.registry import register_outside
+
+EXP = constraints.positive  # its transform is the exponential
+_MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
+
+
+# -- posteriors --------------------------------------------------------------------------------------------------------
+
+
+@register_outside("posteriors.vi.diag.VIDiagState")
+def read_vi_diag_state(state) -> MeanFieldNormal:
+    """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors.
+
+    Raises:
+        GuideError: The parameters are nested.
+    """
+    params, log_sds = dict(state.params.items()), dict(state.log_sd_diag.items())
+    for name, value in params.items():
+        if not isinstance(value, Tensor):
+            raise GuideError(f"parameter '{name}' is a {type(value).__name__}; flatten params to name -> tensor")
+    locs = {k: v.detach().clone() for k, v in params.items()}
+    scales = {k: RawParameter(log_sds[k].detach().clone(), EXP) for k in params}
+    return MeanFieldNormal(real_sites(locs), locs, scales, _StateWriter(state))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _StateWriter:
+    state: Any
+
+    def __call__(self, q: MeanFieldNormal):
+        """A state with these parameters. The optimizer's state belongs to the old parameters and is kept as it was."""
+        like = self.state
+        params = _tree_like(like.params, {k: v.clone() for k, v in q.locs.items()})
+        log_sds = _tree_like(like.log_sd_diag, {k: v.raw.clone() for k, v in q.scales.items()})
+        return like.replace(params=params, log_sd_diag=log_sds)
+
+
+def _tree_like(tree: Any, values: dict[str, Tensor]) -> Any:
+    return values if type(tree) is dict else type(tree)(values)
+
+
+# -- Bayesian-Torch, BLiTZ ---------------------------------------------------------------------------------------------
+
+
+def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
+    """Reads the Bayesian layers of a Bayesian-Torch, BLiTZ or torch-uncertainty module.
+
+    Sites are named by their place in the module, ``"0.weight"`` for ``0.mu_weight`` and ``0.rho_weight``, and scales
+    are ``softplus(rho)``. Other parameters of the module (normalization layers) are left as they are.
+
+    Args:
+        module: The module.
+
+    Returns:
+        A posterior whose ``to_guide()`` is a copy of the module with these parameters.
+
+    Raises:
+        GuideError: The module has no such layers.
+    """
+    pairs = _mu_rho_pairs(module)
+    if not pairs:
+        raise GuideError(
+            f"this {type(module).__name__} has no parameters named mu_* and rho_*, or *_mu and *_rho: it holds no "
+            "Bayesian layers of Bayesian-Torch, BLiTZ or torch-uncertainty"
+        )
+    own = dict(module.named_parameters())
+    for mine, twin in _twins(module, pairs):
+        if not torch.equal(mine, twin):
+            raise GuideError(
+                "a BLiTZ layer's parameters differ from its sampler's, as they do in a copy made by deepcopy; "
+                "load the parameters into a new module with load_state_dict"
+            )
+    locs = {site: own[mu].detach().clone() for site, (mu, _) in pairs.items()}
+    scales = {
+        site: RawParameter(own[rho].detach().clone(), pyro_constraints.softplus_positive)
+        for site, (_, rho) in pairs.items()
+    }
+    return MeanFieldNormal(real_sites(locs), locs, scales, _ModuleWriter(copy.deepcopy(module), pairs))
+
+
+def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
+    names = dict(module.named_parameters())
+    pairs = {}
+    for name in names:
+        found = _MU_RHO.match(name)
+        if found is None:
+            continue
+        left, a, b = found["left"], found["a"], found["b"]
+        layer = module.get_submodule(left.removesuffix("."))
+        last = "sigma" if type(layer).__module__.startswith("torch_uncertainty.") else "rho"
+        rho = f"{left}rho_{a}" if a else f"{left}{b}_{last}"
+        if rho in names:
+            pairs[left + (a or b)] = (name, rho)
+    return pairs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ModuleWriter:
+    module: nn.Module
+    pairs: Mapping[str, tuple[str, str]]
+
+    def __call__(self, q: MeanFieldNormal) -> nn.Module:
+        module = copy.deepcopy(self.module)
+        own = dict(module.named_parameters())
+        with torch.no_grad():
+            for site, (mu, rho) in self.pairs.items():
+                own[mu].copy_(q.locs[site])
+                own[rho].copy_(q.scales[site].raw)
+        for mine, twin in _twins(module, self.pairs):
+            twin.data = mine.data
+        return module
+
+
+def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """BLiTZ draws from a sampler whose ``mu`` and ``rho`` are other parameters over the same memory."""
+    own, twins = dict(module.named_parameters()), []
+    for site, names in pairs.items():
+        for name, short in zip(names, ("mu", "rho"), strict=True):
+            if f"{site}_sampler.{short}" in own:
+                twins.append((own[name], own[f"{site}_sampler.{short}"]))
+    return twins
+
+
+def real_sites(locs: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
+    return {k: SiteSpec(k, tuple(v.shape), constraints.real, v.dim(), v.dtype, v.device) for k, v in locs.items()}

@@ -1,0 +1,256 @@
+"""Correlated Gaussians: ``AutoMultivariateNormal``, a fitted Laplace approximation, ``AutoLowRankMultivariateNormal``.
+
+The family: the concatenated unconstrained coordinates are ``loc + root @ eps`` with standard normal ``eps`` and any
+``root`` of the covariance. Relabeling indexes the rows of the root, exactly; only writing a guide back makes the root
+triangular, by a QR decomposition, so that no condition number is squared.
+
+Between two members, ``W2^2 = |m0 - m1|^2 + min over orthogonal Q of |R0 - R1 Q|_F^2``, the minimum at the polar factor
+of ``R1^T R0``, and the geodesic is the straight line from ``R0`` to ``R1 Q`` (Takatsu 2011, Section 2; Bhatia, Jain &
+Lim 2019). Linear in Cholesky factors is *not* the geodesic.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.mean_field import split_flat
+from pyro_align.guides.posterior import (
+    Noise,
+    Posterior,
+    SiteSpec,
+    Values,
+    as_generator,
+    check_finite,
+    check_tau,
+    standard_normal,
+)
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.symmetry.group import Permutation
+
+RANK_NOISE = "_rank"  # the noise of the root's columns beyond one per coordinate
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class StoredForm(ABC):
+    """How a guide stores a Gaussian, where that form can be relabeled: the relabeled guide is of the same type."""
+
+    @abstractmethod
+    def permute(self, p: Permutation) -> StoredForm:
+        """The form of the relabeled Gaussian.
+
+        Raises:
+            GuideError: The relabeled Gaussian has no such form.
+        """
+
+    @abstractmethod
+    def build(self) -> object:
+        """A new guide that stores this form, bit for bit."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseNormal(Posterior):
+    """A Gaussian over all unconstrained coordinates.
+
+    Attributes:
+        sites: The sites, in the order in which they are concatenated.
+        loc: Location, ``(D,)``.
+        root: A root of the covariance ``root @ root.T``, ``(D, R)`` with ``R >= D``.
+        write: Makes a Pyro guide of a member of the family.
+        stored: What the guide stored, while nothing has changed: written back bit for bit. A :class:`StoredForm` is
+            kept under relabeling, too.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    loc: Tensor = field(repr=False)
+    root: Tensor = field(repr=False)
+    write: Callable[[DenseNormal], object] = field(repr=False)
+    stored: object = field(default=None, repr=False)
+
+    divergences = ("w2", "means")
+
+    def __post_init__(self):
+        for name, loc in split_flat(self.sites, self.loc).items():
+            check_finite("location", name, loc)
+        for name, rows in split_flat(self.sites, self.root.T).items():
+            check_finite("covariance", name, rows)
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
+        scale = self.root.square().sum(-1).sqrt()
+        return split_flat(self.sites, self.loc)[site], split_flat(self.sites, scale)[site]
+
+    @cached_property
+    def tril(self) -> Tensor:
+        """The lower-triangular root with a positive diagonal, ``(D, D)``."""
+        return lower_root(self.root)
+
+    @property
+    def extra(self) -> int:
+        """Columns of the root beyond one per coordinate."""
+        return self.root.shape[1] - self.root.shape[0]
+
+    # -- relabeling -----------------------------------------------------------------------------------------------
+
+    def _permute(self, p: Permutation) -> DenseNormal:
+        moved = row_action(self.sites, p)
+        if moved is None:
+            return self
+        stored = self.stored.permute(p) if isinstance(self.stored, StoredForm) else None
+        return replace(self, loc=moved(self.loc), root=moved(self.root), stored=stored)
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        return dict(noise)  # the rows of the root move, its columns do not
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.extra, num_draws, generator)
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        eps = flat_noise(self.sites, noise)
+        shift = eps @ self.root.T
+        white = torch.linalg.solve_triangular(self.tril, shift.T, upper=False)
+        log_prob = -0.5 * white.square().sum(0) - self.tril.diagonal().log().sum() - len(self.loc) * _HALF_LOG_2PI
+        return constrain_flat(self.sites, self.loc + shift, log_prob)
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+        """For ``"w2"`` those of the marginals: the start from which :meth:`coupled_features` finds the true W2."""
+        keep = slice(0, 2 if divergence == "w2" else 1)
+        return {k: tuple(spec.as_feature(t) for t in self.marginal(k)[keep]) for k, spec in self.sites.items()}
+
+    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
+        return (True, False) if divergence == "w2" else (True,)
+
+    is_coupled = True
+
+    def coupled_features(self, other: Posterior, p: Permutation):
+        self.check_compatible(other)
+        theirs = in_order(other, self.sites)
+        turned = theirs.root @ coupling(self.root, theirs._permute(p).root)
+        odd = (True,) * (1 + self.root.shape[1])
+        return _columns(self.sites, self.loc, self.root), _columns(self.sites, theirs.loc, turned), odd
+
+    def distance(self, other: Posterior) -> float:
+        self.check_compatible(other)
+        theirs = in_order(other, self.sites)
+        gap = self.root.double() - theirs.root.double() @ coupling(self.root.double(), theirs.root.double())
+        return math.sqrt(float((self.loc.double() - theirs.loc.double()).square().sum() + gap.square().sum()))
+
+    def displace(self, other: Posterior, tau: float) -> DenseNormal:
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        theirs = in_order(other, self.sites)
+        if tau == 0.0:
+            return self
+        turned = theirs.root @ self._coupled(theirs)
+        if tau == 1.0:  # turned, so that the same noise gives the coupled draws; what is written back is the end itself
+            return replace(self, loc=theirs.loc, root=turned, stored=theirs.stored)
+        root = torch.lerp(self.root, turned, tau)
+        return replace(self, loc=torch.lerp(self.loc, theirs.loc, tau), root=root, stored=None)
+
+    def _coupled(self, other: DenseNormal) -> Tensor:
+        cache = self.__dict__.setdefault("_couplings", {})  # one SVD serves every tau of a path
+        if cache.get("to") is not other.root:
+            cache.update(to=other.root, value=coupling(self.root, other.root))
+        return cache["value"]
+
+    def check_compatible(self, other: Posterior) -> None:
+        super().check_compatible(other)
+        if other.root.shape[1] != self.root.shape[1]:
+            raise GuideError(
+                f"the posteriors have ranks {self.extra} and {other.extra}; fit both guides with the same rank"
+            )
+
+    def to_guide(self):
+        return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
+
+
+# -- roots -------------------------------------------------------------------------------------------------------------
+
+
+def lower_root(root: Tensor) -> Tensor:
+    """The lower-triangular root of ``root @ root.T`` with a positive diagonal, by QR in float64."""
+    n = root.shape[0]
+    if root.shape[1] == n and bool((root.triu(1) == 0).all()) and bool((root.diagonal() > 0).all()):
+        return root
+    r = torch.linalg.qr(root.double().T, mode="r").R[:n]
+    lower = (r * torch.where(r.diagonal() < 0, -1.0, 1.0).unsqueeze(-1)).T.tril()
+    if not bool((lower.diagonal() > 0).all()):
+        raise GuideError("the covariance is singular; refit with a larger initial scale, or in float64")
+    return lower.to(root.dtype).contiguous()
+
+
+def coupling(fixed: Tensor, moving: Tensor) -> Tensor:
+    """The orthogonal Q that brings ``moving @ Q`` nearest to ``fixed`` (orthogonal Procrustes), ``(R, R)``."""
+    u, _, vh = torch.linalg.svd(moving.double().T @ fixed.double())
+    return (u @ vh).to(fixed.dtype)
+
+
+def in_order(q: DenseNormal, sites: Mapping[str, SiteSpec]) -> DenseNormal:
+    """The same posterior with its sites concatenated in the order of ``sites``."""
+    if list(q.sites) == list(sites):
+        return q
+    places = split_flat(q.sites, torch.arange(len(q.loc), device=q.loc.device))
+    index = torch.cat([places[name].flatten() for name in sites])
+    return replace(q, sites={k: q.sites[k] for k in sites}, loc=q.loc[index], root=q.root[index], stored=None)
+
+
+def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:
+    """The relabeling of the rows of a flat tensor, or None where nothing moves."""
+    index, sign = Relabeling(p, sites).flat(list(sites))
+    if sign is None and torch.equal(index, torch.arange(len(index), device="cpu")):
+        return None
+
+    def act(rows: Tensor, *, signs: bool = True) -> Tensor:
+        rows = rows[index.to(rows.device)]
+        if sign is None or not signs:
+            return rows
+        return rows * sign.to(rows).reshape(-1, *(1,) * (rows.dim() - 1))
+
+    return act
+
+
+def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """Site -> the location and every column of the root, in the shape of the site."""
+    parts = split_flat(sites, torch.cat([loc.unsqueeze(-1), root], dim=-1).T)
+    return {k: tuple(spec.as_feature(column) for column in parts[k]) for k, spec in sites.items()}
+
+
+# -- noise and draws on flat vectors -----------------------------------------------------------------------------------
+
+
+def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_draws: int, generator) -> Noise:
+    """Standard normal noise per site, and ``extra`` more entries under :data:`RANK_NOISE`."""
+    generator = as_generator(generator)
+    noise = standard_normal(sites, num_draws, generator)
+    if extra:
+        first = next(iter(sites.values()))
+        noise[RANK_NOISE] = torch.randn((num_draws, extra), generator=generator, dtype=first.dtype, device="cpu").to(
+            first.device
+        )
+    return noise
+
+
+def flat_noise(sites: Mapping[str, SiteSpec], noise: Noise) -> Tensor:
+    """The noise as ``(draws, R)``."""
+    parts = [noise[k].flatten(1) if noise[k].dim() > 1 else noise[k].unsqueeze(-1) for k in sites]
+    return torch.cat(parts + ([noise[RANK_NOISE]] if RANK_NOISE in noise else []), dim=-1)
+
+
+def constrain_flat(sites: Mapping[str, SiteSpec], latent: Tensor, log_prob: Tensor) -> tuple[Values, Tensor]:
+    """Constrained draws from flat unconstrained ones ``(draws, D)``, and their log density."""
+    values = {}
+    for name, part in split_flat(sites, latent).items():
+        values[name] = sites[name].constrain(part)
+        log_prob = log_prob - sites[name].log_volume(part, values[name])
+    return values, log_prob

@@ -1,0 +1,231 @@
+"""``AutoLowRankMultivariateNormal``: covariance ``diag(s^2) + W W^T`` with ``W = s[:, None] * cov_factor``.
+
+Relabeling indexes rows, and stays in the family. Its root is ``[diag(s), W]``. A point inside a Wasserstein-2
+geodesic generally has full rank: :meth:`LowRankNormal.displace` then gives an ``AutoMultivariateNormal``. The
+restricted coupling ``low_rank`` couples diagonal with diagonal noise and factor with factor noise; its path keeps type
+and rank, is linear in ``s`` and ``W``, and is at least as long as the geodesic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from pyro.distributions import LowRankMultivariateNormal
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.gaussian import (
+    DenseNormal,
+    constrain_flat,
+    coupling,
+    flat_noise,
+    normal_noise,
+    row_action,
+)
+from pyro_align.guides.families.mean_field import split_flat
+from pyro_align.guides.families.multivariate import dense_writer
+from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, check_finite, check_tau
+from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.registry import register_guide
+from pyro_align.symmetry.group import Permutation
+
+LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits comfortably: 0.5 GB in float64
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankNormal(Posterior):
+    """A Gaussian with covariance ``diag(scale^2) + W W^T``, ``W = scale[:, None] * factor``.
+
+    Attributes:
+        sites: The sites, in the order in which they are concatenated.
+        loc: Location, ``(D,)``.
+        scale: The scale's parameter, ``(D,)``.
+        factor: The scaled factor's parameter, ``(D, K)``.
+        write: Makes a Pyro guide of a member of the family.
+        write_dense: Makes a Pyro guide of a :class:`DenseNormal` over the same sites.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    loc: Tensor = field(repr=False)
+    scale: RawParameter = field(repr=False)
+    factor: RawParameter = field(repr=False)
+    write: Callable[[LowRankNormal], object] = field(repr=False)
+    write_dense: Callable[[DenseNormal], object] = field(repr=False)
+
+    divergences = ("w2", "means")
+    is_coupled = True
+
+    def __post_init__(self):
+        for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
+            for name, part in split_flat(self.sites, rows).items():
+                check_finite(what, name, part)
+        if not bool((self.scale.value > 0).all()):
+            raise GuideError("some of the guide's scales are not positive (underflow?); use float64")
+
+    @property
+    def low_rank_part(self) -> Tensor:
+        """``W``, ``(D, K)``."""
+        return self.scale.value.unsqueeze(-1) * self.factor.value
+
+    def dense(self) -> DenseNormal:
+        """The same Gaussian as a :class:`DenseNormal` with root ``[diag(s), W]``.
+
+        Raises:
+            GuideError: It has more coordinates than a dense root can hold.
+        """
+        if len(self.loc) > LARGEST_DENSE:
+            raise GuideError(
+                f"the exact Wasserstein-2 geometry of {len(self.loc)} coordinates needs a dense root (at most "
+                f"{LARGEST_DENSE}); use displacement(a, b, coupling='low_rank')"
+            )
+        root = torch.cat([torch.diag(self.scale.value), self.low_rank_part], dim=-1)
+        return DenseNormal(self.sites, self.loc, root, self.write_dense)
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
+        scale = self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
+        return split_flat(self.sites, self.loc)[site], split_flat(self.sites, scale)[site]
+
+    # -- relabeling -----------------------------------------------------------------------------------------------
+
+    def _permute(self, p: Permutation) -> LowRankNormal:
+        moved = row_action(self.sites, p)
+        if moved is None:
+            return self
+        scale = self.scale.with_raw(moved(self.scale.raw, signs=False))
+        return replace(self, loc=moved(self.loc), scale=scale, factor=self.factor.with_raw(moved(self.factor.raw)))
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        moved = row_action(self.sites, p)
+        if moved is None:
+            return dict(noise)
+        eps = flat_noise(self.sites, noise)
+        size = len(self.loc)
+        parts = split_flat(self.sites, moved(eps[:, :size].T).T)
+        return {**noise, **parts}
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.factor.raw.shape[-1], num_draws, generator)
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        eps = flat_noise(self.sites, noise)
+        size, scale, part = len(self.loc), self.scale.value, self.low_rank_part
+        latent = self.loc + eps[:, :size] * scale + eps[:, size:] @ part.T
+        density = LowRankMultivariateNormal(self.loc, part, scale**2, validate_args=False)
+        return constrain_flat(self.sites, latent, density.log_prob(latent))
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+        keep = slice(0, 2 if divergence == "w2" else 1)
+        return {k: tuple(spec.as_feature(t) for t in self.marginal(k)[keep]) for k, spec in self.sites.items()}
+
+    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
+        return (True, False) if divergence == "w2" else (True,)
+
+    def coupled_features(self, other: Posterior, p: Permutation):
+        self.check_compatible(other)
+        return self.dense().coupled_features(other.dense(), p)
+
+    def distance(self, other: Posterior) -> float:
+        self.check_compatible(other)
+        return self.dense().distance(other.dense())
+
+    def displace(self, other: Posterior, tau: float) -> Posterior:
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        if tau == 0.0:
+            return self
+        between = self._dense.displace(other._dense, tau)
+        if tau == 1.0:
+            end = self._with_values_of(other)
+            return replace(between, stored=end, write=_EndWriter(end, self.write_dense))
+        return between
+
+    def displace_low_rank(self, other: Posterior, tau: float) -> LowRankNormal:
+        """The point at ``tau`` on the path of the restricted coupling, which keeps the type and the rank."""
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        theirs = self._with_values_of(other)
+        if tau in (0.0, 1.0):
+            return theirs if tau else self
+        here, there = self.low_rank_part, theirs.low_rank_part
+        scale = torch.lerp(self.scale.value, theirs.scale.value, tau)
+        part = torch.lerp(here, there @ coupling(here, there), tau)
+        return replace(
+            self,
+            loc=torch.lerp(self.loc, theirs.loc, tau),
+            scale=self.scale.with_value(scale),
+            factor=self.factor.with_value(part / scale.unsqueeze(-1)),
+        )
+
+    def distance_low_rank(self, other: Posterior) -> float:
+        """Length of the path of the restricted coupling: an upper bound of the Wasserstein-2 distance."""
+        self.check_compatible(other)
+        theirs = self._with_values_of(other)
+        here, there = self.low_rank_part.double(), theirs.low_rank_part.double()
+        gaps = (self.loc - theirs.loc, self.scale.value - theirs.scale.value, here - there @ coupling(here, there))
+        return math.sqrt(sum(float(gap.double().square().sum()) for gap in gaps))
+
+    @cached_property
+    def _dense(self) -> DenseNormal:
+        return self.dense()
+
+    def _with_values_of(self, other: LowRankNormal) -> LowRankNormal:
+        """The other's values, in the order of this posterior's sites and with its writer."""
+        index = torch.arange(len(other.loc), device=other.loc.device)
+        if list(other.sites) != list(self.sites):
+            places = split_flat(other.sites, index)
+            index = torch.cat([places[name].flatten() for name in self.sites])
+        scale, factor = self.scale.adopt(other.scale), self.factor.adopt(other.factor)
+        return replace(
+            self,
+            loc=other.loc[index],
+            scale=scale.with_raw(scale.raw[index]),
+            factor=factor.with_raw(factor.raw[index]),
+        )
+
+    def check_compatible(self, other: Posterior) -> None:
+        super().check_compatible(other)
+        here, there = self.factor.raw.shape[-1], other.factor.raw.shape[-1]
+        if here != there:
+            raise GuideError(f"the posteriors have ranks {here} and {there}; fit both guides with the same rank")
+
+    def to_guide(self):
+        return self.write(self)
+
+
+@register_guide(AutoLowRankMultivariateNormal)
+def read_auto_low_rank(guide: AutoLowRankMultivariateNormal) -> LowRankNormal:
+    """Reads ``loc``, ``scale`` and ``cov_factor``."""
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
+    loc, scale, factor = (read_parameter(guide, name) for name in ("loc", "scale", "cov_factor"))
+    shell = Shell.of(guide)
+    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(shell, loc), dense_writer(shell))
+
+
+@dataclass(frozen=True, eq=False)
+class _LowRankWriter:
+    shell: Shell
+    loc: RawParameter
+
+    def __call__(self, q: LowRankNormal):
+        return self.shell.build({"loc": self.loc.with_value(q.loc), "scale": q.scale, "cov_factor": q.factor})
+
+
+@dataclass(frozen=True, eq=False)
+class _EndWriter:
+    """Writes the end of a path as the low-rank guide it is, and whatever is made of it as a dense one."""
+
+    end: LowRankNormal
+    dense: Callable[[DenseNormal], object]
+
+    def __call__(self, q: DenseNormal):
+        return self.end.to_guide() if q.stored is self.end else self.dense(q)

@@ -1,0 +1,256 @@
+"""Mean-field Gaussians: ``AutoNormal`` and ``AutoDiagonalNormal``.
+
+The family: in the unconstrained coordinates of each site, independent normals with location m and scale s. Relabeling
+indexes both (signs turn m, not s). The Wasserstein-2 geodesic between two members moves m and s linearly, because
+diagonal covariances commute: W2^2 = |m0 - m1|^2 + |s0 - s1|^2 (Takatsu 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide.effect import AutoMessenger, AutoNormalMessenger
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.features import PerSite, squared_distance
+from pyro_align.guides.posterior import (
+    Noise,
+    Posterior,
+    SiteSpec,
+    Values,
+    check_finite,
+    check_tau,
+    standard_normal,
+)
+from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.symmetry.group import Permutation
+
+_RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFieldNormal(Posterior):
+    """Independent normals in unconstrained coordinates.
+
+    Attributes:
+        sites: The sites.
+        locs: Site -> location, ``unconstrained_shape``.
+        scales: Site -> the scale's parameter; its raw tensor is kept so that indexing rounds nothing.
+        write: Makes a Pyro guide of a member of the family.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    locs: Mapping[str, Tensor] = field(repr=False)
+    scales: Mapping[str, RawParameter] = field(repr=False)
+    write: Callable[[MeanFieldNormal], object] = field(repr=False)
+
+    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+
+    def __post_init__(self):
+        for name in self.sites:
+            check_finite("location", name, self.locs[name])
+            scale = self.scales[name].value
+            check_finite("scale", name, scale)
+            if not bool((scale > 0).all()):
+                raise GuideError(
+                    f"site '{name}': {int((scale <= 0).sum())} of its scales are not positive (underflow?); "
+                    "use float64 or a larger initial scale"
+                )
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
+        return self.locs[site], self.scales[site].value
+
+    # -- relabeling -----------------------------------------------------------------------------------------------
+
+    def _permute(self, p: Permutation) -> MeanFieldNormal:
+        act = Relabeling(p, self.sites)
+        locs = {k: act.unconstrained(k, v) for k, v in self.locs.items()}
+        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in self.scales.items()}
+        return replace(self, locs=locs, scales=scales)
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        act = Relabeling(p, self.sites)
+        return {k: act.unconstrained(k, v, batch_dims=1) for k, v in noise.items()}
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return standard_normal(self.sites, num_draws, generator)
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        values, total = {}, 0.0
+        for name, spec in self.sites.items():
+            loc, scale = self.marginal(name)
+            eps = noise[name]
+            latent = torch.addcmul(loc, scale, eps)
+            values[name] = spec.constrain(latent)
+            # sums before differences: no term is written out for every entry of every draw but the squares
+            square = eps.reshape(len(eps), -1).square().sum(-1)
+            constant = scale.log().sum() + scale.numel() * _HALF_LOG_2PI
+            total = total - 0.5 * square - constant - spec.log_volume(latent, values[name])
+        return values, total
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    def _features(self, divergence: str, side: str) -> Mapping[str, tuple[Tensor, ...]]:
+        make = _FEATURES[divergence][0 if side == "fixed" else 1]
+        return PerSite(
+            self.sites, lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name)))
+        )
+
+    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
+        return _FEATURES[divergence][2]
+
+    def distance(self, other: Posterior) -> float:
+        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
+
+    def site_distances(self, other: Posterior) -> dict[str, float]:
+        """The W2 distance of each site's marginals; their squares add up to the squared distance."""
+        self.check_compatible(other)
+        parts = {}
+        for name in self.sites:
+            scales = zip(_runs(self.scales[name]), _runs(other.scales[name]), strict=True)
+            total = squared_distance(self.locs[name], other.locs[name])
+            parts[name] = math.sqrt(total + sum(squared_distance(a, b) for a, b in scales))
+        return parts
+
+    def displace(self, other: Posterior, tau: float) -> MeanFieldNormal:
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        if tau in (0.0, 1.0):  # raw scales, so that the end points are exact
+            end = other if tau else self
+            scales = {k: self.scales[k].adopt(end.scales[k]) for k in self.sites}
+            return replace(self, locs={k: end.locs[k] for k in self.sites}, scales=scales)
+        locs = {k: torch.lerp(v, other.locs[k], tau) for k, v in self.locs.items()}
+        scales = {k: v.with_value(torch.lerp(v.value, other.scales[k].value, tau)) for k, v in self.scales.items()}
+        return replace(self, locs=locs, scales=scales)
+
+    def to_guide(self):
+        return self.write(self)
+
+
+def _runs(scale: RawParameter) -> Iterator[Tensor]:
+    """The values of a scale by runs of its first axis, so that no large one is held as a whole."""
+    raw = scale.raw
+    step = max(1, _RUN * len(raw) // raw.numel()) if raw.dim() and raw.numel() > _RUN else max(1, raw.numel())
+    for part in raw.split(step) if raw.dim() else (raw,):
+        yield scale.with_raw(part).value
+
+
+# Per divergence: features of the fixed side, of the moving side (both from location and scale), and which are odd.
+# With KL(q0 || q1) = sum log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2, whatever holds one side alone is constant.
+_FEATURES: dict[str, tuple[Callable, Callable, tuple[bool, ...]]] = {
+    "w2": (lambda m, s: (m, s), lambda m, s: (m, s), (True, False)),
+    "means": (lambda m, s: (m,), lambda m, s: (m,), (True,)),
+    "snr": (lambda m, s: (m / s,), lambda m, s: (m / s,), (True,)),
+    "kl": (
+        lambda m, s: (-(s**2 + m**2), 2 * m),
+        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
+        (False, True),
+    ),
+    "reverse_kl": (
+        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
+        lambda m, s: (-(s**2 + m**2), 2 * m),
+        (False, True),
+    ),
+    "jeffreys": (
+        lambda m, s: (-(s**2 + m**2), 2 * m, 0.5 / s**2, 0.5 * m / s**2),
+        lambda m, s: (0.5 / s**2, 0.5 * m / s**2, -(s**2 + m**2), 2 * m),
+        (False, True, False, True),
+    ),
+}
+
+
+# -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
+
+
+@register_guide(AutoNormal, AutoNormalMessenger)
+def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
+    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have.
+
+    Raises:
+        GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
+            cannot be relabeled one by one.
+    """
+    sites = site_specs(latent_nodes(guide), guide)
+    locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
+    scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
+    if isinstance(guide, AutoNormalMessenger):
+        sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
+    writer = _AutoNormalWriter(Shell.of(guide), locs)
+    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
+
+
+def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
+    """The site without the particle plates that stood around the messenger's last run."""
+    outer = len(spec.unconstrained_shape) - loc.dim()
+    if {name for name, *_ in spec.frames} & set(guide.amortized_plates) or spec.unconstrained_shape[
+        max(outer, 0) :
+    ] != loc.shape:
+        raise GuideError(
+            f"site '{spec.name}': its parameters, of shape {tuple(loc.shape)}, are shared along a plate, so they "
+            "cannot be relabeled one by one; relabel the guide by wrapping: wrap_guide(guide, *args)"
+        )
+    return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
+
+
+@dataclass(frozen=True, eq=False)
+class _AutoNormalWriter:
+    shell: Shell
+    locs: Mapping[str, RawParameter]
+
+    def __call__(self, q: MeanFieldNormal):
+        parameters = {f"locs.{k}": self.locs[k].with_value(v) for k, v in q.locs.items()}
+        return self.shell.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
+
+
+# -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
+
+
+@register_guide(AutoDiagonalNormal)
+def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
+    """Reads the flat ``loc`` and ``scale``, which concatenate the sites in the order of the prototype trace."""
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
+    loc, scale = read_parameter(guide, "loc"), read_parameter(guide, "scale")
+    writer = _AutoDiagonalNormalWriter(Shell.of(guide), loc, scale)
+    scales = {k: scale.with_raw(v) for k, v in split_flat(sites, scale.raw).items()}
+    return MeanFieldNormal(sites, split_flat(sites, loc.value), scales, writer)
+
+
+@dataclass(frozen=True, eq=False)
+class _AutoDiagonalNormalWriter:
+    shell: Shell
+    loc: RawParameter
+    scale: RawParameter
+
+    def __call__(self, q: MeanFieldNormal):
+        loc = torch.cat([v.flatten() for v in q.locs.values()])
+        scale = torch.cat([v.raw.flatten() for v in q.scales.values()])
+        return self.shell.build({"loc": self.loc.with_value(loc), "scale": self.scale.with_raw(scale)})
+
+
+def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
+    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites.
+
+    Raises:
+        GuideError: The vector has another length.
+    """
+    total = sum(spec.numel for spec in sites.values())
+    if vector.shape[-1] != total:
+        raise GuideError(
+            f"the guide's parameters have {vector.shape[-1]} entries, its sites {list(sites)} have {total}"
+        )
+    parts = vector.split([spec.numel for spec in sites.values()], dim=-1)
+    lead = vector.shape[:-1]
+    return {
+        k: part.reshape((*lead, *sites[k].unconstrained_shape)).clone() for k, part in zip(sites, parts, strict=True)
+    }

@@ -1,0 +1,171 @@
+"""``AutoHierarchicalNormalMessenger`` and ``AutoRegressiveMessenger``: guides that run the model's priors inside.
+
+Their parameters are a location, a scale and a weight per entry, and indexing them relabels the guide exactly if the
+priors do not tell units apart: given relabeled values upstream, the prior of a site must be the relabeled one. A
+symmetry of the log joint does not quite say so, hence it is checked: the density of relabeled draws under the
+relabeled guide must be the old one.
+
+A path moves the parameters on straight lines. It is *not* the Wasserstein-2 geodesic, which has no closed form here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoRegressiveMessenger
+from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger, AutoMessenger
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.mean_field import own_plates_only
+from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
+from pyro_align.guides.posterior import Posterior, Values, check_tau
+from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.model.effects.guards import SubstituteMessenger, untouched
+from pyro_align.symmetry.group import Permutation
+
+_CHECKED_DRAWS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Messenger(Wrapped):
+    """A guide that runs the model, with parameters for every entry of every site.
+
+    Draws are those of the guide that was read, relabeled; the guide that is written has relabeled parameters.
+
+    Attributes:
+        shell: Makes the guide.
+        parameters: Dotted path -> parameter, before the relabelings of ``chain``.
+    """
+
+    shell: Shell | None = field(default=None, repr=False)
+    parameters: Mapping[str, RawParameter] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _runner(self) -> RelabeledGuide:
+        return super().to_guide()
+
+    def _permute(self, p: Permutation) -> Messenger:
+        moved = super()._permute(p)
+        if moved is not self:
+            moved._check()
+        return moved
+
+    @cached_property
+    def relabeled(self) -> dict[str, RawParameter]:
+        """The parameters of the relabeled guide."""
+        parameters = dict(self.parameters)
+        for p in self.chain:
+            act = Relabeling(p, self.sites)
+            for path, parameter in parameters.items():
+                part, site = path.split(".", 1)
+                if parameter.raw.shape == self.sites[site].unconstrained_shape:  # a scalar weight stays
+                    raw = act.unconstrained(site, parameter.raw, signs=part == "locs")
+                    parameters[path] = parameter.with_raw(raw)
+        return parameters
+
+    def _check(self) -> None:
+        """Raises a :class:`GuideError` unless relabeled parameters make the relabeled guide."""
+        noise = self.noise(_CHECKED_DRAWS)
+        values, expected = self.push_with_log_prob(noise)
+        guide = self.to_guide()
+        rounding = torch.finfo(self.dtype).eps ** 0.4  # 6e-7 in float64
+        for i in range(_CHECKED_DRAWS):
+            found = self._log_prob(guide, {k: v[i] for k, v in values.items()})
+            if not torch.allclose(found, expected[i], rtol=rounding, atol=rounding):
+                raise GuideError(
+                    f"relabeling the parameters of this {self.shell.cls.__name__} does not relabel the guide: the log "
+                    f"density of a relabeled draw is {float(found):.6g}, that of the draw {float(expected[i]):.6g}. "
+                    "The priors that it runs tell the units apart; relabel it by wrapping: wrap_guide(guide, *args)"
+                )
+
+    def _log_prob(self, guide: AutoMessenger, values: Values) -> Tensor:
+        with untouched(), torch.no_grad(), SubstituteMessenger(values):
+            guide(*self.args, **self.kwargs)
+            return guide.get_traces()[1].log_prob_sum()
+
+    def displace(self, other: Posterior, tau: float) -> Posterior:
+        """Parameters linear in tau, not the geodesic; the ends are the guides themselves."""
+        tau = check_tau(tau)
+        if tau in (0.0, 1.0):
+            return other if tau else self
+        self.check_compatible(other)
+        here, there = self.relabeled, other.relabeled
+        between = {
+            k: v.with_value(torch.lerp(v.value, there[k].value, tau)) if k in there else v for k, v in here.items()
+        }
+        guide = self.shell.build(between)
+        return replace(self, guide=guide, chain=(), parameters=between)
+
+    def check_compatible(self, other: Posterior) -> None:
+        super().check_compatible(other)
+        if other.shell.cls is not self.shell.cls or other.parameters.keys() != self.parameters.keys():
+            raise GuideError(
+                f"the guides are a {self.shell.cls.__name__} and a {other.shell.cls.__name__} with other parameters; "
+                "fit both with guides of one type and the same options"
+            )
+
+    def read_again(self, guide: AutoMessenger) -> Messenger:
+        return messenger_guide(guide, *self.args, **self.kwargs)
+
+    def to_guide(self) -> AutoMessenger:
+        return self.shell.build(self.relabeled)
+
+
+@register_guide(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger)
+def read_messenger(guide: AutoMessenger) -> Messenger:
+    """Reads a guide whose model runs without arguments; see :func:`messenger_guide`."""
+    return messenger_guide(guide)
+
+
+def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenger:
+    """Reads a hierarchical or a regressive messenger, whose relabeled guides are of its own type.
+
+    Args:
+        guide: An ``AutoHierarchicalNormalMessenger`` or an ``AutoRegressiveMessenger`` that has run once.
+        args: Arguments to run it with: such a guide runs the model.
+        kwargs: Keyword arguments to run it with.
+
+    Raises:
+        GuideError: The guide is of another type, is untrained, shares parameters along a plate, or does not run with
+            these arguments.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoRegressiveMessenger
+        >>> from pyro_align import Symmetry, messenger_guide, permute_guide
+        >>> def model(n):
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("w", dist.Normal(0.0, scale).expand([n]).to_event(1))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoRegressiveMessenger(model)
+        ...     _ = guide(4)
+        >>> p = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (4,)}).permutation({"unit": [3, 2, 1, 0]})
+        >>> type(permute_guide(messenger_guide(guide, 4), p)).__name__
+        'AutoRegressiveMessenger'
+    """
+    if type(guide) not in (AutoHierarchicalNormalMessenger, AutoRegressiveMessenger):
+        raise GuideError(
+            f"messenger_guide reads an AutoHierarchicalNormalMessenger or an AutoRegressiveMessenger, not "
+            f"{type(guide).__name__}; use read_guide(guide), or wrap_guide(guide, *args)"
+        )
+    known = site_specs(latent_nodes(guide), guide)
+    parameters, sites = {}, {}
+    for name, spec in known.items():
+        for part in _parts(guide, name):
+            parameters[f"{part}.{name}"] = read_parameter(guide, f"{part}.{name}")
+        sites[name] = own_plates_only(guide, spec, parameters[f"locs.{name}"].raw)
+    q = wrap_guide(guide, *args, **kwargs)
+    return Messenger(sites, q.guide, q.args, q.kwargs, shell=Shell.of(guide), parameters=parameters)
+
+
+def _parts(guide: AutoMessenger, site: str) -> tuple[str, ...]:
+    """Which parameters a site has."""
+    hierarchical = getattr(guide, "_hierarchical_sites", ()) if hasattr(guide, "_init_weight") else ()
+    return ("locs", "scales", "weights") if hierarchical is None or site in hierarchical else ("locs", "scales")

@@ -1,0 +1,76 @@
+"""``AutoMultivariateNormal``, and what ``AutoLaplaceApproximation.laplace_approximation`` returns.
+
+Both store the covariance's root as ``scale[:, None] * scale_tril``. A trained guide keeps parameters with a unit
+diagonal in ``scale_tril``; a Laplace approximation keeps buffers, the rows of its ``scale_tril`` having unit norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.gaussian import DenseNormal
+from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.registry import register_guide
+
+
+@register_guide(AutoMultivariateNormal)
+def read_auto_multivariate_normal(guide: AutoMultivariateNormal) -> DenseNormal:
+    """Reads ``loc``, ``scale`` and ``scale_tril``, whether they are parameters or buffers."""
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
+    stored = {name: read_parameter(guide, name) for name in ("loc", "scale", "scale_tril")}
+    root = stored["scale"].value.unsqueeze(-1) * stored["scale_tril"].value
+    writer = MultivariateWriter(Shell.of(guide), stored)
+    return DenseNormal(sites, stored["loc"].value, root, writer, stored)
+
+
+@register_guide(AutoLaplaceApproximation)
+def read_auto_laplace_approximation(guide: AutoLaplaceApproximation) -> DenseNormal:
+    """Refuses: before ``laplace_approximation`` there is a mode and no covariance."""
+    raise GuideError(
+        "an AutoLaplaceApproximation holds only the mode; fit its covariance and pass what it returns: "
+        "guide.laplace_approximation(*args)"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MultivariateWriter:
+    """Writes an ``AutoMultivariateNormal`` whose parameters are stored as in ``like``."""
+
+    shell: Shell
+    like: dict[str, RawParameter]
+
+    def __call__(self, q: DenseNormal):
+        if isinstance(q.stored, dict) and self._alike(q.stored):
+            return self.shell.build(q.stored)
+        scale, tril = self._split(q.tril)
+        return self.shell.build(
+            {
+                "loc": self.like["loc"].with_value(q.loc),
+                "scale": self.like["scale"].with_value(scale),
+                "scale_tril": self.like["scale_tril"].with_value(tril),
+            }
+        )
+
+    def _alike(self, stored: dict[str, RawParameter]) -> bool:
+        return all(self.like[k].adopt(v).raw is v.raw and self.like[k].kind == v.kind for k, v in stored.items())
+
+    def _split(self, tril: Tensor) -> tuple[Tensor, Tensor]:
+        unit_diagonal = "UnitLowerCholesky" in type(self.like["scale_tril"].constraint).__name__
+        scale = tril.diagonal() if unit_diagonal else tril.square().sum(-1).sqrt()
+        return scale.clone(), tril / scale.unsqueeze(-1)
+
+
+def dense_writer(shell: Shell) -> MultivariateWriter:
+    """Writes an ``AutoMultivariateNormal`` with the attributes of another guide's shell."""
+    nothing = torch.empty(0, device="cpu")
+    like = {
+        "loc": RawParameter(nothing, kind="parameter"),
+        "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
+        "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
+    }
+    return MultivariateWriter(replace(shell, cls=AutoMultivariateNormal), like)

@@ -1,0 +1,148 @@
+"""Point masses: ``AutoDelta``.
+
+``AutoDelta`` keeps its values in the *constrained* space, so relabeling is indexing for every support; where the
+relabeled value leaves the support (an ordered vector, a Cholesky factor) the relabeling is refused. Displacement is
+linear in the constrained space, which stays inside the support where that is convex.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from pyro.infer.autoguide import AutoDelta
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.posterior import (
+    Noise,
+    Posterior,
+    SiteSpec,
+    Values,
+    as_generator,
+    check_draws,
+    check_finite,
+    check_tau,
+)
+from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.symmetry.group import Permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Point(Posterior):
+    """A point mass at one value per site.
+
+    Attributes:
+        sites: The sites.
+        points: Site -> its value's parameter, in the constrained space; the raw tensor is kept so that nothing rounds.
+        write: Makes a Pyro guide of a member of the family.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    points: Mapping[str, RawParameter] = field(repr=False)
+    write: Callable[[Point], object] = field(repr=False)
+
+    divergences = ("w2", "means")
+
+    def __post_init__(self):
+        for name, parameter in self.points.items():
+            check_finite("value", name, parameter.value)
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """The value and a scale of zero, both of the site's shape, in the *constrained* space."""
+        value = self.points[site].value
+        return value, torch.zeros_like(value)
+
+    # -- relabeling -----------------------------------------------------------------------------------------------
+
+    def _permute(self, p: Permutation) -> Point:
+        act = Relabeling(p, self.sites)
+        return replace(self, points={k: self._relabeled(k, v, act) for k, v in self.points.items()})
+
+    def _relabeled(self, site: str, parameter: RawParameter, act: Relabeling) -> RawParameter:
+        value = parameter.value
+        moved = act.constrained(site, value)
+        _check_support(self.sites[site], moved, "relabeled value")
+        if parameter.raw.shape == value.shape:  # elementwise and softmax constraints: index the raw tensor, no rounding
+            raw = parameter.with_raw(act.constrained(site, parameter.raw))
+            if torch.equal(raw.value, moved) or torch.allclose(raw.value, moved, rtol=1e-6, atol=0.0):
+                return raw
+        return parameter.with_value(moved)
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        return dict(noise)
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+        as_generator(generator)
+        shape = (check_draws(num_draws), 0)  # a point mass needs no noise, only the number of draws
+        return {k: torch.empty(shape, dtype=spec.dtype, device=spec.device) for k, spec in self.sites.items()}
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        values = {k: v.value.expand(len(noise[k]), *self.sites[k].shape) for k, v in self.points.items()}
+        first = next(iter(values.values()))
+        return values, first.new_zeros(len(first))
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+        return {k: (v.value,) for k, v in self.points.items()}
+
+    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
+        return (True,)
+
+    def distance(self, other: Posterior) -> float:
+        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
+
+    def site_distances(self, other: Posterior) -> dict[str, float]:
+        """The Euclidean distance at each site; their squares add up to the squared distance."""
+        self.check_compatible(other)
+        return {k: float((v.value.double() - other.points[k].value.double()).norm()) for k, v in self.points.items()}
+
+    def displace(self, other: Posterior, tau: float) -> Point:
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        if tau in (0.0, 1.0):
+            end = other if tau else self
+            return replace(self, points={k: v.adopt(end.points[k]) for k, v in self.points.items()})
+        points = {}
+        for name, parameter in self.points.items():
+            value = torch.lerp(parameter.value, other.points[name].value, tau)
+            _check_support(self.sites[name], value, f"point at tau = {tau:g}")
+            points[name] = parameter.with_value(value)
+        return replace(self, points=points)
+
+    def to_guide(self):
+        return self.write(self)
+
+
+def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
+    try:
+        inside = bool(spec.support.check(value).all())
+    except NotImplementedError:  # a support that cannot be checked cannot be left either
+        return
+    if not inside:
+        raise GuideError(
+            f"site '{spec.name}': the {what} leaves its support {spec.support}; "
+            "use a parametrization in which the support is closed under it (real, positive, simplex)"
+        )
+
+
+@register_guide(AutoDelta)
+def read_auto_delta(guide: AutoDelta) -> Point:
+    """Reads one parameter per site, named like the site."""
+    sites = site_specs(latent_nodes(guide), guide)
+    return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Shell.of(guide)))
+
+
+@dataclass(frozen=True, eq=False)
+class _AutoDeltaWriter:
+    shell: Shell
+
+    def __call__(self, q: Point):
+        return self.shell.build(q.points)

@@ -1,0 +1,338 @@
+"""Any guide, relabeled exactly by wrapping it.
+
+The wrapper runs a private copy of the guide, lets its sites appear under auxiliary names, with their own densities, and
+emits the relabeled values as point masses under the original names. Relabeling keeps volume, so the log density of a
+relabeled draw is the old one; ELBOs are equal draw by draw. There is no closed form for paths: draws are coupled.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import get_plates
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.empirical import Empirical, draws_from, empirical_noise, moment_features
+from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
+from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator, check_draws, check_tau
+from pyro_align.guides.pyro_state.copies import StoredGuide, private_copy, runs_model, store_parameters
+from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.model.effects.guards import untouched
+from pyro_align.symmetry.group import Permutation, same_group
+
+AUXILIARY = "_before_relabeling_"
+_OWN = f"_pyro_align_{uuid.uuid4().hex[:12]}"  # a name that no guide of the caller has in the param store
+
+
+class RelabeledGuide(PyroModule):
+    """A Pyro guide that draws from another guide and relabels the draws.
+
+    Args:
+        guide: The guide, which becomes a part of this module: pass a private copy.
+        sites: The guide's sites.
+        chain: Relabelings, applied one after the other.
+        args: Arguments to run the guide with when it is read again.
+        kwargs: Keyword arguments to run the guide with when it is read again.
+        labels: Discrete site -> the atom whose units its values number, or None.
+
+    Attributes:
+        relabelings: The relabelings, applied one after the other.
+    """
+
+    def __init__(
+        self,
+        guide: PyroModule,
+        sites: Mapping[str, SiteSpec],
+        chain: tuple[Permutation, ...],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
+    ):
+        super().__init__(name=f"RelabeledGuide_{uuid.uuid4().hex[:12]}")
+        self.guide = guide
+        self._sites = dict(sites)
+        self.relabelings = chain
+        self._args, self._kwargs, self._labels = args, dict(kwargs or {}), dict(labels or {})
+
+    def forward(self, *args, **kwargs):
+        """Draws once; returns site -> relabeled value."""
+        acts = [Relabeling(p, self._sites) for p in self.relabelings]
+        moves = [label_moves(p, self._sites, self._labels) for p in self.relabelings]
+        # all sites step aside, also those that stay as they are, so that the guide's order of sites is kept
+        anything = any(moves) or any(act.moves(name) for act in acts for name in self._sites)
+        names = set(self._sites) if anything else set()
+        outside = {plate.name for plate in get_plates()}
+        with _Aside(names, runs_model(self.guide)) as aside:
+            self.guide(*args, **kwargs)
+        result = {}
+        for name, node in aside.nodes.items():
+            value = node["value"]
+            if name in names and not node["infer"].get("enumerate"):
+                batch_dims = value.dim() - len(self._sites[name].shape)
+                for act, labels in zip(acts, moves, strict=True):
+                    value = act.constrained(name, value, batch_dims=batch_dims)
+                    if name in labels:
+                        value = move_labels(self._sites[name], labels[name], value)
+                with ExitStack() as stack:
+                    for frame in node["cond_indep_stack"]:
+                        if frame.vectorized and frame.name not in outside:
+                            stack.enter_context(aside.plate(frame))
+                    value = pyro.sample(name, dist.Delta(value, event_dim=node["fn"].event_dim))
+            result[name] = value
+        return result
+
+
+class _Aside(Messenger):
+    """Lets named sites appear to the outside under auxiliary names; the handlers inside see their own names.
+
+    Attributes:
+        nodes: The latent sites of the run, by their own names.
+    """
+
+    def __init__(self, names: set[str], is_messenger: bool):
+        super().__init__()
+        self.names, self.is_messenger = names, is_messenger
+        self.nodes: dict[str, dict] = {}
+        self._subsamples: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg):
+        if site_is_subsample(msg):
+            return
+        if msg["is_observed"]:
+            # a messenger guide runs the model, whose data is not the guide's to score
+            msg["stop"] = msg["stop"] or self.is_messenger
+        elif msg["name"] in self.names and not msg["infer"].get("enumerate"):
+            msg["infer"] = {**msg["infer"], "is_auxiliary": True, "_own_name": msg["name"]}
+            msg["name"] = AUXILIARY + msg["name"]
+
+    def _pyro_post_sample(self, msg):
+        if site_is_subsample(msg):
+            self._subsamples[msg["name"]] = msg["value"]
+        elif not msg["is_observed"]:
+            own = msg["infer"].get("_own_name")
+            if own is not None:
+                msg["name"] = own
+                msg["infer"] = {k: v for k, v in msg["infer"].items() if k not in ("is_auxiliary", "_own_name")}
+            if not msg["infer"].get("is_auxiliary"):
+                self.nodes[msg["name"]] = dict(msg)
+
+    def plate(self, frame) -> pyro.plate:
+        """The plate of a site of the run, over the same subsample, to be entered once more."""
+        size = frame.full_size or frame.size
+        subsample = self._subsamples.get(frame.name, torch.arange(size, device="cpu"))
+        with poutine.block():  # the plate itself has been seen outside already
+            return pyro.plate(frame.name, size, subsample=subsample, dim=frame.dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapped(Posterior):
+    """A posterior of which only draws and their densities are known.
+
+    Attributes:
+        sites: The sites.
+        guide: A private copy of the guide.
+        args: Arguments with which the guide is run for draws.
+        kwargs: Keyword arguments with which the guide is run for draws.
+        chain: Relabelings, applied one after the other.
+        labels: Discrete site -> the atom whose units its values number, or None.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    guide: PyroModule = field(repr=False)
+    args: tuple = field(default=(), repr=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    chain: tuple[Permutation, ...] = ()
+    labels: Labels = field(default_factory=dict)
+
+    divergences = ("w2", "means")
+
+    def with_labels(self, labels: Labels) -> Wrapped:
+        return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
+
+    @cached_property
+    def _runner(self) -> RelabeledGuide:
+        return self.to_guide()
+
+    def _permute(self, p: Permutation) -> Wrapped:
+        if p.is_identity:
+            return self
+        for name in label_moves(p, self.sites, self.labels):
+            if self.sites[name].enumerated:
+                raise GuideError(
+                    f"site '{name}' is enumerated, so a wrapped guide cannot change its labels; give an AutoGuideList "
+                    f"with an AutoDiscreteParallel part as it is: read_guide(guide, labels={dict(self.labels)})"
+                )
+        if self.chain and same_group(self.chain[-1].symmetry, p.symmetry):
+            moved = replace(self, chain=(*self.chain[:-1], p @ self.chain[-1]))
+        else:
+            moved = replace(self, chain=(*self.chain, p))
+        if (
+            "_draws" in self.__dict__ and not self.labels
+        ):  # the same seeds give the relabeled draws: no need to run the guide again
+            moved.__dict__["_draws"] = self._draws._permute(p)
+        return moved
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        return dict(noise)
+
+    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+        """A seed per draw, and what an empirical posterior on a path from here needs."""
+        generator, shape = as_generator(generator), (check_draws(num_draws),)
+        seeds = torch.randint(0, 2**31 - 1, shape, generator=generator, device="cpu")
+        return {"_seed": seeds, **empirical_noise(num_draws, generator)}
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
+        log_probs = []
+        for seed in noise["_seed"].tolist():
+            with untouched(seed=seed), torch.no_grad():
+                trace = poutine.trace(self._runner).get_trace(*self.args, **self.kwargs)
+                trace.compute_log_prob()
+            for name, drawn in values.items():
+                drawn.append(trace.nodes[name]["value"].detach())
+            log_probs.append(_guide_log_prob(trace))
+        return {name: torch.stack(drawn) for name, drawn in values.items()}, torch.stack(log_probs)
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one site, estimated from draws."""
+        return self._draws.marginal(site)
+
+    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+        return moment_features(self._draws, divergence)
+
+    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
+        return (True, False) if divergence == "w2" else (True,)
+
+    is_coupled = True
+
+    def coupled_features(self, other: Posterior, p: Permutation):
+        """Those of as many draws of either, which share their seeds."""
+        self.check_compatible(other)
+        return self._draws.coupled_features(other._draws, p)
+
+    @cached_property
+    def _draws(self) -> Empirical:
+        return draws_from(self, self.labels)
+
+    def distance(self, other: Posterior) -> float:
+        """The Wasserstein-2 distance between as many draws of either: an estimate, biased upwards."""
+        if other is self:
+            return 0.0
+        self.check_compatible(other)
+        return self._draws.distance(other._draws)
+
+    def displace(self, other: Posterior, tau: float) -> Posterior:
+        """Between the ends, displaced draws under an optimal assignment; the ends are the guides themselves."""
+        tau = check_tau(tau)
+        if tau == 0.0:
+            return self
+        if tau == 1.0:
+            return other
+        self.check_compatible(other)
+        return self._draws.displace(other._draws, tau)
+
+    def to_guide(self) -> RelabeledGuide:
+        return RelabeledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs, self.labels)
+
+
+def _guide_log_prob(trace: poutine.Trace) -> Tensor:
+    return sum(
+        node["log_prob_sum"].detach()
+        for node in trace.nodes.values()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+    )
+
+
+def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
+    """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
+
+    Args:
+        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` statements.
+        args: Arguments to run it with; autoguides that have run once do not need any.
+        kwargs: Keyword arguments to run it with.
+
+    Raises:
+        GuideError: The guide does not run with these arguments, or cannot be copied.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_align import Symmetry, permute_guide, wrap_guide
+        >>> def guide():
+        ...     pyro.sample("w", dist.Gamma(torch.tensor([1.0, 20.0, 400.0]), 1.0).to_event(1))
+        >>> p = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)}).permutation({"unit": [2, 0, 1]})
+        >>> moved = permute_guide(wrap_guide(guide), p)
+        >>> pyro.poutine.trace(moved).get_trace().nodes["w"]["value"].argsort()
+        tensor([1, 2, 0])
+    """
+    trace = trace_guide(guide, args, kwargs)
+    nodes = latent_sites(trace)
+    if not nodes:
+        raise GuideError(f"this {type(guide).__name__} has no latent sites")
+    sites = site_specs(_with_supports(guide, nodes), full_plates=False)
+    inner = private_copy(guide) if isinstance(guide, PyroModule) else guide
+    stored = store_parameters(trace, own_name=_OWN)
+    if stored or not isinstance(guide, PyroModule):
+        inner = StoredGuide(inner, stored)
+    return Wrapped(sites, inner, args, dict(kwargs))
+
+
+@register_guide(RelabeledGuide)
+def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
+    """Reads the guide inside and the relabelings."""
+    inner = private_copy(guide.guide)
+    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabelings, guide._labels)
+
+
+def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
+    """One run of a guide, which leaves the guide, the param store and the global random state as they are.
+
+    Raises:
+        GuideError: The guide is untrained, or does not run with these arguments.
+    """
+    if not callable(guide):
+        raise TypeError(f"expected a guide (a callable), got {type(guide).__name__}")
+    prototype = guide.__dict__.get("prototype_trace", ...) if isinstance(guide, PyroModule) else ...
+    if prototype is None:
+        raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
+    runner = _named(private_copy(guide)) if isinstance(guide, PyroModule) else guide
+    try:
+        with untouched(seed=seed), torch.no_grad():
+            return poutine.trace(runner).get_trace(*args, **kwargs)
+    except Exception as error:
+        raise GuideError(
+            f"this {type(guide).__name__} does not run with the arguments given ({type(error).__name__}: {error}); "
+            "pass the guide's own arguments: wrap_guide(guide, *args)"
+            + (", or messenger_guide(guide, *args)" if isinstance(guide, GuideMessenger) else "")
+        ) from error
+
+
+def _named(guide: PyroModule) -> PyroModule:
+    """The guide under a name of its own, so that the store's values stay out of it."""
+    guide._pyro_set_supermodule(_OWN, guide._pyro_context)
+    return guide
+
+
+def _with_supports(guide: Any, nodes: Mapping[str, dict]) -> dict[str, dict]:
+    """The guide's sites with their priors' supports, where a prototype trace knows them."""
+    if not isinstance(guide, PyroModule):
+        return dict(nodes)
+    prototype = guide.__dict__.get("prototype_trace")
+    known = latent_sites(prototype) if prototype is not None else {}
+    known = known or dict(guide.__dict__.get("_sorted_sites", ()))  # AutoStructured keeps its sites here
+    return {k: {**n, "fn": known[k]["fn"] if k in known else prior_of(n)} for k, n in nodes.items()}

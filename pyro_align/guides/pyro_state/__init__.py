@@ -1,0 +1,1 @@
+"""Parameters of Pyro modules, read and written without the global param store."""

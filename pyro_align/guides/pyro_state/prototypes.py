@@ -1,0 +1,68 @@
+"""Guides that empty their prototype traces: ``AutoGaussian`` and ``AutoStructured`` keep their sites elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch.distributions import biject_to
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.families.multivariate import MultivariateWriter, dense_writer
+from pyro_align.guides.pyro_state.modules import UNTRAINED, Shell, read_parameter
+
+
+def emptied_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping[str, tuple]) -> dict[str, dict]:
+    """Nodes of a prototype trace for the latent sites: these guides empty theirs.
+
+    Raises:
+        GuideError: The guide has not run yet.
+    """
+    if not latent:
+        raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
+    nodes = {}
+    for name, site in latent.items():
+        batch, event = shapes[name]
+        like = read_parameter(guide, f"locs.{name}").raw
+        shape = biject_to(site["fn"].support).forward_shape(torch.Size((*batch, *event)))
+        event_dim = site["fn"].event_dim
+        fn = SimpleNamespace(
+            support=site["fn"].support,
+            event_dim=event_dim,
+            batch_shape=shape[: len(shape) - event_dim],
+            event_shape=shape[len(shape) - event_dim :],
+        )
+        nodes[name] = {
+            "name": name,
+            "type": "sample",
+            "fn": fn,
+            "value": like.new_zeros(()).expand(shape),
+            "is_observed": False,
+            "cond_indep_stack": site["cond_indep_stack"],
+            "infer": {},
+            "scale": 1.0,
+            "mask": None,
+        }
+    return nodes
+
+
+def dense_writer_over(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWriter:
+    """Writes an ``AutoMultivariateNormal`` over the same sites."""
+    trace = poutine.Trace()
+    for name, node in nodes.items():
+        trace.add_node(name, **node)
+    kept = ("_model", "create_plates", "_prototype_frames", "_init_scale")
+    shapes = {k: biject_to(n["fn"].support).inverse_shape(n["value"].shape) for k, n in nodes.items()}
+    attributes = {
+        **{k: shell.attributes[k] for k in kept if k in shell.attributes},
+        "prototype_trace": trace,
+        "_unconstrained_shapes": shapes,
+        "_cond_indep_stacks": {k: n["cond_indep_stack"] for k, n in nodes.items()},
+        "latent_dim": sum(math.prod(shape) for shape in shapes.values()),
+    }
+    return dense_writer(replace(shell, attributes=attributes))

@@ -1,0 +1,248 @@
+"""A model's log joint as a function of its latent values.
+
+Discrete latents with a finite support are summed out exactly, by the same contraction that Pyro's HMC uses; all other
+latent sites are arguments. Values are *constrained*: what the model's ``pyro.sample`` statements return.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_align.errors import PyroAlignError, TraceError
+from pyro_align.model.effects.guards import NoValidationMessenger, SubstituteMessenger, untouched
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """What a model says about one of its latent sites.
+
+    Attributes:
+        name: Site name.
+        shape: Shape of the constrained value.
+        support: The site's support.
+        dtype: Dtype of the value.
+        device: Device of the value.
+        is_param: Whether it is a learnable ``pyro.param`` that takes part as a site with a point posterior.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    support: constraints.Constraint
+    dtype: torch.dtype
+    device: torch.device
+    is_param: bool = False
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the site may take any real values."""
+        return is_real(self.support)
+
+
+class Density:
+    """A model with its data, as a density over its latent sites.
+
+    Args:
+        model: A Pyro model: any callable with Pyro primitives.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        parameters: Whether learnable ``pyro.param`` values take part as sites.
+        seed: Seed of the one run that finds the sites (and of a subsampling plate's fixed subsample).
+
+    Attributes:
+        latents: Site name -> :class:`LatentSite`, in the model's order.
+        observed: Names of the observed sites.
+        enumerated: Names of the discrete latent sites that are summed out.
+
+    Raises:
+        TraceError: The model cannot be run with these arguments, or has no latent site.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        parameters: bool = False,
+        seed: int = 0,
+    ):
+        if not callable(model):
+            raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
+        self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
+        stored = set(pyro.get_param_store().keys())
+        prototype = self._prototype()
+        # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
+        self._params = {
+            name: node["value"].detach()
+            for name, node in prototype.nodes.items()
+            if node["type"] == "param" and name not in stored
+        }
+        self._subsamples: dict[str, Tensor] = {}
+        self.latents: dict[str, LatentSite] = {}
+        self.observed: list[str] = []
+        self.enumerated: list[str] = []
+        dims = [0]
+        for name, node in prototype.nodes.items():
+            if node["type"] == "param" and parameters:
+                self.latents[name] = _latent(name, node["value"], _param_support(name, node), is_param=True)
+            if node["type"] != "sample":
+                continue
+            if isinstance(node["fn"], _Subsample):
+                self._subsamples[name] = node["value"]
+                continue
+            dims += [-f.dim for f in node["cond_indep_stack"] if f.vectorized]
+            if node["is_observed"]:
+                self.observed.append(name)
+            elif getattr(node["fn"], "has_enumerate_support", False):
+                self.enumerated.append(name)
+            else:
+                self.latents[name] = _latent(name, node["value"], node["fn"].support)
+        self.max_plate_nesting = max(dims)
+        if not any(not site.is_param for site in self.latents.values()) and not self.latents:
+            raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
+
+    def _prototype(self) -> poutine.Trace:
+        try:
+            with untouched(self.model, seed=self.seed), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        except PyroAlignError:
+            raise
+        except Exception as error:
+            given = ", ".join(
+                [_describe(a) for a in self.args] + [f"{k}={_describe(v)}" for k, v in self.kwargs.items()]
+            )
+            raise TraceError(
+                f"the model could not be run with the arguments given ({given or 'none'}): "
+                f"{type(error).__name__}: {error}. Pass the arguments that you pass to the model itself."
+            ) from error
+
+    def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
+        """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
+        other = copy.copy(self)
+        other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
+        return other
+
+    def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
+        """Runs the model at ``values`` and computes each site's log probability (validation off).
+
+        Args:
+            values: Site -> constrained value ``site_shape``.
+
+        Returns:
+            A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
+            discrete latents that are summed out hold their whole support along dims left of the plates.
+        """
+        model = self.model
+        if self.enumerated:
+            model = poutine.enum(config_enumerate(model), first_available_dim=-1 - self.max_plate_nesting)
+        with (
+            pyro.validation_enabled(False),
+            SubstituteMessenger({**self._params, **values}, self._subsamples),
+            NoValidationMessenger(),
+        ):
+            trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+            trace.compute_log_prob()
+        return trace
+
+    def log_joint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log p(data, values) in nats: a scalar, in the space of the constrained values (no Jacobian)."""
+        return self._total(self.trace(values))
+
+    def log_likelihood(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log p(data | values) in nats, discrete latents summed out: a scalar."""
+        trace = self.trace(values)
+        for name in self.latents:
+            if name in trace.nodes and trace.nodes[name]["type"] == "sample":
+                trace.remove_node(name)
+        return self._total(trace)
+
+    def terms(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each sample site's log probability, unsummed, in nats; scales and masks applied."""
+        nodes = self.trace(values).nodes
+        return {
+            name: node["log_prob"]
+            for name, node in nodes.items()
+            if node["type"] == "sample" and not is_subsample(node)
+        }
+
+    def _total(self, trace: poutine.Trace) -> Tensor:
+        if not self.enumerated:
+            total = trace.log_prob_sum()
+            return total if isinstance(total, Tensor) else torch.tensor(float(total), device="cpu")
+        with pyro.validation_enabled(False):
+            evaluator = TraceEinsumEvaluator(trace, True, self.max_plate_nesting)
+            return evaluator.log_prob(trace)
+
+    def initial_values(
+        self, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype | None = None, fan_in: bool = False
+    ) -> dict[str, Tensor]:
+        """Generic values in every site's support: Gaussian noise of the given scale, pushed through ``biject_to``.
+
+        Args:
+            seed: Seed of the draw.
+            scale: Standard deviation in unconstrained space.
+            dtype: Dtype of the values; each site's own by default.
+            fan_in: Whether to divide real sites by the square root of the size of their trailing axes, so that sums
+                over them stay of order one.
+
+        Raises:
+            TraceError: A site's support has no bijection from the real line (an integer latent, say).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        values = {}
+        for name, site in self.latents.items():
+            try:
+                transform = biject_to(site.support) if site.dtype.is_floating_point else None
+            except NotImplementedError:
+                transform = None
+            if transform is None:
+                raise TraceError(
+                    f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
+                    "real line; marginalize it in the model, or write the symmetry by hand with Symmetry.from_axes"
+                )
+            shape = transform.inverse_shape(torch.Size(site.shape))
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
+            if fan_in and site.is_real:
+                noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
+            values[name] = transform(noise).to(site.device, dtype or site.dtype)
+        return values
+
+
+def is_subsample(node: Mapping[str, Any]) -> bool:
+    """Whether a sample site of a trace is a plate's choice of data, which has no density of its own."""
+    return isinstance(node["fn"], _Subsample)
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a support is all real numbers, for each entry of a value."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
+
+
+def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:
+    return LatentSite(name, tuple(value.shape), support, value.dtype, value.device, is_param)
+
+
+def _param_support(name: str, node: Mapping[str, Any]) -> constraints.Constraint:
+    return node["kwargs"].get("constraint", constraints.real)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Effect handlers, one messenger a file."""

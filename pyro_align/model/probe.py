@@ -1,0 +1,154 @@
+"""One run of the model before any work is done: what its data look like, and what is wrong with the arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from pyro_align.errors import BarrierError
+from pyro_align.model import forward
+from pyro_align.model.effects.guards import untouched
+from pyro_align.model.forward import Layout
+from pyro_align.model.memory import Live
+
+
+def call_shapes(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all tensors among a model's arguments, on which the memory of a run depends."""
+    leaves, _ = tree_flatten((args, dict(kwargs)))
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def probe(
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    posterior,
+    draw: Mapping[str, Tensor],
+    seed: int,
+    *,
+    strict: bool = True,
+    measure: bool = False,
+) -> tuple[Layout, int | None]:
+    """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        posterior: The path's posterior at some tau.
+        draw: One draw from it.
+        seed: Seed of the model's own randomness.
+        strict: Whether every latent site needs a value.
+        measure: Whether to measure the memory that the run takes, which saves another run for that.
+
+    Returns:
+        The data's layout, and the peak bytes or None.
+
+    Raises:
+        BarrierError: The arguments do not fit the model, or the posterior's sites are not the model's.
+    """
+    _check_devices(posterior, args, kwargs)
+    try:
+        with untouched(model, seed=seed), torch.inference_mode():
+            with Live() if measure else contextlib.nullcontext() as live:
+                records = forward.record(model, args, kwargs, draw)
+                if strict:
+                    _check_sites(records, posterior)
+                layout = forward.read_layout(records)
+                if measure:
+                    forward.log_joint_terms(records)
+            return layout, live.peak if measure else None
+    except BarrierError:
+        raise
+    except Exception as error:
+        _check_prior_draw(model, args, kwargs, posterior, seed)
+        raise BarrierError(_explain(error, posterior, args, kwargs)) from error
+
+
+def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, seed: int) -> None:
+    """After a failure: whether a draw from the prior goes through, and then has other sites or shapes."""
+    try:
+        with untouched(model, seed=seed), torch.inference_mode():
+            records = forward.record(model, args, kwargs, {})
+    except Exception:
+        return  # the model fails whatever the posterior is
+    _check_sites(records, posterior)
+
+
+def _check_sites(records: forward.Records, posterior) -> None:
+    missing = [name for name in records.latent if name not in posterior.sites]
+    extra = [name for name in posterior.sites if name not in records.latent]
+    if missing:
+        discrete = [n for n in missing if getattr(records.latent[n]["fn"], "has_enumerate_support", False)]
+        advice = (
+            f"{discrete} are discrete: marginalize them in the model, or give an enumerating Pyro loss such as "
+            "losses=[TraceEnum_ELBO()]"
+            if discrete
+            else "if one of them is data, pass its observed values; else fit a guide that covers it"
+        )
+        raise BarrierError(f"the model's sites {missing} are neither observed nor in the path's posterior; {advice}")
+    if extra:
+        raise BarrierError(
+            f"the path's posterior has sites {extra} that the model does not sample; the model samples "
+            f"{list(records.latent)} with these arguments. Was the guide fitted to another model?"
+        )
+    for name, message in records.latent.items():
+        expected, given = _site_shape(message["fn"]), tuple(posterior.sites[name].shape)
+        if expected != given:
+            raise BarrierError(
+                f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
+                "was the guide fitted to a model of another size?"
+            )
+
+
+def _site_shape(fn) -> tuple[int, ...]:
+    return tuple(fn.batch_shape) + tuple(fn.event_shape)
+
+
+def _check_devices(posterior, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    for name, value in _tensors(args, kwargs):
+        if value.device != torch.device(posterior.device) and value.dim() > 0:
+            raise BarrierError(
+                f"{name} is on device {value.device}, the path's posterior on {posterior.device}; "
+                f"move it with .to('{posterior.device}')"
+            )
+
+
+def _explain(error: Exception, posterior, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    others = [
+        f"{name} is {str(v.dtype).removeprefix('torch.')}"
+        for name, v in _tensors(args, kwargs)
+        if v.is_floating_point() and v.dtype != posterior.dtype
+    ]
+    if others:
+        wanted = str(posterior.dtype).removeprefix("torch.")
+        return (
+            f"the model failed on data of another dtype: {', '.join(others)}, the path's posterior is {wanted}; "
+            f"convert with .to(torch.{wanted}) ({type(error).__name__}: {first_line(error)})"
+        )
+    given = ", ".join([*map(_describe, args), *(f"{k}={_describe(v)}" for k, v in kwargs.items())]) or "none"
+    return (
+        f"the model could not be run with the arguments given ({given}): {type(error).__name__}: {first_line(error)}. "
+        "Pass what you pass to the model itself, as *args, **kwargs or in evaluation="
+    )
+
+
+def _tensors(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    named = [(f"argument {i}", a) for i, a in enumerate(args)] + [(f"argument '{k}'", v) for k, v in kwargs.items()]
+    return [(name, leaf) for name, value in named for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".") if lines else "no message"

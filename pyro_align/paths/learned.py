@@ -1,0 +1,281 @@
+"""Curved paths, trained to be low: a quadratic Bezier curve or a chain of two pieces with one bend between the ends.
+
+Two posteriors that a straight path joins only over a barrier may still be joined by a curved one (Garipov et al. 2018;
+Draxler et al. 2018). The bend is a mean-field Gaussian of its own; it starts where the curve is the displacement
+between the ends, and is trained on the negative ELBO averaged over tau (Garipov et al. 2018, eq. 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from tqdm.auto import trange
+
+from pyro_align.errors import GuideError
+from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+from pyro_align.model.density import Density, is_subsample
+from pyro_align.model.effects.guards import untouched
+from pyro_align.model.normals import normal_kl, normal_log_prob
+
+Moments = dict[str, tuple[Tensor, Tensor]]
+
+KINDS = ("bezier", "chain")
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Random batches of a model's arguments.
+
+    Attributes:
+        args: Positional arguments, with all data.
+        kwargs: Keyword arguments.
+        size: Data in a batch, or None for all of them.
+        full: Number of data.
+    """
+
+    args: tuple
+    kwargs: Mapping[str, Any]
+    size: int | None
+    full: int
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
+        """The batches of a model's arguments.
+
+        Raises:
+            ValueError: The size is none, or no argument is a tensor of as many data.
+        """
+        if size is None:
+            return cls(args, kwargs, None, 0)
+        full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
+        if not 1 <= size <= full:
+            raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
+        return cls(args, kwargs, size, full)
+
+    def draw(self, generator: torch.Generator) -> tuple[tuple, Mapping[str, Any]]:
+        """The arguments of one batch."""
+        if self.size is None:
+            return self.args, self.kwargs
+        rows = torch.randperm(self.full, generator=generator)[: self.size]
+
+        def cut(leaf: Any) -> Any:
+            return leaf[rows.to(leaf.device)] if _is_data(leaf) and len(leaf) == self.full else leaf
+
+        return tree_map(cut, (self.args, dict(self.kwargs)))
+
+    def scale(self, site: Mapping[str, Any]) -> float:
+        """How many times the batch's likelihood counts: once where the model's plates stand for all data already."""
+        frames = site["cond_indep_stack"]
+        scaled = any(f.full_size is not None and f.full_size != f.size for f in frames)
+        return 1.0 if self.size is None or scaled else self.full / self.size
+
+
+def _is_data(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+@dataclass(frozen=True, eq=False)
+class BentPath:
+    """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
+
+    Attributes:
+        start: The posterior at 0.
+        bend: The control point of the curve, or the corner of the chain.
+        end: The posterior at 1.
+        kind: ``"bezier"`` or ``"chain"``.
+        losses: Negative ELBO of every training step, nats; noisy.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import learn_path
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide(y)
+        ...     return guide
+        >>> path = learn_path(model, fit(), fit(), y, kind="chain", steps=5)
+        >>> len(path.losses), type(path(0.5)).__name__
+        (5, 'AutoNormal')
+    """
+
+    start: MeanFieldNormal = field(repr=False)
+    bend: MeanFieldNormal = field(repr=False)
+    end: MeanFieldNormal = field(repr=False)
+    kind: str = "bezier"
+    losses: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """The sites, by name."""
+        return self.start.sites
+
+    def posterior(self, tau: float) -> MeanFieldNormal:
+        """The posterior at ``tau``; the end points are exact.
+
+        Raises:
+            ValueError: ``tau`` lies outside [0, 1].
+        """
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if tau in (0.0, 1.0):
+            return self.start.displace(self.end, tau)
+        moments = blend(_moments(self.start), _moments(self.bend), _moments(self.end), tau, self.kind)
+        return _with_moments(self.start, moments)
+
+    def __call__(self, tau: float):
+        """A new Pyro guide at ``tau``."""
+        return self.posterior(tau).to_guide()
+
+
+def learn_path(
+    model: Callable,
+    guide_a: Any,
+    guide_b: Any,
+    *args: Any,
+    kind: str = "bezier",
+    steps: int = 500,
+    lr: float = 0.01,
+    batch_size: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+    **kwargs: Any,
+) -> BentPath:
+    """Trains the bend of a path between two posteriors on the negative ELBO, averaged over tau.
+
+    Args:
+        model: The Pyro model.
+        guide_a: The guide at ``tau = 0``: mean-field Gaussian, or a posterior read from one.
+        guide_b: The guide at ``tau = 1``; align it first.
+        *args: The model's arguments.
+        kind: ``"bezier"``, a quadratic Bezier curve, or ``"chain"``, two straight pieces.
+        steps: Steps of Adam; each takes one tau and one draw, the learning rate falls to a hundredth.
+        lr: Its learning rate.
+        batch_size: Data in each step's batch, drawn anew without replacement from all tensors in the arguments that are
+            as long as the first; None takes all data. The batch stands for all data, be it that the model scales its
+            likelihood itself (``plate("data", size, subsample=x)``) or not. A model that subsamples by itself
+            (``plate("data", n, subsample_size=m)``) draws anew at every step, and needs no ``batch_size``.
+        temperature: Weight of the KL.
+        seed: Seed of taus and draws.
+        progress: Whether to show a progress bar.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        GuideError: The guides are of another family, or do not fit each other.
+        TraceError: The model cannot be run.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> from pyro_align import learn_path
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> def fit():
+        ...     with pyro.get_param_store().scope():
+        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...         _ = guide(y)
+        ...     return guide
+        >>> path = learn_path(model, fit(), fit(), y, steps=5)
+        >>> path.kind
+        'bezier'
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    batches = Batches.of(args, kwargs, batch_size)
+    check_distinct(guide_a, guide_b)
+    start, end = read_guide(guide_a), read_guide(guide_b)
+    for q in (start, end):
+        if not isinstance(q, MeanFieldNormal):
+            raise GuideError(f"learn_path needs mean-field Gaussians, got {type(q).__name__}")
+    start.check_compatible(end)
+    density = Density(model, args, kwargs)
+    if density.enumerated:
+        raise GuideError(f"learn_path cannot sum out the discrete sites {density.enumerated}; marginalize them")
+    middle = start.displace(end, 0.5)
+    leaves = {k: (m.clone().requires_grad_(), s.log().requires_grad_()) for k, (m, s) in _moments(middle).items()}
+    ends, generator, losses = (_moments(start), _moments(end)), torch.Generator().manual_seed(seed), []
+    flat = [t for pair in leaves.values() for t in pair]
+    optimizer = torch.optim.Adam(flat, lr=lr)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / steps))
+    with untouched(model, seed=seed):
+        for _ in trange(steps, desc="path", disable=not progress):
+            tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
+            bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
+            moments = blend(ends[0], bend, ends[1], tau, kind)
+            loss = negative_elbo(density, start, moments, temperature, generator, batches)
+            for leaf, gradient in zip(flat, torch.autograd.grad(loss, flat), strict=True):
+                leaf.grad = gradient  # of the bend alone: the model's own parameters get none
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    learned = {k: (m.detach(), log_s.detach().exp()) for k, (m, log_s) in leaves.items()}
+    return BentPath(start, _with_moments(start, learned), end, kind, tuple(losses))
+
+
+def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) -> Moments:
+    """Location and standard deviation at ``tau``; both are blended linearly, so scales stay positive."""
+    if kind == "bezier":
+        weights = ((1 - tau) ** 2, 2 * tau * (1 - tau), tau**2)
+    else:
+        weights = (max(0.0, 1 - 2 * tau), 1 - abs(2 * tau - 1), max(0.0, 2 * tau - 1))
+    a, b, c = weights
+    return {k: tuple(a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)) for k in start}
+
+
+def negative_elbo(
+    density: Density,
+    q: MeanFieldNormal,
+    moments: Moments,
+    temperature: float,
+    generator: torch.Generator,
+    batches: Batches,
+) -> Tensor:
+    """A draw's -log p(y | z) + T KL, nats, differentiable in the moments.
+
+    The KL of a site with a Normal prior is in closed form, given the draws of the sites that its prior depends on. In a
+    wide network most weights are at their prior; one draw's log q - log p of each would drown everything else.
+    """
+    noise, values, volume = q.noise(1, generator=generator), {}, {}
+    for name, spec in q.sites.items():
+        loc, scale = moments[name]
+        latent = (loc + scale * noise[name][0])[None]
+        values[name] = spec.constrain(latent)[0]
+        volume[name] = spec.log_volume(latent, values[name][None]).sum()
+    batch = density.resampled(*batches.draw(generator))
+    nodes = {n: s for n, s in batch.trace(values).nodes.items() if s["type"] == "sample" and not is_subsample(s)}
+    likelihood = sum(nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed)
+    kl = -sum(s["log_prob_sum"] for n, s in nodes.items() if n not in density.observed and n not in q.sites)
+    for name, spec in q.sites.items():
+        loc, scale = moments[name]
+        closed = normal_kl(nodes[name], loc, scale) if spec.is_real else None
+        if closed is None:
+            log_q = normal_log_prob(loc + scale * noise[name][0], loc, scale) - volume[name]
+            closed = log_q - nodes[name]["log_prob_sum"]
+        kl = kl + closed
+    return -likelihood + temperature * kl
+
+
+def _moments(q: MeanFieldNormal) -> Moments:
+    return {name: q.marginal(name) for name in q.sites}
+
+
+def _with_moments(q: MeanFieldNormal, moments: Moments) -> MeanFieldNormal:
+    locs = {k: m for k, (m, _) in moments.items()}
+    scales = {k: q.scales[k].with_value(s) for k, (_, s) in moments.items()}
+    return replace(q, locs=locs, scales=scales)

@@ -1,0 +1,209 @@
+"""Paths on which every hidden unit keeps its spread: pre-activations rescaled and shifted along the way.
+
+Between two networks, the average of two imperfectly matched units varies less over data than either: layer by layer
+the signal fades, and deep networks lose it on the straight path even where they are aligned. Repair gives each unit the
+mean and the standard deviation that interpolate those at the ends, by scaling its incoming weights and moving its bias
+(Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation Repair").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preactivations
+from pyro_align.errors import GuideError
+from pyro_align.guides import MeanFieldNormal, SiteSpec
+from pyro_align.symmetry.group import Symmetry
+
+FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedPath:
+    """A path whose hidden units keep the interpolated mean and spread of their pre-activations.
+
+    The ends are those of the path that was repaired. Between them a posterior is again a mean-field Gaussian: a unit's
+    incoming weights are scaled as a whole, location and standard deviation alike.
+
+    Attributes:
+        path: The path before repair.
+        model: The Pyro model.
+        args: Its arguments: the data over which spreads are measured.
+        kwargs: Its keyword arguments.
+        symmetry: The model's symmetry, which says what a hidden unit is.
+        num_draws: Posterior draws over which spreads are measured.
+        seed: Seed of the draws; the same at every tau.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import displacement, repair
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
+        >>> path = repair(displacement(*guides), model, x, y, num_draws=2)
+        >>> [(layer.weight, layer.bias) for layer in path.layers]
+        [(('layer0.weight', 0), ('layer0.bias', 0))]
+        >>> type(path(0.5)).__name__
+        'AutoNormal'
+    """
+
+    path: Any
+    model: Callable = field(repr=False)
+    args: tuple = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
+    symmetry: Symmetry = field(repr=False)
+    num_draws: int = 8
+    seed: int = 0
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced anew where the path arrives
+
+    @property
+    def sites(self) -> Mapping[str, SiteSpec]:
+        """The sites, by name."""
+        return self.path.sites
+
+    @property
+    def layers(self) -> tuple:
+        """Which weight and bias sites set which units' pre-activations, in the order of the network."""
+        return self._probe.layers
+
+    @property
+    def _probe(self) -> PreactivationProbe:
+        if "probe" not in self._cache:
+            probe = probe_preactivations(self.model, *self.args, symmetry=self.symmetry, **self.kwargs)
+            if not probe.layers:
+                raise GuideError(
+                    "repair found no layer whose units' pre-activations are set by a weight site of their own; units "
+                    "must be an axis of a site that enters one sum of products with data"
+                )
+            self._cache["probe"] = probe
+        return self._cache["probe"]
+
+    def posterior(self, tau: float) -> MeanFieldNormal:
+        """The posterior at ``tau``; the end points are exact, and kept are those asked for before.
+
+        Raises:
+            ValueError: ``tau`` lies outside [0, 1].
+            GuideError: The path's posteriors are no mean-field Gaussians.
+        """
+        q = self.path.posterior(tau)
+        if tau in (0.0, 1.0):
+            return q
+        if tau not in self._cache:
+            self._cache[tau] = self._repaired(_checked(q), tau)
+        return self._cache[tau]
+
+    def __call__(self, tau: float):
+        """A new Pyro guide at ``tau`` that owns its parameters."""
+        return self.posterior(tau).to_guide()
+
+    def spreads(self, tau: float) -> dict[str, tuple[Tensor, Tensor]]:
+        """Weight site -> mean and standard deviation of each unit's pre-activation over data and draws at ``tau``."""
+        found = self._moments(self.posterior(tau))
+        return {layer.weight[0]: moments for layer, moments in zip(self.layers, found, strict=True)}
+
+    def _moments(self, q: MeanFieldNormal, adjust: Callable | None = None) -> list[tuple[Tensor, Tensor]]:
+        values = q.push(q.noise(self.num_draws, generator=self.seed))
+        return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_draws)), adjust)
+
+    @property
+    def _ends(self) -> list[list[tuple[Tensor, Tensor]]]:
+        if "ends" not in self._cache:
+            self._cache["ends"] = [self._moments(_checked(self.path.posterior(t))) for t in (0.0, 1.0)]
+        return self._cache["ends"]
+
+    def _repaired(self, q: MeanFieldNormal, tau: float) -> MeanFieldNormal:
+        """Layer by layer: what a layer sees is repaired already."""
+        ends, changes = self._ends, []
+
+        def adjust(place: int, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+            (m0, s0), (m1, s1) = (end[place] for end in ends)
+            alive = spread > FLOOR * spread.max()
+            factor = torch.where(alive, ((1 - tau) * s0 + tau * s1) / spread.clamp_min(1e-300), 1.0)
+            shift = torch.where(alive, (1 - tau) * m0 + tau * m1 - factor * mean, 0.0)
+            changes.append((factor, shift if self.layers[place].bias is not None else torch.zeros_like(shift)))
+            return changes[-1]
+
+        self._moments(q, adjust)
+        for layer, (factor, shift) in zip(self.layers, changes, strict=True):
+            q = _scaled(q, *layer.weight, factor)
+            if layer.bias is not None:
+                q = _scaled(q, *layer.bias, factor, shift)
+        return q
+
+
+def repair(
+    path: Any,
+    model: Callable,
+    *args: Any,
+    symmetry: Symmetry | None = None,
+    num_draws: int = 8,
+    seed: int = 0,
+    **kwargs: Any,
+) -> RepairedPath:
+    """Repairs the spread of hidden units along a path between mean-field Gaussians.
+
+    A unit's incoming weights and bias are found in the model's traced graph: a weight site with the units on one axis
+    that enters one sum of products with data, and a bias site added to it. What does not look like that, such as a
+    recurrent weight, whose units are on both axes, is left as it is; ``path.layers`` says what is repaired. Where a
+    network normalizes its activations itself, repair changes nothing that matters.
+
+    Args:
+        path: The path; align its ends first.
+        model: The Pyro model.
+        *args: Its arguments: the data over which spreads are measured; a few hundred are plenty.
+        symmetry: The model's symmetry; found if it is not given.
+        num_draws: Posterior draws over which spreads are measured.
+        seed: Seed of the draws.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        GuideError: The ends are no mean-field Gaussians, or no layer can be repaired.
+        SymmetryError: The symmetry is not the one that discovery finds.
+        TraceError: The model cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> from pyro_align import displacement, repair
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
+        >>> model, x, y = bayesian_mlp([4, 8, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
+        >>> len(repair(displacement(*guides), model, x, y).layers)
+        2
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    for tau in (0.0, 1.0):
+        _checked(path.posterior(tau))
+    found = find_symmetry(model, *args, **kwargs) if symmetry is None else symmetry
+    repaired = RepairedPath(path, model, args, kwargs, found, num_draws, seed)
+    for layer in repaired.layers:
+        for site, _ in filter(None, (layer.weight, layer.bias)):
+            if not repaired.sites[site].is_real:
+                raise GuideError(f"repair scales values, which site '{site}' does not allow: its support is bounded")
+    return repaired
+
+
+def _checked(q: Any) -> MeanFieldNormal:
+    if not isinstance(q, MeanFieldNormal):
+        raise GuideError(f"repair needs a path between mean-field Gaussians, got {type(q).__name__}")
+    return q
+
+
+def _scaled(q: MeanFieldNormal, site: str, axis: int, factor: Tensor, shift: Tensor | None = None) -> MeanFieldNormal:
+    """One site scaled, and its location shifted, unit by unit."""
+    loc, scale = q.marginal(site)
+    shape = [-1 if i == axis else 1 for i in range(loc.dim())]
+    by = factor.to(loc).reshape(shape)
+    moved = by * loc if shift is None else by * loc + shift.to(loc).reshape(shape)
+    scales = {**q.scales, site: q.scales[site].with_value(by * scale)}
+    return replace(q, locs={**q.locs, site: moved}, scales=scales)

@@ -1,0 +1,1 @@
+"""Results as ArviZ objects, tables and figures."""

@@ -1,0 +1,52 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyro_align.axes import axis_size
+
+if TYPE_CHECKING:
+    from pyro_align.symmetry.group import Symmetry
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Columns padded to their widest entry; the columns in ``right`` are right-aligned."""
+    cells = [list(map(str, head)), *(list(map(str, row)) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])
+
+
+def symmetry_table(symmetry: Symmetry) -> str:
+    """The atoms with their sizes, then the sites with their axes."""
+    if not symmetry.sites:
+        return "Symmetry without sites"
+    count = "" if not symmetry.is_bound else f", log order {symmetry.log_order:.1f} nats"
+    lines = [
+        f"Symmetry of {len(symmetry.sites)} sites: {len(symmetry.atoms)} free atoms{count} (scope: {symmetry.scope})"
+    ]
+    if symmetry.atoms:
+        rows = []
+        for name, atom in symmetry.atoms.items():
+            carriers = [f"{site}[{axis}]" for site, axis in symmetry.carriers[name]]
+            shown = ", ".join(carriers[:6]) + (f", ... {len(carriers) - 6} more" if len(carriers) > 6 else "")
+            label = ("±" if name in symmetry.signed else "") + name
+            rows.append([label, "?" if atom.size is None else str(atom.size), " > ".join(atom.within), shown])
+        lines += ["", text_table(["atom", "size", "within", "carried by site[axis]"], rows, right=(1,))]
+    rows = [
+        [site, " x ".join(str(axis_size(t) or "?") for t in terms) or "scalar", " | ".join(map(str, terms))]
+        for site, terms in symmetry.sites.items()
+    ]
+    lines += ["", text_table(["site", "shape", "axes"], rows)]
+    if symmetry.opaque:
+        names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
+        lines += ["", f"opaque operations, whose axes were fixed: {names}"]
+    if symmetry.certificate is not None:
+        lines += ["", str(symmetry.certificate)]
+    return "\n".join(lines)
