@@ -13,7 +13,8 @@ import time
 
 import torch
 
-from pyro_align import Odd, Symmetry, align_draws
+from pyro_align import Symmetry, align_draws
+from pyro_align.axes import Odd
 from pyro_align.draws.batched import per_unit
 
 

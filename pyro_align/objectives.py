@@ -15,7 +15,10 @@ from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
 from pyro_align.guides.features import PerSite
 from pyro_align.matching import Match
+from pyro_align.path_losses import MidpointLoss, PathLoss
 from pyro_align.symmetry.group import Permutation, Symmetry
+
+__all__ = ["Activations", "MidpointLoss", "PathLoss"]
 
 Features = Mapping[str, tuple[Tensor, ...]]
 
@@ -37,7 +40,7 @@ class Activations:
 
     Example:
         >>> import torch
-        >>> from pyro_align import Activations
+        >>> from pyro_align.objectives import Activations
         >>> from pyro_align.demo.network import bayesian_mlp
         >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
         >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_draws=4)

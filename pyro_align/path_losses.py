@@ -38,7 +38,7 @@ class PathLoss:
 
     Example:
         >>> import torch
-        >>> from pyro_align import PathLoss
+        >>> from pyro_align.objectives import PathLoss
         >>> from pyro_align.demo.network import bayesian_mlp
         >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
         >>> PathLoss(bayesian_mlp([4, 8, 3]), x, y, num_samples=4).tau
@@ -111,7 +111,8 @@ class MidpointLoss:
 
     Example:
         >>> import torch
-        >>> from pyro_align import MidpointLoss, align, find_symmetry
+        >>> from pyro_align import align, find_symmetry
+        >>> from pyro_align.objectives import MidpointLoss
         >>> from pyro_align.demo.network import bayesian_mlp
         >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align.matching import Sinkhorn

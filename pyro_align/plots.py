@@ -224,7 +224,7 @@ def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     to the whole path. Open markers are estimates with too high a Pareto shape for some data, with their share.
 
     Args:
-        table: From :meth:`~pyro_align.Barrier.loo`.
+        table: From :meth:`~pyro_align.barrier.Barrier.loo`.
         ax: Where to draw; the current axes by default.
     """
     ax = _pyplot().gca() if ax is None else ax

@@ -85,7 +85,7 @@ def study(options, limit: int | None, taus: int) -> pd.DataFrame:
     return runner.run(runner.Table(options.out / "families.csv", KEY), cells, compute)
 
 
-def paths(task: Task, a: Posterior, b: Posterior) -> dict[str, pyro_align.Path]:
+def paths(task: Task, a: Posterior, b: Posterior) -> dict[str, pyro_align.paths.Path]:
     """Paths as the posteriors stand, after one relabeling of the second, and after one of every draw.
 
     The last is for sets of draws, in which every draw may have labels of its own.

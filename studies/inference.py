@@ -59,7 +59,7 @@ class Task:
 def variational(task: Task, seed: int, make: Callable) -> Posterior:
     """A guide fitted by Pyro's SVI and ELBO, the KL at full weight."""
     with pyro.get_param_store().scope():
-        return pyro_align.read_guide(_fitted(task, seed, make))
+        return pyro_align.guides.read_guide(_fitted(task, seed, make))
 
 
 def laplace(task: Task, seed: int) -> Posterior:
@@ -77,7 +77,7 @@ def laplace(task: Task, seed: int) -> Posterior:
         made(task.x[:2], task.y[:2], 2)
         made.loc = torch.nn.Parameter(torch.cat([value.reshape(-1) for value in mode.values()]))
         made.scale, made.scale_tril = root.diagonal(), root / root.diagonal()[:, None]
-        return pyro_align.read_guide(made)
+        return pyro_align.guides.read_guide(made)
 
 
 def gauss_newton(task: Task, mode: dict[str, Tensor]) -> Tensor:
@@ -107,7 +107,7 @@ def sgd_iterates(task: Task, seed: int) -> Posterior:
         sgd = pyro.optim.SGD({"lr": 0.1 / len(task.x), "momentum": 0.9})
         svi = SVI(task.model, guide, sgd, Trace_ELBO())
         points = [_values(guide) for _ in task.steps(svi, task.draws)]
-    return pyro_align.read_guide(points)
+    return pyro_align.guides.read_guide(points)
 
 
 def ensemble(task: Task, seed: int) -> Posterior:
@@ -116,7 +116,7 @@ def ensemble(task: Task, seed: int) -> Posterior:
     for member in range(max(2, task.draws // 8)):
         with pyro.get_param_store().scope():
             points.append(_values(_fitted(task, 1000 * (seed + 1) + member, AutoDelta)))
-    return pyro_align.read_guide(points)
+    return pyro_align.guides.read_guide(points)
 
 
 def nuts(task: Task, seed: int) -> Posterior:
@@ -128,7 +128,7 @@ def nuts(task: Task, seed: int) -> Posterior:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of constants
         sampler.run(task.x, task.y)
-    return pyro_align.read_guide({k: v[thinned - 1 :: thinned] for k, v in sampler.get_samples().items()})
+    return pyro_align.guides.read_guide({k: v[thinned - 1 :: thinned] for k, v in sampler.get_samples().items()})
 
 
 FAMILIES: dict[str, Callable[[Task, int], Posterior]] = {

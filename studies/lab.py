@@ -123,7 +123,7 @@ class Lab:
         }
         return {name: part for name, part in parts.items() if len(part[0])}
 
-    def barrier(self, setting: Setting, path, *, seed: int = 0) -> pyro_align.Barrier:
+    def barrier(self, setting: Setting, path, *, seed: int = 0) -> pyro_align.barrier.Barrier:
         """The losses along a path."""
         draws = 2 if setting.recipe.guide == "delta" else self.grid.draws  # a point mass has no spread
         return pyro_align.evaluate_barrier(
@@ -145,7 +145,7 @@ class Lab:
         return list(width.alive.values())
 
 
-def rows(barrier: pyro_align.Barrier, losses: Sequence[str] | None = None, **columns: object) -> list[Row]:
+def rows(barrier: pyro_align.barrier.Barrier, losses: Sequence[str] | None = None, **columns: object) -> list[Row]:
     """One row per data set and loss: barrier, its standard error and tau, and the loss at both ends."""
     made = []
     for (evaluation, loss), curve in barrier.curves.items():

@@ -43,21 +43,23 @@ def sample(lab: Lab, setting: Setting) -> tuple:
     return lab.model(setting), data.x[:500], data.y[:500]
 
 
-def by_activation(lab: Lab, setting: Setting) -> pyro_align.Activations:
+def by_activation(lab: Lab, setting: Setting) -> pyro_align.objectives.Activations:
     """Likeness of units by what they do."""
-    return pyro_align.Activations(*sample(lab, setting), num_draws=8)
+    return pyro_align.objectives.Activations(*sample(lab, setting), num_draws=8)
 
 
 def by_loss(lab: Lab, setting: Setting) -> dict:
     """Eight restarts, of which the one with the lowest loss half-way is kept."""
-    return {"restarts": 8, "select": pyro_align.PathLoss(*sample(lab, setting), num_samples=8)}
+    return {"restarts": 8, "select": pyro_align.objectives.PathLoss(*sample(lab, setting), num_samples=8)}
 
 
 def halfway(lab: Lab, setting: Setting, a: Posterior, b: Posterior, matcher: type[Matcher]) -> dict:
     """Descent on the negative ELBO half-way, from the relabeling that is nearest in W2."""
     data, temperature = lab.data(setting.data), setting.recipe.temperature
     everything = (data.x, data.y, len(data.x))
-    loss = pyro_align.MidpointLoss(lab.model(setting), a, *everything, num_samples=16, temperature=temperature)
+    loss = pyro_align.objectives.MidpointLoss(
+        lab.model(setting), a, *everything, num_samples=16, temperature=temperature
+    )
     nearest = pyro_align.align(a, b, lab.symmetry(setting))
     return {"matcher": matcher(loss=loss), "init": nearest.permutation}
 

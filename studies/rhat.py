@@ -22,7 +22,8 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_align import AlignedDraws, Symmetry, align_draws, find_symmetry
+from pyro_align import Symmetry, align_draws, find_symmetry
+from pyro_align.draws import AlignedDraws
 from pyro_align.draws.diagnostics import rhat_and_ess
 from studies import figures, runner
 from studies.data import ENVIRONMENT

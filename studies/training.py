@@ -125,7 +125,7 @@ def fit(
                 print(
                     f"{label}: epoch {epoch + 1}, {loss:.4f} nats/datum, {seconds:.0f} s", file=sys.stderr, flush=True
                 )
-        return pyro_align.read_guide(guide)
+        return pyro_align.guides.read_guide(guide)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Fits:
         with pyro.get_param_store().scope():
             guide = make_guide(model, recipe)
             guide(x[:2], y[:2], 2)
-            blank = pyro_align.read_guide(guide)
+            blank = pyro_align.guides.read_guide(guide)
         return Fit(with_tensors(blank, held["tensors"]), held["seconds"])
 
 

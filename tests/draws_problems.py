@@ -8,7 +8,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from pyro_align import Odd, Symmetry
+from pyro_align import Symmetry
+from pyro_align.axes import Odd
 
 MIXTURE = Symmetry.from_axes({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
 

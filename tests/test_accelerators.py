@@ -29,9 +29,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_align import (
-    Activations,
-    MidpointLoss,
-    PathLoss,
     Symmetry,
     align,
     align_draws,
@@ -45,21 +42,20 @@ from pyro_align import (
     learn_path,
     load,
     mean_field_guide,
-    messenger_guide,
-    path_through,
     permute_guide,
     permute_model,
-    plane,
-    read_guide,
     repair,
     save,
     symmetrize,
     wrap_guide,
 )
 from pyro_align.demo.network import bayesian_mlp
+from pyro_align.guides import messenger_guide, read_guide
 from pyro_align.guides.barycenter import barycenter
 from pyro_align.matching import Sinkhorn, StraightThrough, assignment, match
 from pyro_align.model.effects.guards import untouched
+from pyro_align.objectives import Activations, MidpointLoss, PathLoss
+from pyro_align.paths import path_through, plane
 
 accelerator, MISSING = None, ""
 if torch.cuda.is_available():

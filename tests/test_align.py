@@ -21,8 +21,9 @@ from pyro.infer.autoguide import (
 from pyro.optim import Adam
 
 import pyro_align
-from pyro_align import GuideError, MatchError, Symmetry, SymmetryError
+from pyro_align import Symmetry
 from pyro_align.demo.network import bayesian_mlp
+from pyro_align.errors import GuideError, MatchError, SymmetryError
 from pyro_align.matching import match
 
 GUIDES = [AutoNormal, AutoDiagonalNormal, AutoDelta, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
@@ -63,7 +64,9 @@ def test_a_relabeled_copy_is_recovered_exactly(cls, seed, symmetry):
     guide = make_guide(cls, seed)
     hidden = symmetry.random(seed + 10)
     alignment = pyro_align.align(guide, pyro_align.permute_guide(guide, hidden), symmetry, seed=seed)
-    correlated = pyro_align.read_guide(guide).is_coupled  # their distance goes through a singular value decomposition
+    correlated = pyro_align.guides.read_guide(
+        guide
+    ).is_coupled  # their distance goes through a singular value decomposition
     assert alignment.distance < 1e-13 if correlated else alignment.distance == 0.0
     assert alignment.distance_before > 0.1
     assert alignment.permutation == hidden.inverse()
@@ -75,7 +78,7 @@ def test_alignment_never_moves_apart(cls, symmetry):
     alignment = pyro_align.align(a, b, symmetry)
     assert alignment.distance <= alignment.distance_before
     assert alignment.match.objective == max(alignment.match.history)
-    posteriors = pyro_align.read_guide(a), pyro_align.read_guide(alignment.guide)
+    posteriors = pyro_align.guides.read_guide(a), pyro_align.guides.read_guide(alignment.guide)
     assert posteriors[0].distance(posteriors[1]) == alignment.distance
 
 
@@ -85,7 +88,7 @@ CORRELATED = [AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoGaussia
 @pytest.mark.parametrize("cls", CORRELATED)
 def test_the_true_w2_falls_with_every_renewal_of_the_coupling(cls, symmetry, monkeypatch):
     """Where the coupling is renewed, the true W2 has never risen; in the end no renewal gains anything."""
-    a, b = (pyro_align.read_guide(make_guide(cls, seed)) for seed in (1, 2))
+    a, b = (pyro_align.guides.read_guide(make_guide(cls, seed)) for seed in (1, 2))
     rounds, renew = [], type(a).coupled_features
 
     def watched(self, other, p):
@@ -123,7 +126,7 @@ def test_the_aligned_guide_describes_the_same_functions(symmetry):
 
 @pytest.mark.parametrize("cls", GUIDES)
 def test_the_elbo_is_the_old_one_draw_by_draw(cls, symmetry):
-    posterior = pyro_align.read_guide(make_guide(cls, 1))
+    posterior = pyro_align.guides.read_guide(make_guide(cls, 1))
     p, noise = symmetry.random(4), posterior.noise(5)
     moved = posterior.permute(p)
     sides = {}
@@ -280,7 +283,7 @@ def test_options_out_of_range_are_refused(symmetry):
 
 
 def test_a_model_with_other_arguments_is_refused():
-    with pytest.raises(pyro_align.TraceError, match="could not be run with the arguments given"):
+    with pytest.raises(pyro_align.errors.TraceError, match="could not be run with the arguments given"):
         pyro_align.find_symmetry(model, X[:, :2], Y)
 
 

@@ -18,7 +18,8 @@ from pyro.infer.autoguide import (
 )
 
 import pyro_align
-from pyro_align import DiagnosticWarning, GuideError, Symmetry
+from pyro_align import Symmetry
+from pyro_align.errors import DiagnosticWarning, GuideError
 from pyro_align.guides import barycenter, read_guide
 
 SYMMETRY = Symmetry.from_axes({"w": ("h", None), "v": (None, "h")}, shapes={"w": (6, 3), "v": (2, 6)})

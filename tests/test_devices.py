@@ -14,7 +14,6 @@ from pyro.infer.autoguide import AutoNormal, init_to_sample
 from test_guides_laws import GUIDES, SYMMETRY
 
 from pyro_align import (
-    Activations,
     Symmetry,
     align,
     align_draws,
@@ -23,9 +22,10 @@ from pyro_align import (
     evaluate_barrier,
     find_symmetry,
     permute_guide,
-    read_guide,
     symmetrize,
 )
+from pyro_align.guides import read_guide
+from pyro_align.objectives import Activations
 
 
 def check_on_host(guide):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from draws_problems import MIXTURE, faithful, gibbs, planted, signed_network, simulate
 
-from pyro_align import Odd, Product, Sum, Symmetry, align_draws
+from pyro_align import Symmetry, align_draws
+from pyro_align.axes import Odd, Product, Sum
 from pyro_align.draws.batched import UnitMatcher, per_unit, restricted, transpositions, unit_objective
 from pyro_align.draws.coordinates import coordinate
 from pyro_align.matching import elements

@@ -10,7 +10,8 @@ import xarray as xr
 from draws_problems import MIXTURE, simulate
 from pyro.infer import MCMC, NUTS
 
-from pyro_align import Symmetry, SymmetryError, align_draws
+from pyro_align import Symmetry, align_draws
+from pyro_align.errors import SymmetryError
 from pyro_align.reporting.arviz import assemble
 
 

@@ -17,9 +17,10 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 
-from pyro_align import Symmetry, SymmetryError, TraceError, align_draws, find_symmetry, read_guide, symmetrize
+from pyro_align import Symmetry, align_draws, find_symmetry, symmetrize
 from pyro_align.draws.symmetrized import log_density
-from pyro_align.errors import GuideError
+from pyro_align.errors import GuideError, SymmetryError, TraceError
+from pyro_align.guides import read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.draws import DrawDensity
 

@@ -12,19 +12,9 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiscreteParallel, AutoGuideList
 from test_guides_laws import scatter, state_of
 
-from pyro_align import (
-    GuideError,
-    Symmetry,
-    align,
-    displacement,
-    find_symmetry,
-    load,
-    permute_guide,
-    read_guide,
-    save,
-    wrap_guide,
-)
-from pyro_align.guides import Discrete, Independent, Wrapped
+from pyro_align import Symmetry, align, displacement, find_symmetry, load, permute_guide, save, wrap_guide
+from pyro_align.errors import GuideError
+from pyro_align.guides import Discrete, Independent, Wrapped, read_guide
 
 Y = torch.tensor([0.0, 5.0, 10.0, 1.0, 4.0, 11.0], dtype=torch.float64)
 SYMMETRY = Symmetry.from_axes({"w": ("k",), "loc": ("k",)}, shapes={"w": (3,), "loc": (3,)})

@@ -9,8 +9,10 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGaussian, AutoGuideList, AutoMultivariateNormal, AutoNormal, AutoStructured
 from test_guides_laws import GUIDES, SYMMETRY, model, moments, scatter, state_of
 
-from pyro_align import GuideError, Odd, Symmetry, align, align_many, displacement, load, permute_guide, read_guide, save
-from pyro_align.guides import DenseNormal, PrecisionFactors, Wrapped
+from pyro_align import Symmetry, align, align_many, displacement, load, permute_guide, save
+from pyro_align.axes import Odd
+from pyro_align.errors import GuideError
+from pyro_align.guides import DenseNormal, PrecisionFactors, Wrapped, read_guide
 
 UNITS = 4
 KINDS = ["AutoGaussian", "AutoStructured", "AutoStructured, normal"]

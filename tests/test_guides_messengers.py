@@ -11,18 +11,9 @@ from pyro.infer.autoguide import AutoNormal, AutoRegressiveMessenger
 from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
 from test_guides_laws import scatter, state_of
 
-from pyro_align import (
-    GuideError,
-    Symmetry,
-    align,
-    displacement,
-    load,
-    messenger_guide,
-    permute_guide,
-    read_guide,
-    save,
-)
-from pyro_align.guides import Messenger
+from pyro_align import Symmetry, align, displacement, load, permute_guide, save
+from pyro_align.errors import GuideError
+from pyro_align.guides import Messenger, messenger_guide, read_guide
 
 UNITS = 4
 X = torch.linspace(-1, 1, 6, dtype=torch.float64)

@@ -5,10 +5,10 @@ import torch
 from perceptron import MODEL, X, Y, make_guide
 
 import pyro_align
-from pyro_align import Activations, MatchError, SymmetryError
 from pyro_align.discovery import probe_activations
+from pyro_align.errors import MatchError, SymmetryError
 from pyro_align.guides import read_guide
-from pyro_align.objectives import build_objective
+from pyro_align.objectives import Activations, build_objective
 
 
 @pytest.fixture(scope="module")

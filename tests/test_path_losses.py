@@ -7,9 +7,10 @@ from perceptron import MODEL, X, Y, make_guide
 from pyro.infer.autoguide import AutoDelta
 
 import pyro_align
-from pyro_align import GuideError, MatchError, MidpointLoss, PathLoss
+from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import read_guide
 from pyro_align.matching import Sinkhorn, StraightThrough
+from pyro_align.objectives import MidpointLoss, PathLoss
 from pyro_align.paths.geodesic import Path
 
 

@@ -10,9 +10,10 @@ import torch
 from barrier_problems import classifier, classifier_data, linear, linear_data, linear_truth, make_guide
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal
 
-from pyro_align import displacement, evaluate_barrier, evaluate_plane, path_through, plane, plots
+from pyro_align import displacement, evaluate_barrier, evaluate_plane, plots
 from pyro_align.errors import BarrierError, GuideError
 from pyro_align.guides import read_guide
+from pyro_align.paths import path_through, plane
 
 SCALES = (0.1, 0.2, 0.3)
 

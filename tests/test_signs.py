@@ -12,7 +12,8 @@ from problems import PROBLEMS
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal, init_to_sample
 
 import pyro_align
-from pyro_align import align, align_draws, evaluate_barrier, find_symmetry, permute_guide, read_guide
+from pyro_align import align, align_draws, evaluate_barrier, find_symmetry, permute_guide
+from pyro_align.guides import read_guide
 from pyro_align.io import load, save
 from pyro_align.model.density import Density
 from pyro_align.model.effects.permute import permute_model

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from pyro_align import Atom, Fixed, Odd, Product, Sum, Symmetry, SymmetryError
+from pyro_align import Symmetry
+from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
+from pyro_align.errors import SymmetryError
 
 SYMMETRIES = {
     "mlp": lambda: Symmetry.from_axes(

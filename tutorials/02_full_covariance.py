@@ -70,7 +70,7 @@ def model(x, y=None):
 # found. Six units can then be relabeled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
 
 # %%
-unit = pyro_align.Odd("unit")
+unit = pyro_align.axes.Odd("unit")
 by_hand = pyro_align.Symmetry.from_axes({"w1": (None, unit), "b1": (unit,), "w2": (unit,)})
 symmetry = pyro_align.certify(by_hand, model, x, y)
 print(symmetry)
@@ -124,7 +124,7 @@ print(alignment)
 # turned. Now it can be compared with the left one.
 
 # %%
-first, second = pyro_align.read_guide(guide_a), pyro_align.read_guide(guide_b)
+first, second = pyro_align.guides.read_guide(guide_a), pyro_align.guides.read_guide(guide_b)
 
 
 def correlations(posterior):
@@ -217,7 +217,7 @@ barriers(laplace_a, laplace.guide)
 # Alignment takes most of this barrier away, but not all. Is the rest a matter of the covariances, or of the modes?
 
 # %%
-mode_a, mode_b = pyro_align.read_guide(laplace_a).loc, laplace.posterior.loc
+mode_a, mode_b = pyro_align.guides.read_guide(laplace_a).loc, laplace.posterior.loc
 print(f"{((mode_a - mode_b).norm() / laplace.distance).square():.0%} of the squared distance lies between the modes")
 
 # %% [markdown]

@@ -124,7 +124,7 @@ by_hand = pyro_align.Symmetry.from_axes(
 )
 try:
     pyro_align.certify(by_hand, model, train)
-except pyro_align.SymmetryError as error:
+except pyro_align.errors.SymmetryError as error:
     print(error)
 
 # %% [markdown]
@@ -164,7 +164,7 @@ axes = pyro_align.plots.plot_before_after({"before": before, "after": after}, lo
 
 # %%
 with warnings.catch_warnings(record=True) as told:
-    warnings.simplefilter("always", pyro_align.DiagnosticWarning)
+    warnings.simplefilter("always", pyro_align.errors.DiagnosticWarning)
     tables = {"before": before.summary(symmetry=symmetry), "after": after.summary(symmetry=symmetry)}
 pd.concat(tables)[["barrier", "se", "tau", "low", "high", "start", "end"]].round(3)
 

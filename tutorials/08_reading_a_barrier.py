@@ -139,7 +139,7 @@ rows[["barrier", "low", "high", "p_value"]].round(4)
 def told(barrier, **options):
     """The warnings of a summary."""
     with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always", pyro_align.DiagnosticWarning)
+        warnings.simplefilter("always", pyro_align.errors.DiagnosticWarning)
         barrier.summary(**options)
     return "\n\n".join(str(warning.message) for warning in seen) or "no warning"
 

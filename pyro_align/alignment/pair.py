@@ -142,14 +142,14 @@ def align(
         symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
         divergence: What is minimized: one of the family's ``divergences`` (for diagonal Gaussians ``"w2"``, ``"kl"``
             (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``), an
-            :class:`~pyro_align.Activations`, or a mapping of these to positive weights.
+            :class:`~pyro_align.objectives.Activations`, or a mapping of these to positive weights.
         matcher: Name of a matcher, or one configured.
         init: Relabeling to start from.
         restarts: Further searches from random relabelings; the best is kept.
         max_sweeps: Sweeps over the atoms after which to stop.
         time_limit: Seconds after which to stop with the best so far.
         select: Loss of the path to a relabeled posterior, lower is better, by which to choose among the restarts in
-            place of the divergence: a :class:`~pyro_align.PathLoss`, say.
+            place of the divergence: a :class:`~pyro_align.objectives.PathLoss`, say.
         with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
         seed: Seed of the matcher.
         progress: Whether to print one line per sweep to standard error.

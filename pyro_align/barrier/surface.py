@@ -113,7 +113,7 @@ def evaluate_plane(
 
     Args:
         model: The Pyro model.
-        plane: From :func:`~pyro_align.plane`.
+        plane: From :func:`~pyro_align.paths.plane`.
         *args: The model's arguments.
         evaluation: Instead of ``args``: name -> data.
         grid: Points along x and y, or a pair of numbers.
@@ -136,7 +136,8 @@ def evaluate_plane(
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import evaluate_plane, plane
+        >>> from pyro_align import evaluate_plane
+        >>> from pyro_align.paths import plane
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         ...     with pyro.plate("data", len(y)):

@@ -63,7 +63,7 @@ def find_symmetry(
         parameters: Whether learnable ``pyro.param`` and module parameters and buffers are sites too; otherwise they
             are constants, and fix what they tell apart.
         signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
-            then odd (:func:`~pyro_align.Odd`) at the axes along which values change sign with them.
+            then odd (:func:`~pyro_align.axes.Odd`) at the axes along which values change sign with them.
         trials: Random relabelings, with random signs, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.

@@ -83,7 +83,8 @@ class SymmetrizedGuide:
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import Symmetry, SymmetrizedGuide, symmetrize
+        >>> from pyro_align import Symmetry, symmetrize
+        >>> from pyro_align.draws import SymmetrizedGuide
         >>> def model():
         ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> guide = AutoNormal(model)

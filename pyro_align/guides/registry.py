@@ -72,7 +72,7 @@ def read_guide(guide: Any, *, labels: Mapping[str, str | None] | None = None) ->
         GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run without arguments.
 
     Example:
-        >>> from pyro_align import read_guide
+        >>> from pyro_align.guides import read_guide
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
         >>> def model():

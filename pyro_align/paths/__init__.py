@@ -1,1 +1,19 @@
 """Paths between posteriors: a path maps tau in [0, 1] to a Pyro guide."""
+
+from pyro_align.paths.geodesic import Path, PiecewisePath, displacement, path_through
+from pyro_align.paths.learned import BentPath, learn_path
+from pyro_align.paths.planes import Plane, plane
+from pyro_align.paths.repaired import RepairedPath, repair
+
+__all__ = [
+    "BentPath",
+    "Path",
+    "PiecewisePath",
+    "Plane",
+    "RepairedPath",
+    "displacement",
+    "learn_path",
+    "path_through",
+    "plane",
+    "repair",
+]

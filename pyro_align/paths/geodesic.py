@@ -137,7 +137,7 @@ class PiecewisePath:
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import path_through
+        >>> from pyro_align.paths import path_through
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def fit():
@@ -206,7 +206,7 @@ def path_through(guides: Any, *, spacing: str = "equal", coupling: str = "optima
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import path_through
+        >>> from pyro_align.paths import path_through
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def fit():

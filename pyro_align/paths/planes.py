@@ -37,7 +37,7 @@ class Plane:
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import plane
+        >>> from pyro_align.paths import plane
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def fit():
@@ -130,7 +130,7 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import plane
+        >>> from pyro_align.paths import plane
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def fit():

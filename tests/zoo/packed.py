@@ -8,8 +8,7 @@ import torch
 from problems import bayesian, normal, observe, problem
 from torch import nn
 
-from pyro_align import Odd
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Odd
 
 E = 4
 KV, GROUP, QK, VO = Atom("kv", 2), Atom("group", 2), Atom("qk", 2), Atom("vo", 2)

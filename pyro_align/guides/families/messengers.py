@@ -139,7 +139,8 @@ def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenge
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoRegressiveMessenger
-        >>> from pyro_align import Symmetry, messenger_guide, permute_guide
+        >>> from pyro_align import Symmetry, permute_guide
+        >>> from pyro_align.guides import messenger_guide
         >>> def model(n):
         ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
         ...     pyro.sample("w", dist.Normal(0.0, scale).expand([n]).to_event(1))
