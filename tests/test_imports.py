@@ -45,7 +45,6 @@ STRANGERS = {
 ONLY = {
     "errors": set(),
     "axes": {"torch"},
-    "action": {"torch"},
     "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
     "matching": {"torch", "numpy", "scipy", "lap"},
 }
@@ -54,8 +53,8 @@ ONLY = {
 RESERVED = {
     "torch.fx": {"discovery"},
     "pyro.infer.autoguide": {"guides", "demo"},  # the demo fits its guides as a user would
-    "arviz": {"report", "draws"},
-    "matplotlib": {"plots", "_drawing", "demo"},
+    "arviz": {"reporting", "draws"},
+    "matplotlib": {"plots", "reporting", "demo"},
     "sklearn": {"demo"},
     "tests": set(),
 }
@@ -166,6 +165,93 @@ def test_imports_run_downwards(room):
     assert not broken, "\n".join(broken)
 
 
+def file_graph():
+    """File -> the files of the package that it imports, inside functions too, by module name."""
+    modules = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in sources()}
+    graph = {}
+    for name, path in modules.items():
+        edges = set()
+        for found in imports_of(path):
+            parts = found.name.split(".")
+            for i in range(len(parts), 0, -1):  # the longest prefix that is a file
+                if (there := ".".join(parts[:i])) in modules or (there := f"{there}.__init__") in modules:
+                    edges.add(there)
+                    break
+        graph[name] = edges - {name}
+    return graph
+
+
+def circles(graph):
+    """The sets of files that import each other in a circle (Tarjan's strongly connected components, iteratively)."""
+    index, low, stack, on_stack, found = {}, {}, [], set(), []
+
+    def visit(root):
+        work = [(root, iter(sorted(graph[root])))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        on_stack.add(root)
+        while work:
+            node, edges = work[-1]
+            for there in edges:
+                if there not in index:
+                    index[there] = low[there] = len(index)
+                    stack.append(there)
+                    on_stack.add(there)
+                    work.append((there, iter(sorted(graph[there]))))
+                    break
+                if there in on_stack:
+                    low[node] = min(low[node], index[there])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == index[node]:
+                    members = set()
+                    while node not in members:
+                        members.add(stack.pop())
+                    on_stack.difference_update(members)
+                    if len(members) > 1:
+                        found.append(members)
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return found
+
+
+# Circles that are still there: each is to go, none is to come.
+KNOWN_CIRCLES = (
+    "pyro_align.discovery.rules.__init__",
+    "pyro_align.discovery.rules.contraction",
+    "pyro_align.discovery.rules.elementwise",
+    "pyro_align.discovery.rules.indexing",
+    "pyro_align.discovery.rules.linalg",
+    "pyro_align.discovery.rules.spatial",
+    "pyro_align.discovery.rules.views",
+    "pyro_align.guides.families.empirical",
+    "pyro_align.guides.families.point",
+    "pyro_align.guides.families.wrapped",
+    "pyro_align.guides.labels",
+    "pyro_align.guides.posterior",
+    "pyro_align.guides.pyro_state.copies",
+    "pyro_align.guides.pyro_state.modules",
+    "pyro_align.guides.registry",
+    "pyro_align.guides.relabel",
+)
+
+
+def test_no_file_is_on_a_circle():
+    found = {name for members in circles(file_graph()) for name in members}
+    allowed = set(KNOWN_CIRCLES)
+    assert found == allowed, (
+        f"on a circle of imports: {sorted(found - allowed)}; no longer on one: {sorted(allowed - found)}"
+    )
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+
+
 def test_the_roof_only_re_exports():
     """`pyro_align/__init__.py`: a docstring, imports from rooms, a literal version, and `__all__`."""
     path = ROOT / "__init__.py"
@@ -186,18 +272,18 @@ def test_the_roof_only_re_exports():
     ("room", "source", "sentence"),
     [
         ("guides/normal.py", "from pyro_align.alignment.pair import align", "lies above"),
-        ("guides/normal.py", "from ..align import align", "lies above"),
+        ("guides/normal.py", "from ..alignment import align", "lies above"),
         ("guides/normal.py", "def f():\n    from ..matching import match", "do not know each other"),
         ("guides/normal.py", "from .. import Symmetry", "not a room"),
-        ("paths.py", "import pyro_align", "itself"),
+        ("paths/geodesic.py", "import pyro_align", "itself"),
         ("matching/lap.py", "import pyro", "may import"),
-        ("align.py", "import torch\ntorch.fx.wrap", "torch.fx"),
-        ("align.py", "from torch.fx.experimental.proxy_tensor import make_fx", "torch.fx"),
-        ("align.py", "from torch import fx", "torch.fx"),
-        ("align.py", "import pyro\npyro.infer.autoguide.AutoNormal", "pyro.infer.autoguide"),
+        ("alignment/pair.py", "import torch\ntorch.fx.wrap", "torch.fx"),
+        ("alignment/pair.py", "from torch.fx.experimental.proxy_tensor import make_fx", "torch.fx"),
+        ("alignment/pair.py", "from torch import fx", "torch.fx"),
+        ("alignment/pair.py", "import pyro\npyro.infer.autoguide.AutoNormal", "pyro.infer.autoguide"),
         ("errors.py", "import torch", "nothing"),
-        ("align.py", "from .guides import read\nfrom . import paths\nimport torch", None),
-        ("align.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .demo import x", None),
+        ("alignment/pair.py", "from ..guides import read\nfrom .. import paths\nimport torch", None),
+        ("alignment/pair.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..demo import x", None),
     ],
 )
 def test_the_rules_catch_what_they_forbid(room, source, sentence):
