@@ -7,9 +7,9 @@ import torch
 from problems import normal, observe
 from torch import nn
 
-from pyro_align import Symmetry
 from pyro_align.discovery import certify, find_symmetry, rule
 from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.symmetry import SymmetrySpec
 
 
 def looks_at_a_site(x):
@@ -124,10 +124,10 @@ def test_a_false_symmetry_does_not_get_its_certificate():
         observe(torch.tanh(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
 
     x = torch.randn(5, 3)
-    right = certify(Symmetry.from_axes({"w1": ("h", None), "w2": (None, "h")}), model, x)
+    right = certify(SymmetrySpec({"w1": ("h", None), "w2": (None, "h")}), model, x)
     assert right.certificate.error <= right.certificate.tolerance
     with pytest.raises(SymmetryError, match=r"'h' on w1\[0\]"):
-        certify(Symmetry.from_axes({"w1": ("h", None)}), model, x)
+        certify(SymmetrySpec({"w1": ("h", None)}), model, x)
 
 
 def test_nothing_of_the_callers_changes():

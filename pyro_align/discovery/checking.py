@@ -17,7 +17,8 @@ from pyro_align.discovery.infer import AxisTensor, Inference
 from pyro_align.discovery.terms import _instantiate, resolve
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 TOLERANCE = 1e-9  # relative; sums over relabeled axes are rounded in another order
 
@@ -181,11 +182,7 @@ class _Alone:
 
     def blame(self, before: Mapping[str, Tensor], permutation: Permutation, change: float) -> str:
         symmetry = permutation.symmetry
-        guilty = [
-            name
-            for name in symmetry.atoms
-            if not self.difference(before, symmetry.permutation({name: permutation.indices[name]})) <= TOLERANCE
-        ]
+        guilty = [name for name in symmetry.atoms if not self.difference(before, permutation.only(name)) <= TOLERANCE]
         places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.values.items())
         return (

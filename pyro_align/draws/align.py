@@ -16,11 +16,12 @@ from pyro_align.draws.task import Options, Task
 from pyro_align.errors import SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 def align_draws(
     draws: Any,
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     method: str = "pivot",
     level: str = "draw",
@@ -83,11 +84,11 @@ def align_draws(
 
     Example:
         >>> import torch
-        >>> from pyro_align import Symmetry, align_draws
+        >>> from pyro_align import SymmetrySpec, align_draws
         >>> loc = torch.tensor([-4.0, 0.0, 5.0]) + 0.1 * torch.randn(4, 100, 3)
         >>> order = torch.rand(4, 100, 3).argsort(-1)  # labels that switch at every draw
         >>> switching = {"loc": loc.gather(-1, order)}
-        >>> aligned = align_draws(switching, Symmetry.from_axes({"loc": ("component",)}), reference=(0, 0))
+        >>> aligned = align_draws(switching, SymmetrySpec({"loc": ("component",)}), reference=(0, 0))
         >>> aligned.draws["loc"].std((0, 1)).max() < 0.2
         tensor(True)
     """
@@ -116,28 +117,17 @@ def align_draws(
     return task.certified(result, log_probs) if certify and density is not None else result
 
 
-def fit_symmetry(symmetry: Symmetry, source: Source) -> Symmetry:
-    """The symmetry with its sizes, checked against the draws' sites.
+def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
+    """The symmetry with its sizes over the draws' sites, checked against them.
 
     Raises:
-        SymmetryError: A site is missing or has another shape.
+        SymmetryError: A site is missing or has another shape, or nothing can be relabeled.
     """
-    if not isinstance(symmetry, Symmetry):
-        raise TypeError(
-            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
-        )
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    missing = sorted(carrying - set(source.arrays))
-    if missing:
-        raise SymmetryError(
-            f"the symmetry relabels sites that the draws do not have: {missing}; they have {sorted(source.arrays)}. "
-            "Keep all sites that carry the same units together"
-        )
-    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays}, certificate=None)
-    present = present.bind(source.shapes)
+    symmetry = bound(symmetry, source.shapes, of="set of draws")
+    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
     if not present.atoms:
         raise SymmetryError("the symmetry has no free atom: there is nothing to relabel")
-    return replace(present, certificate=symmetry.certificate)
+    return present
 
 
 def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensity | None:

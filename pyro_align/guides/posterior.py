@@ -20,7 +20,7 @@ from torch.distributions.transforms import IndependentTransform, Transform
 
 from pyro_align.errors import GuideError
 from pyro_align.model.density import is_real
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 Noise = dict[str, Tensor]
 Values = dict[str, Tensor]

@@ -12,7 +12,7 @@ from typing import Any
 from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 Reader = Callable[[Any], Posterior]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides.posterior import SiteSpec
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 REMEDY = (
     "use a parametrization in which relabeling is linear (softmax or exponentials of real sites), "

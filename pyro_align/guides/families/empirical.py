@@ -39,7 +39,7 @@ from pyro_align.guides.posterior import (
 )
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 NUM_DRAWS = 256  # draws by which a posterior without a closed form is represented
 

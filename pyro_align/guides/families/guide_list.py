@@ -21,7 +21,7 @@ from pyro_align.guides.labels import Labels, check_labels
 from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Shell
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)

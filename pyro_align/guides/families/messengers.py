@@ -28,7 +28,7 @@ from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nod
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.model.effects.guards import SubstituteMessenger, untouched
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _CHECKED_DRAWS = 3
 

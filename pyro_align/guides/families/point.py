@@ -29,7 +29,7 @@ from pyro_align.guides.posterior import (
 from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)

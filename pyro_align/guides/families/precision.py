@@ -21,7 +21,7 @@ from pyro_align.guides.pyro_state.modules import RawParameter, Shell, read_param
 from pyro_align.guides.pyro_state.prototypes import dense_writer_over, emptied_nodes
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
