@@ -166,7 +166,7 @@ def refuse(error, match, draws, symmetry=MIXTURE, **options):
 def test_draws_that_do_not_fit(data):
     d = data.draws
     refuse(TypeError, "expected a dict of draws", 3)
-    refuse(TypeError, r"align_draws\(draws, symmetry\)", d, d)
+    refuse(TypeError, "expected a Symmetry or a SymmetrySpec, got dict", d, d)
     refuse(ValueError, "empty", {})
     refuse(ValueError, "empty", [])
     refuse(ValueError, "'loc': 2 chains of 29 draws", {"weights": d["weights"], "loc": d["loc"][:, :29]})
@@ -182,8 +182,13 @@ def test_draws_that_do_not_fit(data):
 
 def test_a_symmetry_that_does_not_fit(data):
     d = data.draws
-    refuse(SymmetryError, r"do not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
-    refuse(SymmetryError, "'weights', axis 0", d, MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}))
+    refuse(SymmetryError, r"does not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
+    refuse(
+        SymmetryError,
+        r"'weights': shape \(4,\) in the symmetry, \(3,\)",
+        d,
+        MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}),
+    )
     refuse(SymmetryError, "no free atom", d, SymmetrySpec({"loc": (None,)}))
     refuse(SymmetryError, "2 axes", d, SymmetrySpec({"loc": ("k", None)}))
 
