@@ -22,7 +22,7 @@ from pyro_align.axes import Axis, AxisLike, Fixed, as_axis, axis_size, leaves, m
 from pyro_align.draws.sources import Source
 from pyro_align.errors import SymmetryError
 from pyro_align.model.draws import DrawDensity
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation, Symmetry
 
 _SLICE = 1 << 20  # numbers read at a time
