@@ -28,7 +28,8 @@ from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Values, check_tau
-from pyro_align.model.effects.guards import SubstituteMessenger, untouched
+from pyro_align.model.effects import SubstituteMessenger
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation
 
 _CHECKED_DRAWS = 3

@@ -35,7 +35,7 @@ from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_tau
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation, same_group
 
 AUXILIARY = "_before_relabeling_"
