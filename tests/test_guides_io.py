@@ -27,6 +27,7 @@ from pyro_align.errors import FormatError
 from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations
+from pyro_align.symmetry import SymmetrySpec
 from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry, same_group
 
 MODEL = """
@@ -59,7 +60,7 @@ def symmetry():
         "b": (Odd("r", 3),),
         "f": (Rotated("f", 3), 2),
     }
-    made = Symmetry.from_axes(sites)
+    made = SymmetrySpec(sites)
     return Symmetry(
         made.sites,
         opaque=(OpaqueOperation("aten.sort", "model.py:3", ("v",)),),
