@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pyro_align.losses.protocol import NATS, GuideLoss, Label
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 
 
 class PyroLoss(GuideLoss):
