@@ -136,7 +136,7 @@ def test_no_certainty_is_printed_where_there_is_none():
     sag = Curve("d", "kl", taus, noise)
     assert sag.barrier.height == 0
     text = sag.text()
-    assert text.startswith("0.0000000 [0.0000000, 0.000000")
+    assert text.startswith("0.00000000 [0.00000000, 0.000000")
     assert float(text.split()[2].rstrip("]")) == pytest.approx(sag.band().interval[1], rel=0.1)
     below = Curve("d", "kl", taus, noise - np.array([0, 1, 2, 1, 0.0])[:, None])
     assert below.text() == "0 (nowhere above the chord)"
