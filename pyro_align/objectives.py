@@ -13,14 +13,12 @@ from pyro_align.axes import axis_size, leaves
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
-from pyro_align.guides.features import PerSite
+from pyro_align.guides.features import Features
 from pyro_align.matching import Match
 from pyro_align.path_losses import MidpointLoss, PathLoss
 from pyro_align.symmetry.group import Permutation, Symmetry
 
 __all__ = ["Activations", "MidpointLoss", "PathLoss"]
-
-Features = Mapping[str, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -84,10 +82,11 @@ class Activations:
         probe = self.probe(symmetry)
         values = posterior.push(posterior.noise(self.num_samples, generator=self.seed))
         draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_samples))
-        return {
+        found = {
             name: (_standardized(mean, square, probe.axes[name]).to(posterior.dtype),)
             for name, (mean, square) in probe(draws).items()
         }
+        return Features(found, found.__getitem__, (False,))
 
 
 def _standardized(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
@@ -110,14 +109,12 @@ class Objective:
         symmetry: The same over the tensors that have features: sites, and a pseudo-site per tensor of activations.
         fixed: Features of the posterior that stays.
         moving: Features of the posterior to relabel.
-        odd: Site -> which features change sign with signed units.
     """
 
     group: Symmetry = field(repr=False)
     symmetry: Symmetry
     fixed: Features = field(repr=False)
     moving: Features = field(repr=False)
-    odd: Mapping[str, tuple[bool, ...]] = field(repr=False)
 
     def start(self, permutation: Permutation | None) -> Permutation | None:
         """A relabeling to start from, over the tensors that have features."""
@@ -166,18 +163,18 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
             if symmetry.signed:
                 raise MatchError("activations cannot be matched up to signs; use a symmetry found with signs=False")
             axes.update(part.probe(symmetry).axes)
-            here, there, flags = part.features(a, symmetry), part.features(b, symmetry), (False,)
+            here, there = part.features(a, symmetry), part.features(b, symmetry)
         else:
-            here, there, flags = a.features(part, "fixed"), b.features(part, "moving"), a.feature_odd(part)
+            here, there = a.features(part, "fixed"), b.features(part, "moving")
         fixed.append((here, weight))
         moving.append((there, 1.0))
         for site in here:
-            odd[site] = (*odd.get(site, ()), *flags)
-    sides = (PerSite(odd, lambda site: _stacked(fixed, site)), PerSite(odd, lambda site: _stacked(moving, site)))
+            odd[site] = (*odd.get(site, ()), *here.odd[site])
+    sides = (Features(odd, lambda s: _stacked(fixed, s), odd), Features(odd, lambda s: _stacked(moving, s), odd))
     if axes.keys() == odd.keys() == symmetry.sites.keys():
-        return Objective(symmetry, symmetry, *sides, odd)
+        return Objective(symmetry, symmetry, *sides)
     kept = {site: terms for site, terms in axes.items() if site in odd}
-    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides, odd)
+    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides)
 
 
 def _stacked(parts: Sequence[tuple[Features, float]], site: str) -> tuple[Tensor, ...]:

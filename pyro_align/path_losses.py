@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_align.barrier import evaluate_loss
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import MeanFieldNormal, read_guide
-from pyro_align.guides.posterior import check_tau
+from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
 from pyro_align.model.probe import probe

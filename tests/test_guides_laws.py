@@ -466,13 +466,14 @@ def test_matching_features_of_every_family(name, signed):
             shapes={"w1": (UNITS, INPUTS), "w2": (OUTPUTS, UNITS)},
         )
     here = symmetry.random(3)
-    fixed, moving, odd = a.coupled_features(b, here)
-    assert {len(f) for f in (*fixed.values(), *moving.values())} == {len(odd)}
+    fixed, moving = a.coupled_features(b, here)
+    assert {k: len(f) for k, f in fixed.items()} == {k: len(f) for k, f in moving.items()}
+    assert {k: len(f) for k, f in fixed.items()} == {k: len(odd) for k, odd in fixed.odd.items()}
 
     def inner(p):
         total = 0.0
         for site in fixed:
-            for f, m, o in zip(fixed[site], moving[site], odd, strict=True):
+            for f, m, o in zip(fixed[site], moving[site], fixed.odd[site], strict=True):
                 m = p.apply_site(site, m, signs=o) if site in p.symmetry.sites else m
                 total += float((f * m).detach().sum())
         return total
@@ -485,5 +486,5 @@ def test_matching_features_of_every_family(name, signed):
     assert min(gaps) > -1e-8 * constant
     for side in ("fixed", "moving"):
         features = a.features("w2", side)
-        assert {len(f) for f in features.values()} == {len(a.feature_odd("w2"))}
+        assert {k: len(f) for k, f in features.items()} == {k: len(odd) for k, odd in features.odd.items()}
         assert {k: {tuple(t.shape) for t in v} for k, v in features.items()} == {k: {v} for k, v in a.shapes.items()}
