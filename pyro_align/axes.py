@@ -58,6 +58,10 @@ class Atom:
         """Whether the values along this axis change sign when a unit of the atom does."""
         return self.kind == "signed"
 
+    def unsigned(self) -> Atom:
+        """The same, along an axis whose values do not change sign."""
+        return replace(self, kind="permutation") if self.odd else self
+
     @property
     def rotates(self) -> bool:
         """Whether orthogonal matrices act along this axis."""

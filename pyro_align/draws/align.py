@@ -73,7 +73,7 @@ def align_draws(
             in unconstrained coordinates.
         labels: Variable -> the atom whose units its integer *values* number (a mixture's assignments), from 0 or, as in
             Stan, from 1; None where they number none. They are renumbered draw by draw.
-        derived: Variable -> its axes, written as in :meth:`Symmetry.from_axes`, for quantities beside the symmetry's
+        derived: Variable -> its axes, written as for a ``SymmetrySpec``, for quantities beside the symmetry's
             sites that there is one of for each unit: they are relabeled, and take no part in the distances. Those that
             share a dim with a site of the symmetry, and ``pyro.deterministic`` of the model, are recognized;
             ``{"x": (None,)}`` says that a variable carries no units.
