@@ -87,14 +87,15 @@ def _reference(entry):
 
 def why(symmetry, hand) -> str:
     """The library's own reason for the first axis that it fixes and the group by hand does not."""
+    opaque = "opaque: " + (", ".join(o.operation for o in symmetry.opaque) or "nothing")
     for site, terms in hand.sites.items():
         for axis, term in enumerate(terms):
             theirs = symmetry.sites.get(site, ())
             if axis < len(theirs) and _free(term) > _free(theirs[axis]):
                 if hasattr(symmetry, "why"):
                     return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
-                return f"{site}[{axis}] {theirs[axis]}; opaque: {', '.join(o.operation for o in symmetry.opaque) or 'nothing'}"
-    return f"opaque: {', '.join(o.operation for o in symmetry.opaque) or 'nothing'}"
+                return f"{site}[{axis}] {theirs[axis]}; {opaque}"
+    return opaque
 
 
 def _free(term) -> int:
