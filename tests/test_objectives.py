@@ -62,7 +62,7 @@ def test_a_combination_is_the_weighted_sum(symmetry):
 
     def value(divergence):
         goal = build_objective(a, b, symmetry, divergence)
-        return pyro_align.matching.objective(goal.symmetry, goal.fixed, goal.moving, goal.start(p), odd=goal.odd)
+        return pyro_align.matching.objective(goal.symmetry, goal.fixed, goal.moving, goal.start(p))
 
     by_activation = Activations(MODEL, X, Y)
     expected = 2 * value("w2") + 0.5 * value("means") + 3 * value(by_activation)

@@ -1,8 +1,8 @@
 """Divergences of mean-field Gaussians that are inner products of features: one registration each.
 
 With location m and standard deviation s of every entry, the alignment maximizes the sum over sites of
-``<fixed(m0, s0), P moving(m1, s1)>``. A divergence is of this kind if it is a sum over entries, and each entry's part is
-a sum of products of something of one posterior and something of the other, up to what holds one posterior alone.
+``<fixed(m0, s0), P moving(m1, s1)>``. A divergence is of this kind if it is a sum over entries, and each entry's part
+is a sum of products of something of one posterior and something of the other, up to what holds one posterior alone.
 """
 
 from __future__ import annotations
