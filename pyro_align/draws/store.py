@@ -128,7 +128,8 @@ def relabeled_part(aligned: AlignedDraws, part: xr.Dataset, start: int, stop: in
             moved = aligned.relabel({site: own}, chain, slice(start, stop))
             value[chain] = moved[site].numpy().reshape(value[chain].shape)
         changed[site] = given.copy(data=value).transpose(*part[site].dims)
-        for dim, term in zip(aligned.source.dims.get(site, ()), aligned.carried.symmetry.sites.get(site, ()), strict=False):
+        names, terms = aligned.source.dims.get(site, ()), aligned.carried.symmetry.sites.get(site, ())
+        for dim, term in zip(names, terms, strict=False):
             if any(a.name in aligned.symmetry.atoms for a in leaves(term)):
                 dims.add(dim)
     return part.assign(changed).drop_vars([n for n, c in part.coords.items() if dims & set(c.dims) and not _numbers(c)])
