@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
-from pyro_align.discovery.infer import Inference
-from pyro_align.discovery.nesting import nested
-from pyro_align.discovery.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.nesting import nested
+from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
 _SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pyro_align.discovery.terms import Cat, Prod, Term, Var, resolve, variables
+from pyro_align.discovery.axes.terms import Cat, Prod, Term, Var, resolve, variables
 
 
 def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var, tuple[Var, ...]]:

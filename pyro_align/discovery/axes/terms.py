@@ -186,21 +186,21 @@ def _bind(var: Var, term: Term) -> Term:
     if any(v is var for v in variables(term)):  # a part cannot equal its whole unless nothing moves
         fix(term)
         return var
-    term = _instantiate(term)
+    term = instantiate(term)
     if var.fixed:
         fix(term)
     var.bound = term
     return resolve(term)
 
 
-def _instantiate(term: Term) -> Term:
+def instantiate(term: Term) -> Term:
     """The term with fresh variables in place of its uniform parts: a variable's structure holds for every tensor."""
     if isinstance(term, Uniform):
         return Var(term.size)
     if isinstance(term, Prod):
-        return product([_instantiate(f) for f in term.factors])
+        return product([instantiate(f) for f in term.factors])
     if isinstance(term, Cat):
-        return concat([_instantiate(t) for t in term.terms])
+        return concat([instantiate(t) for t in term.terms])
     return term
 
 
