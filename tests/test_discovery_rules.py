@@ -69,7 +69,9 @@ def cases(name, count):
 
 
 def test_every_rule_has_a_sampler_and_names_an_operation():
-    own = [n for n, function in rule.operations().items() if function.__module__.startswith("pyro_align.")]  # not other tests'
+    own = [
+        n for n, function in rule.operations().items() if function.__module__.startswith("pyro_align.")
+    ]  # not other tests'
     missing = sorted(set(own) - set(SAMPLERS))
     assert not missing, (
         f"the rules of {missing} are tested by nothing: add a function to tests/rule_samplers.py, decorated with "
@@ -286,6 +288,4 @@ def follows(before, after, n, i, j):
     """Whether the output is the old one with the same two indices swapped on some of its axes."""
     axes = [axis for axis in range(before.ndim) if before.shape[axis] == n]
     subsets = itertools.chain.from_iterable(itertools.combinations(axes, k) for k in range(len(axes) + 1))
-    return any(
-        distance(after, swapped({"": before}, [("", a) for a in subset], i, j)[""]) < 1e-9 for subset in subsets
-    )
+    return any(distance(after, swapped({"": before}, [("", a) for a in subset], i, j)[""]) < 1e-9 for subset in subsets)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pyro_align.discovery.axes import terms
+from pyro_align.discovery.axes import terms, unify
+from pyro_align.discovery.axes.reshape import reshape
 from pyro_align.discovery.axes.terms import ONE, Term, Var, resolve
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.discovery.registry import rule
@@ -48,10 +49,10 @@ class AxisCall(Call):
         super().__init__(node)
         self._inference = inference
 
-    merge = staticmethod(terms.merge)
+    merge = staticmethod(unify.merge)
     fix = staticmethod(terms.fix)
-    split = staticmethod(terms.split)
-    reshape = staticmethod(terms.reshape)
+    split = staticmethod(unify.split)
+    reshape = staticmethod(reshape)
     concat = staticmethod(terms.concat)
     product = staticmethod(terms.product)
 
@@ -192,7 +193,7 @@ class Inference(Domain):
             terms.fix(axis)
         for name, out in states.items():
             for axis, own in zip(out.axes, self.sites[name], strict=True):
-                terms.merge(axis, own)
+                unify.merge(axis, own)
 
     def axes_of_constant(self, node: Node, shape: tuple[int, ...]) -> list[Term]:
         """What a constant tells apart; variables that are free are new at each call."""
