@@ -22,7 +22,7 @@ from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Symmetry
 
 __all__ = [

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_align.errors import PyroAlignError, TraceError
-from pyro_align.model.effects.guards import NoValidationMessenger, SubstituteMessenger, untouched
+from pyro_align.model.effects import NoValidationMessenger, SubstituteMessenger
+from pyro_align.model.guards import untouched
 
 
 @dataclass(frozen=True)
