@@ -166,11 +166,11 @@ def refuse(error, match, draws, symmetry=MIXTURE, **options):
 def test_draws_that_do_not_fit(data):
     d = data.draws
     refuse(TypeError, "expected a dict of draws", 3)
-    refuse(TypeError, "expected a Symmetry or a SymmetrySpec, got dict", d, d)
+    refuse(TypeError, "expected a Symmetry, got dict; the order is align_draws", d, d)
     refuse(ValueError, "empty", {})
     refuse(ValueError, "empty", [])
     refuse(ValueError, "'loc': 2 chains of 29 draws", {"weights": d["weights"], "loc": d["loc"][:, :29]})
-    refuse(ValueError, "the chains have shapes", {"loc": [torch.randn(5, 3), torch.randn(4, 3)]})
+    refuse(ValueError, "the chains have shapes", {"loc": [torch.randn(5, 3), torch.randn(5, 4)]})
     refuse(ValueError, r"'loc': expected shape \(chain, draw", {"loc": torch.randn(3)})
     refuse(ValueError, "0 draws", {"loc": torch.randn(2, 0, 3)})
     refuse(ValueError, "every draw is NaN", {k: v * torch.nan for k, v in d.items()})
@@ -190,7 +190,8 @@ def test_a_symmetry_that_does_not_fit(data):
         MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}),
     )
     refuse(SymmetryError, "no free atom", d, SymmetrySpec({"loc": (None,)}))
-    refuse(SymmetryError, "2 axes", d, SymmetrySpec({"loc": ("k", None)}))
+    axes = {"loc": ("k", None), "scale": ("k",)}
+    refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, SymmetrySpec(axes))
 
 
 @pytest.mark.parametrize(
