@@ -23,6 +23,7 @@ def cautions(barrier: Barrier, symmetry: Symmetry | None = None) -> Iterator[str
         barrier: The barrier.
         symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
     """
+    yield from barrier.notes
     yield from _dominance(barrier)
     yield from _few_draws(barrier)
     yield from _collapse(barrier, symmetry)

@@ -18,7 +18,7 @@ from pyro_align.barrier.result import Barrier
 from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
 from pyro_align.losses.curve import Curve
-from pyro_align.losses.sums import read_losses
+from pyro_align.losses.sums import is_pyro_loss, read_losses
 
 
 def evaluate_barrier(
@@ -193,12 +193,26 @@ def assemble(problem: Problem, pieces: Sequence[Piece]) -> Barrier:
         temperature=problem.temperature,
         seed=problem.seed,
         vectorized=all(piece.vectorized for piece in pieces),
+        notes=problem.notes,
         problem=problem,
     )
 
 
 def fit_losses(problem: Problem, *, asked: bool) -> Problem:
-    """Adds ``error_rate`` to the default losses where it makes sense, refuses it where asked for in vain."""
+    """Adds ``error_rate`` to the default losses where it makes sense, drops those that need a density in vain.
+
+    A posterior of which only so many draws are known is not asked for more of them: counted several times over, they
+    would make errors too small.
+
+    Raises:
+        BarrierError: A loss was asked for that cannot be had.
+    """
+    ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
+    notes, known = tuple(getattr(problem.path, "notes", ())), [q.max_samples for q in ends if q.max_samples is not None]
+    count = max(2, min([problem.num_samples, *known]))
+    if count < problem.num_samples:
+        notes += (f"num_samples is {count} instead of {problem.num_samples}: there are no more draws of the posterior",)
+    problem = replace(_without_density(problem, ends, asked), num_samples=count, notes=notes)
     categorical = all(layout.categorical is not None for layout in problem.layouts.values())
     losses = dict(problem.losses)
     if not asked and categorical:
@@ -210,6 +224,18 @@ def fit_losses(problem: Problem, *, asked: bool) -> Problem:
             f"are {sites}. Give a callable (prediction, observed) -> loss per datum instead"
         )
     return replace(problem, losses=losses)
+
+
+def _without_density(problem: Problem, ends: Sequence[Any], asked: bool) -> Problem:
+    if all(q.has_density for q in ends):
+        return problem
+    kept = {k: v for k, v in problem.losses.items() if v not in ("kl", "elbo") and not is_pyro_loss(v)}
+    if asked and len(kept) < len(problem.losses):
+        raise BarrierError(
+            f"{', '.join(k for k in problem.losses if k not in kept)}: the posterior is known by draws alone, which "
+            "have no density, so there is no KL and no ELBO; ask for expected_nll, predictive_nll or a task loss"
+        )
+    return replace(problem, losses=kept)
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class Problem:
         chunk: Draws in one vectorized run, or None.
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"raise"`` or ``"keep"``.
+        notes: What should be told of the path and of the losses left out.
     """
 
     model: Callable
@@ -76,6 +77,7 @@ class Problem:
     chunk: int | None
     max_memory: int
     nonfinite: str = "raise"
+    notes: tuple[str, ...] = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict:

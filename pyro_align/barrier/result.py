@@ -40,6 +40,7 @@ class Barrier:
         temperature: Weight of the KL in the negative ELBO.
         seed: Seed of the draws.
         vectorized: Whether the draws went through the model together.
+        notes: What should be told of the path: losses that are absent, and why; what is approximate.
         problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
 
     Example:
@@ -71,6 +72,7 @@ class Barrier:
     temperature: float
     seed: int
     vectorized: bool
+    notes: tuple[str, ...] = ()
     problem: Problem | None = field(default=None, repr=False)
 
     @property
@@ -101,7 +103,7 @@ class Barrier:
         for (evaluation, loss), curve in self.curves.items():
             peak = curve.barrier
             lines.append(f"  {evaluation} {loss}: {peak.height:.4g} +- {peak.se:.1g} at tau {peak.tau:.3g}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
@@ -121,7 +123,8 @@ class Barrier:
             DiagnosticWarning: The ELBO shows no barrier although the likelihood does; or one draw carries most of the
                 variance of a curve, whose errors are then too small; or a predictive loss still moves with the number
                 of draws, so that its band covers too little; or an end has collapsed to the prior: less than a quarter
-                of a site's values, or with a symmetry less than half of an atom's units, have left it.
+                of a site's values, or with a symmetry less than half of an atom's units, have left it; and each of
+                :attr:`notes`.
         """
         for text in cautions(self, symmetry):
             warnings.warn(text, DiagnosticWarning, stacklevel=2)

@@ -45,6 +45,7 @@ class MeanFieldNormal(Posterior):
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
+    in_unconstrained = True
     divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
 
     def __post_init__(self):
