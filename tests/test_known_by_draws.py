@@ -94,9 +94,26 @@ def test_one_law_twice_has_no_barrier(size):
     assert path.length == 0.0
     barrier = pyro_align.evaluate_barrier(sparse, path, y, taus=3, num_samples=400)
     curve = barrier["expected_nll"]
-    assert abs(curve.excess[1]) < 2 * curve.excess_se[1]
+    assert abs(curve.excess[1]) < 3 * curve.excess_se[1]
     middle = path.posterior(0.5).push(path.posterior(0.0).noise(400))["w"]
     assert float(middle.var(0).mean()) == pytest.approx(1.0, abs=3 * (2 / 400 / size) ** 0.5 + 0.005)
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_errors_of_the_excess_are_what_they_say(size):
+    """Over pairs of sets of draws of one law, the excess at the midpoint in units of its error is about standard."""
+
+    def loss(w):
+        return ((w.square().sum(-1) - size) / size**0.5).square()
+
+    scores = []
+    for seed in range(20):
+        path = pyro_align.displacement(*({"w": gaussian_draws(100 * seed + k, size)} for k in (0, 1)))
+        noise = path.posterior(0.0).noise(400, generator=seed)
+        start, middle, end = (loss(path.posterior(tau).push(noise)["w"]) for tau in (0.0, 0.5, 1.0))
+        excess = middle - 0.5 * (start + end)
+        scores.append(float(excess.mean() / excess.std() * 20))
+    assert 0.6 < float(torch.tensor(scores).square().mean().sqrt()) < 1.5
 
 
 def test_wrapping_a_closed_form_reproduces_its_barrier():
@@ -137,11 +154,9 @@ def test_draws_have_no_density_and_are_not_counted_twice():
     assert barrier.num_samples == 40
     with pytest.warns(DiagnosticWarning) as said:
         barrier.summary()
-    assert {"kl and the negative ELBO are absent", "num_samples is 40 instead of 100"} == {
-        next((start for start in (m.split(":")[0], m[:34]) if start in m), "") if "absent" in m else m.split(": ")[0]
-        for m in (str(w.message) for w in said)
-        if "absent" in m or "num_samples is" in m
-    }
+    told = " ".join(str(w.message) for w in said)
+    assert "kl and the negative ELBO are absent" in told
+    assert "num_samples is 40 instead of 100" in told
     for losses in (["kl"], [Trace_ELBO()]):
         with pytest.raises(BarrierError, match="no density"):
             pyro_align.evaluate_barrier(model, path, X, Y, taus=3, losses=losses)
@@ -190,8 +205,8 @@ def test_mixtures_under_mean_field_guides_go_through_the_five_lines():
     barrier = pyro_align.evaluate_barrier(
         mixture, pyro_align.displacement(a, alignment.guide), y, taus=3, num_samples=64
     )
-    assert {"expected_nll", "predictive_nll", "elbo", "kl"} <= set(barrier.losses)
-    curve = barrier["elbo"]
+    assert {"expected_nll", "predictive_nll", "negative_elbo", "kl"} <= set(barrier.losses)
+    curve = barrier["negative_elbo"]
     assert abs(curve.excess[1]) < 3 * curve.excess_se[1]
     moved = permute_guide(a, alignment.permutation)
     assert isinstance(read_guide(moved), Wrapped)
@@ -210,6 +225,7 @@ def test_subclasses_of_normal_are_not_taken_for_normals():
         scale = pyro.param("s", torch.ones(3), constraint=dist.constraints.positive)
         pyro.sample("w", RadialNormal(torch.zeros(3), scale).to_event(1))
 
+    radial()
     with pytest.raises(GuideError, match=r"site 'w': drawn from RadialNormal.*wrap_guide"):
         mean_field_guide(radial)
     assert isinstance(read_guide(radial), Wrapped)

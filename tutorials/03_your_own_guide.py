@@ -160,8 +160,8 @@ flows = pyro_align.align(flow_a, flow_b, symmetry)
 print(flows)
 
 # %% [markdown]
-# There is no formula for the path either. `displacement` fits a map on draws of both guides and moves draws along it. A
-# point of the path is a `SampledGuide`: it can be drawn from without limit, and has a density, so that there is an ELBO.
+# There is no formula for the path either. `displacement` fits a map on draws of both guides and moves draws along it.
+# A point of the path is a `SampledGuide`: it can be drawn from without limit, and it has a density, hence an ELBO.
 
 # %%
 path = pyro_align.displacement(flow_a, flows.guide)

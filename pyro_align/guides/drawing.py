@@ -19,12 +19,12 @@ from pyro_align.guides.sites import Noise, Values, as_generator, check_draws
 _SEEDS = 2**31 - 1
 
 
-def make_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
+def make_noise(num_samples: int, generator: torch.Generator | int) -> Noise:
     """For each draw a seed, a place among given draws, and the side of a path that it comes from.
 
     Places are evenly spaced from a common offset, so that no given draw is taken twice where there are enough of them.
     """
-    generator, n = as_generator(generator), check_draws(num_draws)
+    generator, n = as_generator(generator), check_draws(num_samples)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")

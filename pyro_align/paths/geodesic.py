@@ -87,7 +87,7 @@ class Path:
 
         It has the type of the first guide. Two exceptions: between Gaussians of low rank, or stored by factors
         (``AutoGaussian``, ``AutoStructured``), the geodesic leaves the family, and the guide is an
-        ``AutoMultivariateNormal``; between guides without a closed form it is an empirical one.
+        ``AutoMultivariateNormal``; between guides known by draws it is a ``SampledGuide``.
         """
         return self.posterior(tau).to_guide()
 

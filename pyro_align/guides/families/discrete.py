@@ -98,13 +98,13 @@ class Discrete(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Gumbel noise for every category: the largest sum of noise and log probability is drawn."""
-        generator, num_draws = as_generator(generator), check_draws(num_draws)
+        generator, num_samples = as_generator(generator), check_draws(num_samples)
         noise = {}
         for name in self.sites:
             table = self.log_table(name)
-            uniform = torch.rand((num_draws, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
+            uniform = torch.rand((num_samples, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
             noise[name] = -(-uniform.clamp_min(1e-300).log()).log().to(table)
         return noise
 

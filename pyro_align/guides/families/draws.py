@@ -46,9 +46,9 @@ class KnownByDraws(Posterior):
     labels: Labels
     known_by_draws = True
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
-        return make_noise(num_draws, generator)
+        return make_noise(num_samples, generator)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)

@@ -77,8 +77,8 @@ class MeanFieldNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return standard_normal(self.sites, num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return standard_normal(self.sites, num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         values, total = {}, 0.0
