@@ -2,6 +2,7 @@
 
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
+from pyro_align.guides.divergences import Divergence, register_divergence
 from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
 from pyro_align.guides.families.draws import Between, Draws
@@ -28,6 +29,7 @@ __all__ = [
     "Ensemble",
     "SampledGuide",
     "Guide",
+    "Divergence",
     "Independent",
     "LinearRegressions",
     "LowRankNormal",
@@ -46,6 +48,7 @@ __all__ = [
     "permute_guide",
     "read_bayesian_module",
     "read_guide",
+    "register_divergence",
     "register_guide",
     "registered_guides",
     "wrap_guide",
