@@ -32,7 +32,7 @@ class Activations:
     Args:
         model: The Pyro model.
         args: Its arguments: the data on which to compare, a few hundred are plenty.
-        num_draws: Posterior draws.
+        num_samples: Posterior draws.
         seed: Seed of the draws.
         kwargs: The model's keyword arguments.
 
@@ -41,22 +41,29 @@ class Activations:
         >>> from pyro_align.objectives import Activations
         >>> from pyro_align.demo.network import bayesian_mlp
         >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
-        >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_draws=4)
-        >>> by_activation.num_draws
+        >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_samples=4)
+        >>> by_activation.num_samples
         4
     """
 
     model: Callable = field(repr=False)
     args: tuple = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
-    num_draws: int
+    num_samples: int
     seed: int
     _probes: dict = field(repr=False)
 
-    def __init__(self, model: Callable, *args: Any, num_draws: int = 8, seed: int = 0, **kwargs: Any):
-        if num_draws < 1:
-            raise MatchError(f"num_draws: expected at least 1, got {num_draws}")
-        values = {"model": model, "args": args, "kwargs": kwargs, "num_draws": num_draws, "seed": seed, "_probes": {}}
+    def __init__(self, model: Callable, *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
+        if num_samples < 1:
+            raise MatchError(f"num_samples: expected at least 1, got {num_samples}")
+        values = {
+            "model": model,
+            "args": args,
+            "kwargs": kwargs,
+            "num_samples": num_samples,
+            "seed": seed,
+            "_probes": {},
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -73,8 +80,8 @@ class Activations:
     def features(self, posterior: Posterior, symmetry: Symmetry) -> Features:
         """Standardized mean activations, pseudo-site -> one tensor."""
         probe = self.probe(symmetry)
-        values = posterior.push(posterior.noise(self.num_draws, generator=self.seed))
-        draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_draws))
+        values = posterior.push(posterior.noise(self.num_samples, generator=self.seed))
+        draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_samples))
         found = {
             name: (_standardized(mean, square, probe.axes[name]).to(posterior.dtype),)
             for name, (mean, square) in probe(draws).items()

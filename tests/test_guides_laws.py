@@ -169,13 +169,14 @@ def prototype(guide):
     return guide.trace if isinstance(guide, AutoNormalMessenger) else guide.prototype_trace
 
 
-def draws_of(guide, num_draws, seed):
+def draws_of(guide, num_samples, seed):
     """Draws of a Pyro guide itself, through a plate of particles."""
     pyro.set_rng_seed(seed)
-    with torch.no_grad(), pyro.plate("particles", num_draws, dim=-2):
+    with torch.no_grad(), pyro.plate("particles", num_samples, dim=-2):
         out = guide(X, Y)
     return {
-        k: out[k].detach().expand(num_draws, *out[k].shape[1:]).reshape(num_draws, *SITE_SHAPES[k]) for k in SITE_SHAPES
+        k: out[k].detach().expand(num_samples, *out[k].shape[1:]).reshape(num_samples, *SITE_SHAPES[k])
+        for k in SITE_SHAPES
     }
 
 

@@ -98,11 +98,11 @@ class Posterior(ABC):
     # -- draws -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Standard noise with a leading axis of draws, for any member of the family with the same sites.
 
         Args:
-            num_draws: Number of draws.
+            num_samples: Number of draws.
             generator: A CPU ``torch.Generator`` or a seed.
         """
 

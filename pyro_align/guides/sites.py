@@ -129,19 +129,19 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
     return torch.Generator().manual_seed(generator)
 
 
-def check_draws(num_draws: int) -> int:
-    """``num_draws`` where it is a positive int."""
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws must be a positive int, got {num_draws!r}")
-    return num_draws
+def check_draws(num_samples: int) -> int:
+    """``num_samples`` where it is a positive int."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive int, got {num_samples!r}")
+    return num_samples
 
 
-def standard_normal(sites: Mapping[str, SiteSpec], num_draws: int, generator: torch.Generator | int) -> Noise:
+def standard_normal(sites: Mapping[str, SiteSpec], num_samples: int, generator: torch.Generator | int) -> Noise:
     """Standard normal noise in the sites' unconstrained shapes, drawn on the CPU so that a seed fixes it anywhere."""
-    generator, num_draws = as_generator(generator), check_draws(num_draws)
+    generator, num_samples = as_generator(generator), check_draws(num_samples)
     return {
         name: torch.randn(
-            (num_draws, *spec.unconstrained_shape), generator=generator, dtype=spec.dtype, device="cpu"
+            (num_samples, *spec.unconstrained_shape), generator=generator, dtype=spec.dtype, device="cpu"
         ).to(spec.device)
         for name, spec in sites.items()
     }

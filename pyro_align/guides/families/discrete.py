@@ -15,6 +15,7 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
+from pyro_align.guides.divergences import known_divergences
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
 from pyro_align.guides.posterior import Posterior
@@ -43,7 +44,9 @@ class Discrete(Posterior):
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name, parameter in self.probs.items():
@@ -98,13 +101,13 @@ class Discrete(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Gumbel noise for every category: the largest sum of noise and log probability is drawn."""
-        generator, num_draws = as_generator(generator), check_draws(num_draws)
+        generator, num_samples = as_generator(generator), check_draws(num_samples)
         noise = {}
         for name in self.sites:
             table = self.log_table(name)
-            uniform = torch.rand((num_draws, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
+            uniform = torch.rand((num_samples, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
             noise[name] = -(-uniform.clamp_min(1e-300).log()).log().to(table)
         return noise
 

@@ -126,9 +126,9 @@ class Empirical(Posterior):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """One uniform number per draw, stratified, so that the draws are used evenly."""
-        return empirical_noise(num_draws, generator)
+        return empirical_noise(num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         """The draws picked; a set of draws has no density, so the second value is zero, as for a point mass."""
@@ -188,9 +188,9 @@ class Empirical(Posterior):
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def empirical_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
+def empirical_noise(num_samples: int, generator: torch.Generator | int) -> Noise:
     """One uniform number per draw, stratified."""
-    generator, n = as_generator(generator), check_draws(num_draws)
+    generator, n = as_generator(generator), check_draws(num_samples)
     order = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu").argsort()
     return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")) / n}
 
@@ -240,9 +240,9 @@ def moment_features(q: Empirical, divergence: str) -> Features:
     return Features(features, features.__getitem__, (True, False) if divergence == "w2" else (True,))
 
 
-def draws_from(q: Posterior, labels: Labels | None = None, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> Empirical:
+def draws_from(q: Posterior, labels: Labels | None = None, *, num_samples: int = NUM_DRAWS, seed: int = 0) -> Empirical:
     """A posterior as a set of its draws."""
-    return Empirical(q.sites, q.push(q.noise(num_draws, generator=seed)), dict(labels or {}))
+    return Empirical(q.sites, q.push(q.noise(num_samples, generator=seed)), dict(labels or {}))
 
 
 # -- draws and ensembles as guides -------------------------------------------------------------------------------------

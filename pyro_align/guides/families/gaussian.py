@@ -102,8 +102,8 @@ class DenseNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.extra, num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.extra, num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps = flat_noise(self.sites, noise)
@@ -214,13 +214,13 @@ def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Featur
 # -- noise and draws on flat vectors -----------------------------------------------------------------------------------
 
 
-def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_draws: int, generator) -> Noise:
+def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_samples: int, generator) -> Noise:
     """Standard normal noise per site, and ``extra`` more entries under :data:`RANK_NOISE`."""
     generator = as_generator(generator)
-    noise = standard_normal(sites, num_draws, generator)
+    noise = standard_normal(sites, num_samples, generator)
     if extra:
         first = next(iter(sites.values()))
-        noise[RANK_NOISE] = torch.randn((num_draws, extra), generator=generator, dtype=first.dtype, device="cpu").to(
+        noise[RANK_NOISE] = torch.randn((num_samples, extra), generator=generator, dtype=first.dtype, device="cpu").to(
             first.device
         )
     return noise

@@ -87,12 +87,12 @@ class Independent(Posterior):
             moved.update({f"{i}/{key}": value for key, value in part.permute_noise(p, _own(noise, i)).items()})
         return moved
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         generator = as_generator(generator)
         return {
             f"{i}/{key}": value
             for i, part in enumerate(self.parts)
-            for key, value in part.noise(num_draws, generator=generator).items()
+            for key, value in part.noise(num_samples, generator=generator).items()
         }
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:

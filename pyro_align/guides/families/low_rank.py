@@ -111,8 +111,8 @@ class LowRankNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.factor.raw.shape[-1], num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.factor.raw.shape[-1], num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps = flat_noise(self.sites, noise)

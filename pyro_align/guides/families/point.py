@@ -69,9 +69,9 @@ class Point(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         as_generator(generator)
-        shape = (check_draws(num_draws), 0)  # a point mass needs no noise, only the number of draws
+        shape = (check_draws(num_samples), 0)  # a point mass needs no noise, only the number of draws
         return {k: torch.empty(shape, dtype=spec.dtype, device=spec.device) for k, spec in self.sites.items()}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:

@@ -193,11 +193,11 @@ class Wrapped(Posterior):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """A seed per draw, and what an empirical posterior on a path from here needs."""
-        generator, shape = as_generator(generator), (check_draws(num_draws),)
+        generator, shape = as_generator(generator), (check_draws(num_samples),)
         seeds = torch.randint(0, 2**31 - 1, shape, generator=generator, device="cpu")
-        return {"_seed": seeds, **empirical_noise(num_draws, generator)}
+        return {"_seed": seeds, **empirical_noise(num_samples, generator)}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
