@@ -16,10 +16,10 @@ from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.sums import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
 from pyro_align.model import forward
-from pyro_align.model.batch import Draws, Normals, Runner
-from pyro_align.model.forward import Layout
+from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
 from pyro_align.model.guards import untouched
-from pyro_align.model.probe import call_shapes, probe
+from pyro_align.model.observations import Layout
+from pyro_align.model.probe import probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class Problem:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self.model, self.seed, self.chunk, self.max_memory, _sizes=self._cache.setdefault("sizes", {}))
+        return Runner(self.model, self.seed, self.chunk, self.max_memory, sizes=self._cache.setdefault("sizes", {}))
 
     @property
     def layouts(self) -> dict[str, Layout]:
