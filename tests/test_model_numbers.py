@@ -75,10 +75,10 @@ def test_a_point_of_a_mixture_is_that_of_its_marginal():
 
 def test_the_elbo_is_that_of_pyros_enumeration():
     path = make_path(hidden(mixture))
-    barrier = evaluate_barrier(mixture, path, taus=3, num_samples=300, losses=["elbo"])
+    barrier = evaluate_barrier(mixture, path, taus=3, num_samples=300, losses=["negative_elbo"])
     theirs = [TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(mixture), path(0.5)) / 5 for _ in range(300)]
-    error = math.hypot(barrier["elbo"].se[1], np.std(theirs) / math.sqrt(300))
-    assert abs(barrier["elbo"].value[1] - np.mean(theirs)) < 4.5 * error
+    error = math.hypot(barrier["negative_elbo"].se[1], np.std(theirs) / math.sqrt(300))
+    assert abs(barrier["negative_elbo"].value[1] - np.mean(theirs)) < 4.5 * error
 
 
 def chain(y, plates=True):
@@ -232,7 +232,7 @@ def test_masked_data_are_no_data(hide, inside):
     batches = [(x[lo : lo + 10], y[lo : lo + 10], seen[lo : lo + 10]) for lo in (0, 10, 20)]
     parts = evaluate_barrier(masked, path, evaluation={"data": batches}, taus=3, num_samples=6)
     assert parts.num_data == {"data": 20}
-    np.testing.assert_allclose(parts["elbo"].draws, short["elbo"].draws, rtol=1e-12)
+    np.testing.assert_allclose(parts["negative_elbo"].draws, short["negative_elbo"].draws, rtol=1e-12)
 
 
 def test_all_data_masked():
@@ -333,12 +333,12 @@ def test_local_latents_with_the_arguments_of_the_fit(local_fits):
 def test_the_elbo_of_a_subsample_of_local_latents_is_unbiased(local_fits):
     x, y, guides = local_fits
     path = displacement(*guides)
-    whole = evaluate_barrier(local, path, x, y, taus=3, num_samples=100, losses=["elbo", "kl"])
+    whole = evaluate_barrier(local, path, x, y, taus=3, num_samples=100, losses=["negative_elbo", "kl"])
     parts = [
-        evaluate_barrier(local, path, x, y, 10, taus=3, num_samples=50, seed=s, losses=["elbo", "kl"])
+        evaluate_barrier(local, path, x, y, 10, taus=3, num_samples=50, seed=s, losses=["negative_elbo", "kl"])
         for s in range(30)
     ]
-    for loss in ("elbo", "kl"):
+    for loss in ("negative_elbo", "kl"):
         values = np.array([p[loss].value[0] for p in parts])
         error = math.hypot(values.std() / math.sqrt(30), whole[loss].se[0])
         assert abs(values.mean() - whole[loss].value[0]) < 4.5 * error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,11 @@ from torch.nn.functional import one_hot
 from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
 from pyro_align.draws.batched import UnitMatcher, restricted
+from pyro_align.draws.carried import Carried
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
-from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.sources import Source
 from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.model.draws import DrawDensity, check_invariance
@@ -44,6 +47,8 @@ class Options:
             raise ValueError("method='ordering' orders draws one by one; use level='draw'")
         if self.level == "chain" and self.weights == "pooled":
             raise ValueError("weights='pooled' needs the spread of single draws; use level='draw', or a mapping")
+        if not isinstance(self.weights, str) and not all(w >= 0 and math.isfinite(w) for w in self.weights.values()):
+            raise ValueError(f"weights must be finite and not negative, got {dict(self.weights)}")
         if self.restarts < 0 or self.max_iterations < 1:
             raise ValueError(
                 f"expected restarts >= 0 and max_iterations >= 1, got {self.restarts} and {self.max_iterations}"
@@ -56,6 +61,7 @@ class Task:
 
     source: Source
     symmetry: Symmetry
+    carried: Carried
     density: DrawDensity | None
     maps: Mapping[str, Callable[[Tensor], Tensor]]
     finite: np.ndarray
@@ -91,15 +97,16 @@ class Task:
         if not members[0].divergences:
             raise GuideError(f"{type(members[0]).__name__} has no features to match by")
         features = [q.features(divergence, "moving") for q in members]
-        stacked = {
-            s: tuple(as_tensor(torch.stack(f)) for f in zip(*(m[s] for m in features), strict=True))
-            for s in symmetry.sites
-        }
+        odd = max((features[0].odd[s] for s in symmetry.sites), key=len)  # locations first, in every family
+        stacked = {}
+        for s in symmetry.sites:
+            own = [as_tensor(torch.stack(f)) for f in zip(*(m[s] for m in features), strict=True)]
+            stacked[s] = (*own, *(torch.zeros_like(own[0]) for _ in range(len(odd) - len(own))))
 
         def read(start: int, stop: int) -> Features:
             return {s: tuple(f[start:stop] for f in v) for s, v in stacked.items()}
 
-        return self._units(symmetry, members[0].feature_odd(divergence), 1, read)
+        return self._units(symmetry, odd, 1, read)
 
     def _units(self, symmetry: Symmetry, odd: tuple[bool, ...], numel: int, read) -> Units:
         valid, trusted = (torch.from_numpy(mask.reshape(-1).copy()) for mask in (self.finite, self.trusted))
@@ -225,6 +232,7 @@ class Task:
         labels = outcome.labels
         return AlignedDraws(
             symmetry=self.symmetry,
+            carried=self.carried,
             method=self.options.method,
             level=self.options.level,
             permutations={k: spread(v) for k, v in labels.indices.items()},
