@@ -14,7 +14,7 @@ import torch
 
 import pyro_align
 from pyro_align.demo.network import bayesian_mlp
-from pyro_align.guides import Empirical, Posterior
+from pyro_align.guides import Draws, Posterior
 from studies import figures, runner
 from studies.data import load
 from studies.inference import FAMILIES, Task
@@ -95,7 +95,7 @@ def paths(task: Task, a: Posterior, b: Posterior) -> dict[str, pyro_align.paths.
         "none": pyro_align.displacement(a, b),
         "w2": pyro_align.displacement(a, pyro_align.align(a, b, symmetry).posterior),
     }
-    if isinstance(a, Empirical):
+    if type(a) is Draws:
         stacked = {k: torch.stack([a.draws[k], b.draws[k]]) for k in a.draws}
         each = pyro_align.align_draws(stacked, symmetry, model=task.model, args=(task.x, task.y)).draws
         ends = ({k: torch.as_tensor(v[chain]) for k, v in each.items()} for chain in range(2))
