@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
@@ -247,34 +248,7 @@ def match_posteriors(
     found = goal.finish(
         match(goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **options)
     )
-    return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
-
-
-def is_coupled(a: Posterior, divergence: Any) -> bool:
-    """Whether matching alternates with couplings."""
-    return a.is_coupled and isinstance(divergence, str) and divergence == "w2"
-
-
-def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, options: Mapping[str, Any]) -> Match:
-    """Minimizes the true W2 of correlated families: in turn the best coupling for a relabeling, and the reverse.
-
-    For Gaussians with covariance roots L, W2^2 is the minimum over orthogonal Q of ``|m0 - P m1|^2 + |L0 - P L1 Q|^2``
-    (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never
-    rises.
-    """
-    # The marginals' optimum is a good start, but only a start: the identity may lie nearer.
-    candidates = [found.permutation, symmetry.identity()]
-    best = min(candidates, key=lambda p: a.distance(b.permute(p)))
-    distance = a.distance(b.permute(best))
-    while True:
-        fixed, moving = a.coupled_features(b, best)
-        found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **{**options, "restarts": 0, "select": None})
-        nearer = a.distance(b.permute(found.permutation))
-        if found.permutation == best or not nearer < distance:
-            return replace(found, permutation=best)
-        best, distance = found.permutation, nearer
-        if found.status in ("interrupted", "time_limit"):
-            return found
+    return match_coupled(a, b, symmetry, found, **options) if is_coupled(a, divergence) else found
 
 
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:

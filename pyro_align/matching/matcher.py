@@ -95,7 +95,7 @@ class Matcher(ABC):
         """Improves ``run.labels``.
 
         Returns:
-            ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
+            ``"optimal"``, ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
         """
 
 

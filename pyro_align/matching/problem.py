@@ -66,6 +66,11 @@ class Problem:
         self.all_blocks, self.blocks = symmetry_blocks(symmetry, self._odd)
 
     @property
+    def odd(self) -> Mapping[str, tuple[bool, ...]]:
+        """Site -> which of its features change sign with signed units."""
+        return self._odd
+
+    @property
     def work_dtype(self) -> torch.dtype:
         """The dtype of gain matrices: that of the features, but at least float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
