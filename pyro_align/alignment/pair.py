@@ -242,6 +242,10 @@ def match_posteriors(
         select: Loss of the path to a relabeled ``b``, by which to choose among restarts.
         options: Options of ``match``.
     """
+    if symmetry.rotated and is_coupled(a, divergence):  # marginals cannot follow a rotation: couplings from the start
+        chosen = None if select is None else lambda p: select(Path(a, b.permute(p)))
+        start = Match(symmetry.identity() if init is None else init, 0.0, (), 0, "converged")
+        return match_coupled(a, b, symmetry, start, select=chosen, **options)
     goal = build_objective(a, b, symmetry, divergence)
     if select is not None:
         options["select"] = lambda p: select(Path(a, b.permute(goal.as_element(p))))

@@ -16,6 +16,7 @@ from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import Matcher, as_matcher, print_progress
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
+from pyro_align.matching.rotations import match_rotated
 from pyro_align.matching.searches import Searches, waves
 from pyro_align.matching.starts import named_start
 from pyro_align.symmetry.element import Permutation
@@ -97,6 +98,12 @@ def match(
     generator = torch.Generator().manual_seed(seed)
     if isinstance(init, str):
         init = named_start(problem, init, generator)
+    if problem.symmetry.rotated:
+        if not isinstance(chosen, Coordinate):
+            raise MatchError(f"matcher '{chosen.name}' does not follow rotations; use 'coordinate'")
+        limits = {"seed": seed, "max_sweeps": max_sweeps, "restarts": restarts, "select": select, "report": report}
+        best = match_rotated(problem, init, clock, **limits)
+        return replace(best, seconds=clock.seconds())
     searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
     cover = least_cover(problem) if isinstance(chosen, Coordinate) and chosen.prove and max_sweeps else None
     if cover and select is None and (element := best_of_cover(problem, cover, clock)) is not None:
