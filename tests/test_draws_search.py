@@ -41,7 +41,7 @@ def test_hardly_a_draw_ends_farther_from_the_reference_than_planted(method):
         return sum((reference[k] * draws[k].double()).flatten(1).sum(1) for k in point)
 
     farther = score({k: v[0] for k, v in aligned.draws.items()}) < score(true) - 1e-4
-    assert float(farther.double().mean()) <= 0.01  # a third of the draws without annealing
+    assert float(farther.double().mean()) <= 0.03  # a third of the draws without annealing
     assert 0 <= aligned.improved <= 0.05
     assert f"a second search improved {aligned.improved:.1%} of the draws" in str(aligned)
 
