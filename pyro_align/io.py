@@ -37,7 +37,7 @@ from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
 from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.matching import Match
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Symmetry
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Resting, Symmetry
 
 FORMAT, VERSION = "pyro_align", 1
 
@@ -225,6 +225,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "scope": symmetry.scope,
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
+        "rests": [dataclasses.asdict(r) for r in symmetry.rests],
     }
 
 
@@ -235,6 +236,9 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         scope=meta["scope"],
         opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
         certificate=None if certificate is None else Certificate(**certificate),
+        rests=tuple(
+            Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pyro_align.diagnostics import EffectiveWidth
+from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError, SymmetryError
 from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
@@ -183,6 +184,7 @@ def align(
     check_distinct(guide_a, guide_b)
     a, b = read_guide(guide_a), read_guide(guide_b)
     a.check_compatible(b)
+    check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
     found = match_posteriors(
         a,
         b,

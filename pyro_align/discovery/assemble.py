@@ -11,7 +11,7 @@ from pyro_align.discovery.nesting import nested
 from pyro_align.discovery.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
-_SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
+_SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
 
 
 def assemble(inference: Inference, *, scope: str) -> Symmetry:
@@ -91,7 +91,7 @@ def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
         site, axis, k, count = next(
             (p for p in found if p[1] == 0 and p[3] == 1), next((p for p in found if p[1] == 0), found[0])
         )
-        base = _SUFFIX.sub("", site) or site
+        base = _SUFFIX.sub("", site)
         if axis:
             base = f"{base}[{axis}]"
         name = base if count == 1 else f"{base}/{k}"

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from pyro_align.discovery import terms
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.discovery.rules import find_rule
+from pyro_align.discovery.supports import restrict
 from pyro_align.discovery.terms import ONE, Term, Uniform, Var, resolve
-from pyro_align.discovery.tracing import TracedGraph, _attribute
+from pyro_align.discovery.tracing import TracedGraph, attribute
 
 MAX_CONSTANT = 1 << 26  # entries of a constant that are looked at; larger ones are fixed
 
@@ -143,6 +144,8 @@ class Inference:
     def _run(self) -> None:
         for name, value in self.traced.values.items():
             self.sites[name] = [ONE if n == 1 else Var(n) for n in value.shape]
+            if name in self.traced.supports:
+                restrict(self.sites[name], self.traced.supports[name])
             self.tensors.append(self.sites[name])
         for node in self.traced.module.graph.nodes:
             if node.op == "output":
@@ -187,7 +190,7 @@ class Inference:
         """The value of a constant node."""
         if node not in self._folded:
             if node.op == "get_attr":
-                value = _attribute(self.traced.module, node.target)
+                value = attribute(self.traced.module, node.target)
                 self._folded[node] = value.detach() if isinstance(value, Tensor) else value
             else:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.fold)

@@ -6,6 +6,7 @@ latent sites are arguments. Values are *constrained*: what the model's ``pyro.sa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,11 +16,13 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import ImproperUniform
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
 
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.effects.guards import NoValidationMessenger, SubstituteMessenger, untouched
@@ -65,6 +68,7 @@ class Density:
         latents: Site name -> :class:`LatentSite`, in the model's order.
         observed: Names of the observed sites.
         enumerated: Names of the discrete latent sites that are summed out.
+        params: Parameters that the model declares and the param store does not have yet, with their initial values.
 
     Raises:
         TraceError: The model cannot be run with these arguments, or has no latent site.
@@ -83,9 +87,9 @@ class Density:
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
         self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
-        prototype = self._prototype()
+        prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
-        self._params = {
+        self.params = {
             name: node["value"].detach()
             for name, node in prototype.nodes.items()
             if node["type"] == "param" and name not in stored
@@ -94,10 +98,11 @@ class Density:
         self.latents: dict[str, LatentSite] = {}
         self.observed: list[str] = []
         self.enumerated: list[str] = []
+        self._deterministic = {name for name, node in prototype.nodes.items() if is_deterministic(node)}
         dims = [0]
         for name, node in prototype.nodes.items():
             if node["type"] == "param" and parameters:
-                self.latents[name] = _latent(name, node["value"], _param_support(name, node), is_param=True)
+                self.latents[name] = _latent(name, node["value"], declared.get(name, constraints.real), is_param=True)
             if node["type"] != "sample":
                 continue
             if isinstance(node["fn"], _Subsample):
@@ -114,11 +119,18 @@ class Density:
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
 
-    def _prototype(self) -> poutine.Trace:
+    def _prototype(self) -> tuple[poutine.Trace, dict[str, constraints.Constraint]]:
+        """One run of the model, and the constraints of its parameters, which only the store knows for all of them."""
         try:
-            with untouched(self.model, seed=self.seed), torch.no_grad(), warnings.catch_warnings():
+            with (
+                untouched(self.model, seed=self.seed),
+                torch.no_grad(),
+                warnings.catch_warnings(),
+                _AnyValueMessenger(),
+            ):
                 warnings.simplefilter("ignore")
-                return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                return trace, dict(pyro.get_param_store()._constraints)
         except PyroAlignError:
             raise
         except Exception as error:
@@ -129,6 +141,11 @@ class Density:
                 f"the model could not be run with the arguments given ({given or 'none'}): "
                 f"{type(error).__name__}: {error}. Pass the arguments that you pass to the model itself."
             ) from error
+
+    @property
+    def observes(self) -> bool:
+        """Whether some site is observed that is not merely ``pyro.deterministic``."""
+        return bool(set(self.observed) - self._deterministic)
 
     def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
         """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
@@ -151,7 +168,7 @@ class Density:
             model = poutine.enum(config_enumerate(model), first_available_dim=-1 - self.max_plate_nesting)
         with (
             pyro.validation_enabled(False),
-            SubstituteMessenger({**self._params, **values}, self._subsamples),
+            SubstituteMessenger({**self.params, **values}, self._subsamples),
             NoValidationMessenger(),
         ):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
@@ -205,10 +222,7 @@ class Density:
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, site in self.latents.items():
-            try:
-                transform = biject_to(site.support) if site.dtype.is_floating_point else None
-            except NotImplementedError:
-                transform = None
+            transform = transform_onto(site.support) if site.dtype.is_floating_point else None
             if transform is None:
                 raise TraceError(
                     f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
@@ -218,7 +232,7 @@ class Density:
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
             if fan_in and site.is_real:
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
-            values[name] = transform(noise).to(site.device, dtype or site.dtype)
+            values[name] = transform(noise.to(site.device)).to(dtype or site.dtype)
         return values
 
 
@@ -227,19 +241,51 @@ def is_subsample(node: Mapping[str, Any]) -> bool:
     return isinstance(node["fn"], _Subsample)
 
 
+def is_deterministic(node: Mapping[str, Any]) -> bool:
+    """Whether a node of a trace only records a value."""
+    return node["type"] == "sample" and bool(node["infer"].get("_deterministic"))
+
+
 def is_real(support: constraints.Constraint) -> bool:
     """Whether a support is all real numbers, for each entry of a value."""
-    while isinstance(support, constraints.independent):
+    return isinstance(base_support(support), type(constraints.real))
+
+
+def base_support(support: constraints.Constraint) -> constraints.Constraint:
+    """A support without the wrappers that only reinterpret batch axes as event axes."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
-    return isinstance(support, type(constraints.real))
+    return support
+
+
+def transform_onto(support: constraints.Constraint) -> Transform | None:
+    """A map from the real line onto a support; not one to one where torch has none that is. None where it has none."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return transform_onto(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        base = transform_onto(support.base_constraint)
+        return None if base is None else IndependentTransform(base, support.reinterpreted_batch_ndims)
+    for registry in (biject_to, transform_to):
+        with contextlib.suppress(NotImplementedError):
+            return registry(support)
+    return None
+
+
+class _AnyValueMessenger(Messenger):
+    """Gives a site whose prior cannot be drawn from (an improper one) some value in its support."""
+
+    def _pyro_sample(self, msg):
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None or not isinstance(fn, ImproperUniform):
+            return
+        transform = transform_onto(fn.support)
+        if transform is not None:
+            shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+            msg["value"] = transform(torch.randn(shape))
 
 
 def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:
     return LatentSite(name, tuple(value.shape), support, value.dtype, value.device, is_param)
-
-
-def _param_support(name: str, node: Mapping[str, Any]) -> constraints.Constraint:
-    return node["kwargs"].get("constraint", constraints.real)
 
 
 def _describe(value: object) -> str:
