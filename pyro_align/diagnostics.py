@@ -19,7 +19,7 @@ from pyro_align.axes import Axis, coordinates
 from pyro_align.errors import PyroAlignError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.reporting.tables import text_table
 from pyro_align.symmetry.group import Symmetry
 

@@ -14,7 +14,7 @@ from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.guides.posterior import check_tau
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.paths.geodesic import Path
 from pyro_align.paths.learned import Batches, negative_elbo
 

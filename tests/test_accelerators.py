@@ -53,7 +53,7 @@ from pyro_align.demo.network import bayesian_mlp
 from pyro_align.guides import messenger_guide, read_guide
 from pyro_align.guides.barycenter import barycenter
 from pyro_align.matching import Sinkhorn, StraightThrough, assignment, match
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.objectives import Activations, MidpointLoss, PathLoss
 from pyro_align.paths import path_through, plane
 

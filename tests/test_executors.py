@@ -45,7 +45,6 @@ def regression(x, y):
 
 @pytest.mark.filterwarnings("default")
 def test_a_dask_cluster_gives_the_same_barrier():
-    """One thread a worker: Pyro's stack of effects is one for the process."""
     x, y = torch.randn(30, 4), torch.randn(30)
     ends = []
     for seed in (0, 1):
@@ -57,7 +56,7 @@ def test_a_dask_cluster_gives_the_same_barrier():
     path = pyro_align.displacement(*ends)
     how = {"evaluation": {"data": [(x[:20], y[:20]), (x[20:], y[20:])]}, "taus": 5, "num_samples": 6}
     here = pyro_align.evaluate_barrier(regression, path, **how)
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         there = pyro_align.evaluate_barrier(regression, path, **how, executor=client.get_executor(), shards=2)
     assert here.curves.keys() == there.curves.keys()

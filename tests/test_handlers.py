@@ -10,6 +10,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_align import Symmetry
 from pyro_align.model.density import Density
+from pyro_align.model.effects import TemperMessenger
 from pyro_align.model.effects.permute import permute_model
 
 MODELS = [p for p in PROBLEMS.values() if not p.is_module]
@@ -104,3 +105,15 @@ def test_signs_are_flipped_too():
     z = torch.randn(3)
     before = Density(model).log_joint({"z": z})
     torch.testing.assert_close(Density(permute_model(model, p)).log_joint(p.apply({"z": z})), before)
+
+
+def test_tempering_weighs_latent_sites_alone():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("penalty", -z.square())
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    trace = pyro.poutine.trace(TemperMessenger(0.1)(model)).get_trace(torch.zeros(()))
+    assert {name: trace.nodes[name]["scale"] for name in ("z", "penalty", "y")} == {"z": 0.1, "penalty": 1.0, "y": 1.0}
+    with pytest.raises(ValueError, match="temperature"):
+        TemperMessenger(0.0)

@@ -30,7 +30,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import pyro_align
-from pyro_align.demo.network import bayesian_mlp, he_initialization, tempered
+from pyro_align.demo.network import bayesian_mlp, he_initialization
+from pyro_align.model.effects import TemperMessenger
 
 torch.set_num_threads(1)
 images, labels = load_digits(return_X_y=True)
@@ -43,9 +44,9 @@ x_test, y_test = torch.tensor(test_images).float(), torch.tensor(test_labels)
 # %% [markdown]
 # ## Fits
 #
-# `bayesian_mlp` is a plain Pyro model: two hidden layers with priors of variance 2 / fan-in. `tempered` makes the KL
-# count one hundredth in the ELBO. At temperature 1, a mean-field posterior of so few data leaves most units at the
-# prior, and the network's width means little.
+# `bayesian_mlp` is a plain Pyro model: two hidden layers with priors of variance 2 / fan-in. `TemperMessenger` makes
+# the KL count one hundredth in the ELBO. At temperature 1, a mean-field posterior of so few data leaves most units at
+# the prior, and the network's width means little.
 
 # %%
 TEMPERATURE = 0.01
@@ -57,7 +58,8 @@ def fit(model, seed, steps=600, batch=256):
     optimizer = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.01 ** (1 / steps)})
     with pyro.get_param_store().scope():  # parameters of its own
         guide = AutoNormal(model, init_loc_fn=he_initialization, init_scale=0.01)
-        svi = SVI(tempered(model, TEMPERATURE), tempered(guide, TEMPERATURE), optimizer, Trace_ELBO())
+        temper = TemperMessenger(TEMPERATURE)
+        svi = SVI(temper(model), temper(guide), optimizer, Trace_ELBO())
         for _ in range(steps):
             chosen = torch.randint(len(x), (batch,))
             svi.step(x[chosen], y[chosen], len(x))

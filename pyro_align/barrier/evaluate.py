@@ -81,6 +81,7 @@ def evaluate_barrier(
             into the curve.
         tolerance: Adds taus around the maximum of every curve until its neighbors are no farther off than this.
         executor: Where the taus are evaluated, such as a ``ProcessPoolExecutor``; the figures do not depend on it.
+            Threads take turns, as Pyro has one stack of effects a process: they are right, and no faster.
         shards: Tasks that each tau is cut into on the executor, where it has more workers than there are taus. A task
             runs the model on every ``shards``-th batch of each data set. The figures do not depend on it either.
         checkpoint: A folder in which every finished tau is kept. An evaluation that was stopped goes on from there,

@@ -14,7 +14,7 @@ from pyro_align.barrier.problem import Problem
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.model import forward
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
     if not found:
         raise BarrierError(f"no data set '{evaluation}'; there are {[data.name for data in problem.data]}")
     data, q = found[0], problem.path.posterior(tau)
-    with torch.inference_mode():
+    with torch.no_grad():
         values, log_q = q.push_with_log_prob(problem.noise)
     runs = [run for _, run in problem.draws(data, tau, posterior=q, values=values)]
     layout = problem.layouts[evaluation]
@@ -87,7 +87,7 @@ def _data_values(problem: Problem, data, values, predictive: bool):
     count = problem.num_samples if predictive else 1
     for args, kwargs in data.batches():
         batch: dict[str, list] = {}
-        with untouched(problem.model, seed=problem.seed), torch.inference_mode():
+        with untouched(problem.model, seed=problem.seed), torch.no_grad():
             for s in range(count):
                 torch.manual_seed(problem.seed)  # the same subsample for every draw
                 records = forward.record(problem.model, args, kwargs, {k: v[s] for k, v in values.items()})

@@ -17,8 +17,8 @@ from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.sums import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner
-from pyro_align.model.effects.guards import untouched
 from pyro_align.model.forward import Layout
+from pyro_align.model.guards import untouched
 from pyro_align.model.probe import call_shapes, probe
 
 
@@ -173,7 +173,7 @@ def evaluate_tau(problem: Problem, tau: float) -> Piece:
 def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1)) -> Part:
     """Every loss at one tau on a share of the batches: ``(k, n)`` for those with numbers k, k + n, ..."""
     posterior = problem.path.posterior(tau)
-    with torch.inference_mode():
+    with torch.no_grad():
         values, log_q = posterior.push_with_log_prob(problem.noise)
     predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
     part = Part(tau, to_numpy(log_q), np.full(problem.num_samples, np.nan))
@@ -262,7 +262,7 @@ def _culprit(problem: Problem, data: Data, draw: Mapping[str, Tensor]) -> str:
         if not bool(torch.isfinite(value).all()):
             return f"the value of site '{name}' is not finite"
     for args, kwargs in data.batches():
-        with untouched(problem.model, seed=problem.seed), torch.inference_mode():
+        with untouched(problem.model, seed=problem.seed), torch.no_grad():
             records = forward.record(problem.model, args, kwargs, draw)
             for kind, messages in (("observed", records.data), ("latent", {**records.latent, **records.factors})):
                 for name, message in messages.items():

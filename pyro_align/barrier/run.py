@@ -111,10 +111,10 @@ def _elsewhere(problem: Problem, dtype: torch.dtype, tau: float, share: tuple[in
 
 
 def check_executor(executor: object, shards: int = 1) -> None:
-    """Refuses what cannot run models side by side.
+    """Refuses what is no executor.
 
     Raises:
-        BarrierError: A thread pool, no executor at all, or a number of shards that makes no sense with it.
+        BarrierError: No executor, or a number of shards that makes no sense with it.
     """
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise BarrierError(f"shards: expected a number of tasks >= 1, got {shards!r}")
@@ -122,10 +122,5 @@ def check_executor(executor: object, shards: int = 1) -> None:
         if shards > 1:
             raise BarrierError(f"shards={shards} cuts the data for an executor; give executor= too, or leave it out")
         return
-    if isinstance(executor, concurrent.futures.ThreadPoolExecutor):
-        raise BarrierError(
-            "executor: Pyro keeps one stack of effects per process, so threads would disturb each other; use a "
-            "concurrent.futures.ProcessPoolExecutor"
-        )
     if not callable(getattr(executor, "submit", None)):
         raise BarrierError(f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}")

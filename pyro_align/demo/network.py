@@ -1,4 +1,4 @@
-"""Bayesian networks as plain Pyro models, and how to temper them."""
+"""Bayesian networks as plain Pyro models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
@@ -46,27 +45,6 @@ def bayesian_mlp(
         return h
 
     return model
-
-
-class TemperMessenger(Messenger):
-    """Scales the log density of every latent site by a temperature, in a model and in its guide alike.
-
-    With both tempered the ELBO becomes E_q[log p(y | z)] - T KL(q || prior): a cold posterior for T < 1 (Wenzel et al.
-    2020, "How good is the Bayes posterior in deep neural networks really?").
-    """
-
-    def __init__(self, temperature: float):
-        super().__init__()
-        self.temperature = temperature
-
-    def _pyro_sample(self, msg):
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.temperature
-
-
-def tempered(fn: Callable, temperature: float) -> Callable:
-    """A model or guide whose latent sites count ``temperature`` times in the ELBO."""
-    return TemperMessenger(temperature)(fn)
 
 
 def he_initialization(site: dict) -> Tensor:

@@ -13,7 +13,8 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_align.demo.network import he_initialization, tempered
+from pyro_align.demo.network import he_initialization
+from pyro_align.model.effects import TemperMessenger
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def fit(
         guide = AutoNormal(model, init_loc_fn=he_initialization, init_scale=recipe.init_scale)
         guide.to(x.device)
         optimizer = ClippedAdam({"lr": recipe.learning_rate, "lrd": 0.01 ** (1 / steps)})
-        svi = SVI(tempered(model, recipe.temperature), tempered(guide, recipe.temperature), optimizer, Trace_ELBO())
+        temper = TemperMessenger(recipe.temperature)
+        svi = SVI(temper(model), temper(guide), optimizer, Trace_ELBO())
         bar = tqdm(range(recipe.epochs), desc=label, unit="epoch", disable=not progress)
         for epoch in bar:
             total = 0.0

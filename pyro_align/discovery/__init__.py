@@ -23,7 +23,7 @@ from pyro_align.discovery.signs import SignAnalysis, add_signs, check_sign_rule,
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Resting, Symmetry
 
 __all__ = [
@@ -237,11 +237,11 @@ class _Source:
         if self.is_module or self.density.observes:
             return
         drawn = [*self.density.latents, *self.density.enumerated]
-        left_out = [name for name in omitted(self.model, self.args, self.kwargs)]
+        left_out = list(omitted(self.model, self.args, self.kwargs))
         advice = f"was {' or '.join(f'{n}=' for n in left_out)} left out? " if left_out else ""
         text = (
-            f"the model observes nothing with these arguments: it draws all of {drawn}; {advice}Pass the observed values "
-            "too, as to SVI.step: what is found without them is the symmetry of the prior"
+            f"the model observes nothing with these arguments: it draws all of {drawn}; {advice}Pass the observed "
+            "values too, as to SVI.step: what is found without them is the symmetry of the prior"
         )
         if self.scope == "likelihood":
             raise TraceError(f"{text}, and there is no likelihood")

@@ -22,7 +22,7 @@ from pyro_align.discovery.concrete import ConcreteData, is_library
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.model.learnables import module_tensors, saved_buffers
 
 _ADVICE = (

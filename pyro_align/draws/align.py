@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pyro_align.axes import AxisLike
 from pyro_align.draws.batched import restricted
+from pyro_align.draws.carried import find_carried
 from pyro_align.draws.coordinates import coordinates
 from pyro_align.draws.methods import BY_ALLOCATION
 from pyro_align.draws.reference import choose_pivot
 from pyro_align.draws.result import AlignedDraws, nonfinite
 from pyro_align.draws.sources import Source, read_draws
 from pyro_align.draws.task import Options, Task
-from pyro_align.errors import SymmetryError
+from pyro_align.errors import DiagnosticWarning, SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
 
@@ -30,6 +33,8 @@ def align_draws(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     supports: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str | None] | None = None,
+    derived: Mapping[str, Sequence[AxisLike]] | None = None,
     allocations: Any = None,
     allocation_site: str | None = None,
     atom: str | None = None,
@@ -47,7 +52,8 @@ def align_draws(
         draws: Site -> ``(chain, draw, *site_shape)``; a finished ``pyro.infer.MCMC``; ``InferenceData``, ``DataTree``
             or its posterior ``Dataset``, whoever made it; the path of a Zarr store or netCDF file that holds one of
             these, read a slice at a time; or a list of guides or of state dicts (one chain).
-        symmetry: The model's symmetry, found or written by hand. Sites that it does not name are left alone.
+        symmetry: The model's symmetry, found or written by hand. Variables that it does not name are left as they are,
+            unless they are derived from those that it names: see ``derived`` and ``labels``.
         method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
             the reference by the mean of the relabeled draws and starts again until nothing changes. ``"stephens"``,
             ``"ecr"``, ``"ecr_iterative_1"`` and ``"ecr_iterative_2"`` compare allocations of the data to components
@@ -64,6 +70,12 @@ def align_draws(
         kwargs: Its keyword arguments.
         supports: Site -> ``torch.distributions.constraints`` object, where the model is not known: distances are taken
             in unconstrained coordinates.
+        labels: Variable -> the atom whose units its integer *values* number (a mixture's assignments), from 0 or, as in
+            Stan, from 1; None where they number none. They are renumbered draw by draw.
+        derived: Variable -> its axes, written as in :meth:`Symmetry.from_axes`, for quantities beside the symmetry's
+            sites that there is one of for each unit: they are relabeled, and take no part in the distances. Those that
+            share a dim with a site of the symmetry, and ``pyro.deterministic`` of the model, are recognized;
+            ``{"x": (None,)}`` says that a variable carries no units.
         allocations: For the methods that compare allocations: probabilities ``(chain, draw, data, components)``, or
             integer labels ``(chain, draw, data)``. By default they are computed from the model by enumeration.
         allocation_site: The discrete site (or marginalized mixture site) they belong to; by default all.
@@ -95,13 +107,15 @@ def align_draws(
     source = read_draws(draws)
     symmetry = fit_symmetry(symmetry, source)
     density = _density(source, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION)
-    known = {**({} if density is None else density.supports), **(supports or {})}
+    known = {**({} if density is None else density.supports), **_named(supports, "supports", source.arrays)}
+    _named(None if isinstance(weights, str) else weights, "weights", symmetry.sites)
+    carried = find_carried(source, symmetry, density, labels or {}, derived or {})
     maps = {} if source.members else coordinates(restricted(symmetry), known)
-    bad = nonfinite(source, symmetry)
+    bad = nonfinite(source, symmetry, {k: v for k, v in known.items() if k in maps})
     flagged = source.divergent | bad
     if bad.all():
         raise ValueError("every draw is NaN or infinite in a site of the symmetry: there is nothing to relabel")
-    task = Task(source, symmetry, density, maps, ~bad, ~flagged if not flagged.all() else ~bad, options)
+    task = Task(source, symmetry, carried, density, maps, ~bad, ~flagged if not flagged.all() else ~bad, options)
     log_probs = task.log_probs() if density is not None else None
     if method == "ordering":
         outcome, pivot = task.order(order_by, atom), None
@@ -113,7 +127,31 @@ def align_draws(
         else:
             outcome = task.relabel_by_values(start)
     result = task.result(outcome, pivot, flagged, log_probs)
+    _warn_of_unsettled(result)
     return task.certified(result, log_probs) if certify and density is not None else result
+
+
+def _named(given: Mapping[str, Any] | None, option: str, known: Iterable[str]) -> Mapping[str, Any]:
+    """An option by site, once every site that it names is there."""
+    unknown = sorted(set(given or ()) - set(known))
+    if unknown:
+        raise ValueError(f"{option}= names {unknown}; there are {sorted(known)}")
+    return given or {}
+
+
+def _warn_of_unsettled(result: AlignedDraws) -> None:
+    """Names the variables that may speak of units and were left as they were."""
+    if not result.carried.unsettled or not result.relabeled.any():
+        return
+    reasons = "; ".join(f"'{name}': {why}" for name, why in result.carried.unsettled.items())
+    atom = next(iter(result.symmetry.atoms))
+    warnings.warn(
+        f"draws were relabeled, and variables that may speak of the same units were left as they were: {reasons}. Say "
+        f"what they are: derived={{name: axes}}, such as ('{atom}',), for values by unit, (None,) where an axis has "
+        f"none; labels={{name: '{atom}'}} for values that number units, or None where they do not",
+        DiagnosticWarning,
+        stacklevel=3,
+    )
 
 
 def fit_symmetry(symmetry: Symmetry, source: Source) -> Symmetry:

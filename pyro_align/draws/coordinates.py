@@ -70,6 +70,34 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
     return unconstrain
 
 
+def check_support(site: str, values: Tensor, support: constraints.Constraint, chain: int) -> None:
+    """Refuses draws ``(units, *site_shape)`` outside a support; its boundary counts as inside, as draws are rounded.
+
+    Raises:
+        ValueError: Says which site, and the first value that is outside.
+    """
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    lower, upper = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
+    if base is constraints.simplex:
+        inside = (values >= 0).all(-1) & ((values.sum(-1) - 1).abs() < 1e-3)
+    elif lower is None and upper is None:
+        if not isinstance(base, constraints.Constraint) or not values.numel() or base.event_dim:
+            return
+        inside = base.check(values)
+    else:
+        lower, upper = (None if b is None else torch.as_tensor(b).cpu() for b in (lower, upper))
+        inside = torch.ones_like(values, dtype=torch.bool)
+        inside = inside if lower is None else inside & (values >= lower)
+        inside = inside if upper is None else inside & (values <= upper)
+    if not bool(inside.all()):
+        raise ValueError(
+            f"site '{site}': the support is {support}, but a draw of chain {chain} holds "
+            f"{values[~inside].flatten()[:3].tolist()}; give the site's own support in supports=, or leave it out"
+        )
+
+
 def _on_host(support: constraints.Constraint) -> constraints.Constraint:
     """The support with its bounds on the host, where draws are compared; the model may live elsewhere."""
     moved = copy.copy(support)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_align.draws.batched import per_unit, restricted, transpositions
+from pyro_align.draws.carried import Carried, numbered_from, renumbered
+from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
 from pyro_align.draws.sources import Source, as_tensor
 from pyro_align.draws.store import write_draws
@@ -66,6 +68,7 @@ class AlignedDraws:
         invariance: The check that it is the same afterwards, or None where no model was given.
         iterations: Passes over the draws.
         converged: Whether the last pass changed nothing.
+        carried: Which variables were relabeled along with the symmetry's sites, and which may have had to be.
 
     Example:
         >>> import torch
@@ -92,6 +95,7 @@ class AlignedDraws:
     invariance: Invariance | None
     iterations: int
     converged: bool
+    carried: Carried = field(repr=False)
     source: Source = field(repr=False)
     coordinates: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
 
@@ -108,7 +112,7 @@ class AlignedDraws:
 
     def _moved(self, site: str) -> Any:
         given = self.source.arrays[site]
-        if site not in self.symmetry.sites:
+        if site not in self.carried.moved:
             return given if isinstance(given, Tensor) else np.asarray(given)
         out = torch.empty(tuple(given.shape), dtype=as_tensor(given[:1, :1]).dtype, device="cpu")
         size = max(1, _SLICE // max(1, out[0, 0].numel()))
@@ -117,7 +121,7 @@ class AlignedDraws:
         return out.to(given.device) if isinstance(given, Tensor) else out.numpy()
 
     def relabel(self, values: Mapping[str, Tensor], chain: int, draws: slice | int) -> dict[str, Tensor]:
-        """Relabels other values of the symmetry's sites as the draws were.
+        """Relabels other values of the symmetry's sites, and of what moves with them, as the draws were.
 
         Args:
             values: Site -> ``(units, *site_shape)``, or ``site_shape`` where ``draws`` is one index.
@@ -125,13 +129,14 @@ class AlignedDraws:
             draws: Which of its draws.
         """
         if isinstance(draws, int):
-            return self.permutation(chain, draws).apply(values)
+            one = self.relabel({k: v[None] for k, v in values.items()}, chain, slice(draws, draws + 1))
+            return {k: v[0] for k, v in one.items()}
         units = len(range(*draws.indices(self.source.shape[1])))
         labels = Labels(
             {k: v[chain] for k, v in self.permutations.items()}, {k: v[chain] for k, v in self.signs.items()}
         )
-        p = labels.permutation(per_unit(self.symmetry, units), draws)
-        return {k: p.apply_site(k, v) for k, v in values.items()}
+        p = labels.permutation(per_unit(self.carried.symmetry, units), draws)
+        return {k: self.carried.apply(p, k, v) for k, v in values.items()}
 
     def permutation(self, chain: int, draw: int) -> Permutation:
         """The relabeling of one draw."""
@@ -148,10 +153,9 @@ class AlignedDraws:
             atom: The atom; may be left out where there is one.
         """
         atom = only_atom(self.symmetry, atom, "atom=")
-        index = self.permutations[atom].long()
-        values = as_tensor(allocations).long()
-        back = index.argsort(-1)  # old label -> new label
-        return back.gather(-1, values.flatten(2)).reshape(values.shape)
+        values, index = as_tensor(allocations), self.permutations[atom]
+        first = numbered_from(values, index.shape[-1], "allocations")
+        return renumbered(index.flatten(0, 1), values.flatten(0, 1), first).reshape(values.shape)
 
     @cached_property
     def guides(self) -> list:
@@ -249,6 +253,7 @@ class AlignedDraws:
             f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabeled.sum())} "
             f"relabeled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
             + ("converged" if self.converged else "not converged: raise max_iterations"),
+            *(f"'{name}' was left as it was: {why}" for name, why in self.carried.unsettled.items()),
         ]
         return "\n".join([*lines, str(self.invariance)] if self.invariance else lines)
 
@@ -283,14 +288,25 @@ class AlignedDraws:
         write_draws(self, path)
 
 
-def nonfinite(source: Source, symmetry: Symmetry) -> np.ndarray:
-    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool."""
+def nonfinite(source: Source, symmetry: Symmetry, supports: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool.
+
+    Raises:
+        ValueError: Values are complex, or leave the support given for their site.
+    """
     bad = torch.zeros(source.shape, dtype=torch.bool, device="cpu")
     for site in symmetry.sites:
         numel = max(1, int(np.prod(source.shapes[site])))
         for chain, part in source.slices(max(1, _SLICE // numel)):
             value = source.read(site, chain, part)
-            bad[chain, part] |= ~value.reshape(len(value), -1).isfinite().all(-1)
+            if value.is_complex():
+                raise ValueError(
+                    f"site '{site}': draws are complex; give real and imaginary parts as sites of their own"
+                )
+            infinite = ~value.reshape(len(value), -1).isfinite().all(-1)
+            bad[chain, part] |= infinite
+            if site in (supports or {}):
+                check_support(site, value[~infinite], supports[site], chain)
     return bad.numpy()
 
 

@@ -54,7 +54,10 @@ class Source:
 
     def read(self, site: str, chain: int, draws: slice) -> Tensor:
         """Draws of one site in one chain, ``(units, *site_shape)``."""
-        return as_tensor(self.arrays[site][chain, draws])
+        value = self.arrays[site][chain, draws]
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise ValueError(f"site '{site}': draws are masked; fill them, or leave the site out, before relabeling")
+        return as_tensor(value)
 
     def slices(self, size: int) -> list[tuple[int, slice]]:
         """All draws as ``(chain, slice)`` of at most ``size`` draws each."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pyro_align.axes import leaves
 from pyro_align.draws.sources import Source, as_tensor
 
 if TYPE_CHECKING:
@@ -113,16 +114,28 @@ def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None)
 
 
 def relabeled_part(aligned: AlignedDraws, part: xr.Dataset, start: int, stop: int) -> xr.Dataset:
-    """Draws ``start`` to ``stop`` of the posterior, in memory, relabeled."""
-    changed = {}
-    for site in aligned.symmetry.sites:
+    """Draws ``start`` to ``stop`` of the posterior, in memory, relabeled.
+
+    Coordinates that name units are left out: the unit that a name stood for is no longer at its place.
+    """
+    changed, dims = {}, set()
+    for site in aligned.carried.moved:
         given = part[site].transpose("chain", "draw", ...)
         value = np.empty(given.shape, given.dtype)
         for chain in range(len(value)):
             moved = aligned.relabel({site: as_tensor(given[chain])}, chain, slice(start, stop))
             value[chain] = moved[site].numpy()
         changed[site] = given.copy(data=value).transpose(*part[site].dims)
-    return part.assign(changed)
+        for dim, term in zip(given.dims[2:], aligned.carried.symmetry.sites.get(site, ()), strict=False):
+            if any(a.name in aligned.symmetry.atoms for a in leaves(term)):
+                dims.add(dim)
+    return part.assign(changed).drop_vars([n for n, c in part.coords.items() if dims & set(c.dims) and not _numbers(c)])
+
+
+def _numbers(coordinate: xr.DataArray) -> bool:
+    """Whether a coordinate only counts the places of its dim."""
+    values = coordinate.values
+    return values.ndim == 1 and values.dtype.kind in "iu" and bool((values == np.arange(len(values)) + values[0]).all())
 
 
 def _append(part: xr.Dataset, path: str, group: str | None, *, first: bool) -> None:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from pyro_align.draws.diagnostics import rhat_and_ess
 from pyro_align.draws.sources import as_tensor
-from pyro_align.draws.store import plain_part, sample_stats
+from pyro_align.draws.store import plain_part, relabeled_part, sample_stats
 from pyro_align.reporting.arviz import assemble
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def report(aligned: AlignedDraws, *, modes: bool):
     keep = ~aligned.nonfinite().any(0)  # R-hat needs chains of one length
     rows = {}
     for site, given in aligned.source.arrays.items():
-        atoms = [a for a, places in aligned.symmetry.carriers.items() if any(s == site for s, _ in places)]
+        atoms = _atoms_of(aligned, site)
         before = after = rhat_and_ess({site: as_tensor(given).numpy()[:, keep]})[site]
         if atoms:
             after = rhat_and_ess({site: as_tensor(aligned.site(site)).numpy()[:, keep]})[site]
@@ -52,6 +52,12 @@ def report(aligned: AlignedDraws, *, modes: bool):
     return frame
 
 
+def _atoms_of(aligned: AlignedDraws, site: str) -> list[str]:
+    """The atoms whose relabeling changes a variable."""
+    atoms = [a for a, places in aligned.carried.symmetry.carriers.items() if any(s == site for s, _ in places)]
+    return [*atoms, aligned.carried.labels[site]] if site in aligned.carried.labels else atoms
+
+
 def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:
     moved = np.zeros(aligned.flagged.shape, bool)
     for a in atoms:
@@ -69,26 +75,17 @@ def to_arviz(aligned: AlignedDraws):
     """See :meth:`AlignedDraws.to_arviz`."""
     given = aligned.source.original
     if isinstance(given, xr.Dataset):
-        return _into(aligned, given)
+        return relabeled_part(aligned, given, 0, aligned.source.shape[1])
     posterior = getattr(given, "posterior", None)
     if isinstance(posterior, xr.Dataset):  # InferenceData
         out = copy.copy(given)
-        out.posterior = _into(aligned, posterior)
+        out.posterior = relabeled_part(aligned, posterior, 0, aligned.source.shape[1])
         return out
     if isinstance(given, xr.DataTree) and posterior is not None:
         out = given.copy()
-        out["posterior"].dataset = _into(aligned, posterior.to_dataset())
+        out["posterior"].dataset = relabeled_part(aligned, posterior.to_dataset(), 0, aligned.source.shape[1])
         return out
     posterior = plain_part(aligned.source, 0, aligned.source.shape[1])
     moved = {k: (posterior[k].dims, as_tensor(v).numpy()) for k, v in aligned.draws.items()}
     groups = {"posterior": posterior.assign(moved), "sample_stats": sample_stats(aligned)}
     return assemble(groups)
-
-
-def _into(aligned: AlignedDraws, posterior: xr.Dataset) -> xr.Dataset:
-    out = posterior.copy()
-    for name in aligned.symmetry.sites:
-        old = posterior[name]
-        lead = old.transpose("chain", "draw", ...)
-        out[name] = lead.copy(data=np.asarray(aligned.site(name))).transpose(*old.dims)
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch.nn.functional import one_hot
 from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
 from pyro_align.draws.batched import UnitMatcher, restricted
+from pyro_align.draws.carried import Carried
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
 from pyro_align.draws.sources import Source, as_tensor
@@ -44,6 +46,8 @@ class Options:
             raise ValueError("method='ordering' orders draws one by one; use level='draw'")
         if self.level == "chain" and self.weights == "pooled":
             raise ValueError("weights='pooled' needs the spread of single draws; use level='draw', or a mapping")
+        if not isinstance(self.weights, str) and not all(w >= 0 and math.isfinite(w) for w in self.weights.values()):
+            raise ValueError(f"weights must be finite and not negative, got {dict(self.weights)}")
         if self.restarts < 0 or self.max_iterations < 1:
             raise ValueError(
                 f"expected restarts >= 0 and max_iterations >= 1, got {self.restarts} and {self.max_iterations}"
@@ -56,6 +60,7 @@ class Task:
 
     source: Source
     symmetry: Symmetry
+    carried: Carried
     density: DrawDensity | None
     maps: Mapping[str, Callable[[Tensor], Tensor]]
     finite: np.ndarray
@@ -225,6 +230,7 @@ class Task:
         labels = outcome.labels
         return AlignedDraws(
             symmetry=self.symmetry,
+            carried=self.carried,
             method=self.options.method,
             level=self.options.level,
             permutations={k: spread(v) for k, v in labels.indices.items()},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_align.errors import DiagnosticWarning
 from pyro_align.model import forward
-from pyro_align.model.effects.guards import seed_everywhere, untouched
+from pyro_align.model.guards import seed_everywhere, untouched
 from pyro_align.model.memory import peak_bytes
 from pyro_align.model.normals import normal_kl, normal_log_prob, normal_prior
 from pyro_align.model.probe import call_shapes, first_line
@@ -138,7 +138,7 @@ class Runner:
             return out
 
         count = next(iter(values.values())).shape[0]
-        with untouched(self.model, seed=self.seed), torch.inference_mode():
+        with untouched(self.model, seed=self.seed), torch.no_grad():
             size = self._chunk_size(one, values, args, kwargs, count) if self.vectorized else 1
             parts = [
                 self._run(one, {k: v[lo : lo + size] for k, v in values.items()}, predict)

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
 
 from pyro_align.errors import PyroAlignError, TraceError
-from pyro_align.model.effects.guards import NoValidationMessenger, SubstituteMessenger, untouched
+from pyro_align.model.effects import NoValidationMessenger, SubstituteMessenger
+from pyro_align.model.guards import untouched
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.density import Density
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.model.log_einsum import contract_logs
 
 Values = Mapping[str, Tensor]

@@ -18,7 +18,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_align.errors import BarrierError
-from pyro_align.model.effects.guards import SubstituteMessenger, without_validation
+from pyro_align.model.effects.no_validation import without_validation
+from pyro_align.model.effects.substitute import SubstituteMessenger
 from pyro_align.model.normals import LOG_TWO_PI, normal_prior, unwrapped
 
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_align.errors import BarrierError
 from pyro_align.model import forward
-from pyro_align.model.effects.guards import untouched
 from pyro_align.model.forward import Layout
+from pyro_align.model.guards import untouched
 from pyro_align.model.memory import Live
 
 
@@ -54,7 +54,7 @@ def probe(
     """
     _check_devices(posterior, args, kwargs)
     try:
-        with untouched(model, seed=seed), torch.inference_mode():
+        with untouched(model, seed=seed), torch.no_grad():
             with Live() if measure else contextlib.nullcontext() as live:
                 records = forward.record(model, args, kwargs, draw)
                 if strict:
@@ -73,7 +73,7 @@ def probe(
 def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, seed: int) -> None:
     """After a failure: whether a draw from the prior goes through, and then has other sites or shapes."""
     try:
-        with untouched(model, seed=seed), torch.inference_mode():
+        with untouched(model, seed=seed), torch.no_grad():
             records = forward.record(model, args, kwargs, {})
     except Exception:
         return  # the model fails whatever the posterior is

@@ -27,7 +27,8 @@ from pyro_align.guides.posterior import Posterior, Values, check_tau
 from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.model.effects.guards import SubstituteMessenger, untouched
+from pyro_align.model.effects import SubstituteMessenger
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation
 
 _CHECKED_DRAWS = 3

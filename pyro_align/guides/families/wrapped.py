@@ -33,7 +33,7 @@ from pyro_align.guides.pyro_state.copies import StoredGuide, private_copy, runs_
 from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.model.effects.guards import untouched
+from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation, same_group
 
 AUXILIARY = "_before_relabeling_"
