@@ -36,6 +36,7 @@ from pyro_align.alignment.pair import Alignment
 from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
 from pyro_align.guides import Posterior, RelabeledGuide, read_guide
+from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Resting, Symmetry
 
@@ -287,7 +288,7 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             tensor.copy_(state[name])
     if isinstance(guide, RelabeledGuide):
         guide.relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
-    q.read_again(guide)  # refuses NaN and infinite parameters
+    read_again(q, guide)  # refuses NaN and infinite parameters
     return guide
 
 
@@ -321,7 +322,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
     before, after = meta["distances"]
     return Alignment(
         permutation=p,
-        posterior=read_guide(like).read_again(_decode_guide(meta, arrays, like)),
+        posterior=read_again(read_guide(like), _decode_guide(meta, arrays, like)),
         distance_before=before,
         distance=after,
         site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},

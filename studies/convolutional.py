@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from pyro_align.plots import TITLES
+from pyro_align.losses.registry import label_of
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.mnist import SHOWN
@@ -75,7 +75,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "gain": f"{gain:g}",
                 "fit": KINDS[guide],
                 "alive": "; ".join(part["alive"].dropna().astype(str).unique()) or "-",
-                "loss": TITLES.get(loss, loss),
+                "loss": label_of(loss).title,
                 "seed pairs": len(after),
                 "barrier as they stand": figures.spread(before["barrier"], 4),
                 "barrier aligned": figures.spread(after["barrier"], 4),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from pyro_align.plots import TITLES
+from pyro_align.losses.registry import label_of
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, before_and_after
 from studies.training import Recipe
@@ -18,7 +18,7 @@ from studies.width_depth import KINDS, RECIPES
 
 KEY = ("data", "hidden", "guide", "temperature", "gain", "decay", "epochs", "seed_a", "seed_b")
 
-SHOWN = ("predictive_nll", "expected_nll", "elbo", "error_rate")
+SHOWN = ("predictive_nll", "expected_nll", "negative_elbo", "error_rate")
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "decay": f"{decay:g}",
                 "epochs": epochs,
                 "alive": "; ".join(part["alive"].dropna().unique()),
-                "loss": TITLES.get(loss, loss),
+                "loss": label_of(loss).title,
                 "seed pairs": len(after),
                 "barrier as they stand": figures.spread(before["barrier"], 4),
                 "barrier aligned": figures.spread(after["barrier"], 4),

@@ -45,7 +45,7 @@ def sample(lab: Lab, setting: Setting) -> tuple:
 
 def by_activation(lab: Lab, setting: Setting) -> pyro_align.objectives.Activations:
     """Likeness of units by what they do."""
-    return pyro_align.objectives.Activations(*sample(lab, setting), num_draws=8)
+    return pyro_align.objectives.Activations(*sample(lab, setting), num_samples=8)
 
 
 def by_loss(lab: Lab, setting: Setting) -> dict:
@@ -192,7 +192,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "at the ends": levels(part),
                 "predictive NLL, test": barrier("test", "predictive_nll"),
                 "expected NLL, train": barrier("train", "expected_nll"),
-                "negative ELBO": barrier("train", "elbo"),
+                "negative ELBO": barrier("train", "negative_elbo"),
                 "W2": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["distance"], 2),
                 "logit spread kept": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["retained"], 2),
                 "units alive": part["alive"].iloc[0],

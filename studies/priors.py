@@ -70,7 +70,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "predictive NLL, as they stand": barrier("predictive_nll", "none"),
                 "predictive NLL, aligned": barrier("predictive_nll", "w2"),
                 "expected NLL, aligned": barrier("expected_nll", "w2"),
-                "negative ELBO, aligned": barrier("elbo", "w2"),
+                "negative ELBO, aligned": barrier("negative_elbo", "w2"),
             }
         )
     return pd.DataFrame(made)

@@ -102,8 +102,8 @@ def test_the_true_w2_falls_with_every_renewal_of_the_coupling(cls, symmetry, mon
     assert alignment.distance == pytest.approx(min(rounds), rel=1e-12)
     by_marginals = pyro_align.align(a, b, symmetry, divergence="means")
     assert alignment.distance <= by_marginals.distance
-    fixed, moving, odd = a.coupled_features(b, alignment.permutation)
-    again = match(symmetry, fixed, moving, odd=odd, init=alignment.permutation)
+    fixed, moving = a.coupled_features(b, alignment.permutation)
+    again = match(symmetry, fixed, moving, odd=fixed.odd, init=alignment.permutation)
     assert a.distance(b.permute(again.permutation)) >= alignment.distance - 1e-12
 
 

@@ -431,7 +431,7 @@ def test_displacement_of_draws_is_the_best_assignment():
 def test_coupled_features_of_draws_are_the_true_w2():
     a, b = read_guide(ensemble(0)), read_guide(ensemble(1))
     here = SYMMETRY.random(1)
-    fixed, moving, _ = a.coupled_features(b, here)
+    fixed, moving = a.coupled_features(b, here)
 
     def inner(p):
         moved = {k: v if k == "noise" else tuple(p.apply_site(k, t) for t in v) for k, v in moving.items()}

@@ -228,15 +228,6 @@ KNOWN_CIRCLES = (
     "pyro_align.discovery.rules.linalg",
     "pyro_align.discovery.rules.spatial",
     "pyro_align.discovery.rules.views",
-    "pyro_align.guides.families.empirical",
-    "pyro_align.guides.families.point",
-    "pyro_align.guides.families.wrapped",
-    "pyro_align.guides.labels",
-    "pyro_align.guides.posterior",
-    "pyro_align.guides.pyro_state.copies",
-    "pyro_align.guides.pyro_state.modules",
-    "pyro_align.guides.registry",
-    "pyro_align.guides.relabel",
 )
 
 

@@ -35,7 +35,7 @@ def test_the_activations_of_a_network_are_its_hidden_layers(symmetry):
 
 def test_the_gain_is_the_correlation_of_units(symmetry):
     a, b = read_guide(make_guide(1)), read_guide(make_guide(2))
-    goal = build_objective(a, b, symmetry, Activations(MODEL, X, Y, num_draws=1))
+    goal = build_objective(a, b, symmetry, Activations(MODEL, X, Y, num_samples=1))
     name = next(iter(goal.symmetry.sites))
     gain = goal.fixed[name][0].T @ goal.moving[name][0]
     hidden = []
@@ -91,8 +91,8 @@ def test_bad_input_is_refused(symmetry):
         pyro_align.align(*guides, symmetry, divergence={"w2": 0})
     with pytest.raises(MatchError, match="empty"):
         pyro_align.align(*guides, symmetry, divergence={})
-    with pytest.raises(MatchError, match="num_draws"):
-        Activations(MODEL, X, Y, num_draws=0)
+    with pytest.raises(MatchError, match="num_samples"):
+        Activations(MODEL, X, Y, num_samples=0)
     by_hand = pyro_align.Symmetry.from_axes(
         {"layer0.weight": ("h", None), "layer0.bias": ("h",), "layer1.weight": (None, "h")}
     )

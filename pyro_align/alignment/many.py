@@ -272,7 +272,7 @@ def _submit(executor: Executor, job: tuple, options: dict) -> Callable[[], Match
     goal = build_objective(center, posterior, symmetry, options["divergence"])
     try:
         future = executor.submit(
-            match, goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **rest
+            match, goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **rest
         )
     except RuntimeError as error:  # a pool that broke refuses new work
         return _raiser(error)

@@ -237,7 +237,9 @@ def match_posteriors(
     goal = build_objective(a, b, symmetry, divergence)
     if select is not None:
         options["select"] = lambda p: select(Path(a, b.permute(goal.as_element(p))))
-    found = goal.finish(match(goal.symmetry, goal.fixed, goal.moving, odd=goal.odd, init=goal.start(init), **options))
+    found = goal.finish(
+        match(goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **options)
+    )
     return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
 
 
@@ -258,8 +260,8 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
     best = min(candidates, key=lambda p: a.distance(b.permute(p)))
     distance = a.distance(b.permute(best))
     while True:
-        fixed, moving, odd = a.coupled_features(b, best)
-        found = match(symmetry, fixed, moving, odd=odd, init=best, **{**options, "restarts": 0, "select": None})
+        fixed, moving = a.coupled_features(b, best)
+        found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **{**options, "restarts": 0, "select": None})
         nearer = a.distance(b.permute(found.permutation))
         if found.permutation == best or not nearer < distance:
             return replace(found, permutation=best)

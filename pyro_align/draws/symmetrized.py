@@ -110,21 +110,21 @@ class SymmetrizedGuide:
         return out
 
     def sample(
-        self, num_draws: int, *, generator: torch.Generator | int = 0, component: int | None = None
+        self, num_samples: int, *, generator: torch.Generator | int = 0, component: int | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Draws and their log density under the mixture.
 
         Args:
-            num_draws: Number of draws, shared out evenly among the relabelings.
+            num_samples: Number of draws, shared out evenly among the relabelings.
             generator: A CPU ``torch.Generator`` or a seed.
             component: Draw from this relabeling alone.
 
         Returns:
             Site -> ``(draws, *site_shape)``, and ``(draws,)`` nats.
         """
-        values = self.posterior.push(self.posterior.noise(num_draws, generator=generator))
+        values = self.posterior.push(self.posterior.noise(num_samples, generator=generator))
         count = len(self.permutations)
-        place = torch.arange(num_draws, device=self.posterior.device)
+        place = torch.arange(num_samples, device=self.posterior.device)
         for k in range(count):
             rows = place % count == k if component is None else torch.full_like(place, k == component, dtype=torch.bool)
             if bool(rows.any()):

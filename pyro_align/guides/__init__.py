@@ -14,8 +14,9 @@ from pyro_align.guides.families.point import Point
 from pyro_align.guides.families.precision import PrecisionFactors
 from pyro_align.guides.families.regressions import LinearRegressions
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
-from pyro_align.guides.posterior import Posterior, SiteSpec
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
+from pyro_align.guides.sites import SiteSpec
 
 __all__ = [
     "DenseNormal",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
-from pyro_align.guides.posterior import SiteSpec
+from pyro_align.guides.sites import SiteSpec
 from pyro_align.symmetry.group import Permutation
 
 REMEDY = (

@@ -26,19 +26,12 @@ from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.point import Point
+from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
-from pyro_align.guides.posterior import (
-    Noise,
-    Posterior,
-    SiteSpec,
-    Values,
-    as_generator,
-    check_draws,
-    check_finite,
-    check_tau,
-)
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
 from pyro_align.symmetry.group import Permutation
 
 NUM_DRAWS = 256  # draws by which a posterior without a closed form is represented
@@ -133,9 +126,9 @@ class Empirical(Posterior):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """One uniform number per draw, stratified, so that the draws are used evenly."""
-        return empirical_noise(num_draws, generator)
+        return empirical_noise(num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         """The draws picked; a set of draws has no density, so the second value is zero, as for a point mass."""
@@ -149,17 +142,13 @@ class Empirical(Posterior):
         """Mean and standard deviation of one site's draws, in the coordinates in which they move on straight lines."""
         return moment_features(self, "w2")[site]
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+    def _features(self, divergence: str, side: str) -> Features:
         return moment_features(self, divergence)
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (True, False) if divergence == "w2" else (True,)
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)
         partner = _assignment(self.coordinates, other._permute(p).coordinates)
-        mine, theirs = _per_draw(self), _per_draw(other, partner)
-        return mine, theirs, (True,) * self.num_draws
+        return _per_draw(self), _per_draw(other, partner)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
@@ -199,9 +188,9 @@ class Empirical(Posterior):
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def empirical_noise(num_draws: int, generator: torch.Generator | int) -> Noise:
+def empirical_noise(num_samples: int, generator: torch.Generator | int) -> Noise:
     """One uniform number per draw, stratified."""
-    generator, n = as_generator(generator), check_draws(num_draws)
+    generator, n = as_generator(generator), check_draws(num_samples)
     order = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu").argsort()
     return {"_draw": (order + torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")) / n}
 
@@ -233,27 +222,27 @@ def _assignment(here: Tensor, there: Tensor) -> Tensor:
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device="cpu")
 
 
-def _per_draw(q: Empirical, order: Tensor | None = None) -> dict[str, tuple[Tensor, ...]]:
+def _per_draw(q: Empirical, order: Tensor | None = None) -> Features:
     features = {}
     for name, spec in q.sites.items():
         values = _straight(spec, q.draws[name]) / math.sqrt(q.num_draws)
         features[name] = tuple(values if order is None else values[order.to(values.device)])
-    return features
+    return Features(features, features.__getitem__, (True,) * q.num_draws)
 
 
-def moment_features(q: Empirical, divergence: str) -> dict[str, tuple[Tensor, ...]]:
+def moment_features(q: Empirical, divergence: str) -> Features:
     """Mean and standard deviation of the draws, in the coordinates in which they move on straight lines."""
     features = {}
     for name, spec in q.sites.items():
         values = _straight(spec, q.draws[name])
         scale = values.std(0, correction=0)
         features[name] = (values.mean(0), scale) if divergence == "w2" else (values.mean(0),)
-    return features
+    return Features(features, features.__getitem__, (True, False) if divergence == "w2" else (True,))
 
 
-def draws_from(q: Posterior, labels: Labels | None = None, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> Empirical:
+def draws_from(q: Posterior, labels: Labels | None = None, *, num_samples: int = NUM_DRAWS, seed: int = 0) -> Empirical:
     """A posterior as a set of its draws."""
-    return Empirical(q.sites, q.push(q.noise(num_draws, generator=seed)), dict(labels or {}))
+    return Empirical(q.sites, q.push(q.noise(num_samples, generator=seed)), dict(labels or {}))
 
 
 # -- draws and ensembles as guides -------------------------------------------------------------------------------------

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.empirical import Empirical, draws_from, empirical_noise, moment_features
+from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
-from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator, check_draws, check_tau
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.copies import StoredGuide, private_copy, runs_model, store_parameters
 from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_tau
 from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Permutation, same_group
 
@@ -191,11 +193,11 @@ class Wrapped(Posterior):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """A seed per draw, and what an empirical posterior on a path from here needs."""
-        generator, shape = as_generator(generator), (check_draws(num_draws),)
+        generator, shape = as_generator(generator), (check_draws(num_samples),)
         seeds = torch.randint(0, 2**31 - 1, shape, generator=generator, device="cpu")
-        return {"_seed": seeds, **empirical_noise(num_draws, generator)}
+        return {"_seed": seeds, **empirical_noise(num_samples, generator)}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
@@ -213,11 +215,8 @@ class Wrapped(Posterior):
         """Mean and standard deviation of one site, estimated from draws."""
         return self._draws.marginal(site)
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+    def _features(self, divergence: str, side: str) -> Features:
         return moment_features(self._draws, divergence)
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (True, False) if divergence == "w2" else (True,)
 
     is_coupled = True
 
@@ -259,6 +258,7 @@ def _guide_log_prob(trace: poutine.Trace) -> Tensor:
     )
 
 
+@register_guide(object, runs=True)
 def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
     """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
 
