@@ -184,11 +184,12 @@ def align(
     check_distinct(guide_a, guide_b)
     a, b = read_guide(guide_a), read_guide(guide_b)
     a.check_compatible(b)
+    fitted = fit_symmetry(symmetry, a)
     check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
     found = match_posteriors(
         a,
         b,
-        fit_symmetry(symmetry, a),
+        fitted,
         divergence=divergence,
         init=init,
         matcher=matcher,
