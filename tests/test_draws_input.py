@@ -169,7 +169,7 @@ def test_draws_that_do_not_fit(data):
     refuse(ValueError, "empty", {})
     refuse(ValueError, "empty", [])
     refuse(ValueError, "'loc': 2 chains of 29 draws", {"weights": d["weights"], "loc": d["loc"][:, :29]})
-    refuse(ValueError, "the chains have shapes", {"loc": [torch.randn(5, 3), torch.randn(4, 3)]})
+    refuse(ValueError, "the chains have shapes", {"loc": [torch.randn(5, 3), torch.randn(5, 4)]})
     refuse(ValueError, r"'loc': expected shape \(chain, draw", {"loc": torch.randn(3)})
     refuse(ValueError, "0 draws", {"loc": torch.randn(2, 0, 3)})
     refuse(ValueError, "every draw is NaN", {k: v * torch.nan for k, v in d.items()})
@@ -184,7 +184,8 @@ def test_a_symmetry_that_does_not_fit(data):
     refuse(SymmetryError, r"do not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
     refuse(SymmetryError, "'weights', axis 0", d, MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}))
     refuse(SymmetryError, "no free atom", d, Symmetry.from_axes({"loc": (None,)}))
-    refuse(SymmetryError, "2 axes", d, Symmetry.from_axes({"loc": ("k", None)}))
+    axes = {"loc": ("k", None), "scale": ("k",)}
+    refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, Symmetry.from_axes(axes))
 
 
 @pytest.mark.parametrize(

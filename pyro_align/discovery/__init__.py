@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_align.discovery.activations import ActivationProbe
-from pyro_align.discovery.assemble import assemble
+from pyro_align.discovery.axes.assemble import assemble
+from pyro_align.discovery.axes.checking import check_rule
+from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.certify import certify_graph
-from pyro_align.discovery.checking import check_rule
-from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
+from pyro_align.discovery.registry import rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
-from pyro_align.discovery.rules import rule
-from pyro_align.discovery.signs import SignAnalysis, add_signs, check_sign_rule, sign_rule
+from pyro_align.discovery.signs import SignAnalysis, add_signs
+from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
@@ -33,6 +35,7 @@ __all__ = [
     "certify",
     "check_rule",
     "check_sign_rule",
+    "contraction",
     "find_symmetry",
     "probe_activations",
     "probe_preactivations",

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from pyro_align.discovery.terms import ONE, Term, Uniform, Var, concat
+from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat
 
 
 def constant_axes(value: Tensor) -> list[Term]:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from pyro_align.axes import leaves
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.terms import resolve, variables
 from pyro_align.discovery.constants import is_scaled_identity, runs
-from pyro_align.discovery.infer import Inference
-from pyro_align.discovery.terms import resolve, variables
 from pyro_align.discovery.tracing import TracedGraph, attribute
 from pyro_align.errors import SymmetryError
 from pyro_align.model.learnables import learnables

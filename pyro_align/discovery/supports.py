@@ -12,9 +12,10 @@ import pyro.distributions.constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_align.discovery import terms
+from pyro_align.discovery.axes import terms
+from pyro_align.discovery.axes.terms import ONE, Term
+from pyro_align.discovery.axes.unify import merge
 from pyro_align.discovery.constants import constant_axes
-from pyro_align.discovery.terms import ONE, Term
 from pyro_align.errors import SymmetryError
 from pyro_align.model.density import base_support, is_real
 
@@ -53,7 +54,7 @@ def restrict(axes: Sequence[Term], support: constraints.Constraint) -> None:
         if isinstance(bound, Tensor) and bound.dim() <= len(batch):
             for axis, found in zip(batch[len(batch) - bound.dim() :], constant_axes(bound.detach()), strict=True):
                 if found is not ONE:
-                    terms.merge(axis, found)
+                    merge(axis, found)
 
 
 def _restrict_event(axes: Sequence[Term], base: constraints.Constraint) -> None:
@@ -61,7 +62,7 @@ def _restrict_event(axes: Sequence[Term], base: constraints.Constraint) -> None:
         return
     event = axes[len(axes) - base.event_dim :]
     if isinstance(base, _TIED):
-        terms.merge(event[0], event[1])
+        merge(event[0], event[1])
         return
     for axis in event:
         terms.fix(axis)

@@ -49,9 +49,11 @@ def align_draws(
     Nothing of the input is changed.
 
     Args:
-        draws: Site -> ``(chain, draw, *site_shape)``; a finished ``pyro.infer.MCMC``; ``InferenceData``, ``DataTree``
-            or its posterior ``Dataset``, whoever made it; the path of a Zarr store or netCDF file that holds one of
-            these, read a slice at a time; or a list of guides or of state dicts (one chain).
+        draws: Site -> ``(chain, draw, *site_shape)``, or ``(draw, *site_shape)`` for one chain: the symmetry says how
+            many axes are the site's own. Or a finished ``MCMC`` of Pyro or NumPyro; ``InferenceData``, ``DataTree`` or
+            its posterior ``Dataset``, whoever made it; a fit of CmdStanPy; a table with columns ``mu[1]``; the path of
+            a Zarr store or netCDF file, read a slice at a time, or of a CSV file of Stan; a list of any of these with
+            a run or chain each, cut to the shortest with a warning; or a list of guides or of state dicts (one chain).
         symmetry: The model's symmetry, found or written by hand. Variables that it does not name are left as they are,
             unless they are derived from those that it names: see ``derived`` and ``labels``.
         method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
@@ -104,7 +106,11 @@ def align_draws(
         tensor(True)
     """
     options = Options(method, level, weights, restarts, max_iterations, seed)
-    source = read_draws(draws)
+    if not hasattr(symmetry, "sites"):
+        raise TypeError(
+            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
+        )
+    source = read_draws(draws, {site: len(terms) for site, terms in symmetry.sites.items()})
     symmetry = fit_symmetry(symmetry, source)
     density = _density(source, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION)
     known = {**({} if density is None else density.supports), **_named(supports, "supports", source.arrays)}
@@ -160,10 +166,6 @@ def fit_symmetry(symmetry: Symmetry, source: Source) -> Symmetry:
     Raises:
         SymmetryError: A site is missing or has another shape.
     """
-    if not isinstance(symmetry, Symmetry):
-        raise TypeError(
-            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
-        )
     carrying = {site for places in symmetry.carriers.values() for site, _ in places}
     missing = sorted(carrying - set(source.arrays))
     if missing:

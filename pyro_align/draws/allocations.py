@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.sources import Source
 from pyro_align.model.draws import DrawDensity
 
 _KEEP = 1 << 28  # computed probabilities up to this many numbers are kept between passes

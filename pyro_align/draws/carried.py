@@ -57,6 +57,8 @@ class Carried:
         """One variable's draws ``(units, *shape)`` under the relabelings ``p`` of a stack of the symmetry."""
         if name in self.symmetry.sites:
             value = p.apply_site(name, value)
+        elif name not in self.labels:
+            raise SymmetryError(f"'{name}' is no variable that was relabeled; those are {list(self.moved)}")
         if name not in self.labels:
             return value
         return renumbered(p.indices[self.labels[name]], value, self.first[name])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pyro_align.draws.methods import by_values
-from pyro_align.draws.sources import as_tensor
+from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.task import Task
 from pyro_align.draws.units import Features, Units
 

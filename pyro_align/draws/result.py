@@ -16,7 +16,8 @@ from pyro_align.draws.batched import per_unit, restricted, transpositions
 from pyro_align.draws.carried import Carried, numbered_from, renumbered
 from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
-from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.sources import Source
 from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
 from pyro_align.draws.units import Labels

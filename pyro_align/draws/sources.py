@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from pyro.infer import MCMC
 from torch import Tensor, nn
 
+from pyro_align.draws.columns import is_stan_csv, join_columns, join_variables, read_stan_csv, read_table
+from pyro_align.draws.shapes import Array, Ranks, as_tensor, by_chain_and_draw, side_by_side
 from pyro_align.errors import GuideError
 from pyro_align.guides import Posterior, read_guide
-
-Array = Any  # a torch.Tensor, a numpy array or an xarray.DataArray, (chain, draw, *site_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,37 +66,41 @@ class Source:
         return [(c, slice(lo, min(lo + size, draws))) for c in range(chains) for lo in range(0, draws, size)]
 
 
-def as_tensor(value: Array) -> Tensor:
-    """A detached CPU tensor of whatever kind of array."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    value = np.asarray(value)
-    return torch.from_numpy(np.array(value) if not value.flags.writeable else np.ascontiguousarray(value))
+def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
+    """Reads draws of whatever kind :func:`align_draws` takes.
 
-
-def read_draws(draws: Any) -> Source:
-    """Reads a dict, a finished ``MCMC``, an ArviZ object, a file of one, or a list of guides or state dicts.
+    Args:
+        draws: The draws.
+        ranks: Site of the symmetry -> number of its own axes, by which the axes of draws are told from them.
 
     Raises:
-        TypeError: It is none of these.
-        ValueError: Shapes disagree, or the run is not finished.
+        TypeError: They are of no such kind.
+        ValueError: Shapes disagree, or a run is not finished.
     """
+    ranks = ranks or {}
     if isinstance(draws, Source):
         return draws
-    if isinstance(draws, MCMC):
-        return _read_mcmc(draws)
+    if isinstance(draws, MCMC) or _is_numpyro(draws):
+        return _read_mcmc(draws, ranks)
+    if hasattr(draws, "draws_xr"):  # CmdStanMCMC
+        draws = draws.draws_xr(inc_warmup=False)
+    if is_stan_csv(draws):
+        return _read_columns(*read_stan_csv([draws]), ranks)
     if isinstance(draws, str | os.PathLike):
         draws = open_draws(draws)
     posterior = _posterior_group(draws)
     if posterior is not None:
-        return _read_arviz(draws, posterior)
+        return _read_arviz(draws, posterior, ranks)
+    if isinstance(draws, pd.DataFrame):
+        return _read_columns(*read_table(draws), ranks)
     if isinstance(draws, Mapping):
-        return _read_mapping(draws)
+        return _read_mapping(draws, ranks)
     if isinstance(draws, Sequence) and not isinstance(draws, bytes):
-        return _read_ensemble(draws)
+        return _read_list(draws, ranks)
     raise TypeError(
-        f"expected a dict of draws (chain, draw, *site), a finished MCMC, InferenceData, DataTree, the path of a "
-        f"Zarr store or netCDF file, or a list of guides or state dicts; got {type(draws).__name__}"
+        f"expected a dict of draws (chain, draw, *site) or (draw, *site), a finished MCMC, InferenceData, DataTree, a "
+        f"table, the path of a Zarr store, netCDF file or Stan CSV file, or a list of chains, guides or state dicts; "
+        f"got {type(draws).__name__}"
     )
 
 
@@ -128,54 +133,64 @@ def open_draws(path: str | os.PathLike) -> xr.DataTree | xr.Dataset:
     )
 
 
-def _read_mapping(draws: Mapping[str, Any]) -> Source:
-    arrays = {}
-    for name, value in draws.items():
-        if isinstance(value, list | tuple):
-            value = _stack_chains(name, value)
-        if not isinstance(value, Tensor | np.ndarray | xr.DataArray) and not hasattr(value, "shape"):
-            raise TypeError(f"site '{name}': expected an array (chain, draw, *site_shape), got {type(value).__name__}")
-        if len(value.shape) < 2:
-            raise ValueError(
-                f"site '{name}': expected shape (chain, draw, *site_shape), got {tuple(value.shape)}; "
-                "a single chain needs a leading axis: value[None]"
-            )
-        arrays[name] = value
-    if not arrays:
-        raise ValueError("got no draws: the dict is empty")
-    lead = {name: tuple(a.shape[:2]) for name, a in arrays.items()}
-    first = next(iter(lead.values()))
-    for name, given in lead.items():
-        if given != first:
-            raise ValueError(
-                f"site '{name}': {given[0]} chains of {given[1]} draws, but '{next(iter(lead))}' has {first[0]} of "
-                f"{first[1]}; every site needs the same chains and draws (chain, draw, *site_shape)"
-            )
-    if 0 in first:
-        raise ValueError(f"got no draws: {first[0]} chains of {first[1]} draws")
-    return Source(arrays, np.zeros(first, bool), original=draws)
+def _read_mapping(draws: Mapping[str, Any], ranks: Ranks) -> Source:
+    named = {k: v for k, v in draws.items() if isinstance(v, xr.DataArray) and {"chain", "draw"} <= set(v.dims)}
+    named = {k: v.transpose("chain", "draw", ...) for k, v in named.items()}
+    arrays = by_chain_and_draw(join_columns({**draws, **named}), ranks)
+    dims = {k: tuple(map(str, v.dims[2:])) for k, v in named.items() if arrays[k] is v}
+    return Source(arrays, np.zeros(next(iter(arrays.values())).shape[:2], bool), original=draws, dims=dims)
 
 
-def _stack_chains(name: str, chains: Sequence[Array]) -> Array:
-    shapes = [tuple(np.shape(c)) for c in chains]
-    if len(set(shapes)) != 1:
-        raise ValueError(
-            f"site '{name}': the chains have shapes {shapes}; cut them to the same number of draws, chain[:shortest]"
-        )
-    return torch.stack([as_tensor(c) for c in chains])
+def _read_columns(arrays: Mapping[str, Any], divergent: np.ndarray, ranks: Ranks) -> Source:
+    return Source(by_chain_and_draw(arrays, dict.fromkeys(set(ranks) - set(arrays), 0)), divergent)
 
 
-def _read_mcmc(mcmc: MCMC) -> Source:
+def _is_numpyro(draws: Any) -> bool:
+    return type(draws).__module__.split(".")[0] == "numpyro" and hasattr(draws, "get_samples")
+
+
+def _read_mcmc(mcmc: Any, ranks: Ranks) -> Source:
+    if _is_numpyro(mcmc):
+        arrays = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
+        found = mcmc.get_extra_fields(group_by_chain=True).get("diverging")
+        arrays = by_chain_and_draw(arrays, ranks)
+        shape = next(iter(arrays.values())).shape[:2]
+        return Source(arrays, np.zeros(shape, bool) if found is None else np.asarray(found), original=mcmc)
     if getattr(mcmc, "_samples", None) is None:
         raise ValueError("the MCMC has not been run: call mcmc.run(...) first")
-    arrays = mcmc.get_samples(group_by_chain=True)
-    source = _read_mapping(arrays)
-    divergent = np.zeros(source.shape, bool)
+    arrays = by_chain_and_draw(mcmc.get_samples(group_by_chain=True), ranks)
+    divergent = np.zeros(next(iter(arrays.values())).shape[:2], bool)
     for chain, found in enumerate(mcmc._diagnostics):
         divergent[chain, list((found or {}).get("divergences", ()))] = True
     model = getattr(mcmc.kernel, "model", None)
     known = None if model is None else (model, tuple(mcmc._args), dict(mcmc._kwargs))
     return Source(arrays, divergent, known, mcmc)
+
+
+def _read_list(draws: Sequence[Any], ranks: Ranks) -> Source:
+    """Chains given one by one, or the members of an ensemble."""
+    if not draws:
+        raise ValueError("got no draws: the list is empty")
+    if all(is_stan_csv(d) for d in draws):
+        return _read_columns(*read_stan_csv(draws), ranks)
+    if all(isinstance(d, Mapping) for d in draws) and _are_members(draws, ranks):
+        return _read_state_dicts(draws)
+    if all(isinstance(d, Mapping | pd.DataFrame | MCMC | xr.Dataset) or _is_numpyro(d) for d in draws):
+        return _side_by_side([read_draws(d, ranks) for d in draws])
+    return _read_guides(draws)
+
+
+def _are_members(draws: Sequence[Mapping[str, Any]], ranks: Ranks) -> bool:
+    """Whether each dict holds a single value of every site: a state dict, and no chain."""
+    shapes = {k: np.shape(v) for k, v in draws[0].items() if k in ranks and not isinstance(v, list)}
+    return all(len(shape) == ranks[k] for k, shape in shapes.items())
+
+
+def _side_by_side(runs: Sequence[Source]) -> Source:
+    arrays = side_by_side([run.arrays for run in runs])
+    draws = next(iter(arrays.values())).shape[1]
+    divergent = np.concatenate([run.divergent[:, :draws] for run in runs])
+    return Source(arrays, divergent, runs[0].model, dims=runs[0].dims)
 
 
 def _posterior_group(draws: Any) -> xr.Dataset | None:
@@ -190,15 +205,20 @@ def _posterior_group(draws: Any) -> xr.Dataset | None:
     return group if isinstance(group, xr.Dataset) else group.to_dataset()
 
 
-def _read_arviz(draws: Any, posterior: xr.Dataset) -> Source:
+def _read_arviz(draws: Any, posterior: xr.Dataset, ranks: Ranks) -> Source:
+    if "sample" in posterior.dims and {"chain", "draw"} <= set(posterior.coords):
+        draws = posterior = posterior.unstack("sample")  # as az.extract stacks them
     missing = {"chain", "draw"} - set(posterior.dims)
     if missing:
         raise ValueError(f"the posterior group has no dim {sorted(missing)}; it has {list(posterior.dims)}")
+    joined = join_variables(posterior)
+    if joined is not posterior:
+        draws = posterior = joined
     arrays, dims = {}, {}
     for name, variable in posterior.data_vars.items():
         if {"chain", "draw"} <= set(variable.dims):
-            arrays[name] = variable.transpose("chain", "draw", ...)
-            dims[name] = arrays[name].dims[2:]
+            arrays[name] = _without_plates_of_one(variable.transpose("chain", "draw", ...), ranks.get(str(name)))
+            dims[name] = tuple(map(str, arrays[name].dims[2:]))
     stats = getattr(draws, "sample_stats", None)
     divergent = np.zeros((posterior.sizes["chain"], posterior.sizes["draw"]), bool)
     if stats is not None and "diverging" in stats:
@@ -206,11 +226,13 @@ def _read_arviz(draws: Any, posterior: xr.Dataset) -> Source:
     return Source(arrays, divergent, original=draws, dims=dims)
 
 
-def _read_ensemble(members: Sequence[Any]) -> Source:
-    if not members:
-        raise ValueError("got no draws: the list is empty")
-    if all(isinstance(m, Mapping) for m in members):
-        return _read_state_dicts(members)
+def _without_plates_of_one(variable: xr.DataArray, rank: int | None) -> xr.DataArray:
+    extra = 0 if rank is None else max(0, variable.ndim - 2 - rank)
+    plates = variable.dims[2 : 2 + extra]
+    return variable.squeeze(plates, drop=True) if all(variable.sizes[d] == 1 for d in plates) else variable
+
+
+def _read_guides(members: Sequence[Any]) -> Source:
     posteriors = tuple(read_guide(m) for m in members)
     for other in posteriors[1:]:
         posteriors[0].check_compatible(other)

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 from pyro_align.axes import leaves
-from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.sources import Source
 
 if TYPE_CHECKING:
     from pyro_align.draws.result import AlignedDraws
@@ -123,10 +124,12 @@ def relabeled_part(aligned: AlignedDraws, part: xr.Dataset, start: int, stop: in
         given = part[site].transpose("chain", "draw", ...)
         value = np.empty(given.shape, given.dtype)
         for chain in range(len(value)):
-            moved = aligned.relabel({site: as_tensor(given[chain])}, chain, slice(start, stop))
-            value[chain] = moved[site].numpy()
+            own = as_tensor(given[chain]).reshape(-1, *aligned.source.shapes[site])  # without plates of one
+            moved = aligned.relabel({site: own}, chain, slice(start, stop))
+            value[chain] = moved[site].numpy().reshape(value[chain].shape)
         changed[site] = given.copy(data=value).transpose(*part[site].dims)
-        for dim, term in zip(given.dims[2:], aligned.carried.symmetry.sites.get(site, ()), strict=False):
+        names, terms = aligned.source.dims.get(site, ()), aligned.carried.symmetry.sites.get(site, ())
+        for dim, term in zip(names, terms, strict=False):
             if any(a.name in aligned.symmetry.atoms for a in leaves(term)):
                 dims.add(dim)
     return part.assign(changed).drop_vars([n for n, c in part.coords.items() if dims & set(c.dims) and not _numbers(c)])

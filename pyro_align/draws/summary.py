@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from pyro_align.draws.diagnostics import rhat_and_ess
-from pyro_align.draws.sources import as_tensor
+from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.store import plain_part, relabeled_part, sample_stats
 from pyro_align.reporting.arviz import assemble
 

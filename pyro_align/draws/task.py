@@ -17,7 +17,8 @@ from pyro_align.draws.batched import UnitMatcher, restricted
 from pyro_align.draws.carried import Carried
 from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
-from pyro_align.draws.sources import Source, as_tensor
+from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.sources import Source
 from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.model.draws import DrawDensity, check_invariance

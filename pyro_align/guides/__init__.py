@@ -2,6 +2,7 @@
 
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
+from pyro_align.guides.divergences import Divergence, register_divergence
 from pyro_align.guides.families.discrete import Discrete
 from pyro_align.guides.families.empirical import Empirical, EmpiricalGuide
 from pyro_align.guides.families.gaussian import DenseNormal
@@ -21,6 +22,7 @@ from pyro_align.guides.sites import SiteSpec
 __all__ = [
     "DenseNormal",
     "Discrete",
+    "Divergence",
     "Empirical",
     "EmpiricalGuide",
     "Independent",
@@ -41,6 +43,7 @@ __all__ = [
     "permute_guide",
     "read_bayesian_module",
     "read_guide",
+    "register_divergence",
     "register_guide",
     "registered_guides",
     "wrap_guide",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_align.axes import Axis, leaves, map_atoms
-from pyro_align.discovery.infer import Inference
-from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.signs.domain import SignDomain
 from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
-from pyro_align.discovery.signs.walk import walk
+from pyro_align.discovery.walk import walk
 from pyro_align.symmetry.action import plan
 from pyro_align.symmetry.group import Symmetry
 
@@ -101,12 +101,7 @@ class SignAnalysis:
 
     @on_host
     def _require(self, inference: Inference) -> None:
-        outputs, states = walk(inference, self._parities, self._ids_of_site), inference.traced.states
-        for out in outputs[: len(outputs) - len(states)]:
-            if isinstance(out, SignTensor):
-                self._parities.hold(out.ids)
-        for out, name in zip(outputs[len(outputs) - len(states) :], states, strict=True):
-            self._parities.add(out.ids, self._ids_of_site(name))
+        walk(inference.traced, SignDomain(self._parities, self._ids_of_site), inference.constants)
 
     def _ids_of_site(self, site: str) -> Tensor:
         ids = torch.full((), EVEN, dtype=torch.int32).expand(self.symmetry.shapes[site])

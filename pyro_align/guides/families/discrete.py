@@ -15,6 +15,7 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
+from pyro_align.guides.divergences import known_divergences
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
 from pyro_align.guides.posterior import Posterior
@@ -43,7 +44,9 @@ class Discrete(Posterior):
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name, parameter in self.probs.items():

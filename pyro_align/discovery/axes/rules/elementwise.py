@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.rules import rule
-from pyro_align.discovery.terms import ONE, Uniform
+from pyro_align.discovery.axes.terms import ONE, Uniform
+from pyro_align.discovery.registry import rule
 
 
 def _tensors(args, kwargs):
     return [a for a in pytree.tree_leaves((args, kwargs)) if hasattr(a, "axes")]
 
 
-@rule("tag.pointwise")
+@rule("family.pointwise")
 def pointwise(call, *args, **kwargs):
     """Axes that are lined up by broadcasting are relabeled alike."""
     out = call.broadcast(*_tensors(args, kwargs))
@@ -21,21 +21,7 @@ def pointwise(call, *args, **kwargs):
     return out if len(call.shapes) == 1 else [list(out) for _ in call.shapes]
 
 
-@rule(
-    "aten.clone",
-    "aten._to_copy",
-    "aten.to",
-    "aten.alias",
-    "aten.detach",
-    "aten.lift_fresh_copy",
-    "aten.lift_fresh",
-    "aten.contiguous",
-    "aten.view.dtype",
-    "aten._conj",
-    "aten._neg_view",
-    "prims.convert_element_type",
-    "prims.device_put",
-)
+@rule("family.same", "family.cast", "aten.view.dtype", "aten._conj", "aten._neg_view")
 def unchanged(call, x, *args, **kwargs):
     """The same tensor again."""
     if x.shape != call.shape:
@@ -49,19 +35,7 @@ def copy(call, target, source, *args, **kwargs):
     return expand_to(source, call.shape)
 
 
-@rule(
-    "aten.fill",
-    "aten.zeros_like",
-    "aten.ones_like",
-    "aten.full_like",
-    "aten.empty_like",
-    "aten.new_zeros",
-    "aten.new_ones",
-    "aten.new_full",
-    "aten.new_empty",
-    "aten.new_empty_strided",
-    "aten.zero",
-)
+@rule("family.zeros", "family.ones", "family.full", "family.empty")
 def constant_like(call, *args, **kwargs):
     """A tensor of equal entries: only the shape of the argument matters."""
     if any(a.ndim for a in _tensors(args[1:], kwargs)):
@@ -99,23 +73,9 @@ def _reduced(call, x, dim, keepdim: bool):
     return out
 
 
-@rule("aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.logsumexp", "aten.nansum")
+@rule("family.sum", "family.extremum", "family.product", "aten.any", "aten.all", "aten.count_nonzero")
 def reduction(call, x, dim=None, keepdim=False, **kwargs):
     """A symmetric function of the entries along the reduced axes."""
-    return _reduced(call, x, dim, keepdim)
-
-
-@rule(
-    "aten.any",
-    "aten.all",
-    "aten.prod",
-    "aten.max.default",
-    "aten.min.default",
-    "aten.median.default",
-    "aten.count_nonzero",
-)
-def reduction_one(call, x, dim=None, keepdim=False, **kwargs):
-    """The same, with one axis or all."""
     return _reduced(call, x, dim, keepdim)
 
 
@@ -144,8 +104,8 @@ def smallest_and_largest(call, x, *, dim=None, keepdim=False):
     return [out, list(out)]
 
 
-@rule("aten.norm.ScalarOpt_dim")
-def norm(call, x, p, dim, keepdim=False):
+@rule("aten.norm.ScalarOpt_dim", "aten.linalg_vector_norm")
+def norm(call, x, p=2, dim=None, keepdim=False, **kwargs):
     """A norm along axes."""
     return _reduced(call, x, dim, keepdim)
 
@@ -155,12 +115,6 @@ def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
     """Variance and mean along axes."""
     out = _reduced(call, x, dim, keepdim)
     return [out, list(out)]
-
-
-@rule("aten.linalg_vector_norm")
-def vector_norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
-    """A norm along axes."""
-    return _reduced(call, x, dim, keepdim)
 
 
 @rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
@@ -183,7 +137,7 @@ def positions_used(call) -> bool:
     return any(user.args[1] == 1 for user in call.node.users)
 
 
-@rule("aten._softmax", "aten._log_softmax", "aten._safe_softmax")
+@rule("family.softmax")
 def softmax(call, x, dim, *args, **kwargs):
     """Normalizes along an axis: symmetric in it, but it mixes its entries."""
     call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
@@ -224,7 +178,7 @@ def as_complex(call, x):
 @rule("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
 def between(call, first, second, *, right=False, side=None, sorter=None, **kwargs):
     """Counts, for each entry, the boundaries below it; boundaries of one axis serve all entries."""
-    bounds, x = (second, first) if call.node.target._opname == "bucketize" else (first, second)
+    bounds, x = (second, first) if call.name == "bucketize" else (first, second)
     if bounds.ndim != 1 or sorter is not None:
         raise call.unsupported()
     call.fix(bounds.axes[0])
@@ -234,7 +188,7 @@ def between(call, first, second, *, right=False, side=None, sorter=None, **kwarg
 @rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.flip", "aten.roll")
 def along(call, x, dim, *args, **kwargs):
     """Depends on the order along an axis."""
-    if call.node.target._opname == "roll":  # the second argument says how far; without axes the tensor is flattened
+    if call.name == "roll":  # the second argument says how far; without axes the tensor is flattened
         dim = args[0] if args else None
     dims = axes_of(dim, x.ndim)
     call.witness(reduce_axes(x, dims, False))

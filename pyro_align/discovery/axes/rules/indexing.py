@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
+from pyro_align.discovery.axes.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
+from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
 from pyro_align.discovery.constants import identity_axis
-from pyro_align.discovery.rules import rule
-from pyro_align.discovery.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
-from pyro_align.discovery.terms import ONE, Uniform
+from pyro_align.discovery.registry import rule
+
+_MASKS = (torch.bool, torch.uint8)
 
 
 def _index_axes(call, index, source_axis, size):
@@ -41,8 +45,6 @@ def index(call, x, indices, *args):
 
 
 def _as_shape(call, out):
-    from pyro_align.discovery.terms import size_of
-
     if [size_of(t) for t in out] != list(call.shape):
         raise call.unsupported()
     return out
@@ -167,12 +169,7 @@ def index_put(call, x, indices, values, accumulate=False):
     return out
 
 
-@rule("aten.tril", "aten.triu")
+@rule("aten.tril", "aten.triu", family="moves")
 def triangle(call, x, *args):
     """Half of a matrix: both of its axes keep their order."""
     return [*x.axes[:-2], call.pinned(x.axes[-2]), call.pinned(x.axes[-1])]
-
-
-import torch  # noqa: E402
-
-_MASKS = (torch.bool, torch.uint8)

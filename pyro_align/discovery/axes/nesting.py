@@ -8,8 +8,9 @@ product of its operands, a softmax the tensor without its axis, so one test per 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
-from pyro_align.discovery.terms import Cat, Prod, Term, Var, resolve, variables
+from pyro_align.discovery.axes.terms import Cat, Prod, Term, Var, resolve, variables
 
 
 def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var, tuple[Var, ...]]:
@@ -19,32 +20,37 @@ def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var,
         tensors: Axes of every tensor of the graph.
         rank: Variables of the sites in their order of appearance; fixed ones come before free ones.
     """
-    candidates: dict[Var, set[Var]] = {}
-    for axes in {tuple(resolve(t) for t in tensor) for tensor in tensors}:
-        for var, outer in _outer_of(axes):
-            outer &= rank.keys()
-            if var in candidates:
-                candidates[var] &= outer
-            else:
-                candidates[var] = set(outer)
-    within = {
-        var: {o for o in outer if not (var in candidates.get(o, ()) and rank[var] < rank[o])}
-        for var, outer in candidates.items()
-        if var in rank
-    }
-    changed = True
-    while changed:  # an outer atom's own outer atoms must be around the inner one too
-        changed = False
-        for var, outer in within.items():
-            bad = {o for o in outer if not within.get(o, set()) <= outer - {o} or var in within.get(o, ())}
-            if bad:
-                within[var] = outer - bad
-                changed = True
+    within = _without_mutual(_told_everywhere(tensors, rank), rank)
+    while sum(_closed(within, var) for var in within):
+        pass
     return {
         var: tuple(sorted(outer, key=lambda o: (len(within.get(o, ())), rank[o])))
         for var, outer in within.items()
         if outer
     }
+
+
+def _told_everywhere(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var, set[Var]]:
+    """Free variable -> the variables of sites that are told exactly once at each of its occurrences."""
+    found: dict[Var, set[Var]] = {}
+    for axes in {tuple(resolve(t) for t in tensor) for tensor in tensors}:
+        for var, outer in _outer_of(axes):
+            known = outer & rank.keys()
+            found[var] = found[var] & known if var in found else known
+    return {var: outer for var, outer in found.items() if var in rank}
+
+
+def _without_mutual(told: dict[Var, set[Var]], rank: dict[Var, int]) -> dict[Var, set[Var]]:
+    """Where each of two variables could be nested in the other, the one that appears first is the outer one."""
+    return {var: {o for o in outer if var not in told.get(o, ()) or rank[o] < rank[var]} for var, outer in told.items()}
+
+
+def _closed(within: dict[Var, set[Var]], var: Var) -> bool:
+    """Removes outer variables whose own outer variables are not around the inner one too; whether there were any."""
+    outer = within[var]
+    bad = {o for o in outer if not within.get(o, set()) <= outer - {o} or var in within.get(o, ())}
+    within[var] = outer - bad
+    return bool(bad)
 
 
 def _outer_of(axes: Sequence[Term]):
@@ -55,20 +61,12 @@ def _outer_of(axes: Sequence[Term]):
         return
     cover = [{o: _cover(t, o) for o in names} for t in axes]
     for i, term in enumerate(axes):
+        other_axes = [c for j, c in enumerate(cover) if j != i]
         for var, beside in _walk(term, {}):
             if var.fixed or var.size == 1:
                 continue
-            outer = set()
-            for o in names:
-                if o is var:
-                    continue
-                total = beside.get(o, 0)
-                for j, c in enumerate(cover):
-                    if j != i:
-                        total = _add(total, c[o])
-                if total == 1:
-                    outer.add(o)
-            yield var, outer
+            told = {o: reduce(_add, (c[o] for c in other_axes), beside.get(o, 0)) for o in names if o is not var}
+            yield var, {o for o, count in told.items() if count == 1}
 
 
 def _add(a: int, b: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
-from pyro_align.discovery.infer import Inference
-from pyro_align.discovery.nesting import nested
-from pyro_align.discovery.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.nesting import nested
+from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
 _SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
@@ -50,18 +53,8 @@ def _axis(term: Term, atoms: Mapping[Var, Atom]) -> Axis:
         return Fixed(term.size)
     if isinstance(term, Cat):
         return Sum(*_joined([_axis(t, atoms) for t in term.terms], sum))
-    return _or_single(Product, _joined([_axis(f, atoms) for f in term.factors], _product))
-
-
-def _or_single(kind, parts):
-    return parts[0] if len(parts) == 1 else kind(*parts)
-
-
-def _product(sizes):
-    out = 1
-    for n in sizes:
-        out *= n
-    return out
+    factors = _joined([_axis(f, atoms) for f in term.factors], math.prod)
+    return factors[0] if len(factors) == 1 else Product(*factors)
 
 
 def _joined(parts: list[Axis], combine) -> list[Axis]:
@@ -77,29 +70,40 @@ def _joined(parts: list[Axis], combine) -> list[Axis]:
 
 
 def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
-    """A name for each variable: the site whose leading axis it is, where there is one."""
-    places: dict[Var, list[tuple[str, int, int, int]]] = {}
+    """A name for each variable: that of the first site whose leading axis it is, alone if there is one."""
+    occurrences: dict[Var, list[_Occurrence]] = {}
     for site, axes in sites.items():
-        for i, term in enumerate(axes):
+        for axis, term in enumerate(axes):
             leaves = list(dict.fromkeys(variables(term)))
-            for k, var in enumerate(leaves):
-                places.setdefault(var, []).append((site, i, k, len(leaves)))
+            for leaf, var in enumerate(leaves):
+                occurrences.setdefault(var, []).append(_Occurrence(site, axis, leaf if len(leaves) > 1 else None))
     names: dict[Var, str] = {}
-    for var, found in places.items():
-        if var not in wanted:
-            continue
-        site, axis, k, count = next(
-            (p for p in found if p[1] == 0 and p[3] == 1), next((p for p in found if p[1] == 0), found[0])
-        )
-        base = _SUFFIX.sub("", site)
-        if axis:
-            base = f"{base}[{axis}]"
-        name = base if count == 1 else f"{base}/{k}"
-        tries, unique = 2, name
-        while unique in names.values():
-            unique, tries = f"{name}:{tries}", tries + 1
-        names[var] = unique
+    for var, found in occurrences.items():
+        if var in wanted:
+            best = min(found, key=lambda o: (o.axis > 0, o.axis == 0 and o.leaf is not None))
+            names[var] = _unique(best.name, names.values())
     return names
+
+
+@dataclass(frozen=True)
+class _Occurrence:
+    """Where a variable appears: which axis of a site, and which variable of the axis if there are several."""
+
+    site: str
+    axis: int
+    leaf: int | None
+
+    @property
+    def name(self) -> str:
+        base = _SUFFIX.sub("", self.site)
+        axis = f"[{self.axis}]" if self.axis else ""
+        return f"{base}{axis}" + ("" if self.leaf is None else f"/{self.leaf}")
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of ``name:2``, ``name:3``, ... that is not taken."""
+    numbered = (f"{name}:{k}" for k in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
 
 
 def _opaque(inference: Inference, sites: dict[str, list[Term]]) -> tuple[OpaqueOperation, ...]:

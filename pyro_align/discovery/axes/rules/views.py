@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from pyro_align.discovery.rules import rule
-from pyro_align.discovery.rules.elementwise import expand_to
-from pyro_align.discovery.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.axes.rules.elementwise import expand_to
+from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.registry import rule
 
 
-@rule(
-    "aten.view.default",
-    "aten._unsafe_view",
-    "aten.reshape",
-    "aten._reshape_alias",
-    "aten.view_copy.default",
-    "aten._reshape_copy",
-)
+@rule("family.reshape")
 def view(call, x, *args, **kwargs):
     """Splits and joins products."""
     return call.reshape(x.axes, call.shape)
 
 
-@rule("aten.permute", "aten.permute_copy")
+@rule("aten.permute", "aten.permute_copy", family="view")
 def permute(call, x, dims):
     """Reorders axes."""
     return [x.axes[d] for d in dims]
 
 
-@rule("aten.t", "aten.t_copy")
+@rule("aten.t", "aten.t_copy", family="view")
 def t(call, x):
     """Reverses at most two axes."""
     return list(reversed(x.axes))
 
 
-@rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes")
+@rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", family="view")
 def transpose(call, x, a, b):
     """Swaps two axes."""
     out = list(x.axes)
@@ -41,7 +34,7 @@ def transpose(call, x, a, b):
     return out
 
 
-@rule("aten.unsqueeze", "aten.unsqueeze_copy")
+@rule("aten.unsqueeze", "aten.unsqueeze_copy", family="view")
 def unsqueeze(call, x, dim):
     """Adds an axis of size one."""
     out = list(x.axes)
@@ -49,7 +42,7 @@ def unsqueeze(call, x, dim):
     return out
 
 
-@rule("aten.squeeze", "aten.squeeze_copy")
+@rule("aten.squeeze", "aten.squeeze_copy", family="view")
 def squeeze(call, x, dim=None):
     """Drops axes of size one."""
     dims = (
@@ -62,13 +55,13 @@ def squeeze(call, x, dim=None):
     return [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)]
 
 
-@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
+@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to", family="view")
 def expand(call, x, size, **kwargs):
     """New and stretched axes are uniform."""
     return expand_to(x, call.shape)
 
 
-@rule("aten.repeat")
+@rule("aten.repeat", family="moves")
 def repeat(call, x, repeats):
     """Tiles: the tile index is a uniform leading factor."""
     lead = len(repeats) - x.ndim
@@ -76,7 +69,7 @@ def repeat(call, x, repeats):
     return [call.product([Uniform(r), t]) if r != 1 else t for r, t in zip(repeats, axes, strict=True)]
 
 
-@rule("aten.cat")
+@rule("aten.cat", family="moves")
 def cat(call, tensors, dim=0):
     """Concatenates along one axis, merges the others."""
     tensors = [x for x in tensors if not (x.ndim == 1 and x.shape[0] == 0 and len(call.shape) != 1)]
@@ -100,7 +93,7 @@ def _marked(call, x, dim, count):
     return x.axes[dim]
 
 
-@rule("aten.stack")
+@rule("aten.stack", family="moves")
 def stack(call, tensors, dim=0):
     """Joins along a new axis, whose indices keep their order."""
     dim %= len(call.shape)
@@ -111,7 +104,7 @@ def stack(call, tensors, dim=0):
     return axes
 
 
-@rule("aten.slice.Tensor", "aten.slice_copy.Tensor")
+@rule("aten.slice.Tensor", "aten.slice_copy.Tensor", family="view")
 def slice_(call, x, dim=0, start=None, end=None, step=1):
     """A piece of a concatenation, or every k-th index of a product."""
     dim %= x.ndim
@@ -143,7 +136,7 @@ def _sliced(call, axis, n, start, end, step):
     return call.fresh(count, fixed=True)
 
 
-@rule("aten.slice_scatter")
+@rule("aten.slice_scatter", family="moves")
 def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
     """Writes one tensor into a piece of another."""
     dim %= x.ndim
@@ -165,7 +158,7 @@ def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
     return out
 
 
-@rule("aten.select_scatter")
+@rule("aten.select_scatter", family="moves")
 def select_scatter(call, x, source, dim, index):
     """Writes one slice of a tensor."""
     dim %= x.ndim
@@ -188,7 +181,7 @@ def _piece(call, term):
     return call.fresh_single() if size_of(term) == 1 else term
 
 
-@rule("aten.select.int", "aten.select_copy.int")
+@rule("aten.select.int", "aten.select_copy.int", family="moves")
 def select(call, x, dim, index):
     """One index of an axis: it stands apart, the others stay interchangeable."""
     dim %= x.ndim
@@ -213,6 +206,7 @@ def select(call, x, dim, index):
     "aten.unsafe_split_with_sizes",
     "aten.chunk",
     "aten.unsafe_chunk",
+    family="split",
 )
 def split(call, x, sizes, dim=0):
     """Pieces of a concatenation."""
@@ -225,7 +219,7 @@ def split(call, x, sizes, dim=0):
     return [[*x.axes[:dim], piece, *x.axes[dim + 1 :]] for piece in pieces]
 
 
-@rule("aten.unbind.int", "aten.unbind_copy.int")
+@rule("aten.unbind.int", "aten.unbind_copy.int", family="moves")
 def unbind(call, x, dim=0):
     """Every index of an axis on its own."""
     call.fix(x.axes[dim])
@@ -233,7 +227,7 @@ def unbind(call, x, dim=0):
     return [list(rest) for _ in call.shapes]
 
 
-@rule("aten.diagonal", "aten.diagonal_copy")
+@rule("aten.diagonal", "aten.diagonal_copy", family="moves")
 def diagonal(call, x, offset=0, dim1=0, dim2=1):
     """Two axes walked together."""
     dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_align.discovery.rules import rule
+from pyro_align.discovery.registry import rule
 
 
 @rule("aten.linalg_inv_ex")
