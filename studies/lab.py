@@ -176,7 +176,7 @@ def pair_of_fits(lab: Lab, setting: Setting, seed_a: int, seed_b: int) -> tuple[
 
 
 def before_and_after(lab: Lab, setting: Setting, seed_a: int, seed_b: int, **options: object) -> list[Row]:
-    """Barriers between two fits as they stand and after alignment, with distances and effective widths."""
+    """Barriers between two fits before alignment and after alignment, with distances and effective widths."""
     a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
     alignment = pyro_align.align(a, b, lab.symmetry(setting), **options)
     made = []

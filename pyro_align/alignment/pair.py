@@ -11,7 +11,8 @@ from typing import Any
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError, SymmetryError
-from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
 from pyro_align.paths.geodesic import Path
@@ -31,6 +32,7 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimized.
         match: How the matcher went: objective, history, status, time by part.
+        distance_error: Standard error of ``distance``, where it is estimated from draws; 0 elsewhere.
 
     Example:
         >>> from pyro_align import Symmetry, align, permute_guide
@@ -54,9 +56,10 @@ class Alignment:
     site_distances: Mapping[str, tuple[float, float]] = field(repr=False)
     divergence: Any
     match: Match = field(repr=False)
+    distance_error: float = 0.0
 
     @cached_property
-    def guide(self):
+    def guide(self) -> Guide:
         """The relabeled guide: of the type of the one given, owning its parameters."""
         return self.posterior.to_guide()
 
@@ -109,8 +112,9 @@ class Alignment:
             f"{name} {count}/{self.permutation.indices[name].numel()}"
             for name, count in self.permutation.moved().items()
         )
+        error = f" +- {self.distance_error:.2g}" if self.distance_error else ""
         return (
-            f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}\n"
+            f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}{error}\n"
             f"units moved: {moved or 'none'}\n{self.match}"
         )
 
@@ -182,14 +186,15 @@ def align(
         True
     """
     check_distinct(guide_a, guide_b)
-    a, b = read_guide(guide_a), read_guide(guide_b)
+    a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
-    fitted = fit_symmetry(symmetry, a)
+    symmetry = fit_symmetry(symmetry, a)
     check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
+    a, b = relabelable(a, symmetry), relabelable(b, symmetry)
     found = match_posteriors(
         a,
         b,
-        fitted,
+        symmetry,
         divergence=divergence,
         init=init,
         matcher=matcher,
@@ -211,6 +216,7 @@ def align(
         site_distances={site: (sites_before[site], sites_after[site]) for site in sites_before},
         divergence=divergence,
         match=found,
+        distance_error=a.distance_error(moved),
     )
 
 

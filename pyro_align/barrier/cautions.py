@@ -21,6 +21,7 @@ def cautions(barrier: Barrier, symmetry: Symmetry | None = None) -> Iterator[str
         barrier: The barrier.
         symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
     """
+    yield from barrier.notes
     yield from curve_cautions(barrier.curves)
     yield from _collapse(barrier, symmetry)
 

@@ -65,6 +65,7 @@ class Problem:
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"raise"`` or ``"keep"``.
         num_data: Number of data that the posterior was fitted to, or None for :attr:`fitted`'s.
+        notes: What should be told of the path and of the losses left out.
     """
 
     model: Callable
@@ -78,6 +79,7 @@ class Problem:
     max_memory: int
     nonfinite: str = "raise"
     num_data: int | None = None
+    notes: tuple[str, ...] = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict:

@@ -117,6 +117,7 @@ class DenseNormal(Posterior):
     # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
 
     is_coupled = True
+    in_unconstrained = True
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)

@@ -62,6 +62,12 @@ class Independent(Posterior):
     def divergences(self) -> tuple[str, ...]:
         return tuple(d for d in self.parts[0].divergences if all(d in part.divergences for part in self.parts))
 
+    in_unconstrained = True
+
+    @property
+    def has_density(self) -> bool:
+        return all(part.has_density for part in self.parts)
+
     @property
     def is_coupled(self) -> bool:
         return any(part.is_coupled for part in self.parts)
@@ -179,6 +185,6 @@ class _GuideListWriter:
             child = part.to_guide()
             if "master" in child.__dict__:
                 guide.append(child)
-            else:  # not an AutoGuide: an empirical part between the ends of a path
+            else:  # not an AutoGuide
                 guide.add_module(str(len(guide)), child)
         return guide.train(self.prototype.training)

@@ -59,6 +59,7 @@ class LowRankNormal(Posterior):
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
     is_coupled = True
+    in_unconstrained = True
 
     def __post_init__(self):
         for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):

@@ -46,6 +46,8 @@ class MeanFieldNormal(Posterior):
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
+    in_unconstrained = True
+
     @property
     def divergences(self) -> tuple[str, ...]:
         return known_divergences()
