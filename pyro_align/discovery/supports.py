@@ -17,7 +17,7 @@ from pyro_align.discovery.axes.terms import ONE, Term
 from pyro_align.discovery.axes.unify import merge
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.errors import SymmetryError
-from pyro_align.model.density import base_support, is_real
+from pyro_align.model.supports import base_support, is_real
 
 # entries of the event axis may change places
 _EXCHANGEABLE = tuple(

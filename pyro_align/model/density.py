@@ -6,7 +6,6 @@ latent sites are arguments. Values are *constrained*: what the model's ``pyro.sa
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,17 +15,16 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import ImproperUniform
-from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
+from torch.distributions import constraints
 
 from pyro_align.errors import PyroAlignError, TraceError
-from pyro_align.model.effects import NoValidationMessenger, SubstituteMessenger
+from pyro_align.model.effects.enumerate import is_enumerable
+from pyro_align.model.effects.substitute import full_shape
+from pyro_align.model.forward import Records, check_observed, is_subsample, run
 from pyro_align.model.guards import untouched
+from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,16 @@ class Density:
                 self.latents[name] = _latent(name, node["value"], declared.get(name, constraints.real), is_param=True)
             if node["type"] != "sample":
                 continue
-            if isinstance(node["fn"], _Subsample):
+            if is_subsample(node):
                 self._subsamples[name] = node["value"]
                 continue
             dims += [-f.dim for f in node["cond_indep_stack"] if f.vectorized]
             if node["is_observed"]:
                 self.observed.append(name)
-            elif getattr(node["fn"], "has_enumerate_support", False):
+            elif is_enumerable(node):
                 self.enumerated.append(name)
             else:
-                self.latents[name] = _latent(name, node["value"], node["fn"].support)
+                self.latents[name] = _latent(name, node["value"], node["fn"].support, shape=full_shape(node))
         self.max_plate_nesting = max(dims)
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
@@ -127,10 +125,11 @@ class Density:
                 untouched(self.model, seed=self.seed),
                 torch.no_grad(),
                 warnings.catch_warnings(),
-                _AnyValueMessenger(),
+                AnyValueMessenger(),
             ):
                 warnings.simplefilter("ignore")
                 trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                check_observed(Records(trace))
                 return trace, dict(pyro.get_param_store()._constraints)
         except PyroAlignError:
             raise
@@ -164,15 +163,10 @@ class Density:
             A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
             discrete latents that are summed out hold their whole support along dims left of the plates.
         """
-        model = self.model
-        if self.enumerated:
-            model = poutine.enum(config_enumerate(model), first_available_dim=-1 - self.max_plate_nesting)
-        with (
-            pyro.validation_enabled(False),
-            SubstituteMessenger({**self.params, **values}, self._subsamples),
-            NoValidationMessenger(),
-        ):
-            trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+        nesting = self.max_plate_nesting if self.enumerated else None
+        values = {**self.params, **values}
+        trace = run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+        with pyro.validation_enabled(False):
             trace.compute_log_prob()
         return trace
 
@@ -237,56 +231,15 @@ class Density:
         return values
 
 
-def is_subsample(node: Mapping[str, Any]) -> bool:
-    """Whether a sample site of a trace is a plate's choice of data, which has no density of its own."""
-    return isinstance(node["fn"], _Subsample)
-
-
 def is_deterministic(node: Mapping[str, Any]) -> bool:
     """Whether a node of a trace only records a value."""
     return node["type"] == "sample" and bool(node["infer"].get("_deterministic"))
 
 
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether a support is all real numbers, for each entry of a value."""
-    return isinstance(base_support(support), type(constraints.real))
-
-
-def base_support(support: constraints.Constraint) -> constraints.Constraint:
-    """A support without the wrappers that only reinterpret batch axes as event axes."""
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    return support
-
-
-def transform_onto(support: constraints.Constraint) -> Transform | None:
-    """A map from the real line onto a support; not one to one where torch has none that is. None where it has none."""
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        return transform_onto(support.base_constraint)
-    if isinstance(support, constraints.independent):
-        base = transform_onto(support.base_constraint)
-        return None if base is None else IndependentTransform(base, support.reinterpreted_batch_ndims)
-    for registry in (biject_to, transform_to):
-        with contextlib.suppress(NotImplementedError):
-            return registry(support)
-    return None
-
-
-class _AnyValueMessenger(Messenger):
-    """Gives a site whose prior cannot be drawn from (an improper one) some value in its support."""
-
-    def _pyro_sample(self, msg):
-        fn = msg["fn"]
-        if msg["is_observed"] or msg["value"] is not None or not isinstance(fn, ImproperUniform):
-            return
-        transform = transform_onto(fn.support)
-        if transform is not None:
-            shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
-            msg["value"] = transform(torch.randn(shape))
-
-
-def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:
-    return LatentSite(name, tuple(value.shape), support, value.dtype, value.device, is_param)
+def _latent(
+    name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
+) -> LatentSite:
+    return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param)
 
 
 def _describe(value: object) -> str:
