@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_align import Symmetry, align, align_many, certify, find_symmetry
+from pyro_align import SymmetrySpec, align, align_many, certify, find_symmetry
 from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.io import load, save
 
@@ -87,7 +87,7 @@ def test_without_priors_the_support_is_kept(prior, event):
     assert not find_symmetry(model, y, scope="likelihood").atoms
     axes = (None,) * (event - 1) + ("k",) if event else ("k",)
     with pytest.raises(SymmetryError, match=r"site 'z'.*support"):
-        certify(Symmetry.from_axes({"z": axes}, scope="likelihood"), model, y)
+        certify(SymmetrySpec({"z": axes}, scope="likelihood"), model, y)
 
 
 def forgetful(x, y=None):

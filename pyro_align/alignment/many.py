@@ -18,7 +18,9 @@ from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class ManyAlignments:
 
 def align_many(
     guides: Sequence[Any],
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     reference: int | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
@@ -127,7 +129,7 @@ def align_many(
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import Symmetry, align_many
+        >>> from pyro_align import SymmetrySpec, align_many
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def guide():
@@ -135,7 +137,7 @@ def align_many(
         ...         made = AutoNormal(model, init_loc_fn=init_to_sample)
         ...         made()
         ...     return made
-        >>> aligned = align_many([guide() for _ in range(3)], Symmetry.from_axes({"w": ("unit", None)}))
+        >>> aligned = align_many([guide() for _ in range(3)], SymmetrySpec({"w": ("unit", None)}))
         >>> aligned.status, len(aligned.guides)
         ('converged', 3)
     """

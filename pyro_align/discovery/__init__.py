@@ -27,6 +27,7 @@ from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
 from pyro_align.symmetry.group import Resting, Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 __all__ = [
     "ActivationProbe",
@@ -140,7 +141,13 @@ def analyze_signs(
 
 
 def certify(
-    symmetry: Symmetry, model: Any, *args: Any, parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
+    symmetry: Symmetry | SymmetrySpec,
+    model: Any,
+    *args: Any,
+    parameters: bool = False,
+    trials: int = 3,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> Symmetry:
     """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
 
@@ -165,13 +172,13 @@ def certify(
         >>> def model():
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
-        >>> certify(Symmetry.from_axes({"w": ("unit",)}), model).certificate.trials
+        >>> certify(SymmetrySpec({"w": ("unit",)}), model).certificate.trials
         3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     traced = source.trace()
-    bound = symmetry.bind({name: tuple(v.shape) for name, v in traced.values.items()})
-    return _with_certificate(bound, source, traced, trials=trials, seed=seed)
+    symmetry = bound(symmetry, {name: v.shape for name, v in traced.values.items()}, of="model")
+    return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
@@ -289,7 +296,7 @@ class _Source:
             raise TraceError(
                 f"the model is not the same function when run again: its log joint is {again:.6g} nats where its trace "
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
-                "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
+                "to find; fix its randomness, or write the symmetry by hand as a SymmetrySpec."
             )
 
 

@@ -13,7 +13,8 @@ from pyro_align.discovery.running import placed
 from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError, TraceError
-from pyro_align.symmetry.group import Certificate, Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Certificate, Symmetry
 
 RELATIVE = 1e-10  # of the log joint's magnitude; a forgotten site changes it by tenths of a nat
 
@@ -105,9 +106,7 @@ def _change(function: GraphFunction, permutation: Permutation, values, before: T
 def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance, change) -> str:
     guilty = []
     for name in symmetry.atoms:
-        signs = {name: permutation.signs[name]} if name in permutation.signs else {}
-        alone = symmetry.permutation({name: permutation.indices[name]}, signs)
-        if not _change(function, alone, values, before) <= tolerance:
+        if not _change(function, permutation.only(name), values, before) <= tolerance:
             guilty.append(name)
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
     what = f"atom {places}" if guilty else "its atoms, taken together"

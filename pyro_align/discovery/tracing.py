@@ -27,7 +27,7 @@ from pyro_align.model.learnables import module_tensors, saved_buffers
 
 _ADVICE = (
     "If the model cannot be written without it, write the symmetry by hand with "
-    "Symmetry.from_axes({site: (axis, ...)}); it passes the same certificate."
+    "SymmetrySpec({site: (axis, ...)}); it passes the same certificate."
 )
 
 

@@ -13,7 +13,8 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 Reader = Callable[..., Posterior]
 

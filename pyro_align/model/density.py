@@ -221,7 +221,7 @@ class Density:
             if transform is None:
                 raise TraceError(
                     f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
-                    "real line; marginalize it in the model, or write the symmetry by hand with Symmetry.from_axes"
+                    "real line; marginalize it in the model, or write the symmetry by hand as a SymmetrySpec"
                 )
             shape = transform.inverse_shape(torch.Size(site.shape))
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
