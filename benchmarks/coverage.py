@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from pyro_align.barrier import Curve
-from pyro_align.barrier.cautions import SETTLED
-from pyro_align.losses.sums import Sums, bootstrap_weights
+from pyro_align.losses.cautions import SETTLED
+from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
+from pyro_align.losses.protocol import Batch, Totals
 
 NOISE, TAUS = 0.7, np.linspace(0, 1, 7)
+LOSSES, PARTS = {loss.name: loss for loss in (ExpectedNLL(), PredictiveNLL())}, ("draws", "drift", "effective")
 CASES = {"ends of scale 0.3 and 0.1": (0.3, 0.1), "both ends of scale 0.2": (0.2, 0.2)}
 
 
@@ -47,16 +49,15 @@ def truth(loss, x, y, path):
 
 def curve(loss, x, y, path, draws, generator):
     """One evaluation, with the library's own sums and jackknife."""
-    noise, pseudo, drift, spread = torch.randn(draws, x.shape[1], generator=generator).double(), [], [], 0.0
+    noise, estimates, spread = torch.randn(draws, x.shape[1], generator=generator).double(), [], 0.0
+    totals = Totals(len(y), len(y), None, None)
     for mean, scale in path:
         residual = y - (mean + scale * noise) @ x.T
         log_likelihood = -0.5 * (residual / NOISE).square() - math.log(NOISE) - 0.5 * math.log(2 * math.pi)
         spread = max(spread, float(log_likelihood.std(0).max()))
-        sums = Sums({loss: loss}, bootstrap_weights(2, 0))
-        sums.add_log_likelihood(log_likelihood)
-        pseudo.append(sums.pseudo[loss] / len(y))
-        drift.append(sums.drift.get(loss, 0.0) / len(y))
-    return Curve("data", loss, TAUS, np.stack(pseudo), np.array(drift)), spread
+        estimates.append(LOSSES[loss].finish(LOSSES[loss].contribution(Batch(log_likelihood, None)), totals))
+    draws, drift, effective = (np.stack([getattr(one, part) for one in estimates]) for part in PARTS)
+    return Curve("data", loss, TAUS, draws, drift, effective), spread
 
 
 def main():

@@ -13,14 +13,13 @@ from pyro_align.axes import axis_size, leaves
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
-from pyro_align.guides.features import PerSite
+from pyro_align.guides.features import Features
 from pyro_align.matching import Match
 from pyro_align.path_losses import MidpointLoss, PathLoss
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 __all__ = ["Activations", "MidpointLoss", "PathLoss"]
-
-Features = Mapping[str, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -34,7 +33,7 @@ class Activations:
     Args:
         model: The Pyro model.
         args: Its arguments: the data on which to compare, a few hundred are plenty.
-        num_draws: Posterior draws.
+        num_samples: Posterior draws.
         seed: Seed of the draws.
         kwargs: The model's keyword arguments.
 
@@ -43,22 +42,29 @@ class Activations:
         >>> from pyro_align.objectives import Activations
         >>> from pyro_align.demo.network import bayesian_mlp
         >>> x, y = torch.randn(50, 4), torch.arange(50) % 3
-        >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_draws=4)
-        >>> by_activation.num_draws
+        >>> by_activation = Activations(bayesian_mlp([4, 8, 3]), x, y, num_samples=4)
+        >>> by_activation.num_samples
         4
     """
 
     model: Callable = field(repr=False)
     args: tuple = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
-    num_draws: int
+    num_samples: int
     seed: int
     _probes: dict = field(repr=False)
 
-    def __init__(self, model: Callable, *args: Any, num_draws: int = 8, seed: int = 0, **kwargs: Any):
-        if num_draws < 1:
-            raise MatchError(f"num_draws: expected at least 1, got {num_draws}")
-        values = {"model": model, "args": args, "kwargs": kwargs, "num_draws": num_draws, "seed": seed, "_probes": {}}
+    def __init__(self, model: Callable, *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
+        if num_samples < 1:
+            raise MatchError(f"num_samples: expected at least 1, got {num_samples}")
+        values = {
+            "model": model,
+            "args": args,
+            "kwargs": kwargs,
+            "num_samples": num_samples,
+            "seed": seed,
+            "_probes": {},
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -75,12 +81,13 @@ class Activations:
     def features(self, posterior: Posterior, symmetry: Symmetry) -> Features:
         """Standardized mean activations, pseudo-site -> one tensor."""
         probe = self.probe(symmetry)
-        values = posterior.push(posterior.noise(self.num_draws, generator=self.seed))
-        draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_draws))
-        return {
+        values = posterior.push(posterior.noise(self.num_samples, generator=self.seed))
+        draws = ({site: v[s] for site, v in values.items()} for s in range(self.num_samples))
+        found = {
             name: (_standardized(mean, square, probe.axes[name]).to(posterior.dtype),)
             for name, (mean, square) in probe(draws).items()
         }
+        return Features(found, found.__getitem__, (False,))
 
 
 def _standardized(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
@@ -103,14 +110,12 @@ class Objective:
         symmetry: The same over the tensors that have features: sites, and a pseudo-site per tensor of activations.
         fixed: Features of the posterior that stays.
         moving: Features of the posterior to relabel.
-        odd: Site -> which features change sign with signed units.
     """
 
     group: Symmetry = field(repr=False)
     symmetry: Symmetry
     fixed: Features = field(repr=False)
     moving: Features = field(repr=False)
-    odd: Mapping[str, tuple[bool, ...]] = field(repr=False)
 
     def start(self, permutation: Permutation | None) -> Permutation | None:
         """A relabeling to start from, over the tensors that have features."""
@@ -159,18 +164,18 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
             if symmetry.signed:
                 raise MatchError("activations cannot be matched up to signs; use a symmetry found with signs=False")
             axes.update(part.probe(symmetry).axes)
-            here, there, flags = part.features(a, symmetry), part.features(b, symmetry), (False,)
+            here, there = part.features(a, symmetry), part.features(b, symmetry)
         else:
-            here, there, flags = a.features(part, "fixed"), b.features(part, "moving"), a.feature_odd(part)
+            here, there = a.features(part, "fixed"), b.features(part, "moving")
         fixed.append((here, weight))
         moving.append((there, 1.0))
         for site in here:
-            odd[site] = (*odd.get(site, ()), *flags)
-    sides = (PerSite(odd, lambda site: _stacked(fixed, site)), PerSite(odd, lambda site: _stacked(moving, site)))
+            odd[site] = (*odd.get(site, ()), *here.odd[site])
+    sides = (Features(odd, lambda s: _stacked(fixed, s), odd), Features(odd, lambda s: _stacked(moving, s), odd))
     if axes.keys() == odd.keys() == symmetry.sites.keys():
-        return Objective(symmetry, symmetry, *sides, odd)
+        return Objective(symmetry, symmetry, *sides)
     kept = {site: terms for site, terms in axes.items() if site in odd}
-    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides, odd)
+    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides)
 
 
 def _stacked(parts: Sequence[tuple[Features, float]], site: str) -> tuple[Tensor, ...]:

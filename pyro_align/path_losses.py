@@ -1,4 +1,4 @@
-"""Losses on a path by which to choose a relabeling: a figure of a finished path, or a gradient on the way to one."""
+"""Losses on a path by which to choose a relabeling: a number for a finished path, or a gradient on the way to one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from pyro_align.barrier import evaluate_loss
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import MeanFieldNormal, read_guide
-from pyro_align.guides.posterior import check_tau
+from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.probe import probe
 from pyro_align.paths.geodesic import Path
 from pyro_align.paths.learned import Batches, negative_elbo
 
@@ -29,10 +30,10 @@ class PathLoss:
     Args:
         model: The Pyro model.
         args: Its arguments, data included.
-        loss: ``"predictive_nll"``, ``"expected_nll"`` or ``"elbo"``, in nats per datum.
+        loss: ``"predictive_nll"``, ``"expected_nll"`` or ``"negative_elbo"``, in nats per datum.
         tau: Where on the path.
         num_samples: Posterior draws.
-        temperature: Weight of the KL in ``"elbo"``.
+        temperature: Weight of the KL in ``"negative_elbo"``.
         seed: Seed of the draws; the same for every path, so that differences count.
         kwargs: The model's keyword arguments.
 
@@ -48,7 +49,7 @@ class PathLoss:
     model: Callable = field(repr=False)
     args: tuple = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
-    loss: str
+    loss: Any
     tau: float
     num_samples: int
     temperature: float
@@ -58,7 +59,7 @@ class PathLoss:
         self,
         model: Callable,
         *args: Any,
-        loss: str = "predictive_nll",
+        loss: Any = "predictive_nll",
         tau: float = 0.5,
         num_samples: int = 8,
         temperature: float = 1.0,
@@ -87,7 +88,7 @@ class PathLoss:
 
 @dataclass(frozen=True, eq=False, init=False)
 class MidpointLoss:
-    """The negative ELBO half-way to a relabeled posterior, differentiable: what gradient matchers can lower.
+    """The negative ELBO per datum half-way to a relabeled posterior, differentiable: for matchers that use gradients.
 
     :class:`~pyro_align.matching.Sinkhorn` and :class:`~pyro_align.matching.StraightThrough` take it as their ``loss``.
     They search with the features of ``divergence="w2"``, the default, for mean-field Gaussians.
@@ -107,7 +108,7 @@ class MidpointLoss:
     Raises:
         GuideError: The guide is of another family.
         MatchError: ``num_samples`` is no positive number.
-        TraceError: The model cannot be run.
+        TraceError, BarrierError: The model cannot be run with these arguments.
 
     Example:
         >>> import torch
@@ -130,6 +131,7 @@ class MidpointLoss:
     num_samples: int
     temperature: float
     seed: int
+    num_data: int
 
     def __init__(
         self,
@@ -151,11 +153,13 @@ class MidpointLoss:
         values = {"start": start, "density": Density(model, args, kwargs), "tau": check_tau(tau)}
         values |= {"batches": Batches.of(args, kwargs, batch_size), "num_samples": num_samples}
         values |= {"temperature": temperature, "seed": seed}
+        draw = {site: value[0] for site, value in start.push(start.noise(1, generator=seed)).items()}
+        values["num_data"] = probe(model, args, kwargs, start, draw, seed)[0].full
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def __call__(self, relabeled: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
-        """The negative ELBO, nats for all data.
+        """The negative ELBO, nats per datum.
 
         Args:
             relabeled: Site -> location and standard deviation of the relabeled posterior, ``unconstrained_shape``.
@@ -178,4 +182,4 @@ class MidpointLoss:
                 negative_elbo(self.density, self.start, moments, self.temperature, generator, self.batches)
                 for _ in range(self.num_samples)
             ]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() / self.num_data

@@ -21,18 +21,11 @@ if TYPE_CHECKING:
     from pyro_align.barrier.result import Barrier
     from pyro_align.barrier.surface import Surface
     from pyro_align.losses.curve import Curve
+    from pyro_align.losses.protocol import Label
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "-", "-")
-TITLES = {
-    "expected_nll": "expected NLL",
-    "predictive_nll": "predictive NLL",
-    "elbo": "negative ELBO",
-    "kl": "KL to the prior",
-    "error_rate": "error rate",
-}
-NATS = "nats per datum"
 
 
 def plot_curve(
@@ -53,11 +46,12 @@ def plot_curve(
     ax = _pyplot().gca() if ax is None else ax
     color, band = COLOURS[index % len(COLOURS)], curve.band(level)
     style = STYLES[index % len(STYLES)]
-    ax.fill_between(curve.taus, curve.chord + band.lower, curve.chord + band.upper, color=color, alpha=0.25, lw=0)
+    low, high = curve.chord + curve.sign * band.lower, curve.chord + curve.sign * band.upper
+    ax.fill_between(curve.taus, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(curve.taus, curve.chord, color=color, lw=1.0, ls=(0, (2, 2)), alpha=0.9)
     ax.plot(curve.taus, curve.value, color=color, lw=1.8, ls=style, label=label)
     ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], MARKERS[index % len(MARKERS)], color=color, ms=5, clip_on=False)
-    _dress(ax, curve.loss)
+    _dress(ax, curve.label)
     return ax
 
 
@@ -70,8 +64,8 @@ def plot_excess(
     ax.axhline(0.0, color="0.4", lw=0.8)
     ax.fill_between(curve.taus, band.lower, band.upper, color=color, alpha=0.25, lw=0)
     ax.plot(curve.taus, curve.excess, color=color, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
-    _dress(ax, curve.loss)
-    ax.set_title(f"{TITLES.get(curve.loss, curve.loss)}: excess over the chord", fontsize=10)
+    _dress(ax, curve.label)
+    ax.set_title(f"{curve.label.title}: excess over the chord", fontsize=10)
     return ax
 
 
@@ -105,9 +99,10 @@ def plot_barrier(
         if len(barrier.evaluations) > 1:
             ax.set_title(f"{ax.get_title()}, {data}", fontsize=10)
         return ax
-    for i, name in enumerate(names):
-        plot_excess(barrier[data, name], ax=ax, label=TITLES.get(name, name), index=i, level=level)
-    ax.set_ylabel(NATS + (" (error rate: fraction of data)" if "error_rate" in names else ""))
+    labels = [barrier[data, name].label for name in names]
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        plot_excess(barrier[data, name], ax=ax, label=label.title, index=i, level=level)
+    ax.set_ylabel(_units(labels))
     ax.set_title(f"excess over the chord, {data}", fontsize=10)
     _legend_above(ax, columns=2)
     return ax
@@ -148,7 +143,7 @@ def plot_before_after(
             panel = axes[row, column]
             for i, (label, barrier) in enumerate(barriers.items()):
                 curve = barrier[data, name]
-                text = (f"{label}: " if label else "barrier ") + _figure(curve, level)
+                text = (f"{label}: " if label else "barrier ") + curve.text(level)
                 plot_curve(curve, ax=panel, label=text, index=i, level=level)
             if column == 0 and len(sets) > 1:
                 panel.set_ylabel(f"{data}\n{panel.get_ylabel()}")
@@ -209,9 +204,9 @@ def plot_plane(
             bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
         )
     bar = ax.figure.colorbar(filled, ax=ax, ticks=heights[:: max(1, len(heights) // 6)], format="%.3g")
-    bar.set_label(_unit(loss), fontsize=9)
+    bar.set_label(surface.labels[loss].unit, fontsize=9)
     ax.set_aspect("equal")
-    ax.set_title(TITLES.get(loss, loss) + (f", {data}" if len(surface.evaluations) > 1 else ""), fontsize=10)
+    ax.set_title(surface.labels[loss].title + (f", {data}" if len(surface.evaluations) > 1 else ""), fontsize=10)
     ax.set_xlabel("W2 distance along the edge " + f"{names[0]} to {names[1]}")
     ax.set_ylabel("W2 distance across")
     return ax
@@ -242,7 +237,7 @@ def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             fontsize=7,
             ha="left" if tau == 0 else "right" if tau == 1 else "center",
         )
-    _dress(ax, "")
+    _dress(ax)
     ax.margins(y=0.18)
     ax.set_title("leave-one-out along the path", fontsize=10)
     ax.set_ylabel("elpd, nats (higher is better)")
@@ -284,18 +279,12 @@ def plot_site_distances(alignment: Alignment, *, ax: Axes | None = None) -> Axes
     return ax
 
 
-def _unit(loss: str) -> str:
-    return "fraction of data" if loss == "error_rate" else NATS if loss in TITLES else "per datum"
-
-
-def _figure(curve: Curve, level: float) -> str:
-    """A barrier with its standard error, to the error's second digit; of none, how high it may be."""
-    height, se = curve.barrier.height, curve.barrier.se
-    if np.isfinite(se) and se > 0:
-        digits = int(np.clip(1 - np.floor(np.log10(se)), 0, 5))
-        return f"{height:.{digits}f} ± {se:.{digits}f}"
-    upper = curve.band(level).interval[1]
-    return f"{height:.3g}" + (f", below {upper:.1g}" if height == 0 and upper > 0 else "")
+def _units(labels: Sequence[Label]) -> str:
+    """The unit of most losses, and those of the others."""
+    units = [label.unit for label in labels]
+    common = max(dict.fromkeys(units), key=units.count)
+    others = [f"{label.title}: {label.unit}" for label in labels if label.unit != common]
+    return common + (f" ({'; '.join(others)})" if others else "")
 
 
 def _legend_above(ax: Axes, columns: int = 1) -> None:
@@ -305,10 +294,11 @@ def _legend_above(ax: Axes, columns: int = 1) -> None:
     ax.legend(frameon=False, fontsize=8, loc="upper center", handlelength=2.2, borderaxespad=0.2, ncols=columns)
 
 
-def _dress(ax: Axes, loss: str) -> None:
-    ax.set_title(TITLES.get(loss, loss), fontsize=10)
+def _dress(ax: Axes, label: Label | None = None) -> None:
+    if label is not None:
+        ax.set_title(label.title, fontsize=10)
+        ax.set_ylabel(label.unit)
     ax.set_xlabel("τ along the path")
-    ax.set_ylabel(_unit(loss))
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.spines[["top", "right"]].set_visible(False)

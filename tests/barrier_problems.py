@@ -68,7 +68,7 @@ def linear_truth(path, tau, x, y):
 
 def true_curve(path, taus, x, y, loss, temperature=1.0):
     truths = [linear_truth(path, float(tau), x, y) for tau in taus]
-    return np.array([t.elbo(temperature) if loss == "elbo" else getattr(t, loss) for t in truths])
+    return np.array([t.elbo(temperature) if loss == "negative_elbo" else getattr(t, loss) for t in truths])
 
 
 def excess_of(curve, taus):

@@ -136,7 +136,7 @@ def linear(r, name):
 # -- elementwise -------------------------------------------------------------------------------------------------------
 
 
-@sampler("tag.pointwise")
+@sampler("family.pointwise")
 def pointwise(r, name):
     shape = r.shape(0, 3)
     x = r.tensor(*shape)

@@ -410,7 +410,7 @@ def test_barriers_are_those_of_the_host(device, tmp_path):
     """All losses; in chunks, from a DataLoader, refined, resumed from a checkpoint."""
     (x, y), (hx, hy) = data(device), data("cpu")
     path, host = (displacement(*three(d)[:2]) for d in (device, "cpu"))
-    names = ("expected_nll", "predictive_nll", "elbo", "kl")
+    names = ("expected_nll", "predictive_nll", "negative_elbo", "kl")
     losses = {**{name: name for name in names}, "mse": lambda prediction, y: (prediction - y).square()}
     options = {"taus": 3, "num_samples": 4}
     expected = evaluate_barrier(network, host, hx, hy, losses=losses, **options)
@@ -437,12 +437,12 @@ def test_learned_repaired_and_plane(device):
     assert learned.losses == pytest.approx(learn_path(network, *here[:2], *data("cpu"), steps=3, batch_size=4).losses)
     surface = evaluate_plane(network, plane(a, b, c), x, y, grid=2, num_samples=4)
     expected = evaluate_plane(network, plane(*here), *data("cpu"), grid=2, num_samples=4)
-    np.testing.assert_allclose(surface["elbo"], expected["elbo"], rtol=1e-9)
+    np.testing.assert_allclose(surface["negative_elbo"], expected["negative_elbo"], rtol=1e-9)
     net, inputs, labels = bayesian_mlp([4, 5, 4, 3]), torch.randn(20, 4), torch.arange(20) % 3
     ends = [make_guide(net, inputs, labels, seed=s, scale=0.05) for s in (1, 2)]
-    host = repair(displacement(*ends), net, inputs, labels, num_draws=2)
+    host = repair(displacement(*ends), net, inputs, labels, num_samples=2)
     ends = [make_guide(net, inputs, labels, seed=s, scale=0.05).to(device) for s in (1, 2)]
-    repaired = repair(displacement(*ends), net, inputs.to(device), labels.to(device), num_draws=2)
+    repaired = repair(displacement(*ends), net, inputs.to(device), labels.to(device), num_samples=2)
     check_same(repaired(0.5).state_dict(), host(0.5).state_dict())
     guides = [learned(0.3), plane(a, b, c)(0.2, 0.3), path_through([a, b, c])(0.7), repaired(0.5)]
     assert devices_of([t for guide in guides for t in guide.state_dict().values()]) == {device}

@@ -6,7 +6,9 @@ import torch
 from barrier_problems import excess_of, linear, linear_data, make_path, true_curve
 
 from pyro_align.barrier import Curve, evaluate_barrier
-from pyro_align.losses.sums import Sums, bootstrap_weights, predictive_pseudo_values, task_pseudo_values
+from pyro_align.losses import Batch, Totals
+from pyro_align.losses.likelihood import PredictiveNLL, predictive_pseudo_values
+from pyro_align.losses.task import bootstrap_weights, task_pseudo_values
 
 TAUS = np.linspace(0, 1, 5)
 
@@ -15,7 +17,9 @@ def curve_of(mean, noise=0.0, draws=40, seed=0):
     """A curve of known mean with common and with independent noise."""
     rng = np.random.default_rng(seed)
     common = rng.standard_normal(draws)
-    return Curve("data", "elbo", TAUS, np.asarray(mean)[:, None] + common + noise * rng.standard_normal((5, draws)))
+    return Curve(
+        "data", "negative_elbo", TAUS, np.asarray(mean)[:, None] + common + noise * rng.standard_normal((5, draws))
+    )
 
 
 def test_common_noise_cancels():
@@ -127,7 +131,7 @@ def test_no_side_of_a_band_is_narrower_than_students():
     rng = np.random.default_rng(3)
     skewed = np.zeros((3, 12))
     skewed[1] = rng.exponential(size=12)
-    curve = Curve("data", "elbo", np.array([0.0, 0.5, 1.0]), skewed)
+    curve = Curve("data", "negative_elbo", np.array([0.0, 0.5, 1.0]), skewed)
     band, se = curve.band(resamples=20_000), curve.excess_se[1]
     students = 2.201  # 0.975 quantile, 11 degrees of freedom
     assert (curve.excess - band.lower)[1] > 0.97 * students * se
@@ -148,15 +152,13 @@ def test_what_moves_with_the_draws_widens_the_band():
 
 def test_the_drift_is_what_the_halves_lack():
     log_likelihood = 2 * torch.randn(9, 5)
-    sums = Sums({"p": "predictive_nll"}, bootstrap_weights(9, 0))
-    sums.add_log_likelihood(log_likelihood[:, :2])
-    sums.add_log_likelihood(log_likelihood[:, 2:])
+    loss, weights = PredictiveNLL(), bootstrap_weights(9, 0)
+    total = loss.merge(*(loss.contribution(Batch(part, weights)) for part in log_likelihood.split([2, 3], 1)))
+    found = loss.finish(total, Totals(5, 5, np.zeros(9), np.zeros(9)))
     halves = [predictive_pseudo_values(log_likelihood[i::2]).mean() for i in (0, 1)]
     whole = predictive_pseudo_values(log_likelihood).mean()
-    assert np.isclose(sums.drift["p"], float(whole - (5 * halves[0] + 4 * halves[1]) / 9))
-    few = Sums({"p": "predictive_nll"}, bootstrap_weights(3, 0))
-    few.add_log_likelihood(log_likelihood[:3])
-    assert np.isnan(few.drift["p"])
+    assert np.isclose(found.drift, float(whole - (5 * halves[0] + 4 * halves[1]) / 9) / 5)
+    assert np.isnan(loss.contribution(Batch(log_likelihood[:3], weights))["drift"])
     curve = Curve("data", "predictive_nll", TAUS, curve_of([0.0] * 5, 0.3).draws, np.full(5, np.nan))
     assert np.array_equal(curve.excess_drift, np.zeros(5))
 
@@ -181,7 +183,7 @@ def coverage(repeats, num_samples, num_taus, loss):
     return np.mean(inside), np.mean(errors**2) / claimed, errors.mean() / np.sqrt(claimed)
 
 
-@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "elbo"])
+@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "negative_elbo"])
 def test_errors_and_bands_are_honest(loss):
     covered, ratio, bias = coverage(repeats=120, num_samples=32, num_taus=5, loss=loss)
     assert 0.87 <= covered <= 0.995
@@ -191,7 +193,7 @@ def test_errors_and_bands_are_honest(loss):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [16, 64])
-@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "elbo"])
+@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "negative_elbo"])
 def test_errors_and_bands_are_honest_at_length(loss, num_samples):
     covered, ratio, bias = coverage(repeats=400, num_samples=num_samples, num_taus=7, loss=loss)
     print(f"{loss}, {num_samples} draws: coverage {covered:.3f}, variance ratio {ratio:.3f}, bias {bias:.3f} se")

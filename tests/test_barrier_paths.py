@@ -75,7 +75,7 @@ def test_the_training_loss_is_the_negative_elbo(model):
     x, y = linear_data()
     a, b = make_guide(model, x, y, seed=1), make_guide(model, x, y, seed=2)
     path = learn_path(model, a, b, x, y, steps=600, lr=0.0, temperature=0.5)
-    curve = evaluate_barrier(model, path, x, y, taus=21, num_samples=100, temperature=0.5)["elbo"]
+    curve = evaluate_barrier(model, path, x, y, taus=21, num_samples=100, temperature=0.5)["negative_elbo"]
     mean = np.trapezoid(curve.value, curve.taus) * len(x)
     trained = np.array(path.losses)
     assert abs(trained.mean() - mean) < 4.5 * trained.std() / 600**0.5
@@ -151,7 +151,7 @@ def test_a_learned_path_is_lower_on_digits():
     for data in ("train", "test"):
         before, after = (p[data, "predictive_nll"] for p in (straight, bent))
         assert after.band().interval[1] < 0.5 * before.band().interval[0], data
-    assert bent["train", "elbo"].barrier.height < 0.01
+    assert bent["train", "negative_elbo"].barrier.height < 0.01
 
 
 def test_bad_input():

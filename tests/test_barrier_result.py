@@ -8,8 +8,8 @@ from barrier_problems import NOISE, classifier, classifier_data, linear, linear_
 
 import pyro_align.barrier.result as result
 from pyro_align.barrier import Curve, evaluate_barrier
-from pyro_align.barrier.cautions import SETTLED
 from pyro_align.errors import BarrierError, DiagnosticWarning
+from pyro_align.losses.cautions import SETTLED
 
 arviz = pytest.importorskip("arviz")
 
@@ -33,7 +33,7 @@ def fake(curves, draws=12):
     noise = 1e-3 * np.random.default_rng(0).standard_normal((5, draws))
     made = {("data", k): Curve("data", k, taus, np.asarray(v)[:, None] + noise) for k, v in curves.items()}
     zeros = np.zeros((5, draws))
-    return result.Barrier(made, taus, zeros, zeros, {"data": zeros}, {"data": zeros[:, 0]}, {"data": 9}, 1.0, 0, True)
+    return result.Barrier(made, taus, zeros, zeros, {"data": zeros}, {"data": 9}, 1.0, 0, True)
 
 
 @pytest.mark.filterwarnings("ignore:evaluation .test.")
@@ -54,7 +54,7 @@ def test_the_table(barrier):
 
 
 def test_curves_by_name(barrier):
-    assert barrier["elbo"] is barrier["train", "elbo"]
+    assert barrier["negative_elbo"] is barrier["train", "negative_elbo"]
     with pytest.raises(KeyError, match="'nll'"):
         barrier["test", "nll"]
 
@@ -62,11 +62,11 @@ def test_curves_by_name(barrier):
 def test_a_hidden_loss_of_likelihood_is_told():
     hill, flat = [0.0, 1.0, 2.0, 1.0, 0.0], [0.0] * 5
     with pytest.warns(DiagnosticWarning, match="KL dips along the path and hides"):
-        fake({"expected_nll": hill, "elbo": flat}).summary()
+        fake({"expected_nll": hill, "negative_elbo": flat}).summary()
     with pytest.warns(DiagnosticWarning, match=r"predictive_nll one of 2"):
-        fake({"predictive_nll": hill, "elbo": flat}).summary()
-    fake({"expected_nll": hill, "elbo": hill}).summary()
-    fake({"expected_nll": flat, "elbo": flat}).summary()
+        fake({"predictive_nll": hill, "negative_elbo": flat}).summary()
+    fake({"expected_nll": hill, "negative_elbo": hill}).summary()
+    fake({"expected_nll": flat, "negative_elbo": flat}).summary()
 
 
 def test_a_dominating_draw_is_told():

@@ -53,7 +53,7 @@ def test_the_report_is_complete(runs):
         "test accuracy",
     ):
         assert expected in text, expected
-    rows = [line.split()[:2] for line in text.splitlines() if "+-" in line and line.split()[0] in ("train", "test")]
+    rows = [line.split()[:2] for line in text.splitlines() if " @ " in line and line.split()[0] in ("train", "test")]
     assert rows == [["train", "before"], ["train", "after"], ["test", "before"], ["test", "after"]]
 
 

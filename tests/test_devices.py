@@ -122,7 +122,7 @@ def check_model_side(device, default):
         moved = [v for q in aligned.values() for v in q.draws.values()]
         values, log_q = symmetrize(a, symmetry, components=3).sample(4)
     assert unit
-    assert np.isfinite(barrier["elbo"].draws).all()
+    assert np.isfinite(barrier["negative_elbo"].draws).all()
     there = [*alignment.guide.state_dict().values(), *by_activation.guide.state_dict().values()]
     there += [*path(0.5).state_dict().values(), *moved, *values.values(), log_q]
     assert devices_of(there) == {device}

@@ -10,9 +10,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pyro_align.discovery import check_rule
-from pyro_align.discovery.checking import _Alone, _distance
-from pyro_align.discovery.rules import RULES, find_rule
-from pyro_align.discovery.terms import Uniform
+from pyro_align.discovery.axes.checking import claims
+from pyro_align.discovery.axes.terms import Uniform
+from pyro_align.discovery.checking import Alone, distance
+from pyro_align.discovery.registry import rule
 from pyro_align.errors import SymmetryError
 
 FEW, MANY = 6, 150
@@ -68,7 +69,9 @@ def cases(name, count):
 
 
 def test_every_rule_has_a_sampler_and_names_an_operation():
-    own = [n for n, function in RULES.items() if function.__module__.startswith("pyro_align.")]  # not other tests'
+    own = [
+        n for n, function in rule.operations().items() if function.__module__.startswith("pyro_align.")
+    ]  # not other tests'
     missing = sorted(set(own) - set(SAMPLERS))
     assert not missing, (
         f"the rules of {missing} are tested by nothing: add a function to tests/rule_samplers.py, decorated with "
@@ -76,7 +79,7 @@ def test_every_rule_has_a_sampler_and_names_an_operation():
     )
     assert not sorted(set(SAMPLERS) - set(own)), "samplers of operations that have no rule"
     for name in own:
-        if not name.startswith("tag."):
+        if not name.startswith("family."):
             space, packet = name.split(".")[:2]
             assert hasattr(getattr(torch.ops, space), packet), f"torch has no operation {name}"
 
@@ -84,8 +87,8 @@ def test_every_rule_has_a_sampler_and_names_an_operation():
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_a_rule_claims_only_what_holds(name):
     for case in cases(name, FEW):
-        found = find_rule(case.operation)
-        assert found is RULES[name], f"{case} is another rule's"
+        found = rule.find(case.operation)
+        assert found is rule.operations()[name], f"{case} is another rule's"
         checked(case)
 
 
@@ -217,7 +220,7 @@ FALSE_RULES = {
 @pytest.mark.parametrize("what", FALSE_RULES)
 def test_a_false_rule_is_caught(what, monkeypatch):
     operation, args, false = FALSE_RULES[what]
-    monkeypatch.setitem(RULES, str(operation), false)
+    monkeypatch.setitem(rule.rules, str(operation), false)
     values = [torch.randn(a) if isinstance(a, tuple) else a for a in args]
     with pytest.raises(SymmetryError, match=r"claims too much for input0 \(.*relabeling (atom '|its atoms, taken)"):
         check_rule(operation, *values)
@@ -237,8 +240,8 @@ def overlooked(case):
     """Swaps of two indices on some axes of the inputs that the operation follows and the rule does not claim."""
     if not case.checked or case.constants or case.outputs is not None:
         return []
-    alone = _Alone(case.operation, case.args, case.kwargs, frozenset(), None)
-    symmetry = alone.claims()[0][0]
+    alone = Alone(case.operation, case.args, case.kwargs)
+    symmetry = claims(alone)[0][0]
     before, orbits = alone.run(alone.values), {name: orbit(symmetry, name) for name in alone.values}
     inputs = [(name, axis) for name, value in alone.values.items() for axis in range(value.ndim)]
     found = []
@@ -285,6 +288,4 @@ def follows(before, after, n, i, j):
     """Whether the output is the old one with the same two indices swapped on some of its axes."""
     axes = [axis for axis in range(before.ndim) if before.shape[axis] == n]
     subsets = itertools.chain.from_iterable(itertools.combinations(axes, k) for k in range(len(axes) + 1))
-    return any(
-        _distance(after, swapped({"": before}, [("", a) for a in subset], i, j)[""]) < 1e-9 for subset in subsets
-    )
+    return any(distance(after, swapped({"": before}, [("", a) for a in subset], i, j)[""]) < 1e-9 for subset in subsets)

@@ -13,11 +13,11 @@ from torch import nn
 from pyro_align import find_symmetry
 from pyro_align.axes import leaves
 from pyro_align.discovery import _Source, check_sign_rule, sign_rule
-from pyro_align.discovery.assemble import assemble
-from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.axes.assemble import assemble
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.registry import rule
 from pyro_align.discovery.signs import add_signs
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Equations, Parities
-from pyro_align.discovery.signs.registry import SIGN_RULES, find_sign_rule
 from pyro_align.errors import SymmetryError
 
 aten = torch.ops.aten
@@ -41,7 +41,7 @@ def known_to_samplers():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cases = [draw(Draw(f"{name} {seed}"), name) for seed in range(2)]
-        if any(find_sign_rule(case.operation) for case in cases):
+        if any(sign_rule.find(case.operation) for case in cases):
             names.append(name)
     return names
 
@@ -81,9 +81,8 @@ def entrywise(r, packet, name):
     return operation, args
 
 
-ENTRYWISE = sorted(
-    set(SIGN_RULES) - set(SAMPLERS) - {"aten.norm", "aten.std", "aten.var", "aten.std_mean", "aten.var_mean"}
-)
+SAMPLED_BY_OVERLOAD = {"aten.norm.Scalar", "aten.std", "aten.var", "aten.std_mean", "aten.var_mean"}
+ENTRYWISE = sorted(set(sign_rule.operations()) - set(SAMPLERS) - SAMPLED_BY_OVERLOAD)
 
 
 @pytest.mark.parametrize("name", ENTRYWISE)
@@ -157,7 +156,7 @@ def test_an_index_that_is_not_known_may_point_anywhere():
 @pytest.fixture
 def rule_of(monkeypatch):
     """Replaces a rule for one test."""
-    return lambda name, function: monkeypatch.setitem(SIGN_RULES, name, function)
+    return lambda name, function: monkeypatch.setitem(sign_rule.rules, name, function)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +186,6 @@ def test_a_rule_of_ones_own():
     def model(x):
         observe(root(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
 
-    from pyro_align.discovery import rule
-    from pyro_align.discovery.rules import RULES
-
     try:
         rule("signs_test.root")(lambda call, x: x.axes)
         assert not find_symmetry(model, torch.randn(5, 3), signs=True).signed
@@ -198,8 +194,8 @@ def test_a_rule_of_ones_own():
         assert len(find_symmetry(model, torch.randn(5, 3), signs=True).signed) == 1
         assert check_sign_rule(root, torch.randn(3)).free == 3
     finally:
-        RULES.pop("signs_test.root", None)
-        SIGN_RULES.pop("signs_test.root", None)
+        rule.rules.pop("signs_test.root", None)
+        sign_rule.rules.pop("signs_test.root", None)
 
 
 # -- equations --------------------------------------------------------------------------------------------------------

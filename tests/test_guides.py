@@ -366,7 +366,7 @@ def test_features_are_the_divergence(divergence, signed):
     s = Symmetry.from_axes({"w": (axis, None), "v": (axis,)}, shapes={"w": (3, 2), "v": (3,)})
     a, b = (read_guide(scoped(lambda: AutoNormal(model), seed=seed)) for seed in (1, 2))
     fixed, moving = a.features(divergence, "fixed"), b.features(divergence, "moving")
-    odd, gaps = a.feature_odd(divergence), []
+    gaps = []
     for seed in range(12):
         p = s.random(seed)
         moved = b.permute(p)
@@ -374,7 +374,7 @@ def test_features_are_the_divergence(divergence, signed):
         inner = sum(
             (f * p.apply_site(k, m, signs=o)).sum()
             for k in a.sites
-            for f, m, o in zip(fixed[k], moving[k], odd, strict=True)
+            for f, m, o in zip(fixed[k], moving[k], fixed.odd[k], strict=True)
         )
         gaps.append(float(closed + inner))
     assert max(gaps) - min(gaps) < 1e-9 * (1 + abs(gaps[0]))
@@ -394,13 +394,13 @@ def test_coupled_features_are_the_true_w2(make):
     a, b = (read_guide(scoped(lambda: make(model), seed=seed)) for seed in (1, 2))
     s = symmetry()
     here = s.random(3)
-    fixed, moving, odd = a.coupled_features(b, here)
+    fixed, moving = a.coupled_features(b, here)
 
     def inner(p):
         return sum(
             float((f * p.apply_site(k, m, signs=o)).sum())
             for k in a.sites
-            for f, m, o in zip(fixed[k], moving[k], odd, strict=True)
+            for f, m, o in zip(fixed[k], moving[k], fixed.odd[k], strict=True)
         )
 
     def half_w2(p):

@@ -43,7 +43,7 @@ def test_every_family_keeps_its_dtype(name, tmp_path):
     assert q.dtype == torch.float32
     noise = q.noise(3)
     values, log_prob = q.permute(p).push_with_log_prob(noise)
-    fixed, moving, _ = q.coupled_features(other, p)
+    fixed, moving = q.coupled_features(other, p)
     alignment = align(a, b, SYMMETRY)
     middle = displacement(a, alignment.guide)
     found = [*tensors(noise), *tensors(values), log_prob, *tensors(q.features("w2")), *tensors(fixed), *tensors(moving)]

@@ -4,6 +4,7 @@ import configparser
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_the_wheel_says_what_it_is(wheel):
     assert metadata["Version"] == pyro_align.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"plots", "demo", "test", "docs"} <= set(metadata.get_all("Provides-Extra"))
+
+
+def test_the_source_distribution_carries_what_its_tests_read(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "_build", "demo-out")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    code = "import sys; from setuptools.build_meta import build_sdist; print(build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", code, tmp_path, cwd=source).splitlines()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        held = {member.partition("/")[2] for member in archive.getnames()}
+    for folder in ("tests", "benchmarks", "studies"):
+        files = {path.relative_to(source).as_posix() for path in (source / folder).rglob("*.py")}
+        assert files <= held, f"missing: {sorted(files - held)[:5]}"
+    assert {"README.md", "CHANGELOG.md", "constraints.txt", "docs/api.md", "tutorials/execute.py"} <= held
 
 
 def test_the_wheel_imports(wheel, tmp_path):

@@ -21,7 +21,7 @@ def symmetry():
 
 def test_path_loss_is_the_barriers_loss_at_its_middle():
     path = pyro_align.displacement(make_guide(1), make_guide(2))
-    for loss in ("predictive_nll", "expected_nll", "elbo"):
+    for loss in ("predictive_nll", "expected_nll", "negative_elbo"):
         barrier = pyro_align.evaluate_barrier(MODEL, path, X, Y, taus=3, num_samples=4, seed=2, temperature=0.5)
         found = PathLoss(MODEL, X, Y, loss=loss, num_samples=4, seed=2, temperature=0.5)(path)
         assert found == pytest.approx(float(barrier[loss].value[1]), rel=1e-12)
@@ -30,8 +30,11 @@ def test_path_loss_is_the_barriers_loss_at_its_middle():
 def test_midpoint_loss_is_the_negative_elbo_at_the_middle():
     a, b = read_guide(make_guide(1)), read_guide(make_guide(2, 0.5))
     loss = MidpointLoss(MODEL, a, X, Y, num_samples=400, temperature=0.5)
-    found = float(loss(b.features("w2", "moving"))) / len(X)
-    draws = [PathLoss(MODEL, X, Y, loss="elbo", num_samples=40, temperature=0.5, seed=s)(Path(a, b)) for s in range(10)]
+    found = float(loss(b.features("w2", "moving")))
+    draws = [
+        PathLoss(MODEL, X, Y, loss="negative_elbo", num_samples=40, temperature=0.5, seed=s)(Path(a, b))
+        for s in range(10)
+    ]
     assert found == pytest.approx(np.mean(draws), abs=4.5 * np.std(draws) / 10**0.5 * 2**0.5)
     alone = MidpointLoss(MODEL, a, X, Y, tau=0.0, temperature=0.5)
     assert float(alone(b.features("w2", "moving"))) == float(alone(a.features("w2", "moving"))), "tau = 0 is the start"

@@ -25,10 +25,10 @@ def path_of(model, *args, scale=0.05):
     return displacement(*(make_guide(model, *args, seed=s, scale=scale) for s in (1, 2)))
 
 
-def preactivations(q, num_draws, seed=0):
+def preactivations(q, num_samples, seed=0):
     """By hand: every layer's pre-activations of MODEL, ``(draws, data, units)``."""
-    values = q.push(q.noise(num_draws, generator=seed))
-    h, out = X.expand(num_draws, *X.shape), []
+    values = q.push(q.noise(num_samples, generator=seed))
+    h, out = X.expand(num_samples, *X.shape), []
     for i in range(3):
         z = h @ values[f"layer{i}.weight"].mT + values[f"layer{i}.bias"][:, None]
         out.append(z)
@@ -47,7 +47,7 @@ def deviation(z):
 @pytest.mark.parametrize("tau", [0.2, 0.5])
 def test_every_unit_has_the_interpolated_mean_and_spread(tau):
     straight = path_of(MODEL, X, Y)
-    path = repair(straight, MODEL, X, Y, num_draws=6)
+    path = repair(straight, MODEL, X, Y, num_samples=6)
     assert [layer.weight for layer in path.layers] == [(f"layer{i}.weight", 0) for i in range(3)]
     ends = [preactivations(straight.posterior(t), 6) for t in (0.0, 1.0)]
     before, after = (preactivations(p.posterior(tau), 6) for p in (straight, path))
@@ -75,7 +75,7 @@ def test_the_ends_and_the_output_layer_are_left_alone():
 
 def test_a_path_from_a_posterior_to_itself_needs_no_repair():
     q = read_guide(make_guide(MODEL, X, Y))
-    path = repair(displacement(q, read_guide(make_guide(MODEL, X, Y))), MODEL, X, Y, num_draws=3)
+    path = repair(displacement(q, read_guide(make_guide(MODEL, X, Y))), MODEL, X, Y, num_samples=3)
     assert path.posterior(0.5).distance(q) < 1e-6
 
 
@@ -89,10 +89,10 @@ def test_noise_keeps_its_share():
 
 
 def test_barriers_and_pickles():
-    path = repair(path_of(MODEL, X, Y), MODEL, X, Y, num_draws=2)
+    path = repair(path_of(MODEL, X, Y), MODEL, X, Y, num_samples=2)
     barrier = evaluate_barrier(MODEL, path, X, Y, taus=3, num_samples=4)
-    assert barrier["elbo"].value.shape == (3,)
-    path = repair(path_of(convolutional, IMAGES, LABELS), convolutional, IMAGES, LABELS, num_draws=2)
+    assert barrier["negative_elbo"].value.shape == (3,)
+    path = repair(path_of(convolutional, IMAGES, LABELS), convolutional, IMAGES, LABELS, num_samples=2)
     again = pickle.loads(pickle.dumps(path))
     assert again.posterior(0.5).distance(path.posterior(0.5)) == 0
 
@@ -135,7 +135,7 @@ def shared_bias(x, y):
 
 def test_channels_of_convolutions_and_layers_without_bias():
     straight = path_of(convolutional, IMAGES, LABELS)
-    path = repair(straight, convolutional, IMAGES, LABELS, num_draws=3)
+    path = repair(straight, convolutional, IMAGES, LABELS, num_samples=3)
     assert [(layer.weight, layer.bias) for layer in path.layers] == [(("c", 0), None), (("d", 0), ("bias", 0))]
     for site, i in (("c", 1), ("d", 0), ("d", 1)):  # without a bias, only the spread is repaired
         ends = [path.spreads(t)[site][i] for t in (0.0, 1.0)]
@@ -161,5 +161,5 @@ def test_other_families_are_refused():
             points[-1](X, Y)
     with pytest.raises(GuideError, match="mean-field Gaussians, got Point"):
         repair(displacement(*points), MODEL, X, Y)
-    with pytest.raises(ValueError, match="num_draws"):
-        repair(path_of(MODEL, X, Y), MODEL, X, Y, num_draws=0)
+    with pytest.raises(ValueError, match="num_samples"):
+        repair(path_of(MODEL, X, Y), MODEL, X, Y, num_samples=0)

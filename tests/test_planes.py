@@ -119,8 +119,8 @@ def test_losses_on_a_plane_are_the_paths():
     guides = three(classifier, (x, y))
     here = plane(*guides)
     surface = evaluate_plane(classifier, here, x, y, grid=(5, 4), num_samples=6, seed=3)
-    assert surface["elbo"].shape == (4, 5)
-    assert surface.losses == ("expected_nll", "predictive_nll", "elbo", "kl", "error_rate")
+    assert surface["negative_elbo"].shape == (4, 5)
+    assert surface.losses == ("expected_nll", "predictive_nll", "negative_elbo", "kl", "error_rate")
 
     class Edge:
         """A line of the grid as a path."""
@@ -136,7 +136,7 @@ def test_losses_on_a_plane_are_the_paths():
         assert np.allclose(row[loss].se, surface.se["data", loss][2], rtol=1e-7)
     assert (surface.clipped[:, 0] >= 0).all()
     again = evaluate_plane(classifier, here, x, y, grid=(5, 4), num_samples=6, seed=3)
-    assert np.array_equal(surface["elbo"], again["elbo"])
+    assert np.array_equal(surface["negative_elbo"], again["negative_elbo"])
 
 
 def test_several_data_sets_and_losses_on_a_plane():
@@ -146,7 +146,7 @@ def test_several_data_sets_and_losses_on_a_plane():
     assert surface.evaluations == ("train", "test")
     assert surface["test", "expected_nll"].shape == (2, 2)
     with pytest.raises(KeyError, match="no loss"):
-        surface["elbo"]
+        surface["negative_elbo"]
 
 
 def test_bad_planes():
@@ -195,5 +195,5 @@ def test_the_figure_of_a_plane():
     assert [text.get_text() for text in ax.texts] == ["one", "two", "three"]
     assert "W2" in ax.get_xlabel()
     with pytest.raises(ValueError, match="no loss"):
-        plots.plot_plane(surface, loss="elbo")
+        plots.plot_plane(surface, loss="negative_elbo")
     plt.close("all")

@@ -15,7 +15,7 @@ arviz = pytest.importorskip("arviz")
 MODERN = "InferenceData" not in vars(arviz)
 
 
-def make(height=1.0, losses=("expected_nll", "elbo"), taus=5, draws=6, seed=0):
+def make(height=1.0, losses=("expected_nll", "negative_elbo"), taus=5, draws=6, seed=0):
     rng, grid = np.random.default_rng(seed), np.linspace(0, 1, taus)
     bump = height * np.sin(np.pi * grid)[:, None]
     curves = {
@@ -25,9 +25,7 @@ def make(height=1.0, losses=("expected_nll", "elbo"), taus=5, draws=6, seed=0):
     }
     stats = rng.standard_normal((taus, draws))
     two = {"train": stats, "test": stats}
-    return Barrier(
-        curves, grid, stats, stats + 1, two, dict.fromkeys(two, stats[:, 0]), {"train": 40, "test": 9}, 0.5, 3, True
-    )
+    return Barrier(curves, grid, stats, stats + 1, two, {"train": 40, "test": 9}, 0.5, 3, True)
 
 
 def groups_of(tree):
@@ -46,8 +44,8 @@ def test_one_barrier():
     assert groups_of(tree) == {"sample_stats", "constant_data"}
     draws = tree["sample_stats"]["loss_draws"]
     assert draws.dims == ("chain", "draw", "evaluation", "loss", "tau")
-    curve = barrier["test", "elbo"]
-    at = {"evaluation": "test", "loss": "elbo"}
+    curve = barrier["test", "negative_elbo"]
+    at = {"evaluation": "test", "loss": "negative_elbo"}
     assert np.array_equal(draws.sel(chain=0, **at).values, curve.draws.T)
     constant = tree["constant_data"]
     for name in ("value", "se", "chord", "excess", "excess_se"):
@@ -56,6 +54,8 @@ def test_one_barrier():
     assert np.array_equal(constant["lower"].sel(**at), curve.band().lower)
     assert int(constant["num_data"].sel(evaluation="test")) == 9
     assert constant.attrs["temperature"] == 0.5
+    assert constant["title"].values.tolist() == ["expected NLL", "negative ELBO"]
+    assert set(constant["unit"].values) == {"nats per datum"}
     assert np.array_equal(tree["sample_stats"]["log_q"][0], barrier.log_q.T)
 
 
@@ -72,19 +72,19 @@ def test_before_and_after_in_one_file(tmp_path):
     assert list(constant["path"].values) == ["before", "after"]
     assert constant["value"].dims == ("path", "evaluation", "loss", "tau")
     for label, barrier in (("before", before), ("after", after)):
-        there = constant.sel(path=label, evaluation="train", loss="elbo")
-        assert np.allclose(there["excess"], barrier["train", "elbo"].excess)
-        assert float(there["barrier_tau"]) == barrier["train", "elbo"].barrier.tau
+        there = constant.sel(path=label, evaluation="train", loss="negative_elbo")
+        assert np.allclose(there["excess"], barrier["train", "negative_elbo"].excess)
+        assert float(there["barrier_tau"]) == barrier["train", "negative_elbo"].barrier.tau
     assert tree["sample_stats"]["loss_draws"].sizes["path"] == 2
 
 
 def test_barriers_of_other_taus_and_losses_are_padded():
-    tree = report.to_arviz({"a": make(taus=3), "b": make(taus=5, losses=("elbo", "kl"))})
+    tree = report.to_arviz({"a": make(taus=3), "b": make(taus=5, losses=("negative_elbo", "kl"))})
     constant = tree["constant_data"]
     assert constant.sizes["tau"] == 5
-    assert set(constant["loss"].values) == {"expected_nll", "elbo", "kl"}
+    assert set(constant["loss"].values) == {"expected_nll", "negative_elbo", "kl"}
     assert np.isnan(constant["value"].sel(path="a", loss="kl", evaluation="train")).all()
-    there = constant["value"].sel(path="a", loss="elbo", evaluation="train").dropna("tau")
+    there = constant["value"].sel(path="a", loss="negative_elbo", evaluation="train").dropna("tau")
     assert list(there["tau"].values) == [0.0, 0.5, 1.0]
 
 

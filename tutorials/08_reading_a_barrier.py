@@ -95,12 +95,14 @@ table[["barrier", "se", "tau", "low", "high", "p_value", "start", "end", "peak"]
 
 # %%
 middle = len(barrier.taus) // 2
-excess = {loss: barrier["train", loss].excess[middle] for loss in ("expected_nll", "kl", "elbo", "predictive_nll")}
+excess = {
+    loss: barrier["train", loss].excess[middle] for loss in ("expected_nll", "kl", "negative_elbo", "predictive_nll")
+}
 pd.Series(excess, name="excess at the midpoint, nats per datum").to_frame()
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-barrier.plot(axes[0], losses=["expected_nll", "predictive_nll", "kl", "elbo"], evaluation="train")
+barrier.plot(axes[0], losses=["expected_nll", "predictive_nll", "kl", "negative_elbo"], evaluation="train")
 barrier.plot(axes[1], losses="predictive_nll", evaluation="test")
 plt.show()
 
@@ -157,11 +159,11 @@ for draws in (4, 6, 8, 12, 16):
 
 # %% [markdown]
 # A second warning is of posteriors that have collapsed to the prior: units that do nothing are easy to align. Given the
-# symmetry, `summary` counts the units that are alive; below half of a layer, it warns. Here they are:
+# symmetry, `summary` counts the active units; below half of a layer, it warns. Here they are:
 
 # %%
 for guide in guides:
-    print(pyro_align.effective_width(guide, symmetry, model, x[:32], y[:32]).alive)
+    print(pyro_align.effective_width(guide, symmetry, model, x[:32], y[:32]).active)
 
 # %% [markdown]
 # ## Where is the top?
@@ -184,7 +186,9 @@ print(fine)
 learned = pyro_align.learn_path(model, guides[0], alignment.guide, x, y, steps=400, batch_size=256, lr=0.02)
 bent = pyro_align.evaluate_barrier(model, learned, evaluation=data, taus=11)
 axes = plots.plot_before_after(
-    {"straight": barrier, "learned": bent}, losses=["expected_nll", "predictive_nll", "elbo"], evaluations="test"
+    {"straight": barrier, "learned": bent},
+    losses=["expected_nll", "predictive_nll", "negative_elbo"],
+    evaluations="test",
 )
 plt.show()
 

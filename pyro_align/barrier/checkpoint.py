@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_align.barrier.problem import Piece, Problem
 from pyro_align.errors import BarrierError
+from pyro_align.losses.protocol import Estimate
 
 _HEAD = "problem.json"
 
@@ -79,12 +80,10 @@ class Checkpoint:
         """
         arrays: dict[str, Any] = {"log_prior": piece.log_prior, "log_q": piece.log_q}
         names: dict[str, Any] = {"tau": piece.tau, "vectorized": piece.vectorized, "num_data": dict(piece.num_data)}
-        names["pseudo"] = [list(key) for key in piece.pseudo]
         names["evaluations"] = list(piece.likelihood)
-        names["drift"] = [[*key, value] for key, value in piece.drift.items()]
-        arrays |= {f"pseudo{i}": value for i, value in enumerate(piece.pseudo.values())}
+        names["estimates"] = [[*key, one.drift, one.effective] for key, one in piece.estimates.items()]
+        arrays |= {f"draws{i}": one.draws for i, one in enumerate(piece.estimates.values())}
         arrays |= {f"likelihood{i}": value for i, value in enumerate(piece.likelihood.values())}
-        arrays["effective"] = np.array(list(piece.effective.values()))
         arrays["names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
         try:
             self._put(f"{float(piece.tau).hex()}.npz", lambda file: np.savez(file, **arrays))
@@ -125,10 +124,11 @@ def _read_piece(path: Path) -> Piece:
             names = json.loads(file["names"].tobytes())
             return Piece(
                 tau=names["tau"],
-                pseudo={tuple(key): file[f"pseudo{i}"] for i, key in enumerate(names["pseudo"])},
+                estimates={
+                    (evaluation, loss): Estimate(file[f"draws{i}"], drift, effective)
+                    for i, (evaluation, loss, drift, effective) in enumerate(names["estimates"])
+                },
                 likelihood={name: file[f"likelihood{i}"] for i, name in enumerate(names["evaluations"])},
-                drift={(evaluation, loss): value for evaluation, loss, value in names["drift"]},
-                effective=dict(zip(names["evaluations"], file["effective"].tolist(), strict=True)),
                 log_prior=file["log_prior"],
                 log_q=file["log_q"],
                 num_data=names["num_data"],
@@ -155,6 +155,7 @@ def fingerprint(problem: Problem) -> dict[str, str]:
         "losses": ", ".join(problem.losses),
         "num_samples": str(problem.num_samples),
         "seed": str(problem.seed),
+        "num_data": str(problem.num_data),
         "temperature": float(problem.temperature).hex(),
         "chunk and memory": f"{problem.chunk}, {problem.max_memory}",
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial, reduce
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,25 @@ from torch import Tensor
 from pyro_align.barrier.data import Data
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
-from pyro_align.losses.sums import Sums, bootstrap_weights, is_pyro_loss, is_task_loss, kl_per_draw, to_numpy
+from pyro_align.losses.kl import kl_per_draw
+from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
+from pyro_align.losses.sums import Sums, finish, merge, sums_of
+from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
-from pyro_align.model.batch import Draws, Normals, Runner
-from pyro_align.model.forward import Layout
+from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
 from pyro_align.model.guards import untouched
-from pyro_align.model.probe import call_shapes, probe
+from pyro_align.model.observations import Layout
+from pyro_align.model.probe import probe
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """All figures at one tau.
+    """Everything at one tau.
 
     Attributes:
         tau: Where on the path.
-        pseudo: (evaluation, loss) -> pseudo-values per datum ``(draws,)``.
+        estimates: (evaluation, loss) -> the loss there.
         likelihood: Evaluation -> the data's term of the log joint, ``(draws,)`` nats, for all data.
-        effective: Evaluation -> mean over data of the effective number of draws behind the predictive likelihood.
-        drift: (evaluation, predictive loss) -> how far its estimate moves from half the draws to all, per datum.
         log_prior: Log prior density of each draw, ``(draws,)`` nats.
         log_q: Log posterior density of each draw, ``(draws,)`` nats.
         num_data: Evaluation -> number of data.
@@ -39,10 +41,8 @@ class Piece:
     """
 
     tau: float
-    pseudo: Mapping[tuple[str, str], np.ndarray]
+    estimates: Mapping[tuple[str, str], Estimate]
     likelihood: Mapping[str, np.ndarray]
-    effective: Mapping[str, float]
-    drift: Mapping[tuple[str, str], float]
     log_prior: np.ndarray
     log_q: np.ndarray
     num_data: Mapping[str, int]
@@ -64,18 +64,22 @@ class Problem:
         chunk: Draws in one vectorized run, or None.
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"raise"`` or ``"keep"``.
+        num_data: Number of data that the posterior was fitted to, or None for :attr:`fitted`'s.
+        notes: What should be told of the path and of the losses left out.
     """
 
     model: Callable
     path: Any
     data: tuple[Data, ...]
-    losses: Mapping[str, Any]
+    losses: Mapping[str, Loss]
     num_samples: int
     seed: int
     temperature: float
     chunk: int | None
     max_memory: int
     nonfinite: str = "raise"
+    num_data: int | None = None
+    notes: tuple[str, ...] = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict:
@@ -95,7 +99,18 @@ class Problem:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self.model, self.seed, self.chunk, self.max_memory, _sizes=self._cache.setdefault("sizes", {}))
+        return Runner(self.model, self.seed, self.chunk, self.max_memory, sizes=self._cache.setdefault("sizes", {}))
+
+    @property
+    def on_draws(self) -> bool:
+        """Whether any loss looks at draws, rather than at guides."""
+        return any(not isinstance(loss, GuideLoss) for loss in self.losses.values())
+
+    @property
+    def fitted(self) -> str:
+        """The data set that the posterior was fitted to: that named "train", or else the first."""
+        names = [data.name for data in self.data]
+        return "train" if "train" in names else names[0]
 
     @property
     def layouts(self) -> dict[str, Layout]:
@@ -108,9 +123,9 @@ class Problem:
 
     def _probe(self, data: Data, posterior, draw: Mapping[str, Tensor]) -> Layout:
         for args, kwargs in data.batches():
-            strict = any(not is_pyro_loss(loss) for loss in self.losses.values())
-            measure = self.chunk is None and strict
-            layout, size = probe(self.model, args, kwargs, posterior, draw, self.seed, strict=strict, measure=measure)
+            measure = self.chunk is None and self.on_draws
+            options = {"strict": self.on_draws, "measure": measure}
+            layout, size = probe(self.model, args, kwargs, posterior, draw, self.seed, **options)
             if measure:
                 self._cache.setdefault("sizes", {})[call_shapes(args, kwargs)] = size
             return layout
@@ -151,7 +166,8 @@ class Part:
         log_q: Log posterior density of each draw, ``(draws,)`` nats.
         log_prior: Log prior density of each draw; NaN where another part, or none, has it.
         kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
-        pyro: (evaluation, Pyro loss) -> its values per datum, ``(draws,)``, in the part that has the first batches.
+        guides: (evaluation, loss of the guide) -> its values for all data, ``(draws,)``, in the part that has the first
+            batches.
         sums: (evaluation, number of the batch) -> its sums.
         vectorized: Whether the draws went through the model together.
     """
@@ -160,7 +176,7 @@ class Part:
     log_q: np.ndarray
     log_prior: np.ndarray
     kl: dict[str, np.ndarray] = field(default_factory=dict)
-    pyro: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    guides: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     sums: dict[tuple[str, int], Sums] = field(default_factory=dict)
     vectorized: bool = True
 
@@ -175,70 +191,82 @@ def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1))
     posterior = problem.path.posterior(tau)
     with torch.no_grad():
         values, log_q = posterior.push_with_log_prob(problem.noise)
-    predict = any(loss == "error_rate" or is_task_loss(loss) for loss in problem.losses.values())
     part = Part(tau, to_numpy(log_q), np.full(problem.num_samples, np.nan))
     for data in problem.data:
         if share[0] == 0:
-            for name, loss in problem.losses.items():
-                if is_pyro_loss(loss):
-                    full = problem.layouts[data.name].full
-                    part.pyro[data.name, name] = _pyro_loss(problem, data, tau, loss) / full
-        if all(is_pyro_loss(loss) for loss in problem.losses.values()):
-            continue
-        runs = problem.draws(data, tau, predict=predict, posterior=posterior, values=values, share=share)
-        for i, draws in runs:
-            _check_finite(problem, data, tau, draws, values)
-            sums = Sums(problem.losses, problem.weights)
-            sums.add(draws)
-            part.sums[data.name, i] = sums.bare()
-            if i == 0:  # the prior does not depend on the data
-                part.kl[data.name] = kl_per_draw(draws, log_q, posterior.sites)
-                part.log_prior = to_numpy(draws.log_prior)
+            part.guides |= {
+                (data.name, name): _guide_loss(problem, data, tau, loss)
+                for name, loss in problem.losses.items()
+                if isinstance(loss, GuideLoss)
+            }
+        if problem.on_draws:
+            _add_batches(problem, part, data, share, posterior, values, log_q)
     part.vectorized = problem.runner.vectorized
     return part
 
 
+def _add_batches(problem: Problem, part: Part, data: Data, share, posterior, values, log_q) -> None:
+    predict = any(loss.predicts for loss in problem.losses.values())
+    runs = problem.draws(data, part.tau, predict=predict, posterior=posterior, values=values, share=share)
+    for i, draws in runs:
+        _check_finite(problem, data, part.tau, draws, values)
+        part.sums[data.name, i] = sums_of(problem.losses, draws, problem.weights)
+        if i == 0:  # the prior does not depend on the data
+            part.kl[data.name] = kl_per_draw(draws, log_q, posterior.sites)
+            part.log_prior = to_numpy(draws.log_prior)
+
+
 def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
-    """The figures of all batches at one tau, added in the order of the batches whichever part they come from."""
+    """All batches at one tau, added in the order of the batches whichever part they come from."""
     first = next((part for part in parts if part.kl), parts[0])  # that of the first batches
-    sums = {key: value for part in parts for key, value in part.sums.items()}
-    figures: dict[str, dict] = {name: {} for name in ("pseudo", "likelihood", "effective", "drift", "num_data")}
-    for part in parts:
-        figures["pseudo"] |= part.pyro
+    every = {key: value for part in parts for key, value in part.sums.items()}
+    sums = {data.name: _total(problem, every, data.name) for data in problem.data}
+    num_data = {name: _num_data(problem, name, total) for name, total in sums.items()}
+    fitted = num_data[problem.fitted] if problem.num_data is None else problem.num_data
+    estimates: dict[tuple[str, str], Estimate] = {}
+    likelihood = {}
     for data in problem.data:
-        name, layout, total = data.name, problem.layouts[data.name], Sums(problem.losses, None)
-        for key in sorted(key for key in sums if key[0] == name):
-            total.merge(sums[key])
-        if not total.seen:
-            figures["num_data"][name], figures["effective"][name] = layout.full, np.nan
-            figures["likelihood"][name] = np.full(problem.num_samples, np.nan)
-            continue
-        count = layout.full if layout.full != layout.seen else total.seen
-        losses = total.finish(first.kl[name], count, problem.temperature)
-        figures["pseudo"] |= {(name, loss): value for loss, value in losses.items()}
-        figures["num_data"][name] = count
-        figures["likelihood"][name] = np.asarray(total.likelihood) * (count / total.seen)
-        figures["effective"][name] = total.effective / total.seen
-        figures["drift"] |= {(name, loss): value / total.seen for loss, value in total.drift.items()}
+        name, total, count = data.name, sums[data.name], num_data[data.name]
+        done: dict[str, Estimate] = {}
+        likelihood[name] = np.full(problem.num_samples, np.nan)
+        if total is not None:
+            done = finish(problem.losses, total, fitted, first.kl[name], problem.temperature)
+            likelihood[name] = total.likelihood * (count / total.seen)
+        for part in parts:
+            for (evaluation, loss), values in part.guides.items():
+                if evaluation == name:
+                    totals = Totals(count, count, likelihood[name], values, problem.temperature)
+                    done[loss] = problem.losses[loss].finish({"values": values}, totals)
+        estimates |= {(name, loss): done[loss] for loss in problem.losses}
     vectorized = all(part.vectorized for part in parts)
-    return Piece(first.tau, **figures, log_prior=first.log_prior, log_q=first.log_q, vectorized=vectorized)
+    return Piece(first.tau, estimates, likelihood, first.log_prior, first.log_q, num_data, vectorized)
 
 
-def _pyro_loss(problem: Problem, data: Data, tau: float, loss: Any) -> np.ndarray:
-    """A Pyro ELBO on ``path(tau)``, once per draw with the draw's own seed, ``(draws,)`` nats for all data."""
+def _total(problem: Problem, every: Mapping[tuple[str, int], Sums], name: str) -> Sums | None:
+    """The sums of all batches of a data set; None where no loss looks at draws."""
+    mine = [every[key] for key in sorted(key for key in every if key[0] == name)]
+    return reduce(partial(merge, problem.losses), mine) if mine else None
+
+
+def _num_data(problem: Problem, name: str, total: Sums | None) -> int:
+    """Number of data that the model stands for: what it says under subsampling, else what was seen."""
+    layout = problem.layouts[name]
+    return layout.full if total is None or layout.full != layout.seen else total.seen
+
+
+def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np.ndarray:
+    """A loss of the guide ``path(tau)``, once per draw with the draw's own seed, ``(draws,)`` for all data."""
     if not callable(problem.path):
-        raise BarrierError(f"{type(loss).__name__} needs a guide: the path must be callable, path(tau) -> guide")
-    batches = list(data.batches())
+        raise BarrierError(f"{loss.name} needs a guide: the path must be callable, path(tau) -> guide")
+    batches = list(islice(data.batches(), 2))
     if len(batches) > 1:
         raise BarrierError(
-            f"evaluation '{data.name}': {type(loss).__name__} counts the KL in every batch, so it takes data in one "
-            f"piece; got {len(batches)} batches"
+            f"evaluation '{data.name}': {loss.name} counts the KL in every batch, so it takes data in one piece; got "
+            "several batches"
         )
-    (args, kwargs), guide, values = batches[0], problem.path(tau), []
-    for s in range(problem.num_samples):
-        with untouched(problem.model, seed=(problem.seed + s) % 2**63), torch.no_grad():
-            values.append(float(loss.loss(problem.model, guide, *args, **kwargs)))
-    return np.array(values)
+    args, kwargs = batches[0]
+    seeds = [(problem.seed + s) % 2**63 for s in range(problem.num_samples)]
+    return loss.values(problem.model, problem.path(tau), args, kwargs, seeds)
 
 
 def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:

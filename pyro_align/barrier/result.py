@@ -1,27 +1,22 @@
-"""The result: curves, barriers, and their way into tables, ArviZ and figures."""
+"""The result of an evaluation: curves and what belongs to them. Data only; views on them are in `views`."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from pyro_align import plots
-from pyro_align.barrier.cautions import cautions
-from pyro_align.errors import BarrierError, DiagnosticWarning
 from pyro_align.losses.curve import Curve
-from pyro_align.reporting import arviz as report
-from pyro_align.symmetry.group import Symmetry
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pyro_align.barrier.problem import Problem
+    from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +29,11 @@ class Barrier:
         log_prior: Log prior density of each draw, ``(taus, draws)`` nats.
         log_q: Log posterior density of each draw, ``(taus, draws)`` nats.
         likelihood: Evaluation -> the data's term of the log joint, ``(taus, draws)`` nats, for all data.
-        effective_draws: Evaluation -> mean over data of the effective number of draws behind the predictive
-            likelihood, ``(taus,)``; near 1 where the predictive NLL hangs on single draws.
         num_data: Evaluation -> number of data.
         temperature: Weight of the KL in the negative ELBO.
         seed: Seed of the draws.
         vectorized: Whether the draws went through the model together.
+        notes: What should be told of the path: losses that are absent, and why; what is approximate.
         problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
 
     Example:
@@ -66,11 +60,11 @@ class Barrier:
     log_prior: np.ndarray
     log_q: np.ndarray
     likelihood: Mapping[str, np.ndarray]
-    effective_draws: Mapping[str, np.ndarray]
     num_data: Mapping[str, int]
     temperature: float
     seed: int
     vectorized: bool
+    notes: tuple[str, ...] = ()
     problem: Problem | None = field(default=None, repr=False)
 
     @property
@@ -89,7 +83,7 @@ class Barrier:
         return self.log_q.shape[1]
 
     def __getitem__(self, key: str | tuple[str, str]) -> Curve:
-        """``barrier["train", "elbo"]``, or ``barrier["elbo"]`` on the first data set."""
+        """``barrier["train", "negative_elbo"]``, or ``barrier["negative_elbo"]`` on the first data set."""
         if isinstance(key, str):
             key = (self.evaluations[0], key)
         if key not in self.curves:
@@ -97,49 +91,28 @@ class Barrier:
         return self.curves[key]
 
     def __repr__(self) -> str:
-        lines = [f"Barrier({len(self.taus)} taus, {self.num_samples} draws)"]
+        lines = [f"Barrier({len(self.taus)} taus, {self.num_samples} draws; height [95% interval] at tau)"]
         for (evaluation, loss), curve in self.curves.items():
-            peak = curve.barrier
-            lines.append(f"  {evaluation} {loss}: {peak.height:.4g} +- {peak.se:.1g} at tau {peak.tau:.3g}")
-        return "\n".join(lines)
-
-    # -- tables ----------------------------------------------------------------------------------------------------
+            lines.append(f"  {evaluation} {loss}: {curve.text()} at tau {curve.barrier.tau:.3g}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def summary(self, *, level: float = 0.95, symmetry: Symmetry | None = None) -> pd.DataFrame:
-        """One row per data set and loss, in nats per datum (error rates: fraction of data).
+        """One row per data set and loss; see :func:`pyro_align.barrier.views.summary`."""
+        from pyro_align.barrier import views
 
-        Columns: ``barrier``, ``se`` and ``tau`` of the highest excess over the chord; ``low`` and ``high``, the
-        barrier's confidence interval from the simultaneous band; ``p_value`` of there being no barrier; ``over_mean``,
-        the barrier over the mean of the endpoints; ``area`` under the excess and ``area_se``; ``start`` and ``end``,
-        the loss at the endpoints; ``peak``, the loss at ``tau``; ``level_se``, the standard error of that loss itself.
+        return views.summary(self, level=level, symmetry=symmetry)
 
-        Args:
-            level: Level of the confidence interval.
-            symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
+    def plot(self, ax: Any = None, *, losses=None, evaluation: str | None = None, level: float = 0.95):
+        """Draws the curves with bands, endpoints and chords; see :func:`pyro_align.plots.plot_barrier`."""
+        from pyro_align import plots
 
-        Warns:
-            DiagnosticWarning: The ELBO shows no barrier although the likelihood does; or one draw carries most of the
-                variance of a curve, whose errors are then too small; or a predictive loss still moves with the number
-                of draws, so that its band covers too little; or an end has collapsed to the prior: less than a quarter
-                of a site's values, or with a symmetry less than half of an atom's units, have left it.
-        """
-        for text in cautions(self, symmetry):
-            warnings.warn(text, DiagnosticWarning, stacklevel=2)
-        rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
-        return frame
-
-    # -- ArviZ -----------------------------------------------------------------------------------------------------
+        return plots.plot_barrier(self, ax=ax, losses=losses, evaluation=evaluation, level=level)
 
     def to_arviz(self):
-        """The curves and their draws as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (1.x).
+        """The curves and their draws as one ArviZ object; see :func:`pyro_align.reporting.arviz.to_arviz`."""
+        from pyro_align.reporting import arviz
 
-        Groups: ``sample_stats`` holds every loss's pseudo-values ``(chain, draw, evaluation, loss, tau)``,
-        ``log_prior`` and ``log_q``; ``constant_data`` the curves, chords, excesses, bands and barriers. There is no
-        ``log_likelihood`` here, on purpose: ``arviz.loo`` would count the data of every tau; see :meth:`at`.
-        """
-        return report.to_arviz(self)
+        return arviz.to_arviz(self)
 
     def at(
         self,
@@ -150,37 +123,10 @@ class Barrier:
         predictive: bool = False,
         thin: int = 1,
     ):
-        """One point of the path as a plain ArviZ object, for ``arviz.loo``, ``arviz.summary`` and the like.
+        """One point of the path as a plain ArviZ object; see :func:`pyro_align.barrier.views.at`."""
+        from pyro_align.barrier import views
 
-        The draws are those of the curves (same noise); ``tau`` need not be one of :attr:`taus`. Evaluated anew, so that
-        no per-datum figures need to be kept for all taus.
-
-        Args:
-            tau: Where on the path, in [0, 1].
-            evaluation: Which data set; the first by default.
-            posterior: Whether to include the draws of the latent sites.
-            predictive: Whether to include draws of the data, one per posterior draw.
-            thin: Every how manieth draw the group ``posterior`` keeps, where the latent sites are large.
-
-        Returns:
-            Groups ``posterior``, ``log_likelihood`` (per datum, dims named by the model's plates), ``observed_data``,
-            ``sample_stats`` with ``lp`` (log joint), ``log_prior`` and ``log_q`` per draw, ``constant_data`` with
-            ``tau`` and the ``chord`` of every loss, and ``posterior_predictive`` where asked.
-
-        Raises:
-            BarrierError: ``tau`` lies outside [0, 1], there is no such data set, or no model and path to evaluate.
-        """
-        from pyro_align.barrier.point import evaluate_point
-
-        if thin < 1:
-            raise BarrierError(f"thin: expected every how manieth draw to keep, at least 1; got {thin}")
-        name = self.evaluations[0] if evaluation is None else evaluation
-        point = evaluate_point(self._evaluated(), tau, name, posterior, predictive)
-        return report.point_to_arviz(**point, chord=self._chord(tau, name), thin=thin)
-
-    def _chord(self, tau: float, evaluation: str) -> dict[str, float]:
-        curves = {loss: curve for (data, loss), curve in self.curves.items() if data == evaluation}
-        return {loss: float((1 - tau) * c.value[0] + tau * c.value[-1]) for loss, c in curves.items()}
+        return views.at(self, tau, evaluation=evaluation, posterior=posterior, predictive=predictive, thin=thin)
 
     def write_points(
         self,
@@ -192,99 +138,29 @@ class Barrier:
         predictive: bool = False,
         thin: int = 1,
     ) -> dict[float, Path]:
-        """Writes :meth:`at` of many taus to Zarr, one folder each, one after another: one tau is in memory at a time.
+        """Writes :meth:`at` of many taus to Zarr; see :func:`pyro_align.barrier.views.write_points`."""
+        from pyro_align.barrier import views
 
-        A tau's folder is there whole or not at all, and a tau whose folder is there is not evaluated again: stopped,
-        the same call goes on. One barrier needs one folder.
-
-        Args:
-            folder: Where; made if it is not there.
-            taus: Which; those of the curves by default.
-            evaluation, posterior, predictive, thin: As in :meth:`at`; latent sites are left out by default.
-
-        Returns:
-            tau -> its folder, for :func:`pyro_align.reporting.arviz.read_zarr`.
-
-        Raises:
-            BarrierError: As :meth:`at`.
-            OSError: The folder cannot be written, which is found before a tau is evaluated.
-        """
         options = {"evaluation": evaluation, "posterior": posterior, "predictive": predictive, "thin": thin}
-        taus = [float(tau) for tau in (self.taus if taus is None else taus)]
-        names = {tau: f"tau_{tau:.12g}" for tau in taus}
-        report.write_each(folder, {names[tau]: partial(self.at, tau, **options) for tau in taus})
-        return {tau: Path(folder) / name for tau, name in names.items()}
+        return views.write_points(self, folder, taus, **options)
 
-    def loo(self, taus=(0.0, 0.5, 1.0), *, evaluation: str | None = None, correct: bool = False) -> pd.DataFrame:
-        """Leave-one-out cross-validation along the path, one row per tau.
+    def loo(
+        self, taus: Iterable[float] = (0.0, 0.5, 1.0), *, evaluation: str | None = None, correct: bool = False
+    ) -> pd.DataFrame:
+        """Leave-one-out cross-validation along the path; see :func:`pyro_align.barrier.views.loo`."""
+        from pyro_align.barrier import views
 
-        See :func:`pyro_align.reporting.arviz.leave_one_out`.
-
-        ``diff`` is the loss of ``elpd`` to the best tau, and ``dse`` its error from paired data.
-
-        Args:
-            taus: Where, in [0, 1]; each is evaluated anew.
-            evaluation: Which data set, the one the posterior was fitted to; the first by default.
-            correct: Whether the draws are weighed as the exact posterior would, with ArviZ 1.x or ``arviz-stats``.
-        """
-        points = {float(t): self.at(t, evaluation=evaluation, posterior=False) for t in taus}
-        return report.leave_one_out_table(points, correct=correct).rename_axis("tau")
+        return views.loo(self, taus, evaluation=evaluation, correct=correct)
 
     def compare(
-        self, taus=(0.0, 0.5, 1.0), *, mixture: bool = True, evaluation: str | None = None, correct: bool = False
+        self,
+        taus: Iterable[float] = (0.0, 0.5, 1.0),
+        *,
+        mixture: bool = True,
+        evaluation: str | None = None,
+        correct: bool = False,
     ) -> pd.DataFrame:
-        """Ranks points of the path, and the equal mixture of its ends, by leave-one-out; best first.
+        """Ranks points of the path by leave-one-out; see :func:`pyro_align.barrier.views.compare`."""
+        from pyro_align.barrier import views
 
-        The mixture is the ensemble of the two posteriors: what one would use without a path. Where a point between
-        ranks with it, one network does as well as two. Columns as in
-        :func:`pyro_align.reporting.arviz.compare_points`; ``dse`` is the error of the difference to the best.
-
-        Args:
-            taus: Where, in [0, 1].
-            mixture: Whether to add the mixture of the ends.
-            evaluation: Which data set, the one the posterior was fitted to; the first by default.
-            correct: As in :meth:`loo`.
-
-        Raises:
-            BarrierError: A tau lies outside [0, 1], or the model and path are not there.
-        """
-        from pyro_align.barrier.point import evaluate_mixture
-
-        points = {f"tau={tau:g}": self.at(tau, evaluation=evaluation, posterior=False) for tau in taus}
-        if mixture:
-            name = self.evaluations[0] if evaluation is None else evaluation
-            points["mixture of ends"] = report.point_to_arviz(**evaluate_mixture(self._evaluated(), name))
-        return report.compare_points(points, correct=correct)
-
-    def _evaluated(self) -> Problem:
-        if self.problem is None:
-            raise BarrierError("this barrier does not hold its model and path, so it cannot be evaluated at a tau")
-        return self.problem
-
-    # -- figures ---------------------------------------------------------------------------------------------------
-
-    def plot(self, ax: Any = None, *, losses=None, evaluation: str | None = None, level: float = 0.95):
-        """Draws the curves with bands, endpoints and chords; see :func:`pyro_align.plots.plot_barrier`."""
-        return plots.plot_barrier(self, ax=ax, losses=losses, evaluation=evaluation, level=level)
-
-
-def _summary_row(curve: Curve, level: float) -> dict[str, float]:
-    peak, band = curve.barrier, curve.band(level)
-    (low, high), (area, area_se) = band.interval, curve.area
-    best = int(np.flatnonzero(curve.taus == peak.tau)[0])
-    return {
-        "barrier": peak.height,
-        "se": peak.se,
-        "tau": peak.tau,
-        "low": low,
-        "high": high,
-        "p_value": band.p_value,
-        "over_mean": curve.barrier_over_mean.height,
-        "over_mean_se": curve.barrier_over_mean.se,
-        "area": area,
-        "area_se": area_se,
-        "start": float(curve.value[0]),
-        "end": float(curve.value[-1]),
-        "peak": float(curve.value[best]),
-        "level_se": float(curve.se[best]),
-    }
+        return views.compare(self, taus, mixture=mixture, evaluation=evaluation, correct=correct)

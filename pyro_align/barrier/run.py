@@ -50,18 +50,18 @@ def evaluate_taus(
                     checkpoint.write(piece)
                 done[piece.tau] = piece
                 bar.update()
-            waiting = [] if tolerance is None else refined_taus([done[tau] for tau in sorted(grid)], tolerance)
+            waiting = [] if tolerance is None else refined_taus(problem, [done[tau] for tau in sorted(grid)], tolerance)
             grid += waiting
             bar.total += len(waiting)
     return [done[tau] for tau in sorted(grid)]
 
 
-def refined_taus(pieces: Sequence[Piece], tolerance: float) -> list[float]:
+def refined_taus(problem: Problem, pieces: Sequence[Piece], tolerance: float) -> list[float]:
     """Midpoints next to every curve's maximum whose neighbors are farther off than the tolerance."""
     taus = np.array([piece.tau for piece in pieces])
     new: set[float] = set()
-    for key in pieces[0].pseudo:
-        excess = Curve(*key, taus, np.stack([piece.pseudo[key] for piece in pieces])).excess
+    for key in pieces[0].estimates:
+        excess = curve_of(problem, pieces, key, taus).excess
         best = int(np.argmax(np.where(np.isnan(excess), -np.inf, excess)))
         if excess[best] <= 0:
             continue  # no barrier to locate
@@ -69,6 +69,13 @@ def refined_taus(pieces: Sequence[Piece], tolerance: float) -> list[float]:
             if 0 <= other < len(taus) and abs(taus[other] - taus[best]) > tolerance:
                 new.add(float((taus[other] + taus[best]) / 2))
     return sorted(new)
+
+
+def curve_of(problem: Problem, pieces: Sequence[Piece], key: tuple[str, str], taus: np.ndarray) -> Curve:
+    """One loss of one data set at every tau."""
+    each = [piece.estimates[key] for piece in pieces]
+    draws, drift = np.stack([one.draws for one in each]), np.array([one.drift for one in each])
+    return Curve(*key, taus, draws, drift, np.array([one.effective for one in each]), problem.losses[key[1]].label)
 
 
 def _pieces(

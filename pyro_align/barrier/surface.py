@@ -8,21 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from pyro_align.barrier.data import read_data
-from pyro_align.barrier.evaluate import (
-    check_chunk,
-    check_draws,
-    check_memory,
-    check_nonfinite,
-    check_seed,
-    check_temperature,
-    fit_losses,
-)
-from pyro_align.barrier.problem import Problem
+from pyro_align.barrier.options import read_problem
 from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
-from pyro_align.losses.sums import read_losses
+from pyro_align.losses.protocol import Label
 from pyro_align.paths.planes import Plane
 
 
@@ -31,19 +22,21 @@ class Surface:
     """Losses on a grid of a plane, per datum; lower is better.
 
     Attributes:
-        values: (evaluation, loss) -> the loss ``(y, x)``, in nats per datum (error rates: fraction of data).
+        values: (evaluation, loss) -> the loss ``(y, x)``.
         se: (evaluation, loss) -> its Monte Carlo standard error ``(y, x)``; noise is common, so that differences
             between neighbors are known better.
         x: Coordinates of the columns ``(x,)``, Wasserstein-2 lengths.
         y: Coordinates of the rows ``(y,)``.
         corners: Where the three posteriors lie, ``(3, 2)``.
-        clipped: Share of standard deviations held at their floor, ``(y, x)``; 0 inside the triangle.
+        clipped: Fraction of standard deviations held at their floor, ``(y, x)``; 0 inside the triangle.
+        labels: Loss -> how it is written: its title, unit, and which way is better.
 
     Example:
         >>> x = y = np.linspace(0.0, 1.0, 3)
-        >>> loss = {("data", "elbo"): np.zeros((3, 3))}
-        >>> surface = Surface(loss, loss, x, y, np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]), np.zeros((3, 3)))
-        >>> surface["elbo"].shape
+        >>> loss = {("data", "kl"): np.zeros((3, 3))}
+        >>> corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]])
+        >>> surface = Surface(loss, loss, x, y, corners, np.zeros((3, 3)), {"kl": Label("KL to the prior")})
+        >>> surface["kl"].shape
         (3, 3)
     """
 
@@ -53,6 +46,7 @@ class Surface:
     y: np.ndarray
     corners: np.ndarray
     clipped: np.ndarray
+    labels: Mapping[str, Label]
 
     @property
     def evaluations(self) -> tuple[str, ...]:
@@ -65,14 +59,33 @@ class Surface:
         return tuple(dict.fromkeys(loss for _, loss in self.values))
 
     def __getitem__(self, key: str | tuple[str, str]) -> np.ndarray:
-        """``surface["train", "elbo"]``, or ``surface["elbo"]`` on the first data set."""
+        """``surface["train", "negative_elbo"]``, or ``surface["negative_elbo"]`` on the first data set."""
         key = (self.evaluations[0], key) if isinstance(key, str) else key
         if key not in self.values:
             raise KeyError(f"no loss {key}; there are data sets {self.evaluations} and losses {self.losses}")
         return self.values[key]
 
+    def summary(self) -> pd.DataFrame:
+        """One row per data set and loss: its best value on the grid, the standard error and coordinates of that, the
+        value at the grid point nearest to the triangle's center, and the loss's title and unit.
+        """
+        rows = {}
+        center = self.corners.mean(0)
+        nearest = int(np.abs(self.y - center[1]).argmin()), int(np.abs(self.x - center[0]).argmin())
+        for key, value in self.values.items():
+            label = self.labels[key[1]]
+            worst = np.inf if label.better == "lower" else -np.inf
+            finite = np.where(np.isfinite(value), value, worst)
+            i, j = np.unravel_index(finite.argmin() if label.better == "lower" else finite.argmax(), value.shape)
+            best = {"best": value[i, j], "se": self.se[key][i, j], "x": self.x[j], "y": self.y[i]}
+            rows[key] = {**best, "center": value[nearest], "title": label.title, "unit": label.unit}
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
+        return frame
+
     def __repr__(self) -> str:
-        return f"Surface({len(self.x)} x {len(self.y)} points, losses {', '.join(self.losses)})"
+        table = self.summary()[["best", "se", "x", "y", "center"]]
+        return f"Surface({len(self.x)} x {len(self.y)} points)\n{table.to_string(float_format='{:.4g}'.format)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +113,7 @@ def evaluate_plane(
     seed: int = 0,
     losses: Iterable | Mapping[str, Any] | None = None,
     temperature: float = 1.0,
+    num_data: int | None = None,
     chunk: int | None = None,
     max_memory: int = 2**30,
     nonfinite: str = "keep",
@@ -122,6 +136,7 @@ def evaluate_plane(
         seed: Seed of the draws.
         losses: Names, callables, or a mapping of names to these.
         temperature: Weight of the KL in the negative ELBO.
+        num_data: Number of data that the posteriors were fitted to.
         chunk: Draws at once.
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"keep"`` leaves NaN and infinite losses, which the margin may hold, in the surface; ``"raise"``
@@ -148,7 +163,7 @@ def evaluate_plane(
         ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
         ...         _ = guide(y)
         ...     return guide
-        >>> evaluate_plane(model, plane(fit(), fit(), fit()), y, grid=(4, 3))["elbo"].shape
+        >>> evaluate_plane(model, plane(fit(), fit(), fit()), y, grid=(4, 3))["kl"].shape
         (3, 4)
     """
     if not isinstance(plane, Plane):
@@ -158,23 +173,25 @@ def evaluate_plane(
         )
     x, y = _grid(plane, grid, margin)
     points = tuple((float(a), float(b)) for b in y for a in x)
-    problem = Problem(
-        model=model,
-        path=_Points(plane, points),
-        data=tuple(read_data(args, kwargs, evaluation)),
-        losses=read_losses(losses),
-        num_samples=check_draws(num_samples),
-        seed=check_seed(seed),
-        temperature=check_temperature(temperature),
-        chunk=check_chunk(chunk),
-        max_memory=check_memory(max_memory),
-        nonfinite=check_nonfinite(nonfinite),
+    problem = read_problem(
+        model,
+        _Points(plane, points),
+        args,
+        kwargs,
+        evaluation=evaluation,
+        losses=losses,
+        num_samples=num_samples,
+        seed=seed,
+        temperature=temperature,
+        num_data=num_data,
+        chunk=chunk,
+        max_memory=max_memory,
+        nonfinite=nonfinite,
     )
     check_executor(executor)
-    problem = fit_losses(problem, asked=losses is not None)
     pieces = evaluate_taus(problem, range(1, len(points) + 1), executor=executor, progress=progress)
     shape = (len(y), len(x))
-    draws = {key: np.stack([piece.pseudo[key] for piece in pieces]) for key in pieces[0].pseudo}
+    draws = {key: np.stack([piece.estimates[key].draws for piece in pieces]) for key in pieces[0].estimates}
     with np.errstate(invalid="ignore"):
         return Surface(
             values={key: value.mean(1).reshape(shape) for key, value in draws.items()},
@@ -183,6 +200,7 @@ def evaluate_plane(
             y=y,
             corners=plane.coordinates,
             clipped=np.array([plane.clipped(*point) for point in points]).reshape(shape),
+            labels={name: loss.label for name, loss in problem.losses.items()},
         )
 
 

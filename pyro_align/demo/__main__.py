@@ -22,12 +22,7 @@ from pyro_align.discovery import find_symmetry
 from pyro_align.paths.geodesic import displacement
 from pyro_align.reporting.tables import text_table
 
-LOSSES = {
-    "expected_nll": "expected NLL",
-    "predictive_nll": "predictive NLL",
-    "elbo": "negative ELBO",
-    "error_rate": "error rate",
-}
+LOSSES = ("expected_nll", "predictive_nll", "negative_elbo", "error_rate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -195,23 +190,25 @@ def _setting(options: argparse.Namespace, data: Data) -> str:
 
 def _widths(guides, symmetry, model, data: Data) -> str:
     widths = [effective_width(guide, symmetry, model, data.x[:64], data.y[:64]) for guide in guides]
-    rows = [[atom, str(kl.numel()), *(str(width.alive[atom]) for width in widths)] for atom, kl in widths[0].kl.items()]
+    rows = [
+        [atom, str(kl.numel()), *(str(width.active[atom]) for width in widths)] for atom, kl in widths[0].kl.items()
+    ]
     head = ["effective width", "units", "first posterior", "second posterior"]
     note = f"(units whose KL from the prior exceeds {widths[0].threshold:g} nats)"
     return text_table(head, rows, right=(1, 2, 3)) + "\n" + note
 
 
 def barrier_table(barriers) -> str:
-    """Rows before and after, one column per loss: barrier +- standard error, and the tau where it sits."""
+    """Rows before and after, one column per loss: the barrier, its 95% interval, and the tau where it is."""
     first = next(iter(barriers.values()))
     losses = [loss for loss in LOSSES if loss in first.losses]
     rows = []
     for evaluation in first.evaluations:
         for name, barrier in barriers.items():
-            peaks = [barrier[evaluation, loss].barrier for loss in losses]
-            rows.append([evaluation, name, *(f"{p.height:.4f} +- {p.se:.4f} @ {p.tau:.2f}" for p in peaks)])
-    head = ["barrier", "alignment", *(LOSSES[loss] for loss in losses)]
-    return text_table(head, rows) + "\n(nats per datum, error rate as a fraction; +- standard error @ tau)"
+            curves = [barrier[evaluation, loss] for loss in losses]
+            rows.append([evaluation, name, *(f"{c.text()} @ {c.barrier.tau:.2f}" for c in curves)])
+    head = ["barrier", "alignment", *(first[first.evaluations[0], loss].label.title for loss in losses)]
+    return text_table(head, rows) + "\n(nats per datum, error rate as a fraction; [95% interval] @ tau)"
 
 
 def _accuracies(barriers) -> str:
@@ -233,7 +230,7 @@ def write(barriers, out: Path) -> None:
     from pyro_align.reporting.arviz import to_arviz
 
     to_arviz(barriers).to_netcdf(str(out / "barrier.nc"))
-    axes = plot_before_after(barriers, losses=list(LOSSES))
+    axes = plot_before_after(barriers, losses=LOSSES)
     axes.flat[0].figure.savefig(out / "barrier.png", dpi=150, bbox_inches="tight")
 
 

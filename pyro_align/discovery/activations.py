@@ -13,17 +13,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from pyro_align.axes import Axis, leaves
-from pyro_align.discovery.assemble import name_atoms, write_axes
-from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.axes.assemble import name_atoms, write_axes
+from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry.group import Symmetry
-
-CONTRACTIONS = frozenset({"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"})
-VIEWS = frozenset(
-    {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "clone", "unsqueeze", "squeeze", "alias"}
-    | {"detach", "_to_copy", "slice"}
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +82,25 @@ def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
     on_sites = dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
     found: dict[Node, None] = {}
     for node in traced.module.graph.nodes:
-        if node.op != "call_function" or getattr(node.target, "_opname", "") not in CONTRACTIONS:
+        if node.op != "call_function" or not is_a(node.target, "contraction"):
             continue
         for source in node.all_input_nodes:
-            while source.op == "call_function" and getattr(source.target, "_opname", "") in VIEWS:
-                source = source.all_input_nodes[0]
+            source = viewed(source)
             if source in on_data and source in on_sites and isinstance(inference.tensor_of(source), AxisTensor):
                 found[source] = None
     return [node for node in traced.module.graph.nodes if node in found]
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node holds the entries of another, laid out in another way."""
+    return node.op == "call_function" and is_a(node.target, "view", "reshape", "same", "cast")
+
+
+def viewed(node: Node) -> Node:
+    """The node whose entries a node holds, through any number of views."""
+    while is_view(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def dependents(traced: TracedGraph, roots: Iterable[Node]) -> set[Node]:

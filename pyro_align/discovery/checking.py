@@ -1,114 +1,40 @@
-"""A rule tested alone: the operation must commute with every relabeling that its rule claims."""
+"""A rule tested alone: the operation must follow every element of the group that its rule claims.
+
+One call of the operator is made a graph of its own, which the walker reads in the domain of the rule. The domain then
+says how inputs may be moved, and how the outputs follow; here they are moved and compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import getitem
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.assemble import name_atoms, write_axes
-from pyro_align.discovery.infer import AxisTensor, Inference
-from pyro_align.discovery.terms import _instantiate, resolve
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry.group import Permutation, Symmetry
 
 TOLERANCE = 1e-9  # relative; sums over relabeled axes are rounded in another order
 
-
-@dataclass(frozen=True, eq=False)
-class RuleCheck:
-    """What a rule says of one call, found to be true.
-
-    Attributes:
-        operation: The operator's name.
-        symmetry: Its claim: the tensors ``input0``, ``input1``, ... and ``output0``, ... as sites, so that relabeling
-            the inputs relabels the outputs. Along an atom that outputs alone carry, they are constant.
-        opaque: Whether there is no rule, or the rule does not cover this call: then everything keeps its order.
-        error: Largest difference found, relative to the output's size; float64 rounding.
-    """
-
-    operation: str
-    symmetry: Symmetry
-    opaque: bool
-    error: float
+Values = Mapping[str, Tensor]
+Action = Callable[[Values], Values]
 
 
-def check_rule(
-    operation: Any,
-    *args: Any,
-    constants: Collection[int] = (),
-    outputs: Collection[int] | None = None,
-    trials: int = 3,
-    seed: int = 0,
-    **kwargs: Any,
-) -> RuleCheck:
-    """Tests the rule of an operator: relabels its inputs at random, runs it, and compares with the output relabeled.
+class Alone:
+    """One call of an operator, as a graph of its own; inputs and outputs are named ``input0``, ``output0``, ..."""
 
-    The operation runs alone, in float64. Give it inputs without special structure (random ones), and call this for
-    several shapes: widths of one, equal neighboring sizes, sizes that divide each other.
-
-    Args:
-        operation: The operator: ``torch.ops.mylib.f``, an overload such as ``torch.ops.aten.mm.default``, or what
-            ``torch.library.custom_op`` returned.
-        args: Its arguments. One tensor given twice is one input.
-        constants: Which of the tensors among the arguments, counted from 0, are constants of the model (an index, a
-            mask): they stay as they are, and a rule may look at their values. The others are relabeled.
-        outputs: Which of several outputs the model uses, counted from 0; all by default.
-        trials: Random relabelings to try.
-        seed: Seed of the relabelings.
-        kwargs: Its keyword arguments.
-
-    Returns:
-        The claim, as a :class:`~pyro_align.Symmetry` of the inputs and outputs.
-
-    Raises:
-        SymmetryError: The claim is false; the message names the atom at fault and where it stands.
-        TypeError: Not an operator, or one of several overloads without saying which.
-
-    Example:
-        >>> import torch
-        >>> check = check_rule(torch.ops.aten.mm.default, torch.randn(4, 3), torch.randn(3, 2))
-        >>> [" x ".join(map(str, axes)) for axes in check.symmetry.sites.values()]
-        ['input0 x input1', 'input1 x input1[1]', 'input0 x input1[1]']
-    """
-    alone = _Alone(_overload(operation), args, kwargs, frozenset(constants), outputs)
-    claims, opaque = alone.claims()
-    generator = torch.Generator().manual_seed(seed)
-    before, error = alone.run(alone.values), 0.0
-    for symmetry in claims:
-        for _ in range(trials):
-            permutation = symmetry.random(generator)
-            change = alone.difference(before, permutation)
-            if not change <= TOLERANCE:
-                raise SymmetryError(alone.blame(before, permutation, change))
-            error = max(error, change)
-    return RuleCheck(str(alone.operation), claims[0], opaque, error)
-
-
-def _overload(operation: Any) -> torch._ops.OpOverload:
-    operation = getattr(operation, "_opoverload", operation)  # of torch.library.custom_op
-    if isinstance(operation, torch._ops.OpOverloadPacket):
-        names = operation.overloads()
-        if len(names) > 1:
-            raise TypeError(f"{operation} has overloads {names}; say which, e.g. {operation}.{names[0]}")
-        operation = getattr(operation, names[0])
-    if not isinstance(operation, torch._ops.OpOverload):
-        raise TypeError(f"expected an operator such as torch.ops.aten.mm.default, got {operation!r}")
-    return operation
-
-
-class _Alone:
-    """One call of an operator, as a graph of its own."""
-
-    def __init__(self, operation, args: tuple, kwargs: Mapping[str, Any], constants: frozenset[int], outputs):
-        self.operation = operation
+    def __init__(
+        self,
+        operation: Any,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        constants: Collection[int] = (),
+        outputs: Collection[int] | None = None,
+    ):
+        self.operation = overload(operation)
         self.leaves, self.spec = pytree.tree_flatten((args, dict(kwargs)))
         self.values: dict[str, Tensor] = {}
         self.slots: dict[int, str] = {}  # place among the arguments -> input
@@ -129,7 +55,7 @@ class _Alone:
                 seen[id(given)] = nodes[i], f"input{k}"
             nodes[i].meta["val"] = value
         filled, named = pytree.tree_unflatten([nodes.get(i, leaf) for i, leaf in enumerate(self.leaves)], self.spec)
-        call = graph.call_function(operation, tuple(filled), named)
+        call = graph.call_function(self.operation, tuple(filled), named)
         call.meta["val"] = self._call(self.leaves)
         self.used, parts = _parts(graph, call, outputs)
         graph.output(parts)
@@ -150,57 +76,52 @@ class _Alone:
         found = out if isinstance(out, tuple | list) else [out]
         return {f"output{k}": found[k] for k in self.used if isinstance(found[k], Tensor)}
 
-    def claims(self) -> tuple[list[Symmetry], bool]:
-        """The largest groups that the rule allows, over inputs and outputs, and whether it is opaque.
+    @property
+    def shapes(self) -> str:
+        """The inputs with their shapes, for messages."""
+        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.values.items())
 
-        Where either of two atoms could be nested in the other, a group has to choose. In a model the choice may be made
-        by other operations, so that both must hold: the second group chooses the other way round.
+    def by_name(self, outputs: Iterable[Any]) -> dict[str, Any]:
+        """What a domain said of the outputs, by name."""
+        return {f"output{k}": out for k, out in zip(self.used, outputs, strict=True)}
+
+    def changes(self, before: Values, moved: Values, expected: Values) -> dict[str, float]:
+        """Output -> how far the outcome for moved inputs is from what was expected, relative to its size."""
+        after = self.run(moved)
+        return {name: distance(after[name], expected[name]) for name in before}
+
+    def verify(self, elements: Iterable[tuple[Action, Action]], blame: Callable[[Action, Action, str, float], str]):
+        """Runs the operation on inputs moved by each element and compares.
+
+        Args:
+            elements: Pairs of functions: inputs -> moved inputs, outputs -> outputs as they must become.
+            blame: Says in a sentence what is wrong, given the pair, the output and the change.
+
+        Returns:
+            The largest difference, relative to the output's size.
+
+        Raises:
+            SymmetryError: A claim is false.
         """
-        inference = _Unfinished(self.traced)
-        found = {f"output{k}": axes for k, axes in zip(self.used, inference.outputs, strict=True) if axes is not None}
-        # a uniform axis of an output claims that any relabeling leaves it alone: an atom that only the output has
-        outputs = {name: [resolve(_instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
-        sites = {**inference.sites, **outputs}
-        tensors = [*inference.tensors, *outputs.values()]
-        groups = []
-        for turn in (lambda items: list(items), lambda items: list(reversed(items))):
-            ordered = {name: turn(axes) for name, axes in turn(sites.items())}
-            atoms, _ = name_atoms(SimpleNamespace(sites=ordered, tensors=tensors))
-            written = {name: write_axes([resolve(t) for t in axes], atoms) for name, axes in sites.items()}
-            try:
-                groups.append(Symmetry(written))
-            except SymmetryError:  # turned round, the axes of one tensor may depend on each other in a circle
-                if not groups:
-                    raise
-        return groups, bool(inference.opaque)
-
-    def difference(self, before: Mapping[str, Tensor], permutation: Permutation) -> float:
-        """How far the outputs of the relabeled inputs are from the relabeled outputs, relative to their size."""
-        after = self.run({name: permutation.apply_site(name, value) for name, value in self.values.items()})
-        return max((_distance(after[name], permutation.apply_site(name, t)) for name, t in before.items()), default=0.0)
-
-    def blame(self, before: Mapping[str, Tensor], permutation: Permutation, change: float) -> str:
-        symmetry = permutation.symmetry
-        guilty = [
-            name
-            for name in symmetry.atoms
-            if not self.difference(before, symmetry.permutation({name: permutation.indices[name]})) <= TOLERANCE
-        ]
-        places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.values.items())
-        return (
-            f"the rule of {self.operation} claims too much for {shapes}: relabeling "
-            f"{f'atom {places}' if guilty else 'its atoms, taken together,'} changes the output by {change:.2g} of its "
-            f"size. Its claim:\n{symmetry}"
-        )
+        before, error = self.run(self.values), 0.0
+        for move, follow in elements:
+            for name, change in self.changes(before, move(self.values), follow(before)).items():
+                if not change <= TOLERANCE:
+                    raise SymmetryError(blame(move, follow, name, change))
+                error = max(error, change)
+        return error
 
 
-class _Unfinished(Inference):
-    """Inference that does not fix its outputs: they are what the rule speaks of."""
-
-    def _finish(self, node: fx.Node) -> None:
-        found = [self._env[source] for source in node.args[0]]
-        self.outputs = [t.axes if isinstance(t, AxisTensor) else None for t in found]
+def overload(operation: Any) -> torch._ops.OpOverload:
+    operation = getattr(operation, "_opoverload", operation)  # of torch.library.custom_op
+    if isinstance(operation, torch._ops.OpOverloadPacket):
+        names = operation.overloads()
+        if len(names) > 1:
+            raise TypeError(f"{operation} has overloads {names}; say which, e.g. {operation}.{names[0]}")
+        operation = getattr(operation, names[0])
+    if not isinstance(operation, torch._ops.OpOverload):
+        raise TypeError(f"expected an operator such as torch.ops.aten.mm.default, got {operation!r}")
+    return operation
 
 
 def _parts(graph: fx.Graph, call: fx.Node, used: Collection[int] | None) -> tuple[list[int], list[fx.Node]]:
@@ -215,7 +136,7 @@ def _parts(graph: fx.Graph, call: fx.Node, used: Collection[int] | None) -> tupl
     return numbers, parts
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def distance(a: Tensor, b: Tensor) -> float:
     if not a.numel():
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_align.discovery.ops import is_a
+
 aten = torch.ops.aten
-SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default}
-COPIES = {*SAME, aten.lift_fresh_copy.default, aten.lift_fresh.default}
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
-VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 def hoist_selections(module: GraphModule) -> None:
@@ -81,7 +79,7 @@ def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
     """``(source, dim, start, stop)`` of a node that takes neighboring indices of an axis, but not all."""
     if node.op != "call_function" or (source := _first(node)) is None:
         return None
-    if node.target is operator.getitem and getattr(source, "target", None) in SPLITS:
+    if node.target is operator.getitem and is_a(getattr(source, "target", None), "split"):
         return _piece_of_split(source, node.args[1])
     if _shape(source) is None:
         return None
@@ -116,7 +114,7 @@ def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | Non
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
     """The value of an index that stands in the graph as it is."""
-    while node.op == "call_function" and node.target in COPIES:
+    while node.op == "call_function" and is_a(node.target, "same"):
         node = node.args[0]
     value = operator.attrgetter(node.target)(module) if node.op == "get_attr" else None
     return value if type(value) is Tensor else None
@@ -148,6 +146,16 @@ def _axis_above(view: Node, dim: int) -> tuple[int, int, bool] | None:
     return axis, end // (before * shape[dim]), before == math.prod(inside[:axis])
 
 
+def _order(node: Node) -> list[int]:
+    """Which axis of its source each axis of a permutation or transposition is."""
+    if node.target is aten.permute.default:
+        return [d % len(node.args[1]) for d in node.args[1]]
+    dims = list(range(len(_shape(node))))
+    a, b = node.args[1], node.args[2]
+    dims[a], dims[b] = dims[b], dims[a]
+    return dims
+
+
 class _Hoist:
     """Builds the selected value from the nodes above; ``None`` says that nothing is gained."""
 
@@ -164,40 +172,38 @@ class _Hoist:
         return new
 
     def select(self, source: Node, dim: int, index: int) -> Node | None:
+        """One index of an axis, taken where the axis was made."""
         if source.op != "call_function" or _shape(source) is None:
             return None
-        target, args = source.target, source.args
-        if target in SAME:
-            return self.select(args[0], dim, index)
-        if target is aten.permute.default:
-            dims = [d % len(args[1]) for d in args[1]]
-            inner = self.select(args[0], dims[dim], index)
-            rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
-            return inner and self.call(aten.permute.default, inner, rest)
-        if target is aten.transpose.int:
-            dims = list(range(len(_shape(source))))
-            a, b = args[1] % len(dims), args[2] % len(dims)
-            dims[a], dims[b] = dims[b], dims[a]
-            inner = self.select(args[0], dims[dim], index)
-            rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
-            return inner and self.call(aten.permute.default, inner, rest)
-        if target is aten.unsqueeze.default:
-            at = args[1] % len(_shape(source))
-            if at == dim:
-                return None
-            inner = self.select(args[0], dim - (at < dim), index)
-            return inner and self.call(aten.unsqueeze.default, inner, at - (dim < at))
-        if target in (aten.squeeze.dims, aten.squeeze.dim):
-            return self._squeeze(source, dim, index)
-        if target in VIEWS:
+        if is_a(source.target, "same"):
+            return self.select(source.args[0], dim, index)
+        if is_a(source.target, "reshape"):
             return self._view(source, dim, index)
-        if target is aten.slice.Tensor:
-            return self._sliced(source, dim, index)
-        if target is aten.cat.default:
-            return self._cat(source, dim, index)
-        if torch.Tag.pointwise in getattr(target, "tags", ()):
-            return self._pointwise(source, dim, index)
-        return None
+        through = {
+            aten.permute.default: self._permuted,
+            aten.transpose.int: self._permuted,
+            aten.unsqueeze.default: self._unsqueeze,
+            aten.squeeze.dims: self._squeeze,
+            aten.squeeze.dim: self._squeeze,
+            aten.slice.Tensor: self._sliced,
+            aten.cat.default: self._cat,
+        }.get(source.target)
+        if through is None and torch.Tag.pointwise in getattr(source.target, "tags", ()):
+            through = self._pointwise
+        return through and through(source, dim, index)
+
+    def _permuted(self, source: Node, dim: int, index: int) -> Node | None:
+        dims = _order(source)
+        inner = self.select(source.args[0], dims[dim], index)
+        rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
+        return inner and self.call(aten.permute.default, inner, rest)
+
+    def _unsqueeze(self, source: Node, dim: int, index: int) -> Node | None:
+        at = source.args[1] % len(_shape(source))
+        if at == dim:
+            return None
+        inner = self.select(source.args[0], dim - (at < dim), index)
+        return inner and self.call(aten.unsqueeze.default, inner, at - (dim < at))
 
     def _squeeze(self, source: Node, dim: int, index: int) -> Node | None:
         inner_shape = _shape(source.args[0])
@@ -236,18 +242,13 @@ class _Hoist:
         if source.op != "call_function" or _shape(source) is None:
             return None
         target, args = source.target, source.args
-        if target in SAME:
+        if is_a(target, "same"):
             return self.narrow(args[0], dim, start, stop)
         if target in (aten.permute.default, aten.transpose.int):
-            dims = list(range(len(_shape(source))))
-            if target is aten.permute.default:
-                dims = [d % len(dims) for d in args[1]]
-            else:
-                a, b = args[1] % len(dims), args[2] % len(dims)
-                dims[a], dims[b] = dims[b], dims[a]
+            dims = _order(source)
             inner = self.narrow(args[0], dims[dim], start, stop)
             return inner and self.call(aten.permute.default, inner, dims)
-        if target in VIEWS and (found := _axis_above(source, dim)) is not None:
+        if is_a(target, "reshape") and (found := _axis_above(source, dim)) is not None:
             axis, each, starts = found
             if each > 1:
                 inner = self._cut(source, dim, start, stop)

@@ -14,17 +14,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from pyro_align.axes import Atom, Axis, leaves
-from pyro_align.discovery.activations import VIEWS, dependents
-from pyro_align.discovery.assemble import name_atoms, write_axes
-from pyro_align.discovery.infer import AxisTensor, Inference
+from pyro_align.discovery.activations import dependents, is_view, viewed
+from pyro_align.discovery.axes.assemble import name_atoms, write_axes
+from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.ops import contraction_of
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry.group import Symmetry
 
 Moments = tuple[Tensor, Tensor]
-
-# operation -> positions of its factors and of its bias
-AFFINE = {"mm": ((0, 1), None), "mv": ((0, 1), None), "addmm": ((1, 2), 0), "convolution": ((0, 1), 2)}
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,14 @@ class _Finder:
 
     def affine(self, node: Node) -> tuple[Node, str, str | None] | None:
         """The output of an affine map of data that begins at a node, and its weight and bias sites."""
-        factors, place = AFFINE.get(getattr(node.target, "_opname", ""), (None, None))
-        if node.op != "call_function" or factors is None:
+        spec = contraction_of(node.target) if node.op == "call_function" else None
+        if spec is None or node not in self.on_data:
             return None
-        given = [node.args[i] for i in factors]
+        given = [node.args[i] for i in spec.factors]
         weights = [w for x in given if x not in self.on_data and (w := self._site(x)) is not None]
-        if len(weights) != 1 or node not in self.on_data:
+        if len(weights) != 1:
             return None
-        added = None if place is None or len(node.args) <= place else node.args[place]
+        added = spec.added_to(node.args)
         if added is not None:
             bias = self._site(added)
             return None if bias is None else (node, weights[0], bias)
@@ -145,7 +143,7 @@ class _Finder:
                 other = user.args[1] if user.args[0] is node else user.args[0]
                 bias = self._site(other) if isinstance(other, Node) and other not in self.on_data else None
                 return (user, bias) if bias is not None else (last, None)
-            if kind not in VIEWS:
+            if not is_view(user):
                 break
             node = user
         return last, None
@@ -174,11 +172,9 @@ class _Finder:
             for user in waiting.pop().users:
                 if user in self.on_data:
                     count += 1
-                elif getattr(user.target, "_opname", "") in VIEWS:
+                elif is_view(user):
                     waiting.append(user)
         return count
 
     def _site(self, node: Node) -> str | None:
-        while node.op == "call_function" and getattr(node.target, "_opname", "") in VIEWS:
-            node = node.all_input_nodes[0]
-        return self.sites.get(node)
+        return self.sites.get(viewed(node))

@@ -99,15 +99,16 @@ class Task:
         if not members[0].divergences:
             raise GuideError(f"{type(members[0]).__name__} has no features to match by")
         features = [q.features(divergence, "moving") for q in members]
-        stacked = {
-            s: tuple(as_tensor(torch.stack(f)) for f in zip(*(m[s] for m in features), strict=True))
-            for s in symmetry.sites
-        }
+        odd = max((features[0].odd[s] for s in symmetry.sites), key=len)  # locations first, in every family
+        stacked = {}
+        for s in symmetry.sites:
+            own = [as_tensor(torch.stack(f)) for f in zip(*(m[s] for m in features), strict=True)]
+            stacked[s] = (*own, *(torch.zeros_like(own[0]) for _ in range(len(odd) - len(own))))
 
         def read(start: int, stop: int) -> Features:
             return {s: tuple(f[start:stop] for f in v) for s, v in stacked.items()}
 
-        return self._units(symmetry, members[0].feature_odd(divergence), 1, read)
+        return self._units(symmetry, odd, 1, read)
 
     def _units(self, symmetry: Symmetry, odd: tuple[bool, ...], numel: int, read) -> Units:
         valid, trusted = (torch.from_numpy(mask.reshape(-1).copy()) for mask in (self.finite, self.trusted))

@@ -1,4 +1,4 @@
-"""Features made site by site, when they are looked at: a posterior need not be copied to be matched."""
+"""Features: what a posterior is matched by, made site by site when it is looked at."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ from torch import Tensor
 _KEEP = 1 << 18  # tensors of up to this many entries are made once
 
 
-class PerSite(Mapping[str, tuple[Tensor, ...]]):
-    """Site -> tensors, made at each look; small ones are kept, as making them anew would cost more than holding them.
+Odd = tuple[bool, ...]
+
+
+class Features(Mapping[str, tuple[Tensor, ...]]):
+    """Site -> tensors of its shape, made at each look; small ones are kept, as making them again would cost more.
 
     Args:
         sites: The sites.
         make: Site -> its tensors.
+        odd: For each tensor of a site, whether it changes sign together with a signed unit (locations do, scales do
+            not); or site -> these.
+
+    Attributes:
+        odd: Site -> which of its tensors are odd.
 
     Example:
         >>> import torch
-        >>> PerSite(["w"], lambda site: (torch.ones(2),))["w"]
+        >>> Features(["w"], lambda site: (torch.ones(2),), (True,))["w"]
         (tensor([1., 1.]),)
     """
 
-    def __init__(self, sites: Iterable[str], make: Callable[[str], tuple[Tensor, ...]]):
+    def __init__(self, sites: Iterable[str], make: Callable[[str], tuple[Tensor, ...]], odd: Odd | Mapping[str, Odd]):
         self._sites, self._make = dict.fromkeys(sites), make
+        self.odd = dict(odd) if isinstance(odd, Mapping) else dict.fromkeys(self._sites, odd)
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     def __getitem__(self, site: str) -> tuple[Tensor, ...]:
@@ -46,7 +55,11 @@ class PerSite(Mapping[str, tuple[Tensor, ...]]):
         return len(self._sites)
 
     def __reduce__(self):  # a worker gets the tensors: what makes them cannot be pickled
-        return dict, ([(site, self[site]) for site in self],)
+        return _kept, ({site: self[site] for site in self}, self.odd)
+
+
+def _kept(tensors: Mapping[str, tuple[Tensor, ...]], odd: Mapping[str, Odd]) -> Features:
+    return Features(tensors, tensors.__getitem__, odd)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> float:

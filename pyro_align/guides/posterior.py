@@ -6,110 +6,30 @@ param store, reaches it; and nothing done with it reaches the guide.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
-from torch.distributions.transforms import IndependentTransform, Transform
 
 from pyro_align.errors import GuideError
-from pyro_align.model.density import is_real
-from pyro_align.symmetry.group import Permutation
-
-Noise = dict[str, Tensor]
-Values = dict[str, Tensor]
+from pyro_align.guides.features import Features
+from pyro_align.guides.sites import Noise, SiteSpec, Values
+from pyro_align.symmetry.element import Permutation
 
 
-@dataclass(frozen=True)
-class SiteSpec:
-    """One latent site, as the guide knows it.
+class Guide(Protocol):
+    """What this package returns as a guide: something that can be called like a Pyro guide.
 
-    Attributes:
-        name: The site's name.
-        shape: Shape of its constrained value; subsampled plates have their full size where the guide covers it.
-        support: Support of the site's prior.
-        event_dim: Number of its rightmost axes that belong to the prior's event.
-        dtype: Dtype of its value.
-        device: Device of its value.
-        frames: Name, size and dim of each plate it stands in.
-        enumerated: Whether the guide leaves its values to be summed over instead of drawing one.
+    Mostly a ``PyroModule``, in general of the type of the guide that was given, whose attributes it has.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    support: Any
-    event_dim: int
-    dtype: torch.dtype
-    device: torch.device
-    frames: tuple[tuple[str, int, int], ...] = ()
-    enumerated: bool = False
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws once from the posterior, as Pyro sample statements; returns site -> value, as autoguides do."""
 
-    @property
-    def is_discrete(self) -> bool:
-        """Whether its values are discrete."""
-        return bool(self.support.is_discrete)
-
-    @property
-    def transform(self) -> Transform:
-        """The bijection from unconstrained to constrained values, without a cache."""
-        return biject_to(self.support)
-
-    @cached_property
-    def unconstrained_shape(self) -> tuple[int, ...]:
-        """Shape of the unconstrained value."""
-        return tuple(self.transform.inverse_shape(torch.Size(self.shape)))
-
-    @cached_property
-    def numel(self) -> int:
-        """Number of unconstrained entries."""
-        return math.prod(self.unconstrained_shape)
-
-    @cached_property
-    def core_event_dims(self) -> tuple[int, int]:
-        """Numbers of axes that the bijection really mixes: of the constrained and of the unconstrained value.
-
-        ``(0, 0)`` for elementwise bijections, ``(1, 1)`` for a simplex, ``(2, 1)`` for a Cholesky factor.
-        """
-        transform = self.transform
-        while isinstance(transform, IndependentTransform):
-            transform = transform.base_transform
-        return transform.codomain.event_dim, transform.domain.event_dim
-
-    @cached_property
-    def is_real(self) -> bool:
-        """Whether the unconstrained value is the value itself."""
-        return is_real(self.support)
-
-    def constrain(self, value: Tensor) -> Tensor:
-        """The constrained values of ``(draws, *unconstrained_shape)``."""
-        return self.transform(value)
-
-    def unconstrain(self, value: Tensor) -> Tensor:
-        """The unconstrained values of ``(draws, *shape)``."""
-        return self.transform.inv(value)
-
-    def log_volume(self, unconstrained: Tensor, constrained: Tensor) -> Tensor:
-        """Log of the volume change from unconstrained to constrained, ``(draws,)``, nats."""
-        if self.is_real:
-            return unconstrained.new_zeros(unconstrained.shape[0])
-        change = self.transform.log_abs_det_jacobian(unconstrained, constrained)
-        return change.reshape(change.shape[0], -1).sum(-1)
-
-    def as_feature(self, unconstrained: Tensor) -> Tensor:
-        """An unconstrained tensor in the shape of the site: mixed axes, never relabeled, are padded with zeros."""
-        mixed, stored = self.core_event_dims
-        if unconstrained.shape == self.shape or mixed == 0:
-            return unconstrained.reshape(self.shape)
-        lead = unconstrained.shape[: unconstrained.dim() - stored]
-        flat = unconstrained.reshape(*lead, -1)
-        missing = math.prod(self.shape[len(self.shape) - mixed :]) - flat.shape[-1]
-        return torch.nn.functional.pad(flat, (0, missing)).reshape(self.shape)
+    def __getattr__(self, name: str) -> Any:
+        """Attributes are those of the guide's own type."""
 
 
 class Posterior(ABC):
@@ -185,20 +105,29 @@ class Posterior(ABC):
     #: Discrete site -> the atom whose units its values number, or None where they number none.
     labels: Mapping[str, str | None] = {}
 
-    def read_again(self, guide: Any) -> Posterior:
-        """Reads a guide of the same type as this posterior's was read: with the same labels and arguments."""
-        from pyro_align.guides.registry import read_guide  # here: it stands above this module
+    #: Whether the posterior is known by its draws alone, so that it can be compared with any other that is.
+    known_by_draws: bool = False
 
-        return read_guide(guide, labels=self.labels)
+    #: Whether the family is one of unconstrained coordinates: closed under relabelings that commute with the bijection.
+    in_unconstrained: bool = False
+
+    #: Whether draws have a log density. Without one there is no entropy, hence no KL and no ELBO.
+    has_density: bool = True
+
+    #: The largest number of different draws that can be made; None where there is no limit.
+    max_samples: int | None = None
+
+    #: Arguments with which the guide is run when it is read, and its keyword arguments.
+    arguments: tuple[tuple, Mapping[str, Any]] = ((), {})
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Standard noise with a leading axis of draws, for any member of the family with the same sites.
 
         Args:
-            num_draws: Number of draws.
+            num_samples: Number of draws.
             generator: A CPU ``torch.Generator`` or a seed.
         """
 
@@ -216,7 +145,11 @@ class Posterior(ABC):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def features(self, divergence: str = "w2", side: str = "fixed") -> Mapping[str, tuple[Tensor, ...]]:
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
+        raise GuideError(f"{type(self).__name__} has no location and scale")
+
+    def features(self, divergence: str = "w2", side: str = "fixed") -> Features:
         """Tensors of the sites' shapes whose inner products are a divergence.
 
         The sum over sites and features of ``<fixed, P moving>`` is, up to a constant, minus the divergence between the
@@ -238,40 +171,48 @@ class Posterior(ABC):
         return self._features(divergence, side)
 
     #: The divergences that the family can be matched by.
-    divergences: tuple[str, ...] = ()
+    divergences: tuple[str, ...] = ("w2", "means")
 
-    def _features(self, divergence: str, side: str) -> Mapping[str, tuple[Tensor, ...]]:
-        raise GuideError(f"{type(self).__name__} has no features to match by")
+    def _features(self, divergence: str, side: str) -> Features:
+        """Location and, for ``"w2"``, standard deviation of every site's coordinates."""
+        odd = (True, False) if divergence == "w2" else (True,)
 
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        """For each feature, whether it changes sign together with a signed unit (locations do, scales do not)."""
-        raise GuideError(f"{type(self).__name__} has no features to match by")
+        def make(name: str) -> tuple[Tensor, ...]:
+            return tuple(self.sites[name].as_feature(t) for t in self.marginal(name)[: len(odd)])
+
+        return Features(self.sites, make, odd)
 
     #: Whether the exact W2 also depends on a coupling, so that matching alternates with :meth:`coupled_features`.
     is_coupled: bool = False
 
-    def coupled_features(
-        self, other: Posterior, p: Permutation
-    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, tuple[Tensor, ...]], tuple[bool, ...]]:
+    def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         """Features of the true W2 between this posterior and ``other`` relabeled, the coupling held at ``p``.
 
         For Gaussians, W2 is a minimum over couplings Q of a function that is linear in the relabeling for fixed Q.
         Matching with these features, started from ``p``, and renewing them at the result lowers W2 at every step.
 
         Args:
-            other: The moving posterior, as it stands.
+            other: The moving posterior, before relabeling.
             p: The current relabeling of ``other``.
 
         Returns:
-            Features of this posterior (fixed), of ``other`` (moving, not relabeled), and which of them are odd. The
-            sum of ``<fixed, p moving>`` is, up to a constant, minus half the squared W2 to ``other`` relabeled by p.
+            Features of this posterior (fixed), and of ``other`` (moving, not relabeled). The sum of
+            ``<fixed, p moving>`` is, up to a constant, minus half the squared W2 to ``other`` relabeled by p.
         """
         self.check_compatible(other)
-        return self.features("w2", "fixed"), other.features("w2", "moving"), self.feature_odd("w2")
+        return self.features("w2", "fixed"), other.features("w2", "moving")
 
     @abstractmethod
     def distance(self, other: Posterior) -> float:
         """The Wasserstein-2 distance to another member of the family, in the coordinates the family lives in."""
+
+    def distance_error(self, other: Posterior) -> float:
+        """Standard error of :meth:`distance`; 0 where it is no estimate."""
+        return 0.0
+
+    def path_notes(self, other: Posterior) -> tuple[str, ...]:
+        """What should be told of the path to another posterior: what it leaves out, what is approximate."""
+        return ()
 
     @abstractmethod
     def displace(self, other: Posterior, tau: float) -> Posterior:
@@ -286,6 +227,10 @@ class Posterior(ABC):
                 f"the posteriors are of two families, {type(self).__name__} and {type(other).__name__}; "
                 "fit both with guides of one type"
             )
+        self.check_sites(other)
+
+    def check_sites(self, other: Posterior) -> None:
+        """Raises a :class:`GuideError` unless the other posterior has the same sites, shapes, dtypes and devices."""
         only_here, only_there = sorted(set(self.sites) - set(other.sites)), sorted(set(other.sites) - set(self.sites))
         if only_here or only_there:
             raise GuideError(
@@ -307,58 +252,5 @@ class Posterior(ABC):
     # -- back to Pyro ----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         """A new Pyro guide that owns its parameters, under names of its own in the param store."""
-
-
-def check_tau(tau: float) -> float:
-    """``tau`` as a float in [0, 1].
-
-    Raises:
-        ValueError: It is not.
-    """
-    tau = float(tau)
-    if not 0.0 <= tau <= 1.0:
-        raise ValueError(f"tau must lie in [0, 1], got {tau}")
-    return tau
-
-
-def as_generator(generator: torch.Generator | int) -> torch.Generator:
-    """A CPU generator from itself or from a seed."""
-    if isinstance(generator, torch.Generator):
-        if generator.device.type != "cpu":
-            raise ValueError(f"expected a CPU torch.Generator, got one on {generator.device}")
-        return generator
-    if isinstance(generator, bool) or not isinstance(generator, int):
-        raise TypeError(f"generator must be a CPU torch.Generator or an int seed, got {generator!r}")
-    return torch.Generator().manual_seed(generator)
-
-
-def check_draws(num_draws: int) -> int:
-    """``num_draws`` where it is a positive int."""
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws must be a positive int, got {num_draws!r}")
-    return num_draws
-
-
-def standard_normal(sites: Mapping[str, SiteSpec], num_draws: int, generator: torch.Generator | int) -> Noise:
-    """Standard normal noise in the sites' unconstrained shapes, drawn on the CPU so that a seed fixes it anywhere."""
-    generator, num_draws = as_generator(generator), check_draws(num_draws)
-    return {
-        name: torch.randn(
-            (num_draws, *spec.unconstrained_shape), generator=generator, dtype=spec.dtype, device="cpu"
-        ).to(spec.device)
-        for name, spec in sites.items()
-    }
-
-
-def check_finite(what: str, site: str, tensor: Tensor) -> None:
-    """Raises a :class:`GuideError` where a tensor holds NaN or infinity."""
-    if bool(tensor.sum().isfinite()):  # tells of any NaN or infinity without a copy; only a suspect sum is looked into
-        return
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise GuideError(
-            f"site '{site}': {bad} of {tensor.numel()} entries of its {what} are NaN or infinite; "
-            "the fit has diverged (a smaller learning rate, or clipped gradients, usually helps)"
-        )

@@ -10,19 +10,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.relabel import mixed_axis
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
-Reader = Callable[[Any], Posterior]
+Reader = Callable[..., Posterior]
 
 
 _RULES: dict[type, Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
+_RUNNING: set[Reader] = set()  # readers that run the guide, and so take its arguments
 _OUTSIDE: dict[str, Reader] = {}  # by dotted name, for types of packages that are not imported here
 
 
-def register_guide(*types: type) -> Callable[[Reader], Reader]:
+def register_guide(*types: type, runs: bool = False) -> Callable[[Reader], Reader]:
     """Registers a reader ``guide -> Posterior`` for concrete guide types; subclasses need a registration of their own.
+
+    Args:
+        types: The types. ``object`` stands for all that have no rule.
+        runs: Whether the reader runs the guide: it is then called with the guide's arguments, ``reader(guide, *args)``.
 
     Example:
         >>> from pyro_align.guides import register_guide, read_guide
@@ -34,8 +41,9 @@ def register_guide(*types: type) -> Callable[[Reader], Reader]:
     """
 
     def register(reader: Reader) -> Reader:
-        for cls in types:
-            _RULES[cls] = reader
+        _RULES.update(dict.fromkeys(types, reader))
+        if runs:
+            _RUNNING.add(reader)
         return reader
 
     return register
@@ -53,23 +61,25 @@ def register_outside(*names: str) -> Callable[[Reader], Reader]:
 
 def registered_guides() -> tuple[type, ...]:
     """The guide types that have a rule."""
-    return tuple(_RULES)
+    return tuple(cls for cls in _RULES if cls is not object)
 
 
-def read_guide(guide: Any, *, labels: Mapping[str, str | None] | None = None) -> Posterior:
+def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None = None, **kwargs: Any) -> Posterior:
     """A snapshot of a guide that owns its tensors; the guide and the param store stay as they are.
 
     The values are those of the guide's own parameters, also where the param store has been cleared, scoped or filled by
     another guide since.
 
     Args:
-        guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.wrap_guide`) and
-            must then run without arguments; or a :class:`Posterior`, which is returned as it is.
+        guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.wrap_guide`); or a
+            :class:`Posterior`, which is returned as it is.
+        args: Arguments of the guide, for those that can be read only by running them.
         labels: For guides with discrete sites: site -> the atom whose units its values number (a mixture's
             assignments, say), or None where they number none.
+        kwargs: Keyword arguments of the guide.
 
     Raises:
-        GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run without arguments.
+        GuideError: The guide is untrained, its parameters are NaN or infinite, or it does not run with the arguments.
 
     Example:
         >>> from pyro_align.guides import read_guide
@@ -84,23 +94,41 @@ def read_guide(guide: Any, *, labels: Mapping[str, str | None] | None = None) ->
         >>> {site: tuple(draws.shape) for site, draws in posterior.push(posterior.noise(5)).items()}
         {'w': (5, 6, 2)}
     """
-    if labels:
-        return read_guide(guide).with_labels(labels)
     if isinstance(guide, Posterior):
-        return guide
+        return guide.with_labels(labels) if labels else guide
     warn_if_stale(guide)
     cls = type(guide)
-    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
-    if reader is not None:
-        return reader(guide)
-    from pyro_align.guides.families.wrapped import (
-        wrap_guide,  # here: the guides that it makes are themselves registered
+    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}") or _RULES[object]
+    posterior = reader(guide, *args, **kwargs) if reader in _RUNNING else reader(guide)
+    return posterior.with_labels(labels) if labels else posterior
+
+
+def read_again(posterior: Posterior, guide: Any) -> Posterior:
+    """Reads a guide of the same type as this posterior's was read: with the same labels and arguments."""
+    args, kwargs = posterior.arguments
+    return read_guide(guide, *args, labels=posterior.labels, **kwargs)
+
+
+def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
+    """The posterior; known by its draws instead where its coordinates mix an axis that the symmetry relabels.
+
+    A mean-field Gaussian over a simplex lives in stick-breaking coordinates: relabeled, it is another law, of which
+    draws and densities are known.
+    """
+    mixed = posterior.in_unconstrained and any(
+        mixed_axis(symmetry, spec) is not None for spec in posterior.sites.values() if not spec.is_discrete
     )
+    return _RULES[object](posterior.to_guide()) if mixed else posterior
 
-    return wrap_guide(guide)
+
+def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
+    """The posteriors; where one is known by its draws, all are."""
+    if len({q.known_by_draws for q in posteriors}) == 1:
+        return posteriors
+    return tuple(q if q.known_by_draws else _RULES[object](q.to_guide()) for q in posteriors)
 
 
-def permute_guide(guide: Any, p: Permutation):
+def permute_guide(guide: Any, p: Permutation) -> Guide:
     """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
 
     Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
@@ -122,7 +150,8 @@ def permute_guide(guide: Any, p: Permutation):
         >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
         True
     """
-    return read_guide(guide).permute(p).to_guide()
+    q = read_guide(guide)
+    return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

@@ -1,9 +1,9 @@
-"""One loss along a path: estimates and errors from per-draw figures.
+"""One loss along a path: estimates and errors from pseudo-values.
 
-Every loss arrives as an array of *pseudo-values* ``(taus, draws)``: their mean over draws is the estimate, their spread
-over the root of the number of draws its standard error. For a loss that is an average over draws (expected NLL, KL,
-negative ELBO) they are the draws' own losses; for the predictive NLL they are jackknife pseudo-values (Tukey 1958;
-Efron 1982), whose mean is the bias-corrected estimate; for a task's loss they are scaled bootstrap replicates. As the
+Every loss arrives as an array of *pseudo-values* ``(taus, draws)``: their mean over draws is the estimate, their
+standard deviation over the root of the number of draws its standard error. For a loss that is an average over draws
+(expected NLL, KL, negative ELBO) they are the draws' own losses; for the predictive NLL they are jackknife
+pseudo-values, whose mean is the bias-corrected estimate; for a task's loss they are scaled bootstrap replicates. As the
 same noise is pushed through every tau, differences between taus are taken draw by draw.
 """
 
@@ -11,8 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
+
+from pyro_align.losses.band import Band, simultaneous_band
+from pyro_align.losses.protocol import Label
+from pyro_align.losses.registry import label_of
+
+_KNOWN = cast(Label, None)  # the label of the known loss of that name
+FLAT = 1e-14  # a standard error below this fraction of the level is rounding
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Peak:
     """The highest excess of a curve.
 
     Attributes:
-        height: The excess, nats per datum (or the loss's own unit).
+        height: The excess, in the loss's unit.
         se: Standard error of the excess at that tau.
-        tau: Where it sits.
+        tau: Where it is.
     """
 
     height: float
@@ -31,34 +39,8 @@ class Peak:
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
-    """A simultaneous confidence band of the excess over all taus.
-
-    Attributes:
-        lower, upper: Bounds ``(taus,)``.
-        level: Probability with which the whole true curve lies inside.
-        p_value: Probability, were the excess nowhere positive, of one as many standard errors high as that seen.
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-    level: float
-    p_value: float
-
-    @property
-    def positive(self) -> bool:
-        """Whether the barrier differs from zero: the band lies above zero somewhere."""
-        return bool((self.lower > 0).any())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """A confidence interval of the barrier's height, of at least the band's level."""
-        return max(0.0, float(self.lower.max())), max(0.0, float(self.upper.max()))
-
-
-@dataclass(frozen=True, eq=False)
 class Curve:
-    """One loss of one data set along a path, in nats per datum unless the loss says otherwise; lower is better.
+    """One loss of one data set along a path.
 
     Attributes:
         evaluation: Name of the data set.
@@ -66,12 +48,16 @@ class Curve:
         taus: Increasing, from 0 to 1, ``(taus,)``.
         draws: Pseudo-values ``(taus, draws)``; column s belongs to the same noise at every tau.
         drift: How far a predictive loss's estimate moves from half the draws to all, ``(taus,)``; None is no move.
+        effective: The least effective number of draws behind any observation, ``(taus,)``; None where all count alike.
+        label: How the loss is written: its title, unit, and which way is better; that of the known loss by default.
 
     Example:
         >>> draws = np.array([[1.0, 1.2], [1.9, 2.3], [1.1, 1.3]])
         >>> curve = Curve("train", "expected_nll", np.array([0.0, 0.5, 1.0]), draws)
         >>> round(curve.barrier.height, 3), round(curve.barrier.se, 3), curve.barrier.tau
         (0.95, 0.1, 0.5)
+        >>> curve.label.title, curve.label.unit
+        ('expected NLL', 'nats per datum')
     """
 
     evaluation: str
@@ -79,10 +65,21 @@ class Curve:
     taus: np.ndarray
     draws: np.ndarray
     drift: np.ndarray | None = None
+    effective: np.ndarray | None = None
+    label: Label = _KNOWN
+
+    def __post_init__(self):
+        if self.label is None:
+            object.__setattr__(self, "label", label_of(self.loss))
 
     @property
-    def num_draws(self) -> int:
+    def num_samples(self) -> int:
         return self.draws.shape[1]
+
+    @property
+    def sign(self) -> int:
+        """1 where lower is better, -1 where higher is."""
+        return 1 if self.label.better == "lower" else -1
 
     @cached_property
     def value(self) -> np.ndarray:
@@ -101,16 +98,16 @@ class Curve:
 
     @cached_property
     def excess_draws(self) -> np.ndarray:
-        """Loss minus chord, draw by draw, ``(taus, draws)``; zero at both ends."""
+        """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both ends."""
         tau = self.taus[:, None]
         with np.errstate(invalid="ignore"):
-            excess = self.draws - (1 - tau) * self.draws[:1] - tau * self.draws[-1:]
+            excess = self.sign * (self.draws - (1 - tau) * self.draws[:1] - tau * self.draws[-1:])
         excess[[0, -1]] = 0.0
         return excess
 
     @cached_property
     def excess(self) -> np.ndarray:
-        """Loss minus chord, ``(taus,)``."""
+        """How much worse than the chord the loss is, ``(taus,)``: loss minus chord, where lower is better."""
         return self.excess_draws.mean(1)
 
     @cached_property
@@ -130,10 +127,15 @@ class Curve:
         moved[[0, -1]] = 0.0
         return np.where(np.isfinite(moved), moved, 0.0)
 
+    @cached_property
+    def _moving(self) -> np.ndarray:
+        """Where draws differ in their excess by more than rounding, ``(taus,)``."""
+        return np.isfinite(self.excess_se) & (self.excess_se > FLAT * np.maximum(1.0, np.abs(self.value)))
+
     @property
     def settling(self) -> float:
         """The greatest :attr:`excess_drift` in standard errors: above about 0.3, the draws are too few for the band."""
-        moving = np.isfinite(self.excess_se) & (self.excess_se > 1e-14 * np.maximum(1.0, np.abs(self.value)))
+        moving = self._moving
         return float((np.abs(self.excess_drift)[moving] / self.excess_se[moving]).max()) if moving.any() else 0.0
 
     @cached_property
@@ -148,7 +150,7 @@ class Curve:
     @cached_property
     def barrier_over_mean(self) -> Peak:
         """max over tau of L(tau) - [L(0) + L(1)] / 2: the other baseline in use, blind to a slope of the chord."""
-        rise = self.draws - (self.draws[:1] + self.draws[-1:]) / 2
+        rise = self.sign * (self.draws - (self.draws[:1] + self.draws[-1:]) / 2)
         best = _argmax(rise.mean(1))
         return Peak(float(rise[best].mean()), float(_standard_error(rise)[best]), float(self.taus[best]))
 
@@ -161,7 +163,7 @@ class Curve:
 
     @property
     def dominance(self) -> float:
-        """Greatest share of one draw in the variance of the excess, over taus.
+        """Greatest fraction of the variance of the excess that comes from one draw, over taus.
 
         Near 1, the errors are not to be trusted. A predictive NLL that rests on one draw's likelihood does this; more
         draws help.
@@ -172,13 +174,7 @@ class Curve:
         return float((centered[moving].max(1) / total[moving]).max()) if moving.any() else 0.0
 
     def band(self, level: float = 0.95, *, resamples: int = 4000, seed: int = 0) -> Band:
-        """The simultaneous band of the excess, by the bootstrap over draws.
-
-        Draws are re-weighted by multinomial counts, the same at every tau; each time, the mean's deviation is divided
-        by its own standard error (the bootstrap-t of Efron 1982; Hall 1988), and the quantiles of the greatest and of
-        the least over tau scale the errors. The two quantiles follow the skewness that likelihoods bring. Few draws
-        tell too little of it: neither side is narrower than were the draws Gaussian (the greatest of correlated
-        Student's t, simulated). The errors include :attr:`excess_drift`.
+        """The simultaneous band of the excess, by the bootstrap over draws; its errors include :attr:`excess_drift`.
 
         Args:
             level: Simultaneous coverage.
@@ -188,34 +184,19 @@ class Curve:
         if not 0 < level < 1:
             raise ValueError(f"expected a level between 0 and 1, got {level}")
         se = np.hypot(self.excess_se, self.excess_drift)
-        moving = np.isfinite(se) & (self.excess_se > 1e-14 * np.maximum(1.0, np.abs(self.value)))
-        if not moving.any():
-            p_value = 0.0 if (self.excess > 1e-12).any() else 1.0
-            return Band(self.excess.copy(), self.excess.copy(), level, p_value)
-        deviations, gaussian = self._deviations(moving, resamples, np.random.default_rng(seed))
-        highest, lowest, symmetric = deviations.max(1), deviations.min(1), gaussian.max(1)
-        floor = np.quantile(symmetric, (1 + level) / 2)
-        high, low = np.quantile(highest, (1 + level) / 2), np.quantile(lowest, (1 - level) / 2)
-        high, low = max(high, floor), min(low, -floor)
-        spread = np.where(moving, se, np.where(np.isfinite(se), 0.0, np.inf))
-        seen = (self.excess[moving] / se[moving]).max()
-        p_value = (1 + max((highest >= seen).sum(), (symmetric >= seen).sum())) / (1 + resamples)
-        return Band(self.excess - high * spread, self.excess - low * spread, level, float(p_value))
+        flat = np.isfinite(self.excess_se) & ~self._moving
+        return simultaneous_band(self.excess_draws, np.where(flat, 0.0, se), level, resamples, seed)
 
-    def _deviations(
-        self, moving: np.ndarray, resamples: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Studentised deviations of bootstrap means, and of as many Gaussian draws, ``(resamples, moving taus)``."""
-        draws = self.excess_draws[moving]
-        count = draws.shape[1]
-        centered = (draws - draws.mean(1, keepdims=True)) / draws.std(1, keepdims=True)
-        weights = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
-        mean = weights @ centered.T
-        variance = weights @ (centered**2).T - mean**2
-        # of few draws, a sample may hold one draw alone and have no variance
-        resampled = mean / np.sqrt(np.maximum(variance, 0.01) / (count - 1))
-        normal = rng.standard_normal((resamples, count)) @ centered.T / np.sqrt(count)
-        return resampled, normal / np.sqrt(rng.chisquare(count - 1, (resamples, 1)) / (count - 1))
+    def text(self, level: float = 0.95) -> str:
+        """The barrier with its confidence interval, as printed: ``0.0160 [0.0141, 0.0180]``."""
+        height, (low, high) = self.barrier.height, self.band(level).interval
+        if not np.isfinite([height, low, high]).all():
+            return f"{height:.3g} [{low:.3g}, {high:.3g}]"
+        if high == low:
+            why = f"all {self.num_samples} draws agree" if not self._moving.any() else "nowhere above the chord"
+            return f"{height:.4g} ({why})"
+        digits = int(np.clip(1 - np.floor(np.log10(high - low)), 0, 12))
+        return f"{height:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _standard_error(draws: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preact
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, SiteSpec
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
 
@@ -36,7 +37,7 @@ class RepairedPath:
         args: Its arguments: the data over which spreads are measured.
         kwargs: Its keyword arguments.
         symmetry: The model's symmetry, which says what a hidden unit is.
-        num_draws: Posterior draws over which spreads are measured.
+        num_samples: Posterior draws over which spreads are measured.
         seed: Seed of the draws; the same at every tau.
 
     Example:
@@ -46,7 +47,7 @@ class RepairedPath:
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> path = repair(displacement(*guides), model, x, y, num_draws=2)
+        >>> path = repair(displacement(*guides), model, x, y, num_samples=2)
         >>> [(layer.weight, layer.bias) for layer in path.layers]
         [(('layer0.weight', 0), ('layer0.bias', 0))]
         >>> type(path(0.5)).__name__
@@ -58,7 +59,7 @@ class RepairedPath:
     args: tuple = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
     symmetry: Symmetry = field(repr=False)
-    num_draws: int = 8
+    num_samples: int = 8
     seed: int = 0
     _cache: dict = field(default_factory=dict, repr=False)
 
@@ -111,8 +112,8 @@ class RepairedPath:
         return {layer.weight[0]: moments for layer, moments in zip(self.layers, found, strict=True)}
 
     def _moments(self, q: MeanFieldNormal, adjust: Callable | None = None) -> list[tuple[Tensor, Tensor]]:
-        values = q.push(q.noise(self.num_draws, generator=self.seed))
-        return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_draws)), adjust)
+        values = q.push(q.noise(self.num_samples, generator=self.seed))
+        return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_samples)), adjust)
 
     @property
     def _ends(self) -> list[list[tuple[Tensor, Tensor]]]:
@@ -144,8 +145,8 @@ def repair(
     path: Any,
     model: Callable,
     *args: Any,
-    symmetry: Symmetry | None = None,
-    num_draws: int = 8,
+    symmetry: Symmetry | SymmetrySpec | None = None,
+    num_samples: int = 8,
     seed: int = 0,
     **kwargs: Any,
 ) -> RepairedPath:
@@ -161,7 +162,7 @@ def repair(
         model: The Pyro model.
         *args: Its arguments: the data over which spreads are measured; a few hundred are plenty.
         symmetry: The model's symmetry; found if it is not given.
-        num_draws: Posterior draws over which spreads are measured.
+        num_samples: Posterior draws over which spreads are measured.
         seed: Seed of the draws.
         **kwargs: The model's keyword arguments.
 
@@ -180,12 +181,13 @@ def repair(
         >>> len(repair(displacement(*guides), model, x, y).layers)
         2
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     for tau in (0.0, 1.0):
         _checked(path.posterior(tau))
-    found = find_symmetry(model, *args, **kwargs) if symmetry is None else symmetry
-    repaired = RepairedPath(path, model, args, kwargs, found, num_draws, seed)
+    shapes = path.posterior(0.0).shapes
+    found = find_symmetry(model, *args, **kwargs) if symmetry is None else bound(symmetry, shapes, of="path")
+    repaired = RepairedPath(path, model, args, kwargs, found, num_samples, seed)
     for layer in repaired.layers:
         for site, _ in filter(None, (layer.weight, layer.bias)):
             if not repaired.sites[site].is_real:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyro_align.barrier.result import Barrier
 
 FEWEST = 25  # draws that ArviZ 1.x fits a tail to
-_CURVES = ("value", "se", "chord", "excess", "excess_se")
+_CURVES = ("value", "se", "chord", "excess", "excess_se", "effective")
 
 
 def to_arviz(barriers: Barrier | Mapping[str, Barrier]):
@@ -31,7 +31,9 @@ def to_arviz(barriers: Barrier | Mapping[str, Barrier]):
 
     ``sample_stats`` holds ``loss`` (pseudo-values, whose mean over draws is the curve), ``log_prior`` and ``log_q`` per
     draw; ``constant_data`` the curves, chords, excesses, bands and barriers, each a variable with dims ``(path,)``
-    (only where several are given) ``evaluation``, ``loss`` and ``tau``. Values that a barrier does not have are NaN.
+    (only where several are given) ``evaluation``, ``loss`` and ``tau``; ``title`` and ``unit`` are coordinates along
+    ``loss``. Values that a barrier does not have are NaN. There is no ``log_likelihood``, on purpose: ``arviz.loo``
+    would count the data of every tau; see :func:`pyro_align.barrier.views.at`.
     Written with ``.to_netcdf(file)``, read with ``arviz.from_netcdf(file)``.
 
     Returns:
@@ -58,19 +60,21 @@ def barrier_groups(barrier: Barrier) -> dict[str, xr.Dataset]:
         at = (evaluations.index(evaluation), losses.index(loss))
         band = curve.band()
         for name in _CURVES:
-            curves[name][at] = getattr(curve, name)
+            if (values := getattr(curve, name)) is not None:
+                curves[name][at] = values
         curves["lower"][at], curves["upper"][at] = band.lower, band.upper
         peak = curve.barrier
         peaks["barrier"][at], peaks["barrier_se"][at], peaks["barrier_tau"][at] = peak.height, peak.se, peak.tau
         draws[0, :, at[0], at[1]] = curve.draws.T
+    labels = [next(c.label for (_, name), c in barrier.curves.items() if name == loss) for loss in losses]
     coords = {"evaluation": evaluations, "loss": losses, "tau": barrier.taus}
+    coords |= {"title": ("loss", [label.title for label in labels]), "unit": ("loss", [label.unit for label in labels])}
     chains = {"chain": [0], "draw": np.arange(barrier.num_samples)}
     grid = ("evaluation", "loss", "tau")
-    attrs = {"temperature": barrier.temperature, "seed": barrier.seed, "units": "nats per datum; error rates: fraction"}
+    attrs = {"temperature": barrier.temperature, "seed": barrier.seed}
     constant = {name: (grid, value) for name, value in curves.items()}
     constant |= {name: (grid[:2], value) for name, value in peaks.items()}
     constant["num_data"] = (("evaluation",), [barrier.num_data[e] for e in evaluations])
-    constant["effective_draws"] = (("evaluation", "tau"), np.stack([barrier.effective_draws[e] for e in evaluations]))
     stats = {
         "loss_draws": (("chain", "draw", *grid), draws),
         "log_prior": (("chain", "draw", "tau"), barrier.log_prior.T[None]),

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyro_align.discovery.infer import Inference
+from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.signs import rules  # noqa: F401
 from pyro_align.discovery.signs.analysis import SignAnalysis
-from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.choose import signed
-from pyro_align.discovery.signs.registry import sign_rule
 from pyro_align.symmetry.group import Symmetry
 
-__all__ = ["SignAnalysis", "add_signs", "check_sign_rule", "sign_rule"]
+__all__ = ["SignAnalysis", "add_signs"]
 
 
 def add_signs(symmetry: Symmetry, inference: Inference, *, real: Sequence[str]) -> Symmetry:

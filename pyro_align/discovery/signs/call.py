@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities
+from pyro_align.discovery.walk import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,32 +39,19 @@ class SignTensor:
         return self.ids.dim()
 
 
-class Unsupported(Exception):
-    """Raised by a rule that does not cover a call: then nothing that goes in may change sign."""
-
-
 Operand = SignTensor | float | int | bool | complex
 
 
-class SignCall:
+class SignCall(Call):
     """What a rule may ask and say. Operands are tensors, or the numbers that operators take in their place.
 
     Attributes:
-        node: The call in the graph.
-        shapes: Shape of each output, None for outputs that are not tensors.
+        parities: The table of parities.
     """
 
     def __init__(self, parities: Parities, node: Node):
-        self._parities, self.node = parities, node
-        meta = node.meta.get("val")
-        self.several = isinstance(meta, tuple | list)
-        self.outputs = list(meta) if self.several else [meta]
-        self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in self.outputs]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the only (or first) output."""
-        return self.shapes[0]
+        super().__init__(node)
+        self.parities = parities
 
     def even(self, shape: Sequence[int] | None = None) -> SignTensor:
         """An output that no sign reaches."""
@@ -77,32 +65,32 @@ class SignCall:
         """Requires that no entry changes sign; returns the output that then no sign reaches."""
         for x in operands:
             if isinstance(x, SignTensor):
-                self._parities.hold(x.ids)
+                self.parities.hold(x.ids)
         return self.even()
 
     def add(self, *operands: Operand) -> SignTensor:
         """A sum, entry by entry: what is added must change sign together."""
-        return self._fold(self._parities.add, operands)
+        return self._fold(self.parities.add, operands)
 
     def multiply(self, *operands: Operand) -> SignTensor:
         """A product, entry by entry: the output changes sign where an odd number of factors do."""
-        return self._fold(self._parities.multiply, operands)
+        return self._fold(self.parities.multiply, operands)
 
     def alike(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
         """Requires that entries along some axes change sign together; returns what a sum along them does."""
         dims = sorted({d % x.ndim for d in dims})
-        ids = self._parities.alike(x.ids, dims)
+        ids = self.parities.alike(x.ids, dims)
         return SignTensor(ids if keepdim else ids.squeeze(dims))
 
     def multiply_along(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
         """A product of the entries along some axes."""
         dims = sorted({d % x.ndim for d in dims})
-        ids = self._parities.multiply_along(x.ids, dims)
+        ids = self.parities.multiply_along(x.ids, dims)
         return SignTensor(ids if keepdim else ids.squeeze(dims))
 
     def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str):
         """A two-operand einsum."""
-        return SignTensor(self._parities.contract(left.ids, left_labels, right.ids, right_labels, out))
+        return SignTensor(self.parities.contract(left.ids, left_labels, right.ids, right_labels, out))
 
     def rearrange(self, *args, **kwargs) -> SignTensor | list[SignTensor]:
         """The operation itself, which only moves entries, drops some, or fills in zeros, applied to the parities."""
@@ -113,10 +101,6 @@ class SignCall:
     def expand(self, x: SignTensor, shape: Sequence[int] | None = None) -> SignTensor:
         """Broadcasts to a shape, by default the output's."""
         return SignTensor(x.ids.expand(self.shape if shape is None else tuple(shape)))
-
-    def unsupported(self, why: str = "") -> Unsupported:
-        """``raise call.unsupported()`` where a rule does not cover a call."""
-        return Unsupported(why)
 
     def _fold(self, combine, operands: Sequence[Operand]) -> SignTensor:
         ids = [x.ids if isinstance(x, SignTensor) else torch.tensor(number_of(x), dtype=torch.int32) for x in operands]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_align.discovery.checking import TOLERANCE, _Alone, _distance, _overload, _Unfinished
+from pyro_align.discovery.checking import Action, Alone, Values
+from pyro_align.discovery.registry import sign_rule
 from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.domain import SignDomain
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities, on_host
-from pyro_align.discovery.signs.registry import find_sign_rule
-from pyro_align.discovery.signs.walk import walk
-from pyro_align.errors import SymmetryError
+from pyro_align.discovery.walk import walk
 
 
 @dataclass(frozen=True)
@@ -76,40 +77,70 @@ def check_sign_rule(
         >>> check_sign_rule(torch.ops.aten.mm.default, torch.randn(2, 3), torch.randn(3, 4)).free  # 2 + 3 + 4 - 1
         8
     """
-    alone = _Alone(_overload(operation), args, kwargs, frozenset(constants), outputs)
-    parities, offsets, count = Parities(), {}, 0
-    for name, value in alone.values.items():
-        offsets[name] = count
-        count += value.numel() if value.is_floating_point() else 0
+    alone = Alone(operation, args, kwargs, constants, outputs)
+    claim = _Claim(alone)
+    generator = torch.Generator().manual_seed(seed)
+    choices = [claim.choice(generator) for _ in range(trials if claim.basis else 0)]
+
+    def blame(move: Action, follow: Action, name: str, change: float) -> str:
+        return (
+            f"the rule of signs of {alone.operation} claims too much for {alone.shapes}: a change of signs that "
+            f"it allows changes {name} by {change:.2g} of its size otherwise than it says"
+        )
+
+    error = alone.verify(((partial(claim.move, flips), partial(claim.follow, flips)) for flips in choices), blame)
+    opaque = sign_rule.find(alone.operation) is None
+    return SignCheck(str(alone.operation), claim.count, len(claim.basis), opaque, error)
+
+
+class _Claim:
+    """What a rule says of one call whose inputs have an unknown for the sign of every entry."""
+
+    def __init__(self, alone: Alone):
+        self.parities, self.count = Parities(), 0
+        self.offsets: dict[str, int] = {}
+        for name, value in alone.values.items():
+            self.offsets[name] = self.count
+            self.count += value.numel() if value.is_floating_point() else 0
+        self.values = alone.values
+        domain = SignDomain(self.parities, self._ids_of_input, keep=True)
+        on_host(walk)(alone.traced, domain)
+        self.outputs = alone.by_name(domain.outputs)
+        self.basis = self.parities.equations.solutions(self.count)
 
     @on_host
-    def ids_of_input(name: str) -> Tensor:
-        value = alone.values[name]
+    def _ids_of_input(self, name: str) -> Tensor:
+        value = self.values[name]
         if not value.is_floating_point():
             return torch.full((), EVEN, dtype=torch.int32).expand(value.shape)
-        numbers = [parities.number(1 << (offsets[name] + i)) for i in range(value.numel())]
+        numbers = [self.parities.number(1 << (self.offsets[name] + i)) for i in range(value.numel())]
         return torch.tensor(numbers, dtype=torch.int32).reshape(value.shape)
 
-    claimed = on_host(walk)(_Unfinished(alone.traced), parities, ids_of_input)
-    basis = parities.equations.solutions(count)
-    generator = torch.Generator().manual_seed(seed)
-    before, error = alone.run(alone.values), 0.0
-    for _ in range(trials if basis else 0):
+    def choice(self, generator: torch.Generator) -> int:
+        """A random solution."""
         flips = 0
-        for vector, use in zip(basis, torch.rand(len(basis), generator=generator).tolist(), strict=True):
+        for vector, use in zip(self.basis, torch.rand(len(self.basis), generator=generator).tolist(), strict=True):
             flips ^= vector if use < 0.5 else 0
-        after = alone.run({k: _flipped(v, flips, offsets[k]) for k, v in alone.values.items()})
-        for k, claim in zip(alone.used, claimed, strict=True):
-            if f"output{k}" in before and isinstance(claim, SignTensor):
-                gap = _gap(before[f"output{k}"], after[f"output{k}"], claim.ids, parities, flips)
-                if not gap <= TOLERANCE:
-                    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in alone.values.items())
-                    raise SymmetryError(
-                        f"the rule of signs of {alone.operation} claims too much for {shapes}: a change of signs that "
-                        f"it allows changes output {k} by {gap:.2g} of its size otherwise than it says"
-                    )
-                error = max(error, gap)
-    return SignCheck(str(alone.operation), count, len(basis), find_sign_rule(alone.operation) is None, error)
+        return flips
+
+    def move(self, flips: int, inputs: Values) -> Values:
+        """The inputs with their signs changed."""
+        return {name: _flipped(value, flips, self.offsets[name]) for name, value in inputs.items()}
+
+    def follow(self, flips: int, outputs: Values) -> Values:
+        """The outputs as the rule says that they become; NaN where it says zero of what is not."""
+        signs = [-1.0 if (flips & total).bit_count() % 2 else 1.0 for total in self.parities.sums]
+        out = {}
+        for name, value in outputs.items():
+            claim = self.outputs[name]
+            if not isinstance(claim, SignTensor) or not value.is_floating_point():
+                out[name] = value
+                continue
+            ids = claim.ids.to(value.device)
+            sign = torch.tensor(signs, dtype=value.dtype, device=value.device)[ids.long()]
+            sign = torch.where((ids == ZERO) & (value != 0), torch.nan, sign)
+            out[name] = value * sign
+        return out
 
 
 def _flipped(value: Tensor, flips: int, offset: int) -> Tensor:
@@ -117,13 +148,3 @@ def _flipped(value: Tensor, flips: int, offset: int) -> Tensor:
         return value
     signs = [-1.0 if flips >> (offset + i) & 1 else 1.0 for i in range(value.numel())]
     return value * torch.tensor(signs, dtype=value.dtype, device=value.device).reshape(value.shape)
-
-
-def _gap(before: Tensor, after: Tensor, ids: Tensor, parities: Parities, flips: int) -> float:
-    """How far the new output is from the old one with the signs claimed."""
-    if not before.is_floating_point():
-        return _distance(before, after)
-    before, after = before.cpu(), after.cpu()
-    table = torch.tensor([-1.0 if (flips & total).bit_count() % 2 else 1.0 for total in parities.sums], device="cpu")
-    nothing = ids == ZERO  # claimed to be zero
-    return max(_distance(before * table[ids.long()].to(before.dtype), after), float(before[nothing].abs().sum()))

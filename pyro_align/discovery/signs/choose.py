@@ -1,9 +1,12 @@
-"""From the ways in which units may change sign to one sign a unit, as axis terms say it."""
+"""From the ways in which units may change sign to one sign a unit, as axis terms say it.
+
+A *way* is a solution of the equations: the set of places at which a unit is turned, one bit for each.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ def signed(analysis: SignAnalysis) -> Symmetry:
     symmetry = analysis.symmetry
     odd: dict[str, list[Place]] = {}
     for name in sorted(symmetry.atoms, key=lambda n: -len(symmetry.atoms[n].within)):  # inner atoms first
-        odd[name] = _largest(analysis, name, _News(analysis, name, odd))
+        odd[name] = _places_turned(analysis, name, odd)
     turned = {place for places in odd.values() for place in places}
     sites = {
         site: tuple(
@@ -38,71 +41,85 @@ def signed(analysis: SignAnalysis) -> Symmetry:
     return Symmetry(sites, scope=symmetry.scope, opaque=symmetry.opaque, certificate=symmetry.certificate)
 
 
-def _largest(analysis: SignAnalysis, atom: str, news: _News) -> list[Place]:
-    """The places of the solution that turns most entries; none where there is no new one."""
-    places, basis = analysis.places[atom], analysis.solutions(atom)
-    weights = [analysis.entries(place, atom) for place in places]
-
-    def chosen(flips: int) -> list[Place]:
-        return [place for i, place in enumerate(places) if flips >> i & 1]
-
-    def rank(flips: int):
-        bits = [flips >> i & 1 for i in range(len(places))]
-        return sum(w for w, bit in zip(weights, bits, strict=True) if bit), bits
-
-    options = _span(basis) if len(basis) <= EXHAUSTIVE else [*_climb(basis, rank), *basis]
-    lightest: dict[int, int] = {}  # of those that differ by what nested atoms make, the one that turns fewest entries
-    for flips in sorted(options, key=rank, reverse=True):
-        lightest[news.left(chosen(flips)) if news else flips] = flips
-    lightest.pop(0, None)
-    return chosen(max(lightest.values(), key=rank, default=0))
+def _places_turned(analysis: SignAnalysis, atom: str, odd: Mapping[str, Sequence[Place]]) -> list[Place]:
+    """The places of the way that turns most entries; none where nested atoms make every way there is."""
+    ways = _Ways(analysis, atom)
+    inner = _InnerSigns(analysis, atom, odd)
+    smallest: dict[
+        int, int
+    ] = {}  # of the ways that differ by what nested atoms make, the one that turns fewest entries
+    for way in sorted(ways.candidates(), key=ways.rank, reverse=True):
+        smallest[inner.remainder(ways.places(way)) if inner else way] = way
+    smallest.pop(0, None)
+    return ways.places(max(smallest.values(), key=ways.rank, default=0))
 
 
-def _span(basis: list[int]) -> list[int]:
-    found = [0]
-    for vector in basis:
-        found += [vector ^ other for other in found]
-    return found
+class _Ways:
+    """The ways in which a unit of one atom may change sign."""
+
+    def __init__(self, analysis: SignAnalysis, atom: str):
+        self._places, self._basis = analysis.places[atom], analysis.solutions(atom)
+        self._entries = [analysis.entries(place, atom) for place in self._places]
+
+    def places(self, way: int) -> list[Place]:
+        """Where a way turns the unit."""
+        return [place for i, place in enumerate(self._places) if way >> i & 1]
+
+    def rank(self, way: int) -> tuple[float, list[int]]:
+        """How many entries a way turns; of equal ones, those of earlier sites rank first."""
+        bits = [way >> i & 1 for i in range(len(self._places))]
+        return sum(n for n, bit in zip(self._entries, bits, strict=True) if bit), bits
+
+    def candidates(self) -> list[int]:
+        """All ways, or where there are very many those of a basis and better and better ones."""
+        if len(self._basis) > EXHAUSTIVE:
+            return [*self._basis, *self._climb()]
+        found = [0]
+        for vector in self._basis:
+            found += [vector ^ other for other in found]
+        return found
+
+    def _climb(self) -> list[int]:
+        """Each way the best of those that one or two vectors of the basis lead to."""
+        steps = [*self._basis, *(a ^ b for a, b in itertools.combinations(self._basis, 2))]
+        found = [max(self._basis, key=self.rank)]
+        while self.rank(best := max((found[-1] ^ step for step in steps), key=self.rank)) > self.rank(found[-1]):
+            found.append(best)
+        return found
 
 
-def _climb(basis: list[int], rank) -> list[int]:
-    """Solutions better and better by one or two basis vectors at a time."""
-    steps = [*basis, *(a ^ b for a, b in itertools.combinations(basis, 2))]
-    found = [max(basis, key=rank)]
-    while rank(best := max((found[-1] ^ step for step in steps), key=rank)) > rank(found[-1]):
-        found.append(best)
-    return found
+class _InnerSigns:
+    """What the signs of the atoms nested in an atom turn, within one of its units; true if they turn anything.
 
+    What is turned is a set of entries of sites, one bit for each entry; such sets form a vector space over GF(2).
+    """
 
-class _News:
-    """What a way for a unit to change sign turns beyond what the signs of atoms nested in it turn; true if any do."""
-
-    def __init__(self, analysis: SignAnalysis, atom: str, odd: dict[str, list[Place]]):
-        self.analysis, self.atom, self.unit = analysis, atom, analysis.units[atom][0]
-        symmetry = analysis.symmetry
-        self.sites = {p.site for p in analysis.places[atom]}
-        inner = {name: places for name, places in odd.items() if places and atom in symmetry.atoms[name].within}
-        self.sites = sorted(self.sites | {p.site for places in inner.values() for p in places})
-        self.known = Equations()
-        around = dict(zip((*symmetry.atoms[atom].within, atom), self.unit, strict=True))
+    def __init__(self, analysis: SignAnalysis, atom: str, odd: Mapping[str, Sequence[Place]]):
+        self._analysis, self._atom, self._unit = analysis, atom, analysis.units[atom][0]
+        atoms = analysis.symmetry.atoms
+        inner = {name: places for name, places in odd.items() if places and atom in atoms[name].within}
+        carriers = itertools.chain(analysis.places[atom], *inner.values())
+        self._sites = sorted({place.site for place in carriers})
+        self._span = Equations()
+        around = dict(zip((*atoms[atom].within, atom), self._unit, strict=True))
         for name, places in inner.items():
-            unit = (*(around.get(outer, slice(None)) for outer in symmetry.atoms[name].within), slice(None))
-            self.known.require(self._pattern(places, name, unit))
+            units = (*(around.get(outer, slice(None)) for outer in atoms[name].within), slice(None))
+            self._span.require(self._entries(places, name, units))
 
     def __bool__(self) -> bool:
-        return bool(self.known.rows)
+        return bool(self._span.rows)
 
-    def left(self, places: Sequence[Place]) -> int:
+    def remainder(self, places: Sequence[Place]) -> int:
         """Zero where nested atoms turn the same; equal for two ways between which they make the difference."""
-        return self.known.reduce(self._pattern(places, self.atom, self.unit))
+        return self._span.reduce(self._entries(places, self._atom, self._unit))
 
     @on_host
-    def _pattern(self, places: Sequence[Place], atom: str, unit: tuple) -> int:
+    def _entries(self, places: Sequence[Place], atom: str, unit: tuple) -> int:
         """The entries that are turned, as the bits of one number: all sites one after the other."""
         flat = []
-        for site in self.sites:
-            turned = torch.zeros(self.analysis.symmetry.shapes[site], dtype=torch.bool)
+        for site in self._sites:
+            turned = torch.zeros(self._analysis.symmetry.shapes[site], dtype=torch.bool)
             for place in (p for p in places if p.site == site):
-                turned = turned ^ self.analysis.turned(place, atom, unit)
+                turned = turned ^ self._analysis.turned(place, atom, unit)
             flat.append(turned.flatten())
         return int.from_bytes(np.packbits(torch.cat(flat).numpy()).tobytes(), "big")

@@ -14,10 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-ZERO, EVEN = (
-    0,
-    1,
-)  # numbers of two parities: of an entry that is exactly zero (any will do), and of one that never flips
+ZERO, EVEN = 0, 1  # numbers of two parities: of an entry that is zero, for which any will do; of one that never flips
 DENSE = 1 << 22  # pairs of numbers up to which a table of them is made without sorting
 
 
@@ -247,15 +244,7 @@ def _classes(places: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
             rows.append(small.reshape(n, -1))
     if not rows:
         return torch.zeros(min(n, 1), dtype=torch.long), torch.zeros(n, dtype=torch.long)
-    generator = torch.Generator().manual_seed(0)
-    key = torch.zeros(n, dtype=torch.long)
-    for row in rows:
-        weights = torch.randint(-(1 << 62), 1 << 62, (row.shape[1],), generator=generator)
-        key += (row * weights).sum(1)
-    _, inverse = key.unique(return_inverse=True)
-    chosen = torch.full((int(inverse.max()) + 1,), n, dtype=torch.long).scatter_reduce(
-        0, inverse, torch.arange(n), "amin"
-    )
-    if not all(torch.equal(row, row[chosen][inverse]) for row in rows):  # two rows with one key
-        return torch.arange(n), torch.arange(n)
-    return chosen, inverse
+    _, inverse = torch.cat(rows, 1).unique(dim=0, return_inverse=True)
+    count = int(inverse.max()) + 1
+    first = torch.full((count,), n, dtype=torch.long).scatter_reduce(0, inverse, torch.arange(n), "amin")
+    return first, inverse

@@ -27,9 +27,9 @@ from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.posterior import SiteSpec
 from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.guides.registry import register_outside
+from pyro_align.guides.sites import SiteSpec
 
 EXP = constraints.positive  # its transform is the exponential
 _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")

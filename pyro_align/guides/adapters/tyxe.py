@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_outside
 
 
@@ -23,9 +23,9 @@ def read_tyxe_auto_normal(guide) -> MeanFieldNormal:
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     locs = {k: _read(guide, f"{k}.loc") for k in sites}
     scales = {k: _read(guide, f"{k}.scale") for k in sites}
-    shell = Shell.of(guide)
-    _unwrap_supports(shell.attributes["prototype_trace"])
-    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, _Writer(shell, locs))
+    prototype = Prototype.of(guide)
+    _unwrap_supports(prototype.attributes["prototype_trace"])
+    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, _Writer(prototype, locs))
 
 
 def _read(guide, path: str) -> RawParameter:
@@ -54,9 +54,9 @@ def _unwrap_supports(trace: poutine.Trace) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Writer:
-    shell: Shell
+    prototype: Prototype
     locs: dict[str, RawParameter]
 
     def __call__(self, q: MeanFieldNormal):
         locs = {f"{k}.loc": self.locs[k].with_value(v) for k, v in q.locs.items()}
-        return self.shell.build({**locs, **{f"{k}.scale": v for k, v in q.scales.items()}})
+        return self.prototype.build({**locs, **{f"{k}.scale": v for k, v in q.scales.items()}})

@@ -15,22 +15,15 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
-from pyro_align.errors import GuideError
+from pyro_align.guides.divergences import known_divergences
+from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
-from pyro_align.guides.posterior import (
-    Noise,
-    Posterior,
-    SiteSpec,
-    Values,
-    as_generator,
-    check_draws,
-    check_finite,
-    check_tau,
-)
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +44,9 @@ class Discrete(Posterior):
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name, parameter in self.probs.items():
@@ -106,13 +101,13 @@ class Discrete(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Gumbel noise for every category: the largest sum of noise and log probability is drawn."""
-        generator, num_draws = as_generator(generator), check_draws(num_draws)
+        generator, num_samples = as_generator(generator), check_draws(num_samples)
         noise = {}
         for name in self.sites:
             table = self.log_table(name)
-            uniform = torch.rand((num_draws, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
+            uniform = torch.rand((num_samples, *table.shape), generator=generator, dtype=torch.float64, device="cpu")
             noise[name] = -(-uniform.clamp_min(1e-300).log()).log().to(table)
         return noise
 
@@ -130,20 +125,9 @@ class Discrete(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
-        """Refuses: labels have no mean.
-
-        Raises:
-            GuideError: Always.
-        """
-        raise GuideError(f"site '{site}' is discrete: it has no location and scale")
-
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
+    def _features(self, divergence: str, side: str) -> Features:
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        return {k: (zero.expand(spec.shape),) for k, spec in self.sites.items()}
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (False,)
+        return Features(self.sites, lambda name: (zero.expand(self.sites[name].shape),), (False,))
 
     def distance(self, other: Posterior) -> float:
         """Zero: labels are not compared."""
@@ -170,18 +154,18 @@ def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     kinds = {site["name"]: kind for site, kind, _ in guide._discrete_sites}
     probs = {k: read_parameter(guide, f"{k}_probs") for k in sites}
-    shell = Shell.of(guide)
+    prototype = Prototype.of(guide)
     slim = [
         ({"name": site["name"]}, kind, [(name, None, constraint) for name, _, constraint in params])
         for site, kind, params in guide._discrete_sites
     ]
-    shell = replace(shell, attributes={**shell.attributes, "_discrete_sites": slim})
-    return Discrete(sites, probs, kinds, _DiscreteWriter(shell))
+    prototype = replace(prototype, attributes={**prototype.attributes, "_discrete_sites": slim})
+    return Discrete(sites, probs, kinds, _DiscreteWriter(prototype))
 
 
 @dataclass(frozen=True, eq=False)
 class _DiscreteWriter:
-    shell: Shell
+    prototype: Prototype
 
     def __call__(self, q: Discrete):
-        return self.shell.build({f"{k}_probs": v for k, v in q.probs.items()})
+        return self.prototype.build({f"{k}_probs": v for k, v in q.probs.items()})

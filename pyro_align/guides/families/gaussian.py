@@ -22,18 +22,11 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import split_flat
-from pyro_align.guides.posterior import (
-    Noise,
-    Posterior,
-    SiteSpec,
-    Values,
-    as_generator,
-    check_finite,
-    check_tau,
-    standard_normal,
-)
+from pyro_align.guides.features import Features
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_finite, check_tau, standard_normal
+from pyro_align.symmetry.element import Permutation
 
 RANK_NOISE = "_rank"  # the noise of the root's columns beyond one per coordinate
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -74,8 +67,6 @@ class DenseNormal(Posterior):
     write: Callable[[DenseNormal], object] = field(repr=False)
     stored: object = field(default=None, repr=False)
 
-    divergences = ("w2", "means")
-
     def __post_init__(self):
         for name, loc in split_flat(self.sites, self.loc).items():
             check_finite("location", name, loc)
@@ -111,8 +102,8 @@ class DenseNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.extra, num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.extra, num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps = flat_noise(self.sites, noise)
@@ -123,22 +114,16 @@ class DenseNormal(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
-        """For ``"w2"`` those of the marginals: the start from which :meth:`coupled_features` finds the true W2."""
-        keep = slice(0, 2 if divergence == "w2" else 1)
-        return {k: tuple(spec.as_feature(t) for t in self.marginal(k)[keep]) for k, spec in self.sites.items()}
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (True, False) if divergence == "w2" else (True,)
+    # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
 
     is_coupled = True
+    in_unconstrained = True
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)
         theirs = in_order(other, self.sites)
         turned = theirs.root @ coupling(self.root, theirs._permute(p).root)
-        odd = (True,) * (1 + self.root.shape[1])
-        return _columns(self.sites, self.loc, self.root), _columns(self.sites, theirs.loc, turned), odd
+        return _columns(self.sites, self.loc, self.root), _columns(self.sites, theirs.loc, turned)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
@@ -220,22 +205,23 @@ def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tenso
     return act
 
 
-def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> dict[str, tuple[Tensor, ...]]:
+def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Features:
     """Site -> the location and every column of the root, in the shape of the site."""
     parts = split_flat(sites, torch.cat([loc.unsqueeze(-1), root], dim=-1).T)
-    return {k: tuple(spec.as_feature(column) for column in parts[k]) for k, spec in sites.items()}
+    odd = (True,) * (1 + root.shape[1])
+    return Features(sites, lambda name: tuple(sites[name].as_feature(column) for column in parts[name]), odd)
 
 
 # -- noise and draws on flat vectors -----------------------------------------------------------------------------------
 
 
-def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_draws: int, generator) -> Noise:
+def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_samples: int, generator) -> Noise:
     """Standard normal noise per site, and ``extra`` more entries under :data:`RANK_NOISE`."""
     generator = as_generator(generator)
-    noise = standard_normal(sites, num_draws, generator)
+    noise = standard_normal(sites, num_samples, generator)
     if extra:
         first = next(iter(sites.values()))
-        noise[RANK_NOISE] = torch.randn((num_draws, extra), generator=generator, dtype=first.dtype, device="cpu").to(
+        noise[RANK_NOISE] = torch.randn((num_samples, extra), generator=generator, dtype=first.dtype, device="cpu").to(
             first.device
         )
     return noise

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.wrapped import Wrapped
+from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels
-from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, as_generator
-from pyro_align.guides.pyro_state.modules import UNTRAINED, Shell
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,12 @@ class Independent(Posterior):
     def divergences(self) -> tuple[str, ...]:
         return tuple(d for d in self.parts[0].divergences if all(d in part.divergences for part in self.parts))
 
+    in_unconstrained = True
+
+    @property
+    def has_density(self) -> bool:
+        return all(part.has_density for part in self.parts)
+
     @property
     def is_coupled(self) -> bool:
         return any(part.is_coupled for part in self.parts)
@@ -85,12 +93,12 @@ class Independent(Posterior):
             moved.update({f"{i}/{key}": value for key, value in part.permute_noise(p, _own(noise, i)).items()})
         return moved
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         generator = as_generator(generator)
         return {
             f"{i}/{key}": value
             for i, part in enumerate(self.parts)
-            for key, value in part.noise(num_draws, generator=generator).items()
+            for key, value in part.noise(num_samples, generator=generator).items()
         }
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
@@ -103,18 +111,14 @@ class Independent(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
-        odds = [part.feature_odd(divergence) for part in self.parts]
-        return _slotted([part.features(divergence, side) for part in self.parts], odds)
+    def _features(self, divergence: str, side: str) -> Features:
+        return _united([part.features(divergence, side) for part in self.parts])
 
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return _slots([part.feature_odd(divergence) for part in self.parts])
-
-    def coupled_features(self, other: Posterior, p: Permutation):
+    def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
         pairs = zip(self.parts, other.parts, strict=True)
-        fixed, moving, odds = zip(*(here.coupled_features(there, p) for here, there in pairs), strict=True)
-        return _slotted(fixed, odds), _slotted(moving, odds), _slots(odds)
+        fixed, moving = zip(*(here.coupled_features(there, p) for here, there in pairs), strict=True)
+        return _united(fixed), _united(moving)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
@@ -140,23 +144,9 @@ def _own(noise: Noise, part: int) -> Noise:
     return {key.removeprefix(prefix): value for key, value in noise.items() if key.startswith(prefix)}
 
 
-def _slots(odds: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:
-    """Oddness of common feature slots: as many odd ones, then as many even ones, as the part with the most has."""
-    return (True,) * max(sum(odd) for odd in odds) + (False,) * max(len(odd) - sum(odd) for odd in odds)
-
-
-def _slotted(
-    features: Sequence[Mapping[str, tuple[Tensor, ...]]], odds: Sequence[tuple[bool, ...]]
-) -> dict[str, tuple[Tensor, ...]]:
-    """Every part's features in the common slots; empty slots hold zeros, which match anything equally."""
-    slots = _slots(odds)
-    placed = {}
-    for own, odd in zip(features, odds, strict=True):
-        for site, tensors in own.items():
-            zero = tensors[0].new_zeros(()).expand(tensors[0].shape)
-            kinds = {kind: iter([t for t, o in zip(tensors, odd, strict=True) if o is kind]) for kind in (True, False)}
-            placed[site] = tuple(next(kinds[kind], zero) for kind in slots)
-    return placed
+def _united(parts: Sequence[Features]) -> Features:
+    own = {site: part for part in parts for site in part}
+    return Features(own, lambda site: own[site][site], {site: part.odd[site] for site, part in own.items()})
 
 
 @register_guide(AutoGuideList)
@@ -182,19 +172,19 @@ def read_auto_guide_list(guide: AutoGuideList) -> Independent:
                 f"part {i} of the guide list ({type(part).__name__}) can only be wrapped; wrap the whole list: "
                 "wrap_guide(guide, *args)"
             )
-    return Independent(parts, _GuideListWriter(Shell.of(guide)))
+    return Independent(parts, _GuideListWriter(Prototype.of(guide)))
 
 
 @dataclass(frozen=True, eq=False)
 class _GuideListWriter:
-    shell: Shell
+    prototype: Prototype
 
     def __call__(self, q: Independent) -> PyroModule:
-        guide = self.shell.build({})
+        guide = self.prototype.build({})
         for part in q.parts:
             child = part.to_guide()
             if "master" in child.__dict__:
                 guide.append(child)
-            else:  # not an AutoGuide: an empirical part between the ends of a path
+            else:  # not an AutoGuide
                 guide.add_module(str(len(guide)), child)
-        return guide.train(self.shell.training)
+        return guide.train(self.prototype.training)

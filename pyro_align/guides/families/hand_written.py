@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from pyro.nn import PyroModule
@@ -19,8 +20,17 @@ from torch.distributions import constraints, transform_to
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import MeanFieldNormal, _AutoNormalWriter
 from pyro_align.guides.families.wrapped import trace_guide
-from pyro_align.guides.posterior import SiteSpec
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_sites, site_specs
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs
+from pyro_align.guides.sites import SiteSpec
+
+# By exact type: a subclass may mean another law by the same parameters, as a radial one does.
+_NORMALS = (torch.distributions.Normal, dist.Normal)
+_AROUND = tuple(
+    getattr(module, name)
+    for module in (torch.distributions, dist)
+    for name in ("LogNormal", "TransformedDistribution", "Independent", "ExpandedDistribution", "MaskedDistribution")
+    if hasattr(module, name)
+)
 
 
 def mean_field_guide(
@@ -70,7 +80,7 @@ def mean_field_guide(
                 raise GuideError(f"site '{name}': expected the names of a location and a scale, got {parameters[name]}")
         locs[name] = RawParameter(pair[0], constraints.real, spec.event_dim)
         scales[name] = RawParameter(pair[0], AutoNormal.scale_constraint, spec.event_dim).with_value(pair[1])
-    writer = _AutoNormalWriter(_shell(nodes, guide), locs)
+    writer = _AutoNormalWriter(_prototype(nodes, guide), locs)
     return MeanFieldNormal(sites, {k: v.raw for k, v in locs.items()}, scales, writer)
 
 
@@ -92,9 +102,9 @@ def _from_trace(spec: SiteSpec, node: Mapping, again: Mapping) -> tuple[Tensor, 
 def _normal_of(spec: SiteSpec, fn: Any) -> tuple[Tensor, Tensor]:
     """Location and scale of a site's distribution in unconstrained coordinates."""
     base, transforms = fn, []
-    while not isinstance(base, torch.distributions.Normal):
+    while type(base) not in _NORMALS:
         transforms = [*getattr(base, "transforms", []), *transforms]
-        inner = getattr(base, "base_dist", None)
+        inner = getattr(base, "base_dist", None) if type(base) in _AROUND else None
         if inner is None:
             raise GuideError(
                 f"site '{spec.name}': drawn from {type(base).__name__}, not from a normal, so the guide is not "
@@ -129,7 +139,7 @@ def _from_store(spec: SiteSpec, name: str) -> Tensor:
         ) from None
 
 
-def _shell(nodes: Mapping[str, dict], guide: Any) -> Shell:
+def _prototype(nodes: Mapping[str, dict], guide: Any) -> Prototype:
     """An ``AutoNormal`` over the sites, without a model: it never needs to look at one again."""
     trace = pyro.poutine.Trace()
     for name, node in nodes.items():
@@ -142,4 +152,4 @@ def _shell(nodes: Mapping[str, dict], guide: Any) -> Shell:
         _event_dims={name: node["fn"].event_dim for name, node in nodes.items()},
         _model=(None,),
     )
-    return Shell.of(template.train(guide.training if isinstance(guide, PyroModule) else True))
+    return Prototype.of(template.train(guide.training if isinstance(guide, PyroModule) else True))

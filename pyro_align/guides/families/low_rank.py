@@ -29,10 +29,11 @@ from pyro_align.guides.families.gaussian import (
 )
 from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.families.multivariate import dense_writer
-from pyro_align.guides.posterior import Noise, Posterior, SiteSpec, Values, check_finite, check_tau
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
+from pyro_align.symmetry.element import Permutation
 
 LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits comfortably: 0.5 GB in float64
 
@@ -57,8 +58,8 @@ class LowRankNormal(Posterior):
     write: Callable[[LowRankNormal], object] = field(repr=False)
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
-    divergences = ("w2", "means")
     is_coupled = True
+    in_unconstrained = True
 
     def __post_init__(self):
         for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
@@ -111,8 +112,8 @@ class LowRankNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.factor.raw.shape[-1], num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return normal_noise(self.sites, self.factor.raw.shape[-1], num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps = flat_noise(self.sites, noise)
@@ -122,13 +123,6 @@ class LowRankNormal(Posterior):
         return constrain_flat(self.sites, latent, density.log_prob(latent))
 
     # -- geometry --------------------------------------------------------------------------------------------------
-
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
-        keep = slice(0, 2 if divergence == "w2" else 1)
-        return {k: tuple(spec.as_feature(t) for t in self.marginal(k)[keep]) for k, spec in self.sites.items()}
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (True, False) if divergence == "w2" else (True,)
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)
@@ -207,17 +201,17 @@ def read_auto_low_rank(guide: AutoLowRankMultivariateNormal) -> LowRankNormal:
     """Reads ``loc``, ``scale`` and ``cov_factor``."""
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale, factor = (read_parameter(guide, name) for name in ("loc", "scale", "cov_factor"))
-    shell = Shell.of(guide)
-    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(shell, loc), dense_writer(shell))
+    prototype = Prototype.of(guide)
+    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(prototype, loc), dense_writer(prototype))
 
 
 @dataclass(frozen=True, eq=False)
 class _LowRankWriter:
-    shell: Shell
+    prototype: Prototype
     loc: RawParameter
 
     def __call__(self, q: LowRankNormal):
-        return self.shell.build({"loc": self.loc.with_value(q.loc), "scale": q.scale, "cov_factor": q.factor})
+        return self.prototype.build({"loc": self.loc.with_value(q.loc), "scale": q.scale, "cov_factor": q.factor})
 
 
 @dataclass(frozen=True, eq=False)

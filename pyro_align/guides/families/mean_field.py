@@ -17,20 +17,14 @@ from pyro.infer.autoguide.effect import AutoMessenger, AutoNormalMessenger
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.features import PerSite, squared_distance
-from pyro_align.guides.posterior import (
-    Noise,
-    Posterior,
-    SiteSpec,
-    Values,
-    check_finite,
-    check_tau,
-    standard_normal,
-)
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.divergences import divergence_of, known_divergences
+from pyro_align.guides.features import Features, squared_distance
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau, standard_normal
+from pyro_align.symmetry.element import Permutation
 
 _RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -52,7 +46,11 @@ class MeanFieldNormal(Posterior):
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    in_unconstrained = True
+
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name in self.sites:
@@ -83,8 +81,8 @@ class MeanFieldNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return standard_normal(self.sites, num_draws, generator)
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        return standard_normal(self.sites, num_samples, generator)
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         values, total = {}, 0.0
@@ -101,14 +99,14 @@ class MeanFieldNormal(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def _features(self, divergence: str, side: str) -> Mapping[str, tuple[Tensor, ...]]:
-        make = _FEATURES[divergence][0 if side == "fixed" else 1]
-        return PerSite(
-            self.sites, lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name)))
+    def _features(self, divergence: str, side: str) -> Features:
+        known = divergence_of(divergence)
+        make = known.fixed if side == "fixed" else known.moving
+        return Features(
+            self.sites,
+            lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name))),
+            known.odd,
         )
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return _FEATURES[divergence][2]
 
     def distance(self, other: Posterior) -> float:
         return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
@@ -146,30 +144,6 @@ def _runs(scale: RawParameter) -> Iterator[Tensor]:
         yield scale.with_raw(part).value
 
 
-# Per divergence: features of the fixed side, of the moving side (both from location and scale), and which are odd.
-# With KL(q0 || q1) = sum log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2, whatever holds one side alone is constant.
-_FEATURES: dict[str, tuple[Callable, Callable, tuple[bool, ...]]] = {
-    "w2": (lambda m, s: (m, s), lambda m, s: (m, s), (True, False)),
-    "means": (lambda m, s: (m,), lambda m, s: (m,), (True,)),
-    "snr": (lambda m, s: (m / s,), lambda m, s: (m / s,), (True,)),
-    "kl": (
-        lambda m, s: (-(s**2 + m**2), 2 * m),
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
-        (False, True),
-    ),
-    "reverse_kl": (
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
-        lambda m, s: (-(s**2 + m**2), 2 * m),
-        (False, True),
-    ),
-    "jeffreys": (
-        lambda m, s: (-(s**2 + m**2), 2 * m, 0.5 / s**2, 0.5 * m / s**2),
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2, -(s**2 + m**2), 2 * m),
-        (False, True, False, True),
-    ),
-}
-
-
 # -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
 
 
@@ -186,7 +160,7 @@ def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
     if isinstance(guide, AutoNormalMessenger):
         sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
-    writer = _AutoNormalWriter(Shell.of(guide), locs)
+    writer = _AutoNormalWriter(Prototype.of(guide), locs)
     return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
 
 
@@ -205,12 +179,12 @@ def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSp
 
 @dataclass(frozen=True, eq=False)
 class _AutoNormalWriter:
-    shell: Shell
+    prototype: Prototype
     locs: Mapping[str, RawParameter]
 
     def __call__(self, q: MeanFieldNormal):
         parameters = {f"locs.{k}": self.locs[k].with_value(v) for k, v in q.locs.items()}
-        return self.shell.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
+        return self.prototype.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
 
 
 # -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
@@ -221,21 +195,21 @@ def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
     """Reads the flat ``loc`` and ``scale``, which concatenate the sites in the order of the prototype trace."""
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale = read_parameter(guide, "loc"), read_parameter(guide, "scale")
-    writer = _AutoDiagonalNormalWriter(Shell.of(guide), loc, scale)
+    writer = _AutoDiagonalNormalWriter(Prototype.of(guide), loc, scale)
     scales = {k: scale.with_raw(v) for k, v in split_flat(sites, scale.raw).items()}
     return MeanFieldNormal(sites, split_flat(sites, loc.value), scales, writer)
 
 
 @dataclass(frozen=True, eq=False)
 class _AutoDiagonalNormalWriter:
-    shell: Shell
+    prototype: Prototype
     loc: RawParameter
     scale: RawParameter
 
     def __call__(self, q: MeanFieldNormal):
         loc = torch.cat([v.flatten() for v in q.locs.values()])
         scale = torch.cat([v.raw.flatten() for v in q.scales.values()])
-        return self.shell.build({"loc": self.loc.with_value(loc), "scale": self.scale.with_raw(scale)})
+        return self.prototype.build({"loc": self.loc.with_value(loc), "scale": self.scale.with_raw(scale)})
 
 
 def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:

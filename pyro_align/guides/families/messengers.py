@@ -23,13 +23,14 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import own_plates_only
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
-from pyro_align.guides.posterior import Posterior, Values, check_tau
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.sites import Values, check_tau
 from pyro_align.model.effects import SubstituteMessenger
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _CHECKED_DRAWS = 3
 
@@ -41,11 +42,11 @@ class Messenger(Wrapped):
     Draws are those of the guide that was read, relabeled; the guide that is written has relabeled parameters.
 
     Attributes:
-        shell: Makes the guide.
+        prototype: Makes the guide.
         parameters: Dotted path -> parameter, before the relabelings of ``chain``.
     """
 
-    shell: Shell | None = field(default=None, repr=False)
+    prototype: Prototype | None = field(default=None, repr=False)
     parameters: Mapping[str, RawParameter] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -81,9 +82,9 @@ class Messenger(Wrapped):
             found = self._log_prob(guide, {k: v[i] for k, v in values.items()})
             if not torch.allclose(found, expected[i], rtol=rounding, atol=rounding):
                 raise GuideError(
-                    f"relabeling the parameters of this {self.shell.cls.__name__} does not relabel the guide: the log "
-                    f"density of a relabeled draw is {float(found):.6g}, that of the draw {float(expected[i]):.6g}. "
-                    "The priors that it runs tell the units apart; relabel it by wrapping: wrap_guide(guide, *args)"
+                    f"relabeling the parameters of this {self.prototype.cls.__name__} does not relabel the guide: the "
+                    f"log density of a relabeled draw is {float(found):.6g}, of the draw {float(expected[i]):.6g}. The "
+                    "priors that it runs tell the units apart; relabel it by wrapping: wrap_guide(guide, *args)"
                 )
 
     def _log_prob(self, guide: AutoMessenger, values: Values) -> Tensor:
@@ -101,30 +102,31 @@ class Messenger(Wrapped):
         between = {
             k: v.with_value(torch.lerp(v.value, there[k].value, tau)) if k in there else v for k, v in here.items()
         }
-        guide = self.shell.build(between)
+        guide = self.prototype.build(between)
         return replace(self, guide=guide, chain=(), parameters=between)
+
+    def path_notes(self, other: Posterior) -> tuple[str, ...]:
+        return ("the path moves the guides' parameters on straight lines; it is not a Wasserstein-2 geodesic",)
 
     def check_compatible(self, other: Posterior) -> None:
         super().check_compatible(other)
-        if other.shell.cls is not self.shell.cls or other.parameters.keys() != self.parameters.keys():
+        if type(other) is not Messenger:
+            raise GuideError(f"one guide is read as a Messenger, the other as a {type(other).__name__}; wrap both")
+        if other.prototype.cls is not self.prototype.cls or other.parameters.keys() != self.parameters.keys():
             raise GuideError(
-                f"the guides are a {self.shell.cls.__name__} and a {other.shell.cls.__name__} with other parameters; "
-                "fit both with guides of one type and the same options"
+                f"the guides are a {self.prototype.cls.__name__} and a {other.prototype.cls.__name__} with "
+                "other parameters; fit both with guides of one type and the same options"
             )
 
-    def read_again(self, guide: AutoMessenger) -> Messenger:
-        return messenger_guide(guide, *self.args, **self.kwargs)
+    @property
+    def arguments(self) -> tuple[tuple, Mapping[str, Any]]:
+        return self.args, self.kwargs
 
     def to_guide(self) -> AutoMessenger:
-        return self.shell.build(self.relabeled)
+        return self.prototype.build(self.relabeled)
 
 
-@register_guide(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger)
-def read_messenger(guide: AutoMessenger) -> Messenger:
-    """Reads a guide whose model runs without arguments; see :func:`messenger_guide`."""
-    return messenger_guide(guide)
-
-
+@register_guide(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger, runs=True)
 def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenger:
     """Reads a hierarchical or a regressive messenger, whose relabeled guides are of its own type.
 
@@ -164,7 +166,7 @@ def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenge
             parameters[f"{part}.{name}"] = read_parameter(guide, f"{part}.{name}")
         sites[name] = own_plates_only(guide, spec, parameters[f"locs.{name}"].raw)
     q = wrap_guide(guide, *args, **kwargs)
-    return Messenger(sites, q.guide, q.args, q.kwargs, shell=Shell.of(guide), parameters=parameters)
+    return Messenger(sites, q.guide, q.args, q.kwargs, prototype=Prototype.of(guide), parameters=parameters)
 
 
 def _parts(guide: AutoMessenger, site: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 
 
@@ -24,7 +24,7 @@ def read_auto_multivariate_normal(guide: AutoMultivariateNormal) -> DenseNormal:
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     stored = {name: read_parameter(guide, name) for name in ("loc", "scale", "scale_tril")}
     root = stored["scale"].value.unsqueeze(-1) * stored["scale_tril"].value
-    writer = MultivariateWriter(Shell.of(guide), stored)
+    writer = MultivariateWriter(Prototype.of(guide), stored)
     return DenseNormal(sites, stored["loc"].value, root, writer, stored)
 
 
@@ -41,14 +41,14 @@ def read_auto_laplace_approximation(guide: AutoLaplaceApproximation) -> DenseNor
 class MultivariateWriter:
     """Writes an ``AutoMultivariateNormal`` whose parameters are stored as in ``like``."""
 
-    shell: Shell
+    prototype: Prototype
     like: dict[str, RawParameter]
 
     def __call__(self, q: DenseNormal):
         if isinstance(q.stored, dict) and self._alike(q.stored):
-            return self.shell.build(q.stored)
+            return self.prototype.build(q.stored)
         scale, tril = self._split(q.tril)
-        return self.shell.build(
+        return self.prototype.build(
             {
                 "loc": self.like["loc"].with_value(q.loc),
                 "scale": self.like["scale"].with_value(scale),
@@ -65,12 +65,12 @@ class MultivariateWriter:
         return scale.clone(), tril / scale.unsqueeze(-1)
 
 
-def dense_writer(shell: Shell) -> MultivariateWriter:
-    """Writes an ``AutoMultivariateNormal`` with the attributes of another guide's shell."""
+def dense_writer(prototype: Prototype) -> MultivariateWriter:
+    """Writes an ``AutoMultivariateNormal`` with the attributes of another guide's prototype."""
     nothing = torch.empty(0, device="cpu")
     like = {
         "loc": RawParameter(nothing, kind="parameter"),
         "scale": RawParameter(nothing, AutoMultivariateNormal.scale_constraint),
         "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
     }
-    return MultivariateWriter(replace(shell, cls=AutoMultivariateNormal), like)
+    return MultivariateWriter(replace(prototype, cls=AutoMultivariateNormal), like)

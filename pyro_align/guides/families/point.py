@@ -16,20 +16,13 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.posterior import (
-    Noise,
-    Posterior,
-    SiteSpec,
-    Values,
-    as_generator,
-    check_draws,
-    check_finite,
-    check_tau,
-)
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.features import Features
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +38,6 @@ class Point(Posterior):
     sites: Mapping[str, SiteSpec]
     points: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[Point], object] = field(repr=False)
-
-    divergences = ("w2", "means")
 
     def __post_init__(self):
         for name, parameter in self.points.items():
@@ -78,9 +69,9 @@ class Point(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_draws: int, *, generator: torch.Generator | int = 0) -> Noise:
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         as_generator(generator)
-        shape = (check_draws(num_draws), 0)  # a point mass needs no noise, only the number of draws
+        shape = (check_draws(num_samples), 0)  # a point mass needs no noise, only the number of draws
         return {k: torch.empty(shape, dtype=spec.dtype, device=spec.device) for k, spec in self.sites.items()}
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
@@ -90,11 +81,8 @@ class Point(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def _features(self, divergence: str, side: str) -> dict[str, tuple[Tensor, ...]]:
-        return {k: (v.value,) for k, v in self.points.items()}
-
-    def feature_odd(self, divergence: str = "w2") -> tuple[bool, ...]:
-        return (True,)
+    def _features(self, divergence: str, side: str) -> Features:
+        return Features(self.points, lambda name: (self.points[name].value,), (True,))
 
     def distance(self, other: Posterior) -> float:
         return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
@@ -137,12 +125,12 @@ def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
     sites = site_specs(latent_nodes(guide), guide)
-    return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Shell.of(guide)))
+    return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Prototype.of(guide)))
 
 
 @dataclass(frozen=True, eq=False)
 class _AutoDeltaWriter:
-    shell: Shell
+    prototype: Prototype
 
     def __call__(self, q: Point):
-        return self.shell.build(q.points)
+        return self.prototype.build(q.points)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal, StoredForm
-from pyro_align.guides.posterior import SiteSpec
-from pyro_align.guides.pyro_state.modules import RawParameter, Shell, read_parameter, site_specs
-from pyro_align.guides.pyro_state.prototypes import dense_writer_over, emptied_nodes
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, read_parameter, site_specs
+from pyro_align.guides.pyro_state.prototypes import dense_writer_over, prototype_nodes
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import SiteSpec
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class PrecisionFactors(StoredForm):
     a block stand for.
 
     Attributes:
-        shell: Makes the guide.
+        prototype: Makes the guide.
         sites: The sites, in the order in which coordinates are concatenated.
         locs: Site -> location.
         scales: Site -> scale.
@@ -41,7 +41,7 @@ class PrecisionFactors(StoredForm):
         whites: Factor -> white vector ``w``, ``(*plates, columns)``; the information vector is the sum of ``A w``.
     """
 
-    shell: Shell
+    prototype: Prototype
     sites: Mapping[str, SiteSpec]
     locs: Mapping[str, RawParameter] = field(repr=False)
     scales: Mapping[str, RawParameter] = field(repr=False)
@@ -79,7 +79,7 @@ class PrecisionFactors(StoredForm):
 
     def build(self) -> AutoGaussianDense:
         parts = {"locs": self.locs, "scales": self.scales, "prec_sqrts": self.roots, "white_vecs": self.whites}
-        return self.shell.build({f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()})
+        return self.prototype.build({f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()})
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Location ``(D,)`` and lower root ``(D, D)`` of the covariance, by QR: no condition number is squared."""
@@ -130,11 +130,11 @@ def read_auto_gaussian(guide: AutoGaussianDense) -> DenseNormal:
     """Reads locations, scales and every factor; ``AutoGaussian(model)`` makes guides of this type."""
     latent = {k: site for k, site in guide.__dict__.get("_factors", {}).items() if not site["is_observed"]}
     shapes = {k: (site["fn"].batch_shape, guide._unconstrained_event_shapes[k]) for k, site in latent.items()}
-    nodes = emptied_nodes(guide, latent, shapes)
+    nodes = prototype_nodes(guide, latent, shapes)
     sites = site_specs(nodes, full_plates=False)
     roots = {d: read_parameter(guide, f"prec_sqrts.{d}") for d in guide._factors}
     form = PrecisionFactors(
-        Shell.of(guide),
+        Prototype.of(guide),
         sites,
         {k: read_parameter(guide, f"locs.{k}") for k in sites},
         {k: read_parameter(guide, f"scales.{k}") for k in sites},
@@ -142,4 +142,4 @@ def read_auto_gaussian(guide: AutoGaussianDense) -> DenseNormal:
         roots,
         {d: read_parameter(guide, f"white_vecs.{d}") for d in guide._factors},
     )
-    return DenseNormal(sites, *form.moments(), dense_writer_over(form.shell, nodes), form)
+    return DenseNormal(sites, *form.moments(), dense_writer_over(form.prototype, nodes), form)

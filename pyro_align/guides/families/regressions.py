@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal, StoredForm, lower_root
 from pyro_align.guides.families.wrapped import wrap_guide
-from pyro_align.guides.posterior import Posterior, SiteSpec
-from pyro_align.guides.pyro_state.modules import UNTRAINED, RawParameter, Shell, read_parameter, site_specs
-from pyro_align.guides.pyro_state.prototypes import dense_writer_over, emptied_nodes
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, RawParameter, read_parameter, site_specs
+from pyro_align.guides.pyro_state.prototypes import dense_writer_over, prototype_nodes
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.sites import SiteSpec
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class LinearRegressions(StoredForm):
     """``AutoStructured``: ``x_d = m_d + L_d eps_d + sum_u W_du (x_u - m_u)`` for each site d and its upstream sites u.
 
     Attributes:
-        shell: Makes the guide.
+        prototype: Makes the guide.
         sites: The sites, each after those it depends on.
         locs: Site -> location ``m``, flat.
         scales: Site -> scale ``s``, flat.
@@ -39,7 +40,7 @@ class LinearRegressions(StoredForm):
         weights: (downstream, upstream) -> ``W``.
     """
 
-    shell: Shell
+    prototype: Prototype
     sites: Mapping[str, SiteSpec]
     locs: Mapping[str, RawParameter] = field(repr=False)
     scales: Mapping[str, RawParameter] = field(repr=False)
@@ -60,7 +61,7 @@ class LinearRegressions(StoredForm):
 
     def build(self) -> AutoStructured:
         parts = {"locs": self.locs, "scales": self.scales, "scale_trils": self.trils}
-        guide = self.shell.build({f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()})
+        guide = self.prototype.build({f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()})
         for part in ("scales", "scale_trils", "conds", "deps"):
             if part not in guide._modules:
                 setattr(guide, part, PyroModule())
@@ -68,7 +69,7 @@ class LinearRegressions(StoredForm):
             _set_module(guide.deps, k, PyroModule())
         for (d, u), weight in self.weights.items():
             _set_module(guide.deps.get_submodule(d), u, _linear(weight.raw))
-        return guide.train(self.shell.training)
+        return guide.train(self.prototype.training)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Location ``(D,)`` and lower root ``(D, D)`` of the covariance."""
@@ -130,14 +131,14 @@ def read_auto_structured(guide: AutoStructured) -> Posterior:
     if not kinds <= {"normal", "mvn"} or any(dep != "linear" for *_, dep in links):
         return wrap_guide(guide)
     shapes = {k: (guide._batch_shapes[k], guide._unconstrained_event_shapes[k]) for k in latent}
-    nodes = emptied_nodes(guide, latent, shapes)
+    nodes = prototype_nodes(guide, latent, shapes)
     sites = site_specs(nodes, full_plates=False)
     form = LinearRegressions(
-        Shell.of(guide),
+        Prototype.of(guide),
         sites,
         {k: read_parameter(guide, f"locs.{k}") for k in sites},
         {k: read_parameter(guide, f"scales.{k}") for k in sites},
         {k: read_parameter(guide, f"scale_trils.{k}") for k in sites if guide.conditionals[k] == "mvn"},
         {(d, u): read_parameter(guide, f"deps.{d}.{u}.weight") for d, u, _ in links},
     )
-    return DenseNormal(sites, *form.moments(), dense_writer_over(form.shell, nodes), form)
+    return DenseNormal(sites, *form.moments(), dense_writer_over(form.prototype, nodes), form)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_align.errors import DiagnosticWarning, GuideError
-from pyro_align.guides.posterior import SiteSpec
+from pyro_align.guides.sites import SiteSpec
 
 UNTRAINED = "it has no parameters yet; call it once, guide(*args), or fit it first"
 
@@ -170,7 +170,7 @@ _PER_CALL = frozenset({"master", "plates", "_outer_plates", "args_kwargs"})
 
 
 @dataclass(frozen=True, eq=False)
-class Shell:
+class Prototype:
     """Everything of a guide but its parameters: what is needed to make another guide of its type.
 
     Attributes:
@@ -184,8 +184,8 @@ class Shell:
     training: bool = True
 
     @classmethod
-    def of(cls, guide: PyroModule) -> Shell:
-        """The shell of a guide that has run at least once."""
+    def of(cls, guide: PyroModule) -> Prototype:
+        """The prototype of a guide that has run at least once."""
         kept = {k: v for k, v in guide.__dict__.items() if k not in _TORCH_INTERNALS | _PER_CALL}
         kept = {k: dict(v) if type(v) is dict else v for k, v in kept.items()}
         kept = {k: slim_trace(v) if isinstance(v, poutine.Trace) else v for k, v in kept.items()}

@@ -14,10 +14,10 @@ from torch.distributions import biject_to
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.multivariate import MultivariateWriter, dense_writer
-from pyro_align.guides.pyro_state.modules import UNTRAINED, Shell, read_parameter
+from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, read_parameter
 
 
-def emptied_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping[str, tuple]) -> dict[str, dict]:
+def prototype_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping[str, tuple]) -> dict[str, dict]:
     """Nodes of a prototype trace for the latent sites: these guides empty theirs.
 
     Raises:
@@ -51,7 +51,7 @@ def emptied_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping
     return nodes
 
 
-def dense_writer_over(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWriter:
+def dense_writer_over(prototype: Prototype, nodes: Mapping[str, dict]) -> MultivariateWriter:
     """Writes an ``AutoMultivariateNormal`` over the same sites."""
     trace = poutine.Trace()
     for name, node in nodes.items():
@@ -59,10 +59,10 @@ def dense_writer_over(shell: Shell, nodes: Mapping[str, dict]) -> MultivariateWr
     kept = ("_model", "create_plates", "_prototype_frames", "_init_scale")
     shapes = {k: biject_to(n["fn"].support).inverse_shape(n["value"].shape) for k, n in nodes.items()}
     attributes = {
-        **{k: shell.attributes[k] for k in kept if k in shell.attributes},
+        **{k: prototype.attributes[k] for k in kept if k in prototype.attributes},
         "prototype_trace": trace,
         "_unconstrained_shapes": shapes,
         "_cond_indep_stacks": {k: n["cond_indep_stack"] for k, n in nodes.items()},
         "latent_dim": sum(math.prod(shape) for shape in shapes.values()),
     }
-    return dense_writer(replace(shell, attributes=attributes))
+    return dense_writer(replace(prototype, attributes=attributes))

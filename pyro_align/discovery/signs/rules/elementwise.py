@@ -7,47 +7,36 @@ import numbers
 
 import torch
 
+from pyro_align.discovery.registry import sign_rule
 from pyro_align.discovery.signs.call import SignTensor
 from pyro_align.discovery.signs.parity import ZERO
-from pyro_align.discovery.signs.registry import sign_rule
-
-ODD = (
-    "neg sin tan sinh tanh asin atan asinh atanh arcsin arctan arcsinh arctanh erf erfinv special_erf special_erfinv "
-    "sign sgn "
-    "trunc fix frac round.default positive deg2rad rad2deg special_i1 special_i1e special_bessel_j1 "
-    "hardshrink softshrink"
-)
-EVEN_FUNCTIONS = (
-    "abs absolute square cos cosh sinc special_sinc i0 special_i0 special_i0e special_bessel_j0 "
-    "isnan isinf isfinite logical_not logical_and logical_or logical_xor hypot"
-)
 
 
-@sign_rule(*(f"aten.{name}" for name in ODD.split()))
+@sign_rule("family.odd")
 def odd(call, x, *args, **kwargs):
     """``f(-x) = -f(x)``."""
     return x
 
 
-@sign_rule(*(f"aten.{name}" for name in EVEN_FUNCTIONS.split()))
+@sign_rule("family.even")
 def even(call, *args, **kwargs):
     """``f(-x) = f(x)``, in each argument."""
     return call.even()
 
 
-@sign_rule("aten.add", "aten.sub", "aten.rsub")
+@sign_rule("family.add")
 def add(call, a, b, *args, **kwargs):
     """Sums and differences."""
     return call.add(a, b)
 
 
-@sign_rule("aten.mul", "aten.multiply")
+@sign_rule("family.multiply")
 def multiply(call, a, b):
     """Products."""
     return call.multiply(a, b)
 
 
-@sign_rule("aten.div", "aten.divide", "aten.true_divide")
+@sign_rule("family.divide")
 def divide(call, a, b, *, rounding_mode=None):
     """Quotients; rounding towards zero is odd, rounding down is not."""
     if rounding_mode == "floor":
@@ -100,7 +89,7 @@ def clamp(call, x, min=None, max=None):
 @sign_rule("aten.addcmul", "aten.addcdiv")
 def add_product(call, total, a, b, *, value=1):
     """``total + value a b``, or ``a / b``."""
-    return call.add(total, call.multiply(a, b if call.node.target._opname == "addcmul" else _inverted(b), value))
+    return call.add(total, call.multiply(a, b if call.name == "addcmul" else _inverted(b), value))
 
 
 @sign_rule("aten.lerp")

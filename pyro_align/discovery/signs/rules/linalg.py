@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pyro_align.discovery.registry import sign_rule
 from pyro_align.discovery.signs.call import SignTensor
 from pyro_align.discovery.signs.parity import EVEN, ZERO
-from pyro_align.discovery.signs.registry import sign_rule
 
 
 @sign_rule("aten.linalg_inv_ex")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pyro_align.discovery.rules.contraction import ADDED_PRODUCTS
-from pyro_align.discovery.rules.elementwise import axes_of
+from pyro_align.discovery.axes.rules.elementwise import axes_of
+from pyro_align.discovery.ops import contraction_of, spatial_axes
+from pyro_align.discovery.registry import sign_rule
 from pyro_align.discovery.signs.call import SignTensor
-from pyro_align.discovery.signs.registry import sign_rule
 
 
-@sign_rule("aten.sum", "aten.mean", "aten.nansum")
+@sign_rule("family.sum")
 def total(call, x, dim=None, keepdim=False, **kwargs):
     """Sums: what is added changes sign together."""
     return call.alike(x, axes_of(dim, x.ndim), keepdim=keepdim)
@@ -20,26 +20,26 @@ def running_sum(call, x, dim, **kwargs):
     return call.expand(call.alike(x, [dim], keepdim=True)) if x.ndim else x
 
 
-@sign_rule("aten.prod")
+@sign_rule("family.product")
 def product(call, x, dim=None, keepdim=False, **kwargs):
     """Products: parities add."""
     return call.multiply_along(x, axes_of(dim, x.ndim), keepdim=keepdim)
 
 
-@sign_rule("aten.linalg_vector_norm", "aten.norm", "aten.count_nonzero", "aten.any", "aten.all")
+@sign_rule("family.norm")
 def norm(call, x, *args, **kwargs):
     """A function of absolute values."""
     return call.even()
 
 
-@sign_rule("aten.var", "aten.std")
+@sign_rule("family.variance")
 def spread(call, x, *args, **kwargs):
     """Entries around their mean, squared: they change sign together."""
     call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
     return call.even()
 
 
-@sign_rule("aten.var_mean", "aten.std_mean")
+@sign_rule("family.variance and mean")
 def spread_and_mean(call, x, *args, **kwargs):
     """The same, and the mean."""
     mean = call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
@@ -54,49 +54,14 @@ def _dims(call, x, args, kwargs):
     return axes_of(dim, x.ndim)
 
 
-@sign_rule("aten.mm")
-def mm(call, a, b, **kwargs):
-    """Matrix times matrix."""
-    return call.contract(a, "ik", b, "kj", "ij")
-
-
-@sign_rule("aten.mv")
-def mv(call, a, b):
-    """Matrix times vector."""
-    return call.contract(a, "ik", b, "k", "i")
-
-
-@sign_rule("aten.dot", "aten.vdot")
-def dot(call, a, b):
-    """Inner product."""
-    return call.contract(a, "k", b, "k", "")
-
-
-@sign_rule("aten.bmm")
-def bmm(call, a, b, **kwargs):
-    """Batched matrix product."""
-    return call.contract(a, "bik", b, "bkj", "bij")
-
-
-@sign_rule("aten.ger", "aten.outer")
-def outer(call, a, b):
-    """Outer product."""
-    return call.contract(a, "i", b, "j", "ij")
-
-
-@sign_rule("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm")
-def add_product(call, c, a, b, **kwargs):
-    """A product plus a broadcast term."""
-    left, right, out = ADDED_PRODUCTS[call.node.target._opname]
-    return call.add(call.contract(a, left, b, right, out), c)
-
-
-@sign_rule("aten.linear")
-def linear(call, x, weight, bias=None):
-    """``x @ weight.T + bias``."""
-    lead = "abcdefgh"[: x.ndim - 1]
-    out = call.contract(x, lead + "k", weight, "jk"[-weight.ndim :], lead + ("j" if weight.ndim == 2 else ""))
-    return out if bias is None else call.add(out, bias)
+@sign_rule("family.contraction")
+def contraction(call, *args, **kwargs):
+    """An einsum of two factors, plus a broadcast term."""
+    spec = contraction_of(call.node.target)
+    left, right = (args[i] for i in spec.factors)
+    first, second, out = spec.labels((left.ndim, right.ndim))
+    total, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    return total if added is None else call.add(total, added)
 
 
 @sign_rule("aten.convolution")
@@ -115,20 +80,10 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
     return call.expand(SignTensor(out.ids[(..., *[None] * (len(call.shape) - 2))]))
 
 
-@sign_rule(
-    *(f"aten.{name}{d}d" for d in (1, 2, 3) for name in ("avg_pool", "upsample_nearest")),
-    "aten._adaptive_avg_pool2d",
-    "aten._adaptive_avg_pool3d",
-    "aten._upsample_nearest_exact2d",
-    "aten._upsample_bilinear2d_aa",
-    "aten.upsample_linear1d",
-    "aten.upsample_bilinear2d",
-    "aten.upsample_bicubic2d",
-    "aten.upsample_trilinear3d",
-)
+@sign_rule("family.over positions")
 def over_positions(call, x, *args, **kwargs):
     """Weighted sums over positions."""
-    space = next(int(d) for d in "123" if f"{d}d" in call.node.target._opname)
+    space = spatial_axes(call.node.target)
     return call.expand(call.alike(x, range(x.ndim - space, x.ndim), keepdim=True))
 
 

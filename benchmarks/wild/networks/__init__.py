@@ -1,0 +1,1 @@
+"""Networks, as other people spell them; every file of this folder is imported by the list."""

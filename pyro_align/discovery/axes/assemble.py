@@ -1,0 +1,117 @@
+"""From inferred terms to a Symmetry: atoms get names, what is fixed is folded together."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.nesting import nested
+from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.symmetry.group import OpaqueOperation, Symmetry
+
+_SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
+
+
+def assemble(inference: Inference, *, scope: str) -> Symmetry:
+    """Names the free variables that the sites carry and writes every axis as a term over them."""
+    atoms, sites = name_atoms(inference)
+    axes = {name: write_axes(terms, atoms) for name, terms in sites.items()}
+    return Symmetry(axes, scope=scope, opaque=_opaque(inference, sites))
+
+
+def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, ...]:
+    """Inferred terms as axis terms over named atoms; variables without a name keep their order."""
+    return tuple(_axis(resolve(t), atoms) for t in terms)
+
+
+def name_atoms(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
+    """The atom of each variable that sites carry and that may move, or in which another is nested; and the sites."""
+    sites = {name: [resolve(t) for t in axes] for name, axes in inference.sites.items()}
+    carried = list(dict.fromkeys(v for axes in sites.values() for t in axes for v in variables(t) if v.size > 1))
+    rank = {v: i for i, v in enumerate([v for v in carried if v.fixed] + [v for v in carried if not v.fixed])}
+    within = nested(inference.tensors, rank)
+    outer = {o for around in within.values() for o in around}
+    names = _names(sites, {v for v in carried if not v.fixed or v in outer})
+    atoms = {
+        v: Atom(name, v.size, fixed=v.fixed, within=() if v.fixed else tuple(names[o] for o in within.get(v, ())))
+        for v, name in names.items()
+    }
+    return atoms, sites
+
+
+def _axis(term: Term, atoms: Mapping[Var, Atom]) -> Axis:
+    if is_fixed(term) and not any(v in atoms for v in variables(term)):
+        return Fixed(size_of(term))
+    if isinstance(term, Var):
+        return atoms.get(term) or Fixed(term.size)
+    if isinstance(term, Uniform):
+        return Fixed(term.size)
+    if isinstance(term, Cat):
+        return Sum(*_joined([_axis(t, atoms) for t in term.terms], sum))
+    factors = _joined([_axis(f, atoms) for f in term.factors], math.prod)
+    return factors[0] if len(factors) == 1 else Product(*factors)
+
+
+def _joined(parts: list[Axis], combine) -> list[Axis]:
+    """Neighboring anonymous fixed parts become one."""
+    out: list[Axis] = []
+    for part in parts:
+        anonymous = isinstance(part, Atom) and not part.name
+        if anonymous and out and isinstance(out[-1], Atom) and not out[-1].name:
+            out[-1] = Fixed(combine([out[-1].size, part.size]))
+        else:
+            out.append(part)
+    return out
+
+
+def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
+    """A name for each variable: that of the first site whose leading axis it is, alone if there is one."""
+    occurrences: dict[Var, list[_Occurrence]] = {}
+    for site, axes in sites.items():
+        for axis, term in enumerate(axes):
+            leaves = list(dict.fromkeys(variables(term)))
+            for leaf, var in enumerate(leaves):
+                occurrences.setdefault(var, []).append(_Occurrence(site, axis, leaf if len(leaves) > 1 else None))
+    names: dict[Var, str] = {}
+    for var, found in occurrences.items():
+        if var in wanted:
+            best = min(found, key=lambda o: (o.axis > 0, o.axis == 0 and o.leaf is not None))
+            names[var] = _unique(best.name, names.values())
+    return names
+
+
+@dataclass(frozen=True)
+class _Occurrence:
+    """Where a variable appears: which axis of a site, and which variable of the axis if there are several."""
+
+    site: str
+    axis: int
+    leaf: int | None
+
+    @property
+    def name(self) -> str:
+        base = _SUFFIX.sub("", self.site)
+        axis = f"[{self.axis}]" if self.axis else ""
+        return f"{base}{axis}" + ("" if self.leaf is None else f"/{self.leaf}")
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of ``name:2``, ``name:3``, ... that is not taken."""
+    numbered = (f"{name}:{k}" for k in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
+
+
+def _opaque(inference: Inference, sites: dict[str, list[Term]]) -> tuple[OpaqueOperation, ...]:
+    found = []
+    for op in inference.opaque:
+        touched = {v for var in op.variables for v in variables(resolve(var))}
+        hit = tuple(name for name, axes in sites.items() if touched & {v for t in axes for v in variables(t)})
+        entry = OpaqueOperation(op.operation, op.where, hit)
+        if hit and entry not in found:
+            found.append(entry)
+    return tuple(found)

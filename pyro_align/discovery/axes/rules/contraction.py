@@ -1,0 +1,16 @@
+"""Sums of products."""
+
+from __future__ import annotations
+
+from pyro_align.discovery.ops import contraction_of
+from pyro_align.discovery.registry import rule
+
+
+@rule("family.contraction")
+def contraction(call, *args, **kwargs):
+    """An einsum of two factors, plus a broadcast term."""
+    spec = contraction_of(call.node.target)
+    left, right = (args[i] for i in spec.factors)
+    first, second, out = spec.labels((left.ndim, right.ndim))
+    axes, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    return axes if added is None else call.broadcast(call.tensor(axes), added)

@@ -1,0 +1,196 @@
+"""Elementwise operations, reductions, and what runs along an axis."""
+
+from __future__ import annotations
+
+from torch.utils import _pytree as pytree
+
+from pyro_align.discovery.axes.terms import ONE, Uniform
+from pyro_align.discovery.registry import rule
+
+
+def _tensors(args, kwargs):
+    return [a for a in pytree.tree_leaves((args, kwargs)) if hasattr(a, "axes")]
+
+
+@rule("family.pointwise")
+def pointwise(call, *args, **kwargs):
+    """Axes that are lined up by broadcasting are relabeled alike."""
+    out = call.broadcast(*_tensors(args, kwargs))
+    if any(shape is None or len(shape) != len(out) for shape in call.shapes):
+        raise call.unsupported()
+    return out if len(call.shapes) == 1 else [list(out) for _ in call.shapes]
+
+
+@rule("family.same", "family.cast", "aten.view.dtype", "aten._conj", "aten._neg_view")
+def unchanged(call, x, *args, **kwargs):
+    """The same tensor again."""
+    if x.shape != call.shape:
+        raise call.unsupported()
+    return x.axes
+
+
+@rule("aten.copy")
+def copy(call, target, source, *args, **kwargs):
+    """The source, broadcast to the target's shape."""
+    return expand_to(source, call.shape)
+
+
+@rule("family.zeros", "family.ones", "family.full", "family.empty")
+def constant_like(call, *args, **kwargs):
+    """A tensor of equal entries: only the shape of the argument matters."""
+    if any(a.ndim for a in _tensors(args[1:], kwargs)):
+        raise call.unsupported("filled with a tensor")
+    return [Uniform(n) for n in call.shape]
+
+
+def expand_to(x, shape):
+    """The axes of a tensor broadcast to a shape: new and stretched axes are uniform."""
+    lead = len(shape) - x.ndim
+    return [
+        Uniform(n) if i < lead or (x.shape[i - lead] == 1 and n != 1) else x.axes[i - lead] for i, n in enumerate(shape)
+    ]
+
+
+def axes_of(dim, ndim: int) -> list[int]:
+    """The axes that a ``dim`` argument names; None and an empty list name all."""
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(ndim))
+    dims = dim if isinstance(dim, list | tuple) else [dim]
+    return [d % ndim for d in dims] if ndim else []
+
+
+def reduce_axes(x, dims: list[int], keepdim: bool):
+    """What remains of a tensor's axes when some are summed away."""
+    if keepdim:
+        return [ONE if i in dims else t for i, t in enumerate(x.axes)]
+    return [t for i, t in enumerate(x.axes) if i not in dims]
+
+
+def _reduced(call, x, dim, keepdim: bool):
+    out = reduce_axes(x, axes_of(dim, x.ndim), keepdim)
+    if len(out) != len(call.shape):
+        raise call.unsupported()
+    return out
+
+
+@rule("family.sum", "family.extremum", "family.product", "aten.any", "aten.all", "aten.count_nonzero")
+def reduction(call, x, dim=None, keepdim=False, **kwargs):
+    """A symmetric function of the entries along the reduced axes."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
+def spread(call, x, dim=None, *args, keepdim=False, **kwargs):
+    """Variance along axes."""
+    return _reduced(call, x, dim, keepdim or any(a is True for a in args[1:]))
+
+
+@rule("aten.var.default", "aten.std.default", "aten.norm.Scalar")
+def spread_of_all(call, x, *args):
+    """Variance, or a norm, of all entries."""
+    return []
+
+
+@rule("aten.var_mean.default", "aten.std_mean.default")
+def spread_and_mean_of_all(call, x, *args):
+    """Variance and mean of all entries."""
+    return [[], []]
+
+
+@rule("aten.aminmax")
+def smallest_and_largest(call, x, *, dim=None, keepdim=False):
+    """Both ends of the range along an axis, or of all entries."""
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten.norm.ScalarOpt_dim", "aten.linalg_vector_norm")
+def norm(call, x, p=2, dim=None, keepdim=False, **kwargs):
+    """A norm along axes."""
+    return _reduced(call, x, dim, keepdim)
+
+
+@rule("aten.var_mean.correction", "aten.std_mean.correction")
+def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
+    """Variance and mean along axes."""
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
+def extremum(call, x, dim, keepdim=False):
+    """Values and positions; the positions tell the axis's indices apart."""
+    if x.ndim and positions_used(call):
+        call.fix(x.axes[dim])
+    out = _reduced(call, x, dim, keepdim)
+    return [out, list(out)]
+
+
+@rule("aten.kthvalue")
+def order_statistic(call, x, k, dim=-1, keepdim=False):
+    """The same for the k-th smallest."""
+    return extremum(call, x, dim, keepdim)
+
+
+def positions_used(call) -> bool:
+    """Whether anything reads the second of two outputs."""
+    return any(user.args[1] == 1 for user in call.node.users)
+
+
+@rule("family.softmax")
+def softmax(call, x, dim, *args, **kwargs):
+    """Normalizes along an axis: symmetric in it, but it mixes its entries."""
+    call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
+    return x.axes
+
+
+@rule("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
+def fourier(call, x, dim, *args):
+    """Mixes axes by place; one of them may get another length."""
+    dims = axes_of(dim, x.ndim)
+    call.witness(reduce_axes(x, dims, False))
+    for i in dims:
+        call.fix(x.axes[i])
+    return [
+        call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
+    ]
+
+
+@rule("aten.complex", "aten.polar")
+def of_two_parts(call, a, b):
+    """Complex numbers from their parts: elementwise."""
+    return call.broadcast(a, b)
+
+
+@rule("aten.view_as_real", "aten.view_as_real_copy")
+def parts(call, x):
+    """Real and imaginary part along a new last axis."""
+    return [*x.axes, call.fresh(2, fixed=True)]
+
+
+@rule("aten.view_as_complex", "aten.view_as_complex_copy")
+def as_complex(call, x):
+    """The other way round."""
+    call.fix(x.axes[-1])
+    return x.axes[:-1]
+
+
+@rule("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
+def between(call, first, second, *, right=False, side=None, sorter=None, **kwargs):
+    """Counts, for each entry, the boundaries below it; boundaries of one axis serve all entries."""
+    bounds, x = (second, first) if call.name == "bucketize" else (first, second)
+    if bounds.ndim != 1 or sorter is not None:
+        raise call.unsupported()
+    call.fix(bounds.axes[0])
+    return x.axes
+
+
+@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.flip", "aten.roll")
+def along(call, x, dim, *args, **kwargs):
+    """Depends on the order along an axis."""
+    if call.name == "roll":  # the second argument says how far; without axes the tensor is flattened
+        dim = args[0] if args else None
+    dims = axes_of(dim, x.ndim)
+    call.witness(reduce_axes(x, dims, False))
+    out = [call.pinned(t) if i in dims else t for i, t in enumerate(x.axes)]
+    return [list(out) for _ in call.shapes] if len(call.shapes) > 1 else out

@@ -1,0 +1,175 @@
+"""Indexing with tensors: it tells indices apart, unless the index counts through the axis."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_align.discovery.axes.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
+from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
+from pyro_align.discovery.constants import identity_axis
+from pyro_align.discovery.registry import rule
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def _index_axes(call, index, source_axis, size):
+    """Axes that an index tensor gives to the result; fixes the axis it selects from unless it counts through it."""
+    value = index.constant()
+    if value is not None and value.dtype.is_floating_point is False:
+        axis = identity_axis(value, size)
+        if axis is not None:
+            return [source_axis if i == axis else Uniform(n) if n != 1 else ONE for i, n in enumerate(index.shape)]
+    if size != 1:
+        call.fix(source_axis)
+    for t in index.axes:  # where the index varies, so does what is selected; the selected axis cannot follow it
+        if index.constant() is None:
+            continue
+        call.fix(t)
+    return list(index.axes)
+
+
+@rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def index(call, x, indices, *args):
+    """Advanced indexing: the indices broadcast together and stand where they were if they were neighbors."""
+    used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
+    if any(ix.dtype in _MASKS for _, ix in used):
+        raise call.unsupported("boolean mask")
+    parts = [call.tensor(_index_axes(call, ix, x.axes[i], x.shape[i]), ix.shape) for i, ix in used]
+    selected = call.broadcast(*parts)
+    positions = [i for i, _ in used]
+    rest = [t for i, t in enumerate(x.axes) if i not in positions]
+    adjacent = positions == list(range(positions[0], positions[-1] + 1))
+    at = positions[0] if adjacent else 0
+    out = rest[:at] + selected + rest[at:]
+    return _as_shape(call, out)
+
+
+def _as_shape(call, out):
+    if [size_of(t) for t in out] != list(call.shape):
+        raise call.unsupported()
+    return out
+
+
+@rule("aten.index_select")
+def index_select(call, x, dim, index):
+    """Selects along one axis."""
+    if x.ndim == 0:
+        return []
+    dim %= x.ndim
+    part = _index_axes(call, index, x.axes[dim], x.shape[dim])
+    return [*x.axes[:dim], part[0] if part else ONE, *x.axes[dim + 1 :]]
+
+
+@rule("aten.embedding")
+def embedding(call, weight, indices, *args, **kwargs):
+    """Rows of a table."""
+    return [*_index_axes(call, indices, weight.axes[0], weight.shape[0]), *weight.axes[1:]]
+
+
+@rule("aten.gather")
+def gather(call, x, dim, index, **kwargs):
+    """Selects along one axis, a different place for each index of the others."""
+    if x.ndim == 0:
+        return []
+    dim %= x.ndim
+    picked = _index_axes(call, index, x.axes[dim], x.shape[dim])
+    out = []
+    for i in range(x.ndim):
+        if i == dim:
+            out.append(picked[i])
+            continue
+        axis = x.axes[i]
+        if index.shape[i] != x.shape[i]:
+            pieces = call.split(axis, [index.shape[i], x.shape[i] - index.shape[i]])
+            if pieces is None:
+                raise call.unsupported()
+            axis = pieces[0]
+        out.append(call.merge(axis, picked[i]))
+    return out
+
+
+@rule("aten.argsort", "aten.argmax", "aten.argmin")
+def positions(call, x, *args, **kwargs):
+    """The axis is told apart by where its entries stand."""
+    raise call.unsupported()
+
+
+@rule("aten.sort")
+def sort(call, x, *args, **kwargs):
+    """Values by size, in whatever order they came; places tell the axis's indices apart."""
+    named = [a for a in args if not isinstance(a, bool)]
+    return _ordered(call, x, kwargs.get("dim", named[0] if named else -1))
+
+
+@rule("aten.topk")
+def topk(call, x, k, dim=-1, largest=True, sorted=True):
+    """The same for the largest; unsorted, they come in an order of the implementation's own."""
+    if not sorted and k > 1:
+        raise call.unsupported("unsorted")
+    return _ordered(call, x, dim)
+
+
+def _ordered(call, x, dim):
+    if positions_used(call):
+        raise call.unsupported("positions")
+    dims = axes_of(dim, x.ndim)
+    call.witness(reduce_axes(x, dims, False))  # mixed: nothing may be relabeled anew for each index of the axis
+    out = [
+        call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
+    ]
+    return [out, list(out)]
+
+
+@rule("aten.scatter.src", "aten.scatter.value", "aten.scatter_add", "aten.scatter_reduce.two")
+def scatter(call, x, dim, index, source, *args, **kwargs):
+    """Writes or adds at places along one axis, which keeps its order; the others are lined up."""
+    if x.ndim == 0:
+        raise call.unsupported()
+    dim %= x.ndim
+    tensors = [x, index, source] if hasattr(source, "axes") else [x, index]
+    out = []
+    for i in range(x.ndim):
+        if i == dim:
+            for t in tensors[1:]:
+                call.fix(t.axes[i])
+            out.append(call.pinned(x.axes[i]))
+            continue
+        if len({t.shape[i] for t in tensors}) > 1:
+            raise call.unsupported("part of an axis")
+        axis = x.axes[i]
+        for t in tensors[1:]:
+            axis = call.merge(axis, t.axes[i])
+        out.append(axis)
+    return out
+
+
+@rule("aten.index_put", "aten._unsafe_index_put")
+def index_put(call, x, indices, values, accumulate=False):
+    """Writes or adds at places along some axes, which keep their order; the others are lined up."""
+    used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
+    if any(ix.dtype in _MASKS for _, ix in used):
+        raise call.unsupported("boolean mask")
+    places = [i for i, _ in used]
+    for _, ix in used:
+        for t in ix.axes:
+            call.fix(t)
+    shape = list(torch.broadcast_shapes(*(ix.shape for _, ix in used)))
+    at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    rest = [i for i in range(x.ndim) if i not in places]
+    selected = [*(x.shape[i] for i in rest[:at]), *shape, *(x.shape[i] for i in rest[at:])]
+    given = expand_to(values, selected)
+    for t in given[at : at + len(shape)]:
+        call.fix(t)
+    given = given[:at] + given[at + len(shape) :]
+    out = list(x.axes)
+    for i in places:
+        out[i] = call.pinned(x.axes[i])
+    for i, t in zip(rest, given, strict=True):
+        out[i] = call.merge(x.axes[i], t)
+    return out
+
+
+@rule("aten.tril", "aten.triu", family="moves")
+def triangle(call, x, *args):
+    """Half of a matrix: both of its axes keep their order."""
+    return [*x.axes[:-2], call.pinned(x.axes[-2]), call.pinned(x.axes[-1])]

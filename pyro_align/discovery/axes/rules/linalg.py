@@ -1,0 +1,60 @@
+"""Functions of matrices that follow, or ignore, a joint relabeling of rows and columns."""
+
+from __future__ import annotations
+
+from pyro_align.discovery.registry import rule
+
+
+@rule("aten.linalg_inv_ex")
+def inverse(call, a, **kwargs):
+    """``(P A Q^T)^-1 = Q A^-1 P^T``."""
+    batch = a.axes[:-2]
+    for axis in a.axes[-2:]:  # neither axis may be relabeled anew for each index of the other
+        call.witness([*batch, axis])
+    return [[*batch, a.axes[-1], a.axes[-2]], list(batch)]
+
+
+@rule("aten.linalg_solve_triangular")
+def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
+    """``L^-1 B``: the triangle keeps the order of its axes, and so of the one it is solved along."""
+    batch = _leading(call, a, b)
+    solved, other = (b.axes[-2], b.axes[-1]) if left else (b.axes[-1], b.axes[-2])
+    for axis in (*a.axes[-2:], solved):
+        call.fix(axis)
+    call.witness([*batch, other])  # the solved axis is mixed: nothing may be relabeled anew for each index of it
+    kept = call.fresh(call.shape[-2 if left else -1], fixed=True)
+    return [*batch, kept, other] if left else [*batch, other, kept]
+
+
+@rule("aten.linalg_cholesky_ex")
+def cholesky(call, a, **kwargs):
+    """Rows and columns keep their order; the matrices of a batch are factorized one by one."""
+    batch = list(a.axes[:-2])
+    for axis in a.axes[-2:]:
+        call.fix(axis)
+    call.witness(batch)
+    return [[*batch, *call.fixed(a.shape[-2:])], list(batch)]
+
+
+@rule("aten.linalg_matrix_exp")
+def matrix_exponential(call, a):
+    """``exp(P A P^T) = P exp(A) P^T``."""
+    axis = call.merge(a.axes[-2], a.axes[-1])
+    call.witness([*a.axes[:-2], axis])
+    return [*a.axes[:-2], axis, axis]
+
+
+def _leading(call, a, b):
+    """The batch axes of two stacks of matrices, broadcast together."""
+    return call.broadcast(*(call.tensor(x.axes[:-2], x.shape[:-2]) for x in (a, b)))
+
+
+@rule("aten.trace")
+def trace(call, a):
+    """Invariant under a joint relabeling; a matrix that is not square keeps its order."""
+    if a.shape[0] == a.shape[1]:
+        call.merge(a.axes[0], a.axes[1])
+    else:
+        call.fix(a.axes[0])
+        call.fix(a.axes[1])
+    return []

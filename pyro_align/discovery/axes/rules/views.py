@@ -1,0 +1,262 @@
+"""Views, joins and cuts."""
+
+from __future__ import annotations
+
+from pyro_align.discovery.axes.rules.elementwise import expand_to
+from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.registry import rule
+
+
+@rule("family.reshape")
+def view(call, x, *args, **kwargs):
+    """Splits and joins products."""
+    return call.reshape(x.axes, call.shape)
+
+
+@rule("aten.permute", "aten.permute_copy", family="view")
+def permute(call, x, dims):
+    """Reorders axes."""
+    return [x.axes[d] for d in dims]
+
+
+@rule("aten.t", "aten.t_copy", family="view")
+def t(call, x):
+    """Reverses at most two axes."""
+    return list(reversed(x.axes))
+
+
+@rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", family="view")
+def transpose(call, x, a, b):
+    """Swaps two axes."""
+    out = list(x.axes)
+    if out:
+        out[a], out[b] = out[b], out[a]
+    return out
+
+
+@rule("aten.unsqueeze", "aten.unsqueeze_copy", family="view")
+def unsqueeze(call, x, dim):
+    """Adds an axis of size one."""
+    out = list(x.axes)
+    out.insert(dim % (x.ndim + 1), ONE)
+    return out
+
+
+@rule("aten.squeeze", "aten.squeeze_copy", family="view")
+def squeeze(call, x, dim=None):
+    """Drops axes of size one."""
+    dims = (
+        range(x.ndim)
+        if dim is None
+        else [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])]
+        if x.ndim
+        else []
+    )
+    return [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)]
+
+
+@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to", family="view")
+def expand(call, x, size, **kwargs):
+    """New and stretched axes are uniform."""
+    return expand_to(x, call.shape)
+
+
+@rule("aten.repeat", family="moves")
+def repeat(call, x, repeats):
+    """Tiles: the tile index is a uniform leading factor."""
+    lead = len(repeats) - x.ndim
+    axes = [ONE] * lead + list(x.axes)
+    return [call.product([Uniform(r), t]) if r != 1 else t for r, t in zip(repeats, axes, strict=True)]
+
+
+@rule("aten.cat", family="moves")
+def cat(call, tensors, dim=0):
+    """Concatenates along one axis, merges the others."""
+    tensors = [x for x in tensors if not (x.ndim == 1 and x.shape[0] == 0 and len(call.shape) != 1)]
+    dim %= len(call.shape)
+    out = []
+    for i in range(len(call.shape)):
+        if i == dim:
+            out.append(call.concat([_marked(call, x, i, len(tensors)) for x in tensors]))
+            continue
+        axis = tensors[0].axes[i]
+        for x in tensors[1:]:
+            axis = call.merge(axis, x.axes[i])
+        out.append(axis)
+    return out
+
+
+def _marked(call, x, dim, count):
+    """A piece of size one stands at a place of its own, unlike a uniform piece that was stretched."""
+    if x.shape[dim] == 1 and count > 1:
+        return call.fresh_single()
+    return x.axes[dim]
+
+
+@rule("aten.stack", family="moves")
+def stack(call, tensors, dim=0):
+    """Joins along a new axis, whose indices keep their order."""
+    dim %= len(call.shape)
+    axes = list(tensors[0].axes)
+    for x in tensors[1:]:
+        axes = [call.merge(a, b) for a, b in zip(axes, x.axes, strict=True)]
+    axes.insert(dim, call.fresh(len(tensors), fixed=True))
+    return axes
+
+
+@rule("aten.slice.Tensor", "aten.slice_copy.Tensor", family="view")
+def slice_(call, x, dim=0, start=None, end=None, step=1):
+    """A piece of a concatenation, or every k-th index of a product."""
+    dim %= x.ndim
+    n = x.shape[dim]
+    start, end, _ = slice(start, end, step).indices(n)
+    out = list(x.axes)
+    out[dim] = _sliced(call, x.axes[dim], n, start, end, step)
+    return out
+
+
+def _sliced(call, axis, n, start, end, step):
+    if (start, end, step) == (0, n, 1):
+        return axis
+    if isinstance(resolve(axis), Uniform):
+        return Uniform(len(range(start, end, step)))
+    count = len(range(start, end, step))
+    if is_fixed(axis):
+        pieces = None
+    elif step == 1:
+        pieces = call.split(axis, [start, end - start, n - end])
+        if pieces is not None:
+            return pieces[1]
+    elif n % step == 0 and start < step and end > n - step + start:
+        head, tail = call.fresh(n // step), call.fresh(step, fixed=True)
+        merged = call.merge(axis, call.product([head, tail]))
+        if isinstance(merged, Prod):
+            return resolve(head)
+    call.fix(axis)
+    return call.fresh(count, fixed=True)
+
+
+@rule("aten.slice_scatter", family="moves")
+def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
+    """Writes one tensor into a piece of another."""
+    dim %= x.ndim
+    n = x.shape[dim]
+    start, end, _ = slice(start, end, step).indices(n)
+    if step != 1:
+        raise call.unsupported()
+    source_axes = expand_to(source, (*call.shape[:dim], end - start, *call.shape[dim + 1 :]))
+    out = []
+    for i in range(x.ndim):
+        if i != dim:
+            out.append(call.merge(x.axes[i], source_axes[i]))
+            continue
+        pieces = call.split(x.axes[dim], [start, end - start, n - end])
+        if pieces is None:
+            raise call.unsupported()
+        middle = source_axes[i] if end - start != 1 else call.fresh_single()
+        out.append(call.concat([_piece(call, pieces[0]), middle, _piece(call, pieces[2])]))
+    return out
+
+
+@rule("aten.select_scatter", family="moves")
+def select_scatter(call, x, source, dim, index):
+    """Writes one slice of a tensor."""
+    dim %= x.ndim
+    n = x.shape[dim]
+    index %= n
+    out = []
+    others = iter(expand_to(source, [s for i, s in enumerate(call.shape) if i != dim]))
+    for i in range(x.ndim):
+        if i != dim:
+            out.append(call.merge(x.axes[i], next(others)))
+            continue
+        pieces = call.split(x.axes[dim], [index, 1, n - index - 1])
+        if pieces is None:
+            raise call.unsupported()
+        out.append(call.concat([_piece(call, pieces[0]), call.fresh_single(), _piece(call, pieces[2])]))
+    return out
+
+
+def _piece(call, term):
+    return call.fresh_single() if size_of(term) == 1 else term
+
+
+@rule("aten.select.int", "aten.select_copy.int", family="moves")
+def select(call, x, dim, index):
+    """One index of an axis: it stands apart, the others stay interchangeable."""
+    dim %= x.ndim
+    n = x.shape[dim]
+    axis = x.axes[dim]
+    if not is_fixed(axis) and not isinstance(resolve(axis), Uniform):
+        index %= n
+        pieces = call.split(axis, [index, 1, n - index - 1])
+        if pieces is None:
+            call.fix(axis)
+        else:
+            call.fix(pieces[1])
+    return [t for i, t in enumerate(x.axes) if i != dim]
+
+
+@rule(
+    "aten.split.Tensor",
+    "aten.split_with_sizes",
+    "aten.split_copy.Tensor",
+    "aten.split_with_sizes_copy",
+    "aten.unsafe_split.Tensor",
+    "aten.unsafe_split_with_sizes",
+    "aten.chunk",
+    "aten.unsafe_chunk",
+    family="split",
+)
+def split(call, x, sizes, dim=0):
+    """Pieces of a concatenation."""
+    dim %= x.ndim
+    lengths = [s[dim] for s in call.shapes]
+    pieces = None if is_fixed(x.axes[dim]) else call.split(x.axes[dim], lengths)
+    if pieces is None:
+        call.fix(x.axes[dim])
+        pieces = [call.fresh(n, fixed=True) for n in lengths]
+    return [[*x.axes[:dim], piece, *x.axes[dim + 1 :]] for piece in pieces]
+
+
+@rule("aten.unbind.int", "aten.unbind_copy.int", family="moves")
+def unbind(call, x, dim=0):
+    """Every index of an axis on its own."""
+    call.fix(x.axes[dim])
+    rest = [t for i, t in enumerate(x.axes) if i != dim % x.ndim]
+    return [list(rest) for _ in call.shapes]
+
+
+@rule("aten.diagonal", "aten.diagonal_copy", family="moves")
+def diagonal(call, x, offset=0, dim1=0, dim2=1):
+    """Two axes walked together."""
+    dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim
+    rest = [t for i, t in enumerate(x.axes) if i not in (dim1, dim2)]
+    if offset != 0 or x.shape[dim1] != x.shape[dim2]:
+        call.fix(x.axes[dim1])
+        call.fix(x.axes[dim2])
+        return [*rest, call.fresh(call.shape[-1], fixed=True)]
+    return [*rest, call.merge(x.axes[dim1], x.axes[dim2])]
+
+
+@rule("aten.constant_pad_nd")
+def pad(call, x, pad, value=0):
+    """Pads with one value: the new entries are interchangeable with each other."""
+    out = list(x.axes)
+    for k in range(len(pad) // 2):
+        before, after = pad[2 * k], pad[2 * k + 1]
+        dim = x.ndim - 1 - k
+        if before == after == 0:
+            continue
+        axis = out[dim]
+        if before < 0 or after < 0 or is_fixed(axis):
+            call.fix(axis)
+            out[dim] = call.fresh(call.shape[dim], fixed=True)
+            continue
+        axis = call.fresh_single() if size_of(axis) == 1 else axis
+        out[dim] = call.concat([_border(call, before), axis, _border(call, after)])
+    return out
+
+
+def _border(call, n):
+    return call.fresh_single() if n == 1 else Uniform(n)

@@ -1,0 +1,204 @@
+"""One interpreter of a traced graph. What it computes with is a *domain*: axes, signs, rotations.
+
+The walker visits the nodes in order, tells sites, data and constants apart, finds the rule of every operation in the
+domain's registry and hands the domain what the rule returned. A domain says what the value of a site, of data and of a
+constant is, what happens where there is no rule, and what the outputs must satisfy.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from pyro_align.discovery.registry import Registry
+from pyro_align.discovery.tracing import TracedGraph, attribute
+
+
+class Unsupported(Exception):
+    """Raised by a rule that does not cover a call: the operation is then treated as one without a rule."""
+
+
+class Call:
+    """One operation of the graph: what a rule of any domain may ask.
+
+    Attributes:
+        node: The call in the graph.
+        several: Whether it returns a list of outputs.
+        outputs: The outputs of the trace, tensors by shape and dtype alone.
+        shapes: Shape of each output, None for outputs that are not tensors.
+    """
+
+    def __init__(self, node: Node):
+        self.node = node
+        meta = node.meta.get("val")
+        self.several = isinstance(meta, tuple | list)
+        self.outputs = list(meta) if self.several else [meta]
+        self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in self.outputs]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the only (or first) output."""
+        return self.shapes[0]
+
+    @property
+    def name(self) -> str:
+        """The operation's name without its namespace and overload, such as ``"mm"``."""
+        return self.node.target._opname
+
+    def unsupported(self, why: str = "") -> Unsupported:
+        """``raise call.unsupported()`` where a rule does not cover a call."""
+        return Unsupported(why)
+
+
+class Constants:
+    """The nodes of a graph that depend on neither sites nor data, and their values, computed when asked for."""
+
+    def __init__(self, traced: TracedGraph):
+        self._module = traced.module
+        self._values: dict[Node, Any] = {}
+        self._nodes: set[Node] = set()
+        sites = {node for nodes in traced.nodes.values() for node in nodes}
+        for node in traced.module.graph.nodes:
+            free = node.op in ("get_attr", "call_function") and node not in sites
+            if free and all(source in self._nodes for source in node.all_input_nodes):
+                self._nodes.add(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._nodes
+
+    def value(self, node: Node) -> Any:
+        """The value of a constant node."""
+        if node not in self._values:
+            if node.op == "get_attr":
+                value = attribute(self._module, node.target)
+                self._values[node] = value.detach() if isinstance(value, Tensor) else value
+            else:
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.value)
+                with torch.no_grad():
+                    self._values[node] = node.target(*args, **kwargs)
+        return self._values[node]
+
+
+class Domain:
+    """What the walker computes with; a subclass fills in every method that raises.
+
+    Attributes:
+        rules: The domain's registry.
+    """
+
+    rules: Registry
+
+    def call(self, node: Node) -> Call:
+        """What a rule is handed for a node."""
+        raise NotImplementedError
+
+    def site(self, name: str, value: Tensor) -> Any:
+        """The value of a site."""
+        raise NotImplementedError
+
+    def data(self, value: Tensor) -> Any:
+        """The value of a tensor of data."""
+        raise NotImplementedError
+
+    def constant(self, constants: Constants, node: Node, like: Tensor) -> Any:
+        """The value of a constant, at one of its uses."""
+        raise NotImplementedError
+
+    def results(self, call: Call, found: list) -> list | None:
+        """The outputs' values from what a rule returned for each; None where that does not fit the outputs."""
+        raise NotImplementedError
+
+    def without_rule(self, call: Call, sources: Sequence[Any]) -> list:
+        """The outputs' values where there is no rule; ``sources`` are the operands that are not constant."""
+        raise NotImplementedError
+
+    def record(self, node: Node, value: Any) -> None:
+        """Told of every node's value."""
+
+    def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:
+        """What the graph returns: outputs that must not change, and updated values of sites, by site."""
+        raise NotImplementedError
+
+
+def walk(traced: TracedGraph, domain: Domain, constants: Constants | None = None) -> None:
+    """Interprets a graph in a domain.
+
+    Args:
+        traced: The graph.
+        domain: What to compute with; its ``finish`` is told of the outputs.
+        constants: The graph's constants, where they are known already.
+    """
+    walker = _Walker(traced, domain, Constants(traced) if constants is None else constants)
+    done = _last_uses(traced.module.graph)
+    for node in traced.module.graph.nodes:
+        if node.op == "output":
+            returned = [walker.use(n) for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
+            count = len(returned) - len(traced.states)
+            domain.finish(returned[:count], dict(zip(traced.states, returned[count:], strict=True)))
+            return
+        walker.visit(node)
+        for source in done.get(node, ()):
+            walker.env.pop(source, None)
+
+
+class _Walker:
+    def __init__(self, traced: TracedGraph, domain: Domain, constants: Constants):
+        self.traced, self.domain, self.constants = traced, domain, constants
+        self.site_of = {node: name for name, nodes in traced.nodes.items() for node in nodes}
+        self.env: dict[Node, Any] = {}
+
+    def visit(self, node: Node) -> None:
+        if node in self.constants:
+            return
+        if node in self.site_of:
+            name = self.site_of[node]
+            value = self.domain.site(name, self.traced.values[name])
+        elif node.op == "placeholder":
+            value = self.domain.data(self.traced.data[node])
+        elif node.target is operator.getitem:
+            value = self.env[node.args[0]][node.args[1]]
+        else:
+            value = self.apply(node)
+        self.env[node] = value
+        self.domain.record(node, value)
+
+    def use(self, node: Node) -> Any:
+        """A node's value as an operand. Two uses of one constant are two values."""
+        if node not in self.constants:
+            return self.env[node]
+        meta = node.meta.get("val")
+        return self.domain.constant(self.constants, node, meta) if isinstance(meta, Tensor) else meta
+
+    def apply(self, node: Node) -> Any:
+        call = self.domain.call(node)
+        used = {source: self.use(source) for source in node.all_input_nodes}
+        rule, results = self.domain.rules.find(node.target), None
+        if rule is not None:
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), used.__getitem__)
+            try:
+                found = rule(call, *args, **kwargs)
+                results = self.domain.results(call, list(found) if call.several else [found])
+            except Unsupported:
+                results = None
+        if results is None:
+            sources = [used[source] for source in used if source not in self.constants]
+            results = self.domain.without_rule(call, pytree.tree_leaves(sources))
+        return results if call.several else results[0]
+
+
+def _last_uses(graph) -> dict[Node, list[Node]]:
+    """Node -> the nodes whose values are not needed after it."""
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    out: dict[Node, list[Node]] = {}
+    for source, node in last.items():
+        out.setdefault(node, []).append(source)
+    return out

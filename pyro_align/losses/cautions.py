@@ -1,0 +1,59 @@
+"""What a reader of a curve should be told: errors that are too small, and losses that hide another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pyro_align.losses.curve import Curve
+
+SETTLED = 0.4  # standard errors that an excess may move from half the draws to all
+HIDDEN = "negative_elbo", ("expected_nll", "predictive_nll")  # the loss in which the KL may hide a rise of the others
+
+
+def curve_cautions(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
+    """Texts of warnings, one for each thing to be wary of.
+
+    Args:
+        curves: (evaluation, loss) -> curve.
+    """
+    yield from _dominance(curves)
+    yield from _few_draws(curves)
+    for evaluation in dict.fromkeys(evaluation for evaluation, _ in curves):
+        yield from _hidden_loss(curves, evaluation)
+
+
+def _dominance(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
+    judged = [curve for curve in curves.values() if curve.label.per_draw and curve.num_samples >= 8]
+    carried = [f"{curve.loss} on '{curve.evaluation}'" for curve in judged if curve.dominance > 0.8]
+    if carried:
+        yield (
+            f"one of {judged[0].num_samples} draws carries more than 80% of the variance of {', '.join(carried)}: the "
+            "errors are too small; raise num_samples"
+        )
+
+
+def _few_draws(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
+    moving = [curve for curve in curves.values() if curve.settling > SETTLED]
+    if moving:
+        which = ", ".join(f"{curve.loss} on '{curve.evaluation}'" for curve in moving)
+        yield (
+            f"{which}: from half of the {moving[0].num_samples} draws to all, the excess over the chord moves by "
+            f"{max(curve.settling for curve in moving):.1g} of its standard error: the band covers less than it says. "
+            "Likelihoods of single observations differ by many nats between draws; raise num_samples"
+        )
+
+
+def _hidden_loss(curves: Mapping[tuple[str, str], Curve], evaluation: str) -> Iterator[str]:
+    hiding, hidden = HIDDEN
+    if (evaluation, hiding) not in curves:
+        return
+    low = curves[evaluation, hiding].barrier.height
+    for name in hidden:
+        curve = curves.get((evaluation, name))
+        if curve is not None and curve.band().positive and low < 0.1 * curve.barrier.height:
+            yield (
+                f"evaluation '{evaluation}': the negative ELBO shows a barrier of {low:.2g} nats per datum, the "
+                f"{name} one of {curve.barrier.height:.2g}: the KL dips along the path and hides a loss of "
+                "likelihood. Report both"
+            )
+            return

@@ -1,0 +1,188 @@
+"""What a loss is: what it takes from a batch of draws, how batches add up, and how the result is written.
+
+A loss of a posterior is estimated from draws. Each batch of data gives a *contribution*, contributions merge in the
+order of the batches wherever they were computed, and at the end they become pseudo-values, one a draw, whose mean is
+the estimate and whose standard deviation over the root of the number of draws is its standard error.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_align.model.batch import Draws
+    from pyro_align.model.observations import Layout
+
+NATS = "nats per datum"
+
+#: Name -> array or number: what a batch adds to a loss.
+Contribution = Mapping[str, Any]
+
+_L = TypeVar("_L", bound="Loss")
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a loss is written in tables, plots and ArviZ objects.
+
+    Attributes:
+        title: Its name in prose.
+        unit: Its unit.
+        better: Which way is better.
+        per_draw: Whether a pseudo-value belongs to one draw; bootstrap replicates do not.
+    """
+
+    title: str
+    unit: str = NATS
+    better: Literal["lower", "higher"] = "lower"
+    per_draw: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model says about each draw on one batch of data.
+
+    Attributes:
+        log_likelihood: Per draw and datum, ``(draws, data)`` nats, unscaled, in float64.
+        weights: Of the bootstrap over draws, ``(draws, draws)``.
+        prediction: Mean of the observed site's distribution, or class probabilities, ``(draws, *datum, ...)``; None
+            unless the loss has :attr:`Loss.predicts`.
+        observed: The observed values, ``(*datum, ...)``, or None likewise.
+    """
+
+    log_likelihood: Tensor
+    weights: Tensor
+    prediction: Tensor | None = None
+    observed: Tensor | None = None
+
+    @classmethod
+    def of(cls, draws: Draws, weights: Tensor) -> Batch:
+        return cls(draws.log_likelihood.flatten(1).double(), weights, draws.prediction, draws.target)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all losses of one data set share.
+
+    Attributes:
+        seen: Number of data that the model was run on.
+        num_data: Number of data that it stands for; more than ``seen`` under subsampling.
+        likelihood: Sum over the data seen of the log likelihood, ``(draws,)`` nats; scales and masks applied.
+        kl: KL(q || prior) of each draw, ``(draws,)`` nats.
+        temperature: Weight of the KL in the negative ELBO.
+    """
+
+    seen: int
+    num_data: int
+    likelihood: np.ndarray
+    kl: np.ndarray
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A loss at one point of a path.
+
+    Attributes:
+        draws: Pseudo-values per datum, ``(draws,)``: their mean is the estimate.
+        drift: How far the estimate moves from half the draws to all; 0 for an average over draws.
+        effective: The least effective number of draws behind any observation; NaN where all count alike.
+    """
+
+    draws: np.ndarray
+    drift: float = 0.0
+    effective: float = np.nan
+
+
+class Loss(ABC):
+    """A loss of a posterior, from its draws. One subclass is one loss, or one family of losses.
+
+    Attributes:
+        name: What it is called in ``losses=``, and the key of its curves.
+        label: How it is written.
+        predicts: Whether :meth:`contribution` needs predictions, which cost a little.
+        needs_density: Whether it rests on the posterior's density, which sets of draws do not have.
+
+    Example:
+        >>> class WorstNLL(Loss):
+        ...     name, label = "worst_nll", Label("expected NLL of the worst datum", "nats")
+        ...
+        ...     def contribution(self, batch):
+        ...         return {"worst": -batch.log_likelihood.min(1).values.numpy()}
+        ...
+        ...     def merge(self, one, other):
+        ...         return {"worst": np.maximum(one["worst"], other["worst"])}
+        ...
+        ...     def finish(self, total, totals):
+        ...         return Estimate(total["worst"])
+        >>> import torch
+        >>> batches = [Batch(torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]).double(), torch.eye(2)) for _ in range(2)]
+        >>> loss = WorstNLL()
+        >>> loss.finish(loss.merge(*map(loss.contribution, batches)), None).draws
+        array([2., 3.])
+    """
+
+    name: str
+    label: Label
+    predicts: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
+
+    def unsuited(self, layout: Layout) -> str | None:
+        """Why a model with this layout of data has no such loss; None if it has."""
+        return None
+
+    def contribution(self, batch: Batch) -> Contribution:
+        """What one batch of data adds; nothing for a loss that rests on :class:`Totals` alone."""
+        return {}
+
+    def merge(self, one: Contribution, other: Contribution) -> Contribution:
+        """The contribution of both batches, ``one`` before ``other``; sums, unless a loss says otherwise."""
+        return {key: one[key] + other[key] for key in one}
+
+    @abstractmethod
+    def finish(self, total: Contribution, totals: Totals) -> Estimate:
+        """The estimate, per datum.
+
+        Args:
+            total: The merged contributions of all batches.
+            totals: What all losses of the data set share.
+        """
+
+    def named(self: _L, name: str) -> _L:
+        """The same loss under another name, which is then its title too."""
+        if name == self.name:
+            return self
+        return _renamed(self, name)
+
+
+class GuideLoss(Loss):
+    """A loss that is evaluated on the guide ``path(tau)`` itself, rather than on draws."""
+
+    needs_density = True
+
+    @abstractmethod
+    def values(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping, seeds: list[int]) -> np.ndarray:
+        """The loss of all data, once with each seed, ``(seeds,)``."""
+
+    def finish(self, total: Contribution, totals: Totals) -> Estimate:
+        return Estimate(total["values"] / totals.num_data)
+
+
+def _renamed(loss: Any, name: str) -> Any:
+    import copy
+
+    out = copy.copy(loss)
+    object.__setattr__(out, "name", name)
+    object.__setattr__(out, "label", replace(loss.label, title=name))
+    return out
+
+
+def to_numpy(value: Tensor) -> np.ndarray:
+    """A tensor's values in float64, on the host."""
+    return value.detach().double().cpu().numpy()

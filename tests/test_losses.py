@@ -1,0 +1,158 @@
+"""A user's own loss: one class or one registration, and it is in tables, plots and ArviZ objects."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from barrier_problems import classifier, classifier_data, linear, linear_data, make_path
+
+from pyro_align import evaluate_barrier, plots
+from pyro_align.errors import BarrierError
+from pyro_align.losses import Curve, Estimate, Label, Loss, TaskLoss, register_loss, registry
+
+
+class WorstNLL(Loss):
+    """The expected NLL of the worst datum: merged by the greatest, not by a sum."""
+
+    name, label = "worst_nll", Label("NLL of the worst datum", "nats")
+
+    def contribution(self, batch):
+        return {"worst": -batch.log_likelihood.min(1).values.numpy()}
+
+    def merge(self, one, other):
+        return {"worst": np.maximum(one["worst"], other["worst"])}
+
+    def finish(self, total, totals):
+        return Estimate(total["worst"])
+
+
+def accuracy(probabilities, observed):
+    return (probabilities.argmax(-1) == observed).double()
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Registrations of this test alone."""
+    monkeypatch.setattr(registry, "_KNOWN", dict(registry._KNOWN))
+    monkeypatch.setattr(registry, "_DEFAULT", list(registry._DEFAULT))
+
+
+@pytest.fixture
+def barrier(known):
+    register_loss(WorstNLL())
+    register_loss(TaskLoss("accuracy", accuracy, title="accuracy", unit="fraction of data", better="higher"))
+    x, y = classifier_data()
+    path, batches = make_path(classifier, x, y), [(x[:15], y[:15]), (x[15:], y[15:])]
+    losses = ["worst_nll", "accuracy", "error_rate"]
+    return evaluate_barrier(classifier, path, evaluation={"train": batches}, taus=5, losses=losses)
+
+
+def test_it_is_in_the_table(barrier):
+    table = barrier.summary()
+    assert table.loc[("train", "worst_nll"), ["title", "unit"]].tolist() == ["NLL of the worst datum", "nats"]
+    assert table.loc[("train", "accuracy"), "unit"] == "fraction of data"
+    assert "worst_nll" in str(barrier)
+
+
+def test_batches_merge_as_it_says(barrier):
+    ones = []
+    for s in range(32):
+        noise = {k: v[s : s + 1] for k, v in barrier.problem.noise.items()}
+        draw = barrier.problem.path.posterior(0.5).push(noise)
+        x, y = (torch.cat(parts) for parts in zip(*barrier.problem.data[0].source, strict=True))
+        logits = torch.relu(x @ draw["w1"][0] + draw["b1"][0]) @ draw["w2"][0]
+        ones.append(float(torch.nn.functional.cross_entropy(logits, y, reduction="none").max()))
+    assert np.allclose(barrier["worst_nll"].draws[2], ones, rtol=1e-5)
+
+
+def test_where_higher_is_better_a_barrier_is_a_fall(barrier):
+    up, down = barrier["accuracy"], barrier["error_rate"]
+    assert np.allclose(up.value, 1 - down.value)
+    assert np.allclose(up.excess, down.excess)
+    assert up.barrier.height == pytest.approx(down.barrier.height)
+    ax = plots.plot_curve(up, ax=plt.subplots()[1])
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() >= (up.chord - up.band().upper).min() - 1e-12
+    assert band.max() <= (up.chord - up.band().lower).max() + 1e-12
+
+
+def test_it_is_in_plots(barrier):
+    axes = barrier.plot()
+    assert [(ax.get_title(), ax.get_ylabel()) for ax in axes[0]] == [
+        ("NLL of the worst datum", "nats"),
+        ("accuracy", "fraction of data"),
+        ("error rate", "fraction of data"),
+    ]
+    together = barrier.plot(plt.subplots()[1])
+    assert together.get_ylabel() == "fraction of data (NLL of the worst datum: nats)"
+    plt.close("all")
+
+
+def test_it_is_in_arviz(barrier):
+    constant = barrier.to_arviz()["constant_data"]
+    assert constant["title"].sel(loss="worst_nll").item() == "NLL of the worst datum"
+    assert constant["unit"].sel(loss="worst_nll").item() == "nats"
+    assert np.array_equal(constant["value"].sel(loss="worst_nll")[0], barrier["worst_nll"].value)
+
+
+def test_a_default_loss_is_evaluated_where_the_model_has_it(known):
+    class OfClasses(TaskLoss):
+        def unsuited(self, layout):
+            return None if layout.categorical else "no classes"
+
+    register_loss(OfClasses("hits", accuracy, better="higher"), default=True)
+    for model, data in ((classifier, classifier_data()), (linear, linear_data())):
+        barrier = evaluate_barrier(model, make_path(model, *data), *data, taus=3, num_samples=4)
+        assert ("hits" in barrier.losses) == (model is classifier)
+    with pytest.raises(BarrierError, match="no classes"):
+        evaluate_barrier(model, make_path(model, *data), *data, taus=3, num_samples=4, losses="hits")
+
+
+def test_another_name_is_the_title():
+    x, y = linear_data()
+    barrier = evaluate_barrier(linear, make_path(linear, x, y), x, y, taus=3, losses={"mine": "expected_nll"})
+    assert barrier["mine"].label == Label("mine")
+    assert registry.label_of("expected_nll").title == "expected NLL", "the known loss keeps its own"
+
+
+def test_only_losses_are_registered():
+    with pytest.raises(BarrierError, match="wrap a function in a TaskLoss"):
+        register_loss(accuracy)
+    with pytest.raises(BarrierError, match=r"register|unknown loss 'accuracy'"):
+        registry.read_losses("accuracy")
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def test_no_certainty_is_printed_where_there_is_none():
+    taus, rng = np.linspace(0, 1, 5), np.random.default_rng(0)
+    noise = rng.standard_normal((5, 30))
+    noise = 1e-6 * (noise - noise.mean(1, keepdims=True) - np.array([0, 0.01, 0.02, 0.01, 0])[:, None])
+    sag = Curve("d", "kl", taus, noise)
+    assert sag.barrier.height == 0
+    text = sag.text()
+    assert text.startswith("0.00000000 [0.00000000, 0.000000")
+    assert float(text.split()[2].rstrip("]")) == pytest.approx(sag.band().interval[1], rel=0.1)
+    below = Curve("d", "kl", taus, noise - np.array([0, 1, 2, 1, 0.0])[:, None])
+    assert below.text() == "0 (nowhere above the chord)"
+    same = Curve("d", "error_rate", taus, np.full((5, 30), 0.25))
+    assert same.text() == "0 (all 30 draws agree)"
+
+
+def test_p_value_and_interval_are_of_the_same_side():
+    taus = np.linspace(0, 1, 3)
+    agree = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        draws = rng.standard_normal((3, 25)) + np.array([0, 0.06 * (seed % 20), 0])[:, None]
+        band = Curve("d", "kl", taus, draws).band(resamples=2000)
+        if abs(band.p_value - 0.05) > 0.01:  # at the border, either may be said
+            agree.append(band.positive == (band.p_value < 0.05))
+            assert band.positive == (band.interval[0] > 0)
+    assert len(agree) > 40
+    assert all(agree)
