@@ -183,7 +183,10 @@ def test_a_symmetry_that_does_not_fit(data):
     d = data.draws
     refuse(SymmetryError, r"do not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
     refuse(SymmetryError, "'weights', axis 0", d, MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}))
-    refuse(SymmetryError, "no free atom", d, Symmetry.from_axes({"loc": (None,)}))
+    none = align_draws(d, Symmetry.from_axes({"loc": (None,)}))  # as `align` says: there is nothing to relabel
+    assert not none.relabeled.any()
+    assert torch.equal(none.draws["loc"], d["loc"])
+    assert none.report().loc["loc", "relabeled"] == 0
     axes = {"loc": ("k", None), "scale": ("k",)}
     refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, Symmetry.from_axes(axes))
 
