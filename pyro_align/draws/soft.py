@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
 from pyro_align.draws.stack import Features
-from pyro_align.matching.blocks import Dim, site_blocks
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.blocks import Dim
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 # On two-layer tanh networks as in tests/test_draws_search.py, 500 draws with noise of half the weights' standard
 # deviation: 0.2% of the draws end farther from the reference than planted after 16 rounds from 1.5 or 2.5 standard
@@ -68,8 +69,8 @@ class StackGains:
         """
         pieces = [
             Piece(block.dims, o, block.view(f.to(m.dtype)), torch.vmap(block.view)(m))
-            for site, terms in symmetry.sites.items()
-            for block in site_blocks(site, terms)
+            for site in symmetry.sites
+            for block in symmetry.blocks(site)
             if block.names
             for f, m, o in zip(fixed[site], moving[site], odd, strict=True)
         ]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_align.axes import Atom, map_atoms
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.terms import carrying
 
 DRAW = "(draw)"
 
@@ -23,8 +25,8 @@ Features = Mapping[str, Sequence[Tensor]]
 
 def restricted(symmetry: Symmetry) -> Symmetry:
     """The symmetry without the sites that no relabeling changes."""
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in carrying})
+    kept = carrying(symmetry.sites)
+    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in kept})
 
 
 def per_unit(symmetry: Symmetry, units: int) -> Symmetry:

@@ -2,8 +2,11 @@
 
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
+from pyro_align.guides.divergences import Divergence, register_divergence
+from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
-from pyro_align.guides.families.empirical import Empirical, EmpiricalGuide
+from pyro_align.guides.families.draws import Between, Draws
+from pyro_align.guides.families.ensemble import Ensemble
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.hand_written import mean_field_guide
@@ -14,15 +17,19 @@ from pyro_align.guides.families.point import Point
 from pyro_align.guides.families.precision import PrecisionFactors
 from pyro_align.guides.families.regressions import LinearRegressions
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import SiteSpec
 
 __all__ = [
     "DenseNormal",
     "Discrete",
-    "Empirical",
-    "EmpiricalGuide",
+    "Between",
+    "Draws",
+    "Ensemble",
+    "SampledGuide",
+    "Guide",
+    "Divergence",
     "Independent",
     "LinearRegressions",
     "LowRankNormal",
@@ -41,6 +48,7 @@ __all__ = [
     "permute_guide",
     "read_bayesian_module",
     "read_guide",
+    "register_divergence",
     "register_guide",
     "registered_guides",
     "wrap_guide",

@@ -15,6 +15,7 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
+from pyro_align.guides.divergences import known_divergences
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
 from pyro_align.guides.posterior import Posterior
@@ -22,7 +23,7 @@ from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,9 @@ class Discrete(Posterior):
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name, parameter in self.probs.items():

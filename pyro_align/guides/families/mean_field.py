@@ -17,13 +17,14 @@ from pyro.infer.autoguide.effect import AutoMessenger, AutoNormalMessenger
 from torch import Tensor
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.divergences import divergence_of, known_divergences
 from pyro_align.guides.features import Features, squared_distance
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau, standard_normal
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -45,7 +46,11 @@ class MeanFieldNormal(Posterior):
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
-    divergences = ("w2", "means", "kl", "reverse_kl", "jeffreys", "snr")
+    in_unconstrained = True
+
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        return known_divergences()
 
     def __post_init__(self):
         for name in self.sites:
@@ -95,10 +100,12 @@ class MeanFieldNormal(Posterior):
     # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:
-        fixed, moving, odd = _FEATURES[divergence]
-        make = fixed if side == "fixed" else moving
+        known = divergence_of(divergence)
+        make = known.fixed if side == "fixed" else known.moving
         return Features(
-            self.sites, lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name))), odd
+            self.sites,
+            lambda name: tuple(self.sites[name].as_feature(t) for t in make(*self.marginal(name))),
+            known.odd,
         )
 
     def distance(self, other: Posterior) -> float:
@@ -135,30 +142,6 @@ def _runs(scale: RawParameter) -> Iterator[Tensor]:
     step = max(1, _RUN * len(raw) // raw.numel()) if raw.dim() and raw.numel() > _RUN else max(1, raw.numel())
     for part in raw.split(step) if raw.dim() else (raw,):
         yield scale.with_raw(part).value
-
-
-# Per divergence: features of the fixed side, of the moving side (both from location and scale), and which are odd.
-# With KL(q0 || q1) = sum log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2, whatever holds one side alone is constant.
-_FEATURES: dict[str, tuple[Callable, Callable, tuple[bool, ...]]] = {
-    "w2": (lambda m, s: (m, s), lambda m, s: (m, s), (True, False)),
-    "means": (lambda m, s: (m,), lambda m, s: (m,), (True,)),
-    "snr": (lambda m, s: (m / s,), lambda m, s: (m / s,), (True,)),
-    "kl": (
-        lambda m, s: (-(s**2 + m**2), 2 * m),
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
-        (False, True),
-    ),
-    "reverse_kl": (
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2),
-        lambda m, s: (-(s**2 + m**2), 2 * m),
-        (False, True),
-    ),
-    "jeffreys": (
-        lambda m, s: (-(s**2 + m**2), 2 * m, 0.5 / s**2, 0.5 * m / s**2),
-        lambda m, s: (0.5 / s**2, 0.5 * m / s**2, -(s**2 + m**2), 2 * m),
-        (False, True, False, True),
-    ),
-}
 
 
 # -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
