@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pyro_align.diagnostics import EffectiveWidth
+from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.guides.registry import alike, relabelable
@@ -190,6 +191,7 @@ def align(
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
     symmetry = fit_symmetry(symmetry, a)
+    check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
     a, b = relabelable(a, symmetry), relabelable(b, symmetry)
     found = match_posteriors(
         a,
