@@ -23,6 +23,7 @@ from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_modul
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@options_apart
 def find_symmetry(
     model: Any,
     *args: Any,
@@ -102,6 +104,7 @@ def find_symmetry(
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def analyze_signs(
     model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
 ) -> SignAnalysis:
@@ -134,6 +137,7 @@ def analyze_signs(
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
+@options_apart
 def certify(
     symmetry: Symmetry, model: Any, *args: Any, parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
 ) -> Symmetry:
@@ -169,6 +173,7 @@ def certify(
     return _with_certificate(bound, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
     """Finds the activations of a model from its trace: which tensors carry which units over the data.
 
@@ -185,6 +190,7 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
     return ActivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
 
 
+@options_apart
 def probe_preactivations(
     model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any
 ) -> PreactivationProbe:

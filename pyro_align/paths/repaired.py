@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preactivations
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, SiteSpec
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
 
 FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
@@ -140,6 +141,7 @@ class RepairedPath:
         return q
 
 
+@options_apart
 def repair(
     path: Any,
     model: Callable,
