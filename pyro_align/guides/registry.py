@@ -14,7 +14,8 @@ from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
 from pyro_align.model.keywords import options_apart
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 Reader = Callable[..., Posterior]
 
