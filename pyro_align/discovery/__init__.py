@@ -28,6 +28,7 @@ from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_modul
 from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Resting, Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 
+@options_apart
 def find_symmetry(
     model: Any,
     *args: Any,
@@ -118,6 +120,7 @@ def find_symmetry(
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def analyze_signs(
     model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
 ) -> SignAnalysis:
@@ -150,6 +153,7 @@ def analyze_signs(
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
+@options_apart
 def certify(
     symmetry: Symmetry | SymmetrySpec,
     model: Any,
@@ -191,6 +195,7 @@ def certify(
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
     """Finds the activations of a model from its trace: which tensors carry which units over the data.
 
@@ -207,6 +212,7 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
     return ActivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
 
 
+@options_apart
 def probe_preactivations(
     model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any
 ) -> PreactivationProbe:
