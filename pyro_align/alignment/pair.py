@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor, nn
+
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.errors import GuideError, MatchError, SymmetryError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides.families.network import beside
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
@@ -31,6 +35,7 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimized.
         match: How the matcher went: objective, history, status, time by part.
+        reference: The posterior that stayed.
         distance_error: Standard error of ``distance``, where it is estimated from draws; 0 elsewhere.
 
     Example:
@@ -56,6 +61,18 @@ class Alignment:
     divergence: Any
     match: Match = field(repr=False)
     distance_error: float = 0.0
+    reference: Posterior | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The displacement from the posterior that stays to the relabeled one.
+
+        Raises:
+            GuideError: The alignment was read from a file, which does not hold the posterior that stays.
+        """
+        if self.reference is None:
+            raise GuideError("this alignment was loaded: give displacement(guide_a, alignment.guide)")
+        return Path(self.reference, self.posterior)
 
     @cached_property
     def guide(self) -> Guide:
@@ -123,6 +140,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry,
     *,
+    parameters: tuple[nn.Module, nn.Module] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
@@ -141,9 +159,13 @@ def align(
     linear assignment per atom in turn. Both guides stay as they are.
 
     Args:
-        guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one.
+        guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one; or a
+            plain network, or its state dict.
         guide_b: The guide that is relabeled, over the same sites.
         symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
+        parameters: The two models, where parameters were learned beside the guides: they are matched and relabeled with
+            them, ``alignment.guide`` is a :class:`~pyro_align.guides.GuideAndModel`, and ``alignment.path`` goes into
+            ``evaluate_barrier(model, ...)``. The symmetry is then that of ``find_symmetry(..., parameters=True)``.
         divergence: What is minimized: one of the family's ``divergences`` (for diagonal Gaussians ``"w2"``, ``"kl"``
             (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``), an
             :class:`~pyro_align.objectives.Activations`, or a mapping of these to positive weights.
@@ -184,6 +206,10 @@ def align(
         >>> alignment.distance <= alignment.distance_before
         True
     """
+    if parameters is not None:
+        check_distinct(*parameters)
+        guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
+    guide_a, guide_b = (_state_dict(g, symmetry) for g in (guide_a, guide_b))
     check_distinct(guide_a, guide_b)
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
@@ -215,6 +241,7 @@ def align(
         divergence=divergence,
         match=found,
         distance_error=a.distance_error(moved),
+        reference=a,
     )
 
 
@@ -273,6 +300,14 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
         best, distance = found.permutation, nearer
         if found.status in ("interrupted", "time_limit"):
             return found
+
+
+def _state_dict(guide: Any, symmetry: Symmetry) -> Any:
+    """A dict as a state dict, where its tensors have the shapes of the symmetry, and not one axis of draws more."""
+    if type(guide) is not dict or not isinstance(symmetry, Symmetry) or not symmetry.is_bound:
+        return guide
+    shapes = {k: tuple(v.shape) for k, v in guide.items() if isinstance(v, Tensor)}
+    return OrderedDict(guide) if all(shapes.get(k) == shape for k, shape in symmetry.shapes.items()) else guide
 
 
 def fit_symmetry(symmetry: Symmetry, posterior: Posterior) -> Symmetry:

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_align.errors import BarrierError
 from pyro_align.model.effects.no_validation import without_validation
@@ -54,6 +54,7 @@ class Records:
     latent: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters: set[str] = field(default_factory=set)
 
     def add(self, message: dict[str, Any]) -> None:
         if message["infer"].get("_deterministic"):
@@ -75,12 +76,31 @@ class _Recorder(Messenger):
         if not isinstance(message["fn"], _Subsample):
             self.records.add(dict(message))
 
+    def _pyro_post_param(self, message):
+        self.records.parameters.add(message["name"])
+
 
 def record(model: Callable, args: tuple, kwargs: Mapping[str, Any], values: Mapping[str, Tensor]) -> Records:
     """Runs the model with its latent sites at ``values`` and validation off."""
     with pyro.validation_enabled(False), _Recorder() as recorder, SubstituteMessenger(values):
-        model(*args, **kwargs)
+        recorder.records.parameters |= _call(model, args, kwargs, values)
     return recorder.records
+
+
+def _call(model: Callable, args: tuple, kwargs: Mapping[str, Any], values: Mapping[str, Tensor]) -> set[str]:
+    """Runs the model, a module with its own parameters at the values named: no message of Pyro's answers for them.
+
+    Returns:
+        The names of these parameters.
+    """
+    if isinstance(model, nn.Module):
+        names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        own = {name: value for name, value in values.items() if name in names}
+        if own:
+            torch.func.functional_call(model, own, args, dict(kwargs))
+            return set(own)
+    model(*args, **kwargs)
+    return set()
 
 
 # -- log probabilities -------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], p
 
 def _check_sites(records: forward.Records, posterior) -> None:
     missing = [name for name in records.latent if name not in posterior.sites]
-    extra = [name for name in posterior.sites if name not in records.latent]
+    extra = [name for name in posterior.sites if name not in records.latent and name not in records.parameters]
     if missing:
         discrete = [n for n in missing if getattr(records.latent[n]["fn"], "has_enumerate_support", False)]
         advice = (

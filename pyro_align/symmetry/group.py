@@ -6,15 +6,16 @@ The action is on the *constrained* values that the model sees: with ``p`` a perm
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_align.axes import (
     Atom,
@@ -28,6 +29,8 @@ from pyro_align.axes import (
 )
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.action import check_nesting, gather, is_identity_index, plan
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -380,17 +383,31 @@ class Permutation:
 
     # -- the action ------------------------------------------------------------------------------------------------
 
-    def apply(self, values: Mapping[str, Tensor], *, batch_dims: int = 0) -> dict[str, Tensor]:
+    @overload
+    def apply(self, values: _Module, *, batch_dims: int = 0) -> _Module: ...
+
+    @overload
+    def apply(self, values: Mapping[str, Tensor], *, batch_dims: int = 0) -> dict[str, Tensor]: ...
+
+    def apply(self, values: Any, *, batch_dims: int = 0) -> Any:
         """The relabeled values, as new tensors; devices and dtypes are kept.
 
         Args:
-            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out.
+            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out. Or a state dict, whose counters of
+                batches stay as they are; or a network, of which a relabeled copy is returned.
             batch_dims: Number of leading axes (draws, chains) that are not the site's.
 
         Raises:
             SymmetryError: A site that the symmetry does not know, or a wrong shape.
         """
-        return {site: self.apply_site(site, value, batch_dims=batch_dims) for site, value in values.items()}
+        if isinstance(values, nn.Module):
+            made = copy.deepcopy(values)
+            made.load_state_dict(self.apply(values.state_dict()))
+            return made
+        return {
+            site: value.clone() if _is_counter(site) else self.apply_site(site, value, batch_dims=batch_dims)
+            for site, value in values.items()
+        }
 
     def apply_site(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
         """The relabeled value of one site; with ``signs=False`` only the order changes (for scales, say)."""
@@ -557,3 +574,8 @@ def _collect_atoms(sites: Mapping[str, Sequence[Axis]]) -> dict[str, Atom]:
                     f"{found[outer].within}, must come before it"
                 )
     return found
+
+
+def _is_counter(name: str) -> bool:
+    """Whether an entry of a state dict counts the batches that batch normalization has seen."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
