@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         fitted = replace(RECIPES[recipe], epochs=epochs, temperature=temperature)
         setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=fitted)
         a, b = (lab.fit(setting, seed).posterior for seed in (seed_a, seed_b))
-        alive = "/".join(map(str, lab.alive(setting, a)))
+        active = "/".join(map(str, lab.active(setting, a)))
         path, distance = path_after(lab, setting, a, b, objective, options.path_steps)
-        common = {"distance": distance, "alive": alive, "retained": retained(lab, setting, path)}
+        common = {"distance": distance, "active": active, "retained": retained(lab, setting, path)}
         return rows(lab.barrier(setting, path), **common)
 
     cells = [

@@ -1,4 +1,4 @@
-"""Prior scale and temperature on digits: barriers, accuracy, and how many units stay alive.
+"""Prior scale and temperature on digits: barriers, accuracy, and how many units stay active.
 
 python -m studies.priors --out OUT
 """
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per prior and temperature: predictive-NLL barriers on test data, units alive, accuracy of the fits."""
+    """One row per prior and temperature: predictive-NLL barriers on test data, active units, accuracy of the fits."""
     frame = frame[frame["evaluation"] == "test"]
     made = []
     for (prior, temperature), part in frame.groupby(["prior", "temperature"], sort=True):
@@ -62,7 +62,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             {
                 "prior": TITLES.get(prior, prior),
                 "T": f"{temperature:g}",
-                "active units": "; ".join(part["alive"].unique()),
+                "active units": "; ".join(part["active"].unique()),
                 "accuracy of the fits": f"{100 * (1 - errors[['start', 'end']].to_numpy().max()):.1f}%",
                 "before alignment": before,
                 "aligned": after,

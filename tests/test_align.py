@@ -302,7 +302,7 @@ def test_units_say_which_matches_mean_something():
     )
     units = alignment.units(pyro_align.effective_width(guide, symmetry, plain))
     assert units["distinct"].tolist() == [False, False, True, True, True]
-    assert units["alive"].tolist() == [True, True, False, True, True]
+    assert units["active"].tolist() == [True, True, False, True, True]
     assert units.loc[("unit", 4), "partner"] == int(alignment.permutation.indices["unit"][4])
     assert "kl" not in alignment.units()
     with pytest.raises(MatchError, match="with_margins=True"):

@@ -41,7 +41,7 @@ x = (x - x.mean(0)) / x.std(0)
 # ## A model
 #
 # Thirteen chemical measurements of 178 wines from three cultivars, and a Bayesian network with five hidden units to
-# tell them apart. How much the units speak to the output is learned: `gain` is positive, one for each unit.
+# distinguish them. How much the units speak to the output is learned: `gain` is positive, one for each unit.
 
 # %%
 UNITS, CLASSES = 5, 3

@@ -95,7 +95,7 @@ class Alignment:
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
         in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
         ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
-        nats, and ``alive``, whether it has left the prior. The match of a unit that is not distinct, or not alive, is
+        nats, and ``active``, whether it has left the prior. The match of a unit that is not distinct, or not active, is
         one of many that are as good.
 
         Args:
@@ -119,7 +119,7 @@ class Alignment:
                 "distinct": margin > share * largest,
             }
             if width is not None and atom in width.kl:
-                columns |= {"kl": width.kl[atom], "alive": width.kl[atom] > width.threshold}
+                columns |= {"kl": width.kl[atom], "active": width.kl[atom] > width.threshold}
             frames[atom] = pd.DataFrame({k: v.flatten().cpu().numpy() for k, v in columns.items()})
         return pd.concat(frames, names=["atom", "unit"])
 

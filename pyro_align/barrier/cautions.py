@@ -30,7 +30,7 @@ def _collapse(barrier: Barrier, symmetry: Symmetry | None) -> Iterator[str]:
     for tau, (shares, width) in _off_prior(barrier, symmetry).items():
         found = [f"{share:.0%} of the values of '{site}'" for site, share in shares.items() if share < 0.25]
         if width is not None:
-            units = {atom: (alive, width.kl[atom].numel()) for atom, alive in width.alive.items()}
+            units = {atom: (active, width.kl[atom].numel()) for atom, active in width.active.items()}
             found += [f"{n} of {size} units of '{atom}'" for atom, (n, size) in units.items() if n < size / 2]
         if found:
             yield (

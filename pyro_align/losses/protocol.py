@@ -17,7 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pyro_align.model.batch import Draws
-    from pyro_align.model.forward import Layout
+    from pyro_align.model.observations import Layout
 
 NATS = "nats per datum"
 

@@ -15,14 +15,14 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_align.errors import PyroAlignError, TraceError
-from pyro_align.model.effects import NoValidationMessenger, SubstituteMessenger
+from pyro_align.model.effects.enumerate import is_enumerable
+from pyro_align.model.effects.substitute import full_shape
+from pyro_align.model.forward import Records, check_observed, is_subsample, run
 from pyro_align.model.guards import untouched
 
 
@@ -101,16 +101,16 @@ class Density:
                 self.latents[name] = _latent(name, node["value"], _param_support(name, node), is_param=True)
             if node["type"] != "sample":
                 continue
-            if isinstance(node["fn"], _Subsample):
+            if is_subsample(node):
                 self._subsamples[name] = node["value"]
                 continue
             dims += [-f.dim for f in node["cond_indep_stack"] if f.vectorized]
             if node["is_observed"]:
                 self.observed.append(name)
-            elif getattr(node["fn"], "has_enumerate_support", False):
+            elif is_enumerable(node):
                 self.enumerated.append(name)
             else:
-                self.latents[name] = _latent(name, node["value"], node["fn"].support)
+                self.latents[name] = _latent(name, node["value"], node["fn"].support, shape=full_shape(node))
         self.max_plate_nesting = max(dims)
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
@@ -119,7 +119,9 @@ class Density:
         try:
             with untouched(self.model, seed=self.seed), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                check_observed(Records(trace))
+                return trace
         except PyroAlignError:
             raise
         except Exception as error:
@@ -147,15 +149,10 @@ class Density:
             A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
             discrete latents that are summed out hold their whole support along dims left of the plates.
         """
-        model = self.model
-        if self.enumerated:
-            model = poutine.enum(config_enumerate(model), first_available_dim=-1 - self.max_plate_nesting)
-        with (
-            pyro.validation_enabled(False),
-            SubstituteMessenger({**self._params, **values}, self._subsamples),
-            NoValidationMessenger(),
-        ):
-            trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+        nesting = self.max_plate_nesting if self.enumerated else None
+        values = {**self._params, **values}
+        trace = run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+        with pyro.validation_enabled(False):
             trace.compute_log_prob()
         return trace
 
@@ -223,11 +220,6 @@ class Density:
         return values
 
 
-def is_subsample(node: Mapping[str, Any]) -> bool:
-    """Whether a sample site of a trace is a plate's choice of data, which has no density of its own."""
-    return isinstance(node["fn"], _Subsample)
-
-
 def is_real(support: constraints.Constraint) -> bool:
     """Whether a support is all real numbers, for each entry of a value."""
     while isinstance(support, constraints.independent):
@@ -235,8 +227,10 @@ def is_real(support: constraints.Constraint) -> bool:
     return isinstance(support, type(constraints.real))
 
 
-def _latent(name: str, value: Tensor, support: constraints.Constraint, *, is_param: bool = False) -> LatentSite:
-    return LatentSite(name, tuple(value.shape), support, value.dtype, value.device, is_param)
+def _latent(
+    name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
+) -> LatentSite:
+    return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param)
 
 
 def _param_support(name: str, node: Mapping[str, Any]) -> constraints.Constraint:

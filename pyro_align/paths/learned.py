@@ -18,7 +18,8 @@ from tqdm.auto import trange
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
-from pyro_align.model.density import Density, is_subsample
+from pyro_align.model.density import Density
+from pyro_align.model.forward import is_subsample
 from pyro_align.model.guards import untouched
 from pyro_align.model.normals import normal_kl, normal_log_prob
 
