@@ -22,6 +22,7 @@ from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
 from pyro_align.reporting.tables import text_table
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class EffectiveWidth:
 
 
 def effective_width(
-    guide: Any, symmetry: Symmetry, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
+    guide: Any, symmetry: Symmetry | SymmetrySpec, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
 ) -> EffectiveWidth:
     """How many units of each atom have left the prior: those whose KL(q || prior) exceeds a threshold.
 
@@ -110,12 +111,15 @@ def effective_width(
             f"effective_width needs a mean-field Gaussian (AutoNormal, AutoDiagonalNormal), got "
             f"{type(posterior).__name__}: only there does the KL belong to single units"
         )
+    symmetry = bound(symmetry, posterior.shapes, of="guide", error=PyroAlignError)
     divergences = _elementwise_kl(posterior, model, args, kwargs)
     sites = [site for site in symmetry.sites if site in divergences]
     if not sites:
         raise PyroAlignError(f"none of the symmetry's sites {list(symmetry.sites)} has a Normal posterior and prior")
     kl = {}
     for name, atom in symmetry.atoms.items():
+        if atom.rotates:  # its dimensions have no identity
+            continue
         total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64, device="cpu")
         for site in sites:
             _add_units(total, name, atom.within, symmetry.sites[site], divergences[site])

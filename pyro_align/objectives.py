@@ -16,7 +16,8 @@ from pyro_align.guides import Posterior
 from pyro_align.guides.features import Features
 from pyro_align.matching import Match
 from pyro_align.path_losses import MidpointLoss, PathLoss
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 __all__ = ["Activations", "MidpointLoss", "PathLoss"]
 

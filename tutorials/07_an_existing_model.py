@@ -115,7 +115,7 @@ print(symmetry.certificate)
 axes = symmetry.plot()
 
 # %%
-by_hand = pyro_align.Symmetry.from_axes(
+by_hand = pyro_align.SymmetrySpec(
     {
         "layers.0.weight": ("unit", None),
         "layers.0.bias": ("unit",),

@@ -12,14 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_align.diagnostics import EffectiveWidth
-from pyro_align.errors import GuideError, MatchError, SymmetryError
+from pyro_align.discovery.resting import check_resting
+from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
 from pyro_align.guides.families.network import beside
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
 from pyro_align.paths.geodesic import Path
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ class Alignment:
 def align(
     guide_a: Any,
     guide_b: Any,
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     parameters: tuple[nn.Module, nn.Module] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
@@ -160,7 +163,7 @@ def align(
 
     Args:
         guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one; or a
-            plain network, or its state dict.
+            plain network, or its state dict; or site -> draws ``(draws, *site_shape)`` or ``(chains, draws, ...)``.
         guide_b: The guide that is relabeled, over the same sites.
         symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
         parameters: The two models, where parameters were learned beside the guides: they are matched and relabeled with
@@ -209,11 +212,12 @@ def align(
     if parameters is not None:
         check_distinct(*parameters)
         guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
-    guide_a, guide_b = (_state_dict(g, symmetry) for g in (guide_a, guide_b))
+    guide_a, guide_b = (_by_shapes(g, symmetry) for g in (guide_a, guide_b))
     check_distinct(guide_a, guide_b)
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
     symmetry = fit_symmetry(symmetry, a)
+    check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
     a, b = relabelable(a, symmetry), relabelable(b, symmetry)
     found = match_posteriors(
         a,
@@ -302,38 +306,24 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
             return found
 
 
-def _state_dict(guide: Any, symmetry: Symmetry) -> Any:
-    """A dict as a state dict, where its tensors have the shapes of the symmetry, and not one axis of draws more."""
-    if type(guide) is not dict or not isinstance(symmetry, Symmetry) or not symmetry.is_bound:
+def _by_shapes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
+    """A dict of tensors as what the symmetry's shapes say it is: a state dict, draws, or draws by chain."""
+    if type(guide) is not dict or not isinstance(symmetry, Symmetry):
         return guide
-    shapes = {k: tuple(v.shape) for k, v in guide.items() if isinstance(v, Tensor)}
-    return OrderedDict(guide) if all(shapes.get(k) == shape for k, shape in symmetry.shapes.items()) else guide
+    lead = {guide[k].dim() - len(shape) for k, shape in symmetry.shapes.items() if isinstance(guide.get(k), Tensor)}
+    if lead == {0}:
+        return OrderedDict(guide)
+    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
 
 
-def fit_symmetry(symmetry: Symmetry, posterior: Posterior) -> Symmetry:
+def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:
     """The symmetry with its sizes, checked against a posterior's sites.
 
     Raises:
         SymmetryError: A site's shape differs.
         GuideError: A site that carries a free atom is missing from the guide.
     """
-    if not isinstance(symmetry, Symmetry):
-        raise TypeError(
-            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align(guide_a, guide_b, symmetry)"
-        )
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    missing = sorted(carrying - set(posterior.sites))
-    if missing:
-        raise GuideError(
-            f"the symmetry relabels sites that the guide does not have: {missing}; the guide has "
-            f"{list(posterior.sites)}. Was the symmetry found for the guide's own model?"
-        )
-    if not symmetry.is_bound:
-        return symmetry.bind(posterior.shapes)
-    for site, shape in symmetry.shapes.items():
-        if site in posterior.sites and posterior.shapes[site] != shape:
-            raise SymmetryError(f"site '{site}': shape {shape} in the symmetry, {posterior.shapes[site]} in the guide")
-    return symmetry
+    return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
 
 
 def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:

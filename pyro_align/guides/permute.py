@@ -9,7 +9,7 @@ from torch import nn
 from pyro_align.guides.families.network import beside
 from pyro_align.guides.posterior import Guide
 from pyro_align.guides.registry import read_guide, relabelable
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 def permute_guide(guide: Any, p: Permutation, *, parameters: nn.Module | None = None) -> Guide:

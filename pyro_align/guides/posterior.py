@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 class Guide(Protocol):

@@ -15,7 +15,8 @@ from torch import Tensor
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides.sites import SiteSpec
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 REMEDY = (
     "use a parametrization in which relabeling is linear (softmax or exponentials of real sites), "

@@ -30,7 +30,7 @@ from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 NUM_DRAWS = 256  # draws on which moments and maps are fitted, where a posterior makes its own
 REMAINDER = 0.02  # energy coefficient above which a path says that its map does not carry one law into the other

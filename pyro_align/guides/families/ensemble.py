@@ -25,7 +25,7 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.sites import SiteSpec, check_tau
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)

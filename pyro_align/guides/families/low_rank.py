@@ -33,7 +33,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits comfortably: 0.5 GB in float64
 

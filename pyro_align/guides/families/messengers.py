@@ -30,7 +30,7 @@ from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Values, check_tau
 from pyro_align.model.effects import SubstituteMessenger
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _CHECKED_DRAWS = 3
 

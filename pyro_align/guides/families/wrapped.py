@@ -35,7 +35,8 @@ from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation, same_group
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import same_group
 
 AUXILIARY = "_before_relabeling_"
 _OWN = f"_pyro_align_{uuid.uuid4().hex[:12]}"  # a name that no guide of the caller has in the param store
