@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
-from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, SiteSpec, check_distinct, read_guide
 from pyro_align.guides.families.network import beside
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
@@ -323,7 +324,20 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
         SymmetryError: A site's shape differs.
         GuideError: A site that carries a free atom is missing from the guide.
     """
+    if isinstance(symmetry, Symmetry):
+        resized = {k: _resized(terms, posterior.sites.get(k)) for k, terms in symmetry.sites.items()}
+        if any(resized[k] is not terms for k, terms in symmetry.sites.items()):
+            symmetry = replace(symmetry, sites=resized, certificate=None)
     return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
+
+
+def _resized(terms: tuple, spec: SiteSpec | None) -> tuple:
+    """A site's terms with the sizes of its plates in the guide: a symmetry found on a subsample knows fewer data."""
+    if spec is None or len(terms) != len(spec.shape):
+        return terms
+    plates = {len(spec.shape) - spec.event_dim + dim for _, _, dim in spec.frames}
+    wrong = {i for i in plates if axis_size(terms[i]) != spec.shape[i] and all(a.fixed for a in leaves(terms[i]))}
+    return tuple(Fixed(spec.shape[i]) if i in wrong else t for i, t in enumerate(terms)) if wrong else terms
 
 
 def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:

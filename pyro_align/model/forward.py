@@ -96,6 +96,12 @@ class Records:
                 self.data[name] = message
 
     @property
+    def answered(self) -> list[str]:
+        """``pyro.param`` statements that can be given another value; those of a module's weights cannot."""
+        params = {name: m for name, m in self.trace.nodes.items() if m["type"] == "param"}
+        return [name for name, m in params.items() if not any(isinstance(a, nn.Parameter) for a in m["args"])]
+
+    @property
     def discrete(self) -> list[str]:
         """Latent sites with finitely many values that were not given one."""
         return [name for name, m in self.latent.items() if is_enumerable(m) and "_rows" not in m["infer"]]
