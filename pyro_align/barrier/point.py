@@ -36,7 +36,9 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
     log_likelihood = torch.cat([run.log_likelihood.flatten(1) for run in runs], 1)
     if len(runs) == 1:
         log_likelihood = runs[0].log_likelihood
-    lp = runs[0].log_prior + sum(run.likelihood for run in runs)
+    seen = log_likelihood[0].numel()
+    full = layout.full / seen if layout.full != layout.seen else 1.0  # a subsample stands for all data
+    lp = runs[0].log_prior + full * sum(run.likelihood for run in runs)
     observed, drawn = _data_values(problem, data, values, predictive)
     plates = layout.plates if len(layout.plates) == log_likelihood.dim() - 1 else ("datum",)
     return {
