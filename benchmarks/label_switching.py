@@ -25,8 +25,9 @@ from pyro.infer import MCMC, NUTS
 from scipy.optimize import linear_sum_assignment
 from torch.distributions import constraints
 
-from pyro_align import Symmetry, align_draws, find_symmetry
+from pyro_align import align_draws, find_symmetry
 from pyro_align.draws.diagnostics import rhat_and_ess
+from pyro_align.symmetry import SymmetrySpec
 
 UNITS = 10
 
@@ -107,7 +108,7 @@ MIXTURES = {
     "2 with one mean": ([0.5, 0.5], [0.0, 0.0], [0.5, 3.0], 150),
     "5, unequal": ([0.2, 0.2, 0.25, 0.2, 0.15], [-6.0, -3.0, 0.0, 3.0, 7.0], [0.7, 0.7, 0.7, 0.7, 1.5], 250),
 }
-SYMMETRY = Symmetry.from_axes({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
+SYMMETRY = SymmetrySpec({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
 METHODS = ("ordering", "pivot", "ecr", "ecr_iterative_1", "ecr_iterative_2", "stephens", "barycenter")
 
 

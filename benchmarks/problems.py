@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True)

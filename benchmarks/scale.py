@@ -42,7 +42,7 @@ from pyro_align.guides import MeanFieldNormal
 from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.guides.sites import SiteSpec
 from pyro_align.matching import match
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 BLOCKS, VOCABULARY, NOISE = 12, 50257, 0.05
 PARTS = ("loc", "scale")

@@ -13,13 +13,14 @@ from pyro_align.guides import mean_field_guide, permute_guide, wrap_guide
 from pyro_align.io import load, save
 from pyro_align.model.effects.permute import permute_model
 from pyro_align.paths import displacement, learn_path, repair
-from pyro_align.symmetry import Permutation, Symmetry
+from pyro_align.symmetry import Permutation, Symmetry, SymmetrySpec
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Permutation",
     "Symmetry",
+    "SymmetrySpec",
     "__version__",
     "align",
     "align_draws",

@@ -6,7 +6,8 @@ terms (concatenated features; the four gates of an LSTM are one atom four times)
 An atom may be *nested* in others: it is then relabeled anew for each index of the outer atoms (the wreath product:
 dimensions inside each attention head, units inside each expert).
 
-Relabeling an axis is indexing. Every function here speaks of *new* positions: ``new[i] == old[index[i]]``.
+Beside the order of units, their signs may change (:func:`Odd`), and an atom may stand for the dimensions of a space
+that is rotated as a whole (:func:`Rotated`).
 """
 
 from __future__ import annotations
@@ -14,40 +15,63 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_align.errors import SymmetryError
 
+Kind = Literal["permutation", "signed", "rotation"]
+OPEN = -1  # the size of an atom until a hand-written symmetry meets shapes
+
 
 @dataclass(frozen=True)
 class Atom:
-    """A set of ``size`` interchangeable indices.
+    """A set of ``size`` interchangeable indices, or the dimensions of a space that may be rotated.
 
     Attributes:
         name: The atom's name; axes that carry the same name are relabeled alike. Empty for an anonymous fixed axis.
-        size: Number of indices, or None where a hand-written symmetry leaves it to the tensors' shapes.
+        size: Number of indices; ``OPEN`` where a hand-written symmetry leaves it to the tensors' shapes.
         fixed: Whether the indices keep their places.
         within: Names of the atoms in which this one is nested, outermost first.
-        odd: Whether the values along this axis change sign when a unit of the atom does (signed permutations).
+        kind: What moves along this axis: ``"permutation"``, the order of the units; ``"signed"``, the order, and the
+            values change sign with their units; ``"rotation"``, an orthogonal matrix acts.
 
     Example:
         >>> Atom("hidden", 128)
-        Atom(name='hidden', size=128, fixed=False, within=(), odd=False)
+        Atom(name='hidden', size=128, fixed=False, within=(), kind='permutation')
     """
 
     name: str
-    size: int | None = None
+    size: int = OPEN
     fixed: bool = False
     within: tuple[str, ...] = ()
-    odd: bool = False
+    kind: Kind = "permutation"
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            raise SymmetryError(f"atom '{self.name}': kind must be one of {get_args(Kind)}, got {self.kind!r}")
+
+    @property
+    def odd(self) -> bool:
+        """Whether the values along this axis change sign when a unit of the atom does."""
+        return self.kind == "signed"
+
+    def unsigned(self) -> Atom:
+        """The same, along an axis whose values do not change sign."""
+        return replace(self, kind="permutation") if self.odd else self
+
+    @property
+    def rotates(self) -> bool:
+        """Whether orthogonal matrices act along this axis."""
+        return self.kind == "rotation"
 
     def __str__(self) -> str:
         if not self.name:
-            return "1" if self.size == 1 else f"fixed {'?' if self.size is None else self.size}"
-        sign = "±" if self.odd else ""
-        return f"{sign}{self.name}" + ("!" if self.fixed else "")
+            return "1" if self.size == 1 else f"fixed {shown_size(self.size)}"
+        mark = {"permutation": "", "signed": "±", "rotation": "↻"}[self.kind]
+        return f"{mark}{self.name}" + ("!" if self.fixed else "")
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,7 @@ def Fixed(size: int | None = None) -> Atom:
         >>> print(Fixed(10))
         fixed 10
     """
-    return Atom("", size, fixed=True)
+    return Atom("", OPEN if size is None else size, fixed=True)
 
 
 def Odd(name: str, size: int | None = None) -> Atom:
@@ -111,7 +135,17 @@ def Odd(name: str, size: int | None = None) -> Atom:
         >>> print(Odd("hidden"))
         ±hidden
     """
-    return Atom(name, size, odd=True)
+    return Atom(name, OPEN if size is None else size, kind="signed")
+
+
+def Rotated(name: str, size: int | None = None) -> Atom:
+    """An atom along which orthogonal matrices act: the factors of a factor model with spherical priors, say.
+
+    Example:
+        >>> print(Rotated("factor"))
+        ↻factor
+    """
+    return Atom(name, OPEN if size is None else size, kind="rotation")
 
 
 def as_axis(spec: AxisLike) -> Axis:
@@ -135,14 +169,19 @@ def as_axis(spec: AxisLike) -> Axis:
     raise SymmetryError(f"an axis is a name, None, an int, a tuple (product) or a list (sum); got {spec!r}")
 
 
-def axis_size(axis: Axis) -> int | None:
-    """Number of indices of an axis, or None while an atom's size is unknown."""
+def axis_size(axis: Axis) -> int:
+    """Number of indices of an axis; ``OPEN`` while an atom's size is."""
     if isinstance(axis, Atom):
         return axis.size
     sizes = [axis_size(t) for t in children(axis)]
-    if any(s is None for s in sizes):
-        return None
+    if OPEN in sizes:
+        return OPEN
     return math.prod(sizes) if isinstance(axis, Product) else sum(sizes)
+
+
+def shown_size(size: int) -> str:
+    """A size for reading; ``?`` while it is open."""
+    return "?" if size == OPEN else str(size)
 
 
 def children(axis: Axis) -> tuple[Axis, ...]:
@@ -176,14 +215,14 @@ def with_sizes(axis: Axis, sizes: Mapping[str, int], size: int) -> Axis:
         SymmetryError: The term cannot have that size.
     """
     axis = map_atoms(axis, lambda a: replace(a, size=sizes[a.name]) if a.name in sizes else a)
-    unknown = {a.name for a in leaves(axis) if a.size is None}
-    anonymous = [a for a in leaves(axis) if a.size is None and not a.name]
+    unknown = {a.name for a in leaves(axis) if a.size == OPEN}
+    anonymous = [a for a in leaves(axis) if a.size == OPEN and not a.name]
     if len(unknown) == 1 and len(anonymous) <= 1:
         solved = _solve(axis, size)
         if solved is not None:
-            axis = map_atoms(axis, lambda a: replace(a, size=solved) if a.size is None else a)
+            axis = map_atoms(axis, lambda a: replace(a, size=solved) if a.size == OPEN else a)
     known = axis_size(axis)
-    if known is not None and known != size:
+    if known not in (OPEN, size):
         raise SymmetryError(f"the axis term '{axis}' has size {known}, the tensor has {size}")
     return axis
 
@@ -193,7 +232,7 @@ def _solve(axis: Axis, size: int) -> int | None:
 
     def measure(term: Axis, guess: int) -> int:
         if isinstance(term, Atom):
-            return guess if term.size is None else term.size
+            return guess if term.size == OPEN else term.size
         parts = [measure(t, guess) for t in children(term)]
         return math.prod(parts) if isinstance(term, Product) else sum(parts)
 
@@ -236,87 +275,3 @@ def coordinates(axis: Axis) -> dict[str, Tensor]:
             found[name] = spread
         before *= n
     return found
-
-
-def external(axis: Axis, inside: frozenset[str] = frozenset()) -> set[str]:
-    """Names of outer atoms that the axis's nested atoms depend on and that are not found further up the same term."""
-    if isinstance(axis, Atom):
-        return set() if axis.fixed else set(axis.within) - inside
-    if isinstance(axis, Sum):
-        return set().union(*(external(t, inside) for t in axis.terms))
-    missing: set[str] = set()
-    for factor in axis.factors:
-        missing |= external(factor, inside)
-        inside = inside | {a.name for a in leaves(factor)}
-    return missing
-
-
-def axis_index(axis: Axis, indices: Mapping[str, Tensor], outer: Mapping[str, Tensor]) -> Tensor:
-    """Where each new position of an axis comes from.
-
-    Args:
-        axis: The axis term, sizes known.
-        indices: Free atom -> index tensor ``(*outer sizes, size)``; an atom without an entry keeps its order.
-        outer: Outer atom -> new index of that atom, tensors of one common shape ``(*batch,)``.
-
-    Returns:
-        int64 tensor ``(*batch, size)``.
-    """
-    batch = next((tuple(t.shape) for t in outer.values()), ())
-    if isinstance(axis, Atom):
-        index = None if axis.fixed else indices.get(axis.name)
-        if index is None:
-            return torch.arange(axis.size, device="cpu").expand(*batch, axis.size)
-        if axis.within:
-            return index[tuple(outer[o] for o in axis.within)]
-        return index.expand(*batch, axis.size)
-    if isinstance(axis, Sum):
-        parts, offset = [], 0
-        for term in axis.terms:
-            parts.append(axis_index(term, indices, outer) + offset)
-            offset += axis_size(term)
-        return torch.cat(parts, dim=-1)
-    head, rest = axis.factors[0], _rest(axis)
-    lead = axis_index(head, indices, outer)
-    tail = axis_index(rest, indices, _descend(head, outer, batch))
-    return (lead.unsqueeze(-1) * axis_size(rest) + tail.reshape(*lead.shape, -1)).flatten(-2)
-
-
-def axis_sign(axis: Axis, signs: Mapping[str, Tensor], outer: Mapping[str, Tensor]) -> Tensor | None:
-    """The sign of each new position of an axis, ``(*batch, size)`` of +-1, or None where no odd atom has a sign."""
-    batch = next((tuple(t.shape) for t in outer.values()), ())
-    if isinstance(axis, Atom):
-        sign = signs.get(axis.name) if axis.odd else None
-        if sign is None:
-            return None
-        return sign[tuple(outer[o] for o in axis.within)] if axis.within else sign.expand(*batch, axis.size)
-    if isinstance(axis, Sum):
-        parts = [(axis_sign(t, signs, outer), axis_size(t)) for t in axis.terms]
-        if all(s is None for s, _ in parts):
-            return None
-        return torch.cat(
-            [torch.ones(*batch, n, dtype=torch.int8, device="cpu") if s is None else s for s, n in parts], dim=-1
-        )
-    head, rest = axis.factors[0], _rest(axis)
-    lead = axis_sign(head, signs, outer)
-    tail = axis_sign(rest, signs, _descend(head, outer, batch))
-    if lead is None and tail is None:
-        return None
-    n, m = axis_size(head), axis_size(rest)
-    lead = torch.ones(*batch, n, dtype=torch.int8, device="cpu") if lead is None else lead
-    tail = torch.ones(*batch, n, m, dtype=torch.int8, device="cpu") if tail is None else tail.reshape(*batch, n, m)
-    return (lead.unsqueeze(-1) * tail).flatten(-2)
-
-
-def _rest(axis: Product) -> Axis:
-    return axis.factors[1] if len(axis.factors) == 2 else Product(*axis.factors[1:])
-
-
-def _descend(head: Axis, outer: Mapping[str, Tensor], batch: tuple[int, ...]) -> dict[str, Tensor]:
-    """The outer coordinates seen by the factors that follow ``head``."""
-    n = axis_size(head)
-    seen = {name: t.unsqueeze(-1).expand(*batch, n) for name, t in outer.items()}
-    seen.update({name: c.expand(*batch, n) for name, c in coordinates(head).items()})
-    if not seen:  # an anonymous fixed head still multiplies the batch
-        seen[""] = torch.arange(n, device="cpu").expand(*batch, n)
-    return seen

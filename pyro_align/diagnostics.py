@@ -20,8 +20,10 @@ from pyro_align.errors import PyroAlignError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.reporting.tables import text_table
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class EffectiveWidth:
 
     Attributes:
         kl: Atom -> KL of each unit, ``(*outer sizes, size)`` nats: the sum over all values that carry the unit.
-        threshold: KL in nats above which a unit counts as alive.
+        threshold: KL in nats above which a unit counts as active.
         skipped: Sites whose KL has no closed form; their values are left out.
 
     Example:
@@ -40,7 +42,7 @@ class EffectiveWidth:
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).alive
+        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).active
         {'layer0': 8}
     """
 
@@ -49,16 +51,16 @@ class EffectiveWidth:
     skipped: tuple[str, ...] = ()
 
     @property
-    def alive(self) -> dict[str, int]:
+    def active(self) -> dict[str, int]:
         """Atom -> number of units above the threshold."""
         return {atom: int((kl > self.threshold).sum()) for atom, kl in self.kl.items()}
 
     def summary(self) -> pd.DataFrame:
-        """One row per atom: units, units alive, and the median and greatest KL of a unit in nats."""
+        """One row per atom: units, active units, and the median and greatest KL of a unit in nats."""
         rows = {
             atom: {
                 "units": kl.numel(),
-                "alive": self.alive[atom],
+                "active": self.active[atom],
                 "median_kl": float(kl.median()),
                 "max_kl": float(kl.max()),
             }
@@ -68,14 +70,15 @@ class EffectiveWidth:
 
     def __str__(self) -> str:
         rows = [
-            [atom, str(kl.numel()), str(self.alive[atom]), f"{float(kl.median()):.1f}"] for atom, kl in self.kl.items()
+            [atom, str(kl.numel()), str(self.active[atom]), f"{float(kl.median()):.1f}"] for atom, kl in self.kl.items()
         ]
         table = text_table(["atom", "units", f"KL > {self.threshold:g} nats", "median KL"], rows, right=(1, 2, 3))
         return table + (f"\nwithout sites {', '.join(self.skipped)} (no closed-form KL)" if self.skipped else "")
 
 
+@options_apart
 def effective_width(
-    guide: Any, symmetry: Symmetry, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
+    guide: Any, symmetry: Symmetry | SymmetrySpec, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
 ) -> EffectiveWidth:
     """How many units of each atom have left the prior: those whose KL(q || prior) exceeds a threshold.
 
@@ -87,7 +90,7 @@ def effective_width(
         symmetry: The symmetry whose atoms are counted.
         model: The model with the priors.
         *args: The model's arguments.
-        threshold: KL in nats above which a unit counts as alive.
+        threshold: KL in nats above which a unit counts as active.
         **kwargs: The model's keyword arguments.
 
     Raises:
@@ -101,7 +104,7 @@ def effective_width(
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).alive
+        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).active
         {'layer0': 8}
     """
     posterior = read_guide(guide)
@@ -110,12 +113,15 @@ def effective_width(
             f"effective_width needs a mean-field Gaussian (AutoNormal, AutoDiagonalNormal), got "
             f"{type(posterior).__name__}: only there does the KL belong to single units"
         )
+    symmetry = bound(symmetry, posterior.shapes, of="guide", error=PyroAlignError)
     divergences = _elementwise_kl(posterior, model, args, kwargs)
     sites = [site for site in symmetry.sites if site in divergences]
     if not sites:
         raise PyroAlignError(f"none of the symmetry's sites {list(symmetry.sites)} has a Normal posterior and prior")
     kl = {}
     for name, atom in symmetry.atoms.items():
+        if atom.rotates:  # its dimensions have no identity
+            continue
         total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64, device="cpu")
         for site in sites:
             _add_units(total, name, atom.within, symmetry.sites[site], divergences[site])

@@ -9,7 +9,7 @@ A file is a zip archive:
 | ``sha256`` | the digest of all other members, in the order of their names |
 
 In ``meta.json`` an array is ``{"array": n}``, with ``"dtype"`` where NumPy has no such type. An axis term is an atom
-``{"atom": name, "size": n, "fixed": ..., "within": [...], "odd": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
+``{"atom": name, "size": n, "fixed": ..., "within": [...], "kind": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
 Nothing in a file is ever executed, and what is read is checked as if it were written by hand.
 
 A guide is saved as its parameters, a wrapped one with its relabelings. Loading them needs a guide of the same type
@@ -38,7 +38,8 @@ from pyro_align.errors import FormatError, PyroAlignError
 from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Resting, Symmetry
 
 FORMAT, VERSION = "pyro_align", 1
 
@@ -202,7 +203,7 @@ def _encode_axis(axis: Axis) -> dict[str, Any]:
             "size": axis.size,
             "fixed": axis.fixed,
             "within": list(axis.within),
-            "odd": axis.odd,
+            "kind": axis.kind,
         }
     if isinstance(axis, Product):
         return {"product": [_encode_axis(t) for t in axis.factors]}
@@ -215,9 +216,9 @@ def _decode_axis(entry: Mapping[str, Any]) -> Axis:
     if "sum" in entry:
         return Sum(*(_decode_axis(t) for t in entry["sum"]))
     name, size = entry["atom"], entry["size"]
-    if not isinstance(name, str) or not (size is None or (isinstance(size, int) and size >= 0)):
+    if not isinstance(name, str) or not (isinstance(size, int) and size >= 0):
         raise ValueError(f"an atom has a name and a size, got {name!r} and {size!r}")
-    return Atom(name, size, bool(entry["fixed"]), tuple(entry["within"]), bool(entry["odd"]))
+    return Atom(name, size, bool(entry["fixed"]), tuple(entry["within"]), entry["kind"])
 
 
 def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]:
@@ -226,6 +227,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "scope": symmetry.scope,
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
+        "rests": [dataclasses.asdict(r) for r in symmetry.rests],
     }
 
 
@@ -236,6 +238,9 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         scope=meta["scope"],
         opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
         certificate=None if certificate is None else Certificate(**certificate),
+        rests=tuple(
+            Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
+        ),
     )
 
 
@@ -244,6 +249,7 @@ def _encode_permutation(p: Permutation, arrays: list[Tensor]) -> dict[str, Any]:
         "symmetry": _encode_symmetry(p.symmetry, arrays),
         "indices": {name: _put(index, arrays) for name, index in p.indices.items()},
         "signs": {name: _put(sign, arrays) for name, sign in p.signs.items()},
+        "rotations": {name: _put(matrix, arrays) for name, matrix in p.rotations.items()},
     }
 
 
@@ -252,7 +258,8 @@ def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any
     if any(index.is_floating_point() for index in indices.values()):
         raise ValueError("indices must be integers")
     signs = {name: _get(entry, arrays) for name, entry in meta["signs"].items()}
-    return _decode_symmetry(meta["symmetry"], arrays).permutation(indices, signs)
+    rotations = {name: _get(entry, arrays) for name, entry in meta["rotations"].items()}
+    return _decode_symmetry(meta["symmetry"], arrays).permutation(indices, signs, rotations)
 
 
 # -- guides and alignments ---------------------------------------------------------------------------------------------

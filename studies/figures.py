@@ -11,7 +11,7 @@ import pandas as pd
 from pyro_align.plots import COLOURS, MARKERS
 
 LABELS = {
-    "none": "as they stand",
+    "none": "before alignment",
     "w2": "aligned (W2)",
     "activations": "aligned (activations)",
     "predictive_nll": "predictive NLL barrier\n(nats per datum)",

@@ -136,13 +136,13 @@ class Lab:
             seed=seed,
         )
 
-    def alive(self, setting: Setting, posterior: Posterior) -> list[int]:
+    def active(self, setting: Setting, posterior: Posterior) -> list[int]:
         """Units of each hidden layer that have left the prior (KL above 5 nats); none for a point estimate."""
         if not isinstance(posterior, MeanFieldNormal):
             return []
         data = self.data(setting.data)
         width = effective_width(posterior, self.symmetry(setting), self.model(setting), data.x[:2], data.y[:2])
-        return list(width.alive.values())
+        return list(width.active.values())
 
 
 def rows(barrier: pyro_align.barrier.Barrier, losses: Sequence[str] | None = None, **columns: object) -> list[Row]:
@@ -168,15 +168,15 @@ def rows(barrier: pyro_align.barrier.Barrier, losses: Sequence[str] | None = Non
 
 
 def pair_of_fits(lab: Lab, setting: Setting, seed_a: int, seed_b: int) -> tuple[Posterior, Posterior, Row]:
-    """The posteriors of two seeds, and what there is to say of them: seconds of the slower fit, units alive."""
+    """The posteriors of two seeds, and what there is to say of them: seconds of the slower fit, active units."""
     fits = [lab.fit(setting, seed) for seed in (seed_a, seed_b)]
     a, b = (fit.posterior for fit in fits)
-    alive = "/".join(map(str, lab.alive(setting, a)))
-    return a, b, {"fit_seconds": max(fit.seconds for fit in fits), "alive": alive}
+    active = "/".join(map(str, lab.active(setting, a)))
+    return a, b, {"fit_seconds": max(fit.seconds for fit in fits), "active": active}
 
 
 def before_and_after(lab: Lab, setting: Setting, seed_a: int, seed_b: int, **options: object) -> list[Row]:
-    """Barriers between two fits as they stand and after alignment, with distances and effective widths."""
+    """Barriers between two fits before alignment and after alignment, with distances and effective widths."""
     a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
     alignment = pyro_align.align(a, b, lab.symmetry(setting), **options)
     made = []

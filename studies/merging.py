@@ -21,7 +21,7 @@ from studies.lab import Grid, Lab, Setting
 from studies.training import Recipe, fit
 
 KEY = ("data", "hidden", "temperature", "what", "seeds")
-ORDER = ("members", "mixture", "barycenter, as they stand", "barycenter, aligned")
+ORDER = ("members", "mixture", "barycenter, before alignment", "barycenter, aligned")
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def draw(frame: pd.DataFrame, path) -> None:
     figure, ax = figures.pyplot().subplots(figsize=(5, 0.35 * len(names) + 1))
     for i, name in enumerate(names):
         values = frame.loc[frame["what"] == name, "nll"]
-        unaligned = "as they stand" in name
+        unaligned = "before alignment" in name
         color, marker = (figures.COLOURS[0], "o") if unaligned else (figures.COLOURS[1], "s")
         ax.plot(values, [i] * len(values), marker, color=color)
     ax.set_yticks(range(len(names)), names, fontsize=8)

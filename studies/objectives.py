@@ -45,7 +45,7 @@ def sample(lab: Lab, setting: Setting) -> tuple:
 
 def by_activation(lab: Lab, setting: Setting) -> pyro_align.objectives.Activations:
     """Likeness of units by what they do."""
-    return pyro_align.objectives.Activations(*sample(lab, setting), num_samples=8)
+    return pyro_align.objectives.Activations(*sample(lab, setting), num_draws=8)
 
 
 def by_loss(lab: Lab, setting: Setting) -> dict:
@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         fitted = replace(RECIPES[recipe], epochs=epochs, temperature=temperature)
         setting = Setting(data, tuple(map(int, hidden.split("-"))), prior=prior, recipe=fitted)
         a, b = (lab.fit(setting, seed).posterior for seed in (seed_a, seed_b))
-        alive = "/".join(map(str, lab.alive(setting, a)))
+        active = "/".join(map(str, lab.active(setting, a)))
         path, distance = path_after(lab, setting, a, b, objective, options.path_steps)
-        common = {"distance": distance, "alive": alive, "retained": retained(lab, setting, path)}
+        common = {"distance": distance, "active": active, "retained": retained(lab, setting, path)}
         return rows(lab.barrier(setting, path), **common)
 
     cells = [
@@ -172,30 +172,23 @@ def retained(lab: Lab, setting: Setting, path) -> float:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per architecture and objective: barriers, W2 distance, and how much of the logits' spread is left."""
+    """One row per network and objective: barriers, and how much of the logits' standard deviation is left."""
     made = []
     by = ["hidden", "temperature", "recipe", "objective"]
     for (hidden, temperature, recipe, objective), part in ordered(frame).groupby(by, sort=False):
 
         def barrier(evaluation, loss, part=part):
             chosen = part[(part["evaluation"] == evaluation) & (part["loss"] == loss)]
-            return figures.spread(chosen["barrier"], 4)
+            return figures.spread(chosen["barrier"], 3)
 
         made.append(
             {
-                "hidden": hidden,
-                "T": f"{temperature:g}",
-                "recipe": recipe,
+                "network": f"{hidden}, T = {temperature:g}, {recipe}",
                 "objective": objective,
-                "seed pairs": len(part.drop_duplicates(["seed_a", "seed_b"])),
                 "predictive NLL, train": barrier("train", "predictive_nll"),
-                "at the ends": levels(part),
                 "predictive NLL, test": barrier("test", "predictive_nll"),
-                "expected NLL, train": barrier("train", "expected_nll"),
                 "negative ELBO": barrier("train", "negative_elbo"),
-                "W2": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["distance"], 2),
                 "logit spread kept": figures.spread(part.drop_duplicates(["seed_a", "seed_b"])["retained"], 2),
-                "units alive": part["alive"].iloc[0],
             }
         )
     return pd.DataFrame(made)

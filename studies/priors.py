@@ -1,4 +1,4 @@
-"""Prior scale and temperature on digits: barriers, accuracy, and how many units stay alive.
+"""Prior scale and temperature on digits: barriers, accuracy, and how many units stay active.
 
 python -m studies.priors --out OUT
 """
@@ -51,26 +51,21 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per prior and temperature: barriers of three losses on test data, units alive, accuracy of the fits."""
+    """One row per prior and temperature: predictive-NLL barriers on test data, active units, accuracy of the fits."""
     frame = frame[frame["evaluation"] == "test"]
     made = []
-    for (prior, temperature), part in frame.groupby(["prior", "temperature"], sort=False):
-
-        def barrier(loss, alignment, part=part):
-            cell = part[(part["loss"] == loss) & (part["alignment"] == alignment)]
-            return figures.spread(cell["barrier"])
-
+    for (prior, temperature), part in frame.groupby(["prior", "temperature"], sort=True):
+        nll = part[part["loss"] == "predictive_nll"]
+        before, after = (figures.spread(nll.loc[nll["alignment"] == name, "barrier"]) for name in ("none", "w2"))
         errors = part[(part["loss"] == "error_rate") & (part["alignment"] == "w2")]
         made.append(
             {
-                "prior": prior,
+                "prior": TITLES.get(prior, prior),
                 "T": f"{temperature:g}",
-                "alive units": "; ".join(part["alive"].unique()),
+                "active units": "; ".join(part["active"].unique()),
                 "accuracy of the fits": f"{100 * (1 - errors[['start', 'end']].to_numpy().max()):.1f}%",
-                "predictive NLL, as they stand": barrier("predictive_nll", "none"),
-                "predictive NLL, aligned": barrier("predictive_nll", "w2"),
-                "expected NLL, aligned": barrier("expected_nll", "w2"),
-                "negative ELBO, aligned": barrier("negative_elbo", "w2"),
+                "before alignment": before,
+                "aligned": after,
             }
         )
     return pd.DataFrame(made)

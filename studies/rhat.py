@@ -29,7 +29,7 @@ from studies import figures, runner
 from studies.data import ENVIRONMENT
 
 KEY = ("data", "units", "noise", "chains", "relabeling")
-RELABELLINGS = {
+RELABELINGS = {
     "none": ("plain", {}),
     "permutations": ("plain", {}),
     "signed permutations": ("signed", {}),
@@ -166,7 +166,7 @@ def study(options: argparse.Namespace, rows: int | None) -> pd.DataFrame:
         runs = [kept(args, s, name, options) for s in ([seeds] if options.together else [[s] for s in seeds])]
         draws = {k: torch.cat([run[k] for run in runs]) for k in runs[0]}
         divergent = draws.pop("divergent")
-        which, how = RELABELLINGS[relabeling]
+        which, how = RELABELINGS[relabeling]
         found = align_draws(draws, symmetries(args)[which], model=network, args=args, **how)
         print(f"{relabeling}: {found}; {int(divergent.sum())} divergent", flush=True)
         return measure(draws, None if relabeling == "none" else found, args, at, found.log_joint)
@@ -175,19 +175,19 @@ def study(options: argparse.Namespace, rows: int | None) -> pd.DataFrame:
         dict(zip(KEY, (options.data, units, noise, " ".join(map(str, options.seeds)), relabeling), strict=True))
         for units in options.units
         for noise in options.noise
-        for relabeling in RELABELLINGS
+        for relabeling in RELABELINGS
     ]
     return runner.run(runner.Table(options.out / "rhat.csv", KEY), cells, compute)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Largest R-hat (and smallest effective sample size) of each quantity, and the mean number of transpositions."""
+    """Largest R-hat (and smallest effective sample size) of the weights and of what does not depend on labels."""
     made = []
-    for (data, units, noise, relabeling), part in frame.groupby(["data", "units", "noise", "relabeling"], sort=False):
-        row = {"data": data, "units": units, "noise": noise, "relabeling": relabeling}
-        for quantity in QUANTITIES:
-            chosen = part[part["quantity"] == quantity]
-            row[quantity] = f"{chosen['rhat'].max():.3f} ({chosen['ess'].min():.0f})"
+    for relabeling, part in frame.groupby("relabeling", sort=False):
+        row = {"relabeling": relabeling}
+        for title, quantities in {"weights": ("w1", "b1", "w2"), "b2": ("b2",), "function": ("function",)}.items():
+            chosen = part[part["quantity"].isin(quantities)]
+            row[title] = f"{chosen['rhat'].max():.3f} ({chosen['ess'].min():.0f})"
         swaps = part[part["quantity"] == "transpositions"]
         row["transpositions per draw"] = f"{(swaps['entry'] * swaps['share']).sum():.2f}" if len(swaps) else "-"
         made.append(row)
@@ -201,7 +201,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         2, len(settings), figsize=(5.0 * len(settings), 5.6), squeeze=False, height_ratios=(3, 2)
     )
     for (above, below), ((data, units, noise), part) in zip(axes.T, settings, strict=True):
-        for i, name in enumerate(RELABELLINGS):
+        for i, name in enumerate(RELABELINGS):
             one = part[part["relabeling"] == name]
             color = figures.COLOURS[i % len(figures.COLOURS)]
             rhat = np.sort(one.loc[one["quantity"].isin(SITES), "rhat"].dropna())

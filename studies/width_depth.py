@@ -78,13 +78,11 @@ def summary(frame: pd.DataFrame, evaluation: str = "test") -> pd.DataFrame:
     made = []
     by = ["data", "activation", "recipe", "depth", "width"]
     for (data, activation, recipe, depth, width), part in frame.groupby(by, sort=True):
-        row = {"data": data, "activation": activation, "recipe": recipe, "hidden layers": depth, "width": width}
+        row = {"data and fit": f"{data}, {activation}, {recipe}", "network": f"{depth} x {width}"}
         for guide, kind in KINDS.items():
-            for alignment, label in (("none", "as they stand"), ("w2", "aligned")):
+            for alignment, label in (("none", "before"), ("w2", "aligned")):
                 cell = part[(part["guide"] == guide) & (part["alignment"] == alignment)]
                 row[f"{kind}, {label}"] = figures.spread(cell["barrier"]) if len(cell) else "not run"
-        row["alive units"] = "; ".join(part.loc[part["guide"] == "normal", "alive"].dropna().unique()[:1])
-        row["pairs"] = len(part[["seed_a", "seed_b"]].drop_duplicates())
         made.append(row)
     return pd.DataFrame(made)
 

@@ -10,8 +10,9 @@ import torch
 
 from pyro_align import Symmetry
 from pyro_align.axes import Odd
+from pyro_align.symmetry import SymmetrySpec
 
-MIXTURE = Symmetry.from_axes({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
+MIXTURE = SymmetrySpec({"weights": ("k",), "loc": ("k",), "scale": ("k",)})
 
 # Waiting times, in minutes, between 272 eruptions of the Old Faithful geyser (Azzalini & Bowman 1990): minutes, count
 FAITHFUL = """
@@ -142,7 +143,7 @@ def network(x, y=None, hidden=4):
 
 def signed_network() -> Symmetry:
     unit = Odd("hidden")
-    return Symmetry.from_axes({"w1": (unit, None), "b1": (unit,), "w2": (unit,)})
+    return SymmetrySpec({"w1": (unit, None), "b1": (unit,), "w2": (unit,)})
 
 
 def planted(symmetry: Symmetry, *, chains=2, draws=15, noise=0.05, seed=0):

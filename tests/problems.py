@@ -28,7 +28,7 @@ class Problem:
     Attributes:
         name: Name in ``PROBLEMS``.
         make: Returns ``(model, args)``.
-        axes: Site -> one entry per axis, in the notation of ``Symmetry.from_axes``. Sites left out are all fixed.
+        axes: Site -> one entry per axis, in the notation of ``SymmetrySpec``. Sites left out are all fixed.
         within: Nested atom -> the atoms around it.
         odd: Atoms that change sign at every site that carries them, for ``find_symmetry(signs=True)``.
         signs: Site -> one entry per axis, as in ``axes``, for atoms that change sign at some of their sites only.
@@ -73,7 +73,7 @@ class Problem:
         return Symmetry.from_axes(sites, shapes=shapes, within=self.within)
 
     def _turned(self, atom: Atom) -> Atom:
-        return replace(atom, odd=True) if atom.name in self.odd else atom
+        return replace(atom, kind="signed") if atom.name in self.odd else atom
 
 
 def _fixed(atom: Atom) -> Atom:

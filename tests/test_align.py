@@ -25,6 +25,7 @@ from pyro_align import Symmetry
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.errors import GuideError, MatchError, SymmetryError
 from pyro_align.matching import match
+from pyro_align.symmetry import SymmetrySpec
 
 GUIDES = [AutoNormal, AutoDiagonalNormal, AutoDelta, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
 X, Y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(12) % 2
@@ -194,7 +195,7 @@ def test_the_summary_splits_the_distance_by_site(symmetry):
 
 
 def test_a_hand_written_symmetry_is_sized_by_the_guide():
-    by_hand = Symmetry.from_axes(
+    by_hand = SymmetrySpec(
         {"layer0.weight": ("h", None), "layer0.bias": ("h",), "layer1.weight": ("k", "h"), "layer1.bias": ("k",),
          "layer2.weight": (None, "k")}
     )  # fmt: skip
@@ -205,7 +206,7 @@ def test_a_hand_written_symmetry_is_sized_by_the_guide():
 
 
 def test_a_forgotten_site_fails_the_certificate():
-    forgotten = Symmetry.from_axes({"layer0.weight": ("h", None), "layer1.weight": (None, "h")})
+    forgotten = SymmetrySpec({"layer0.weight": ("h", None), "layer1.weight": (None, "h")})
     with pytest.raises(SymmetryError, match=r"'h' on layer0.weight\[0\], layer1.weight\[1\].*changes the log joint"):
         pyro_align.certify(forgotten, model, X, Y)
 
@@ -236,7 +237,7 @@ def test_a_symmetry_of_another_model_is_refused():
     with pytest.raises(SymmetryError, match=r"'layer0.weight'.*\(6, 3\).*\(7, 3\)"):
         pyro_align.align(*guides, pyro_align.find_symmetry(other_width, X, Y))
     with pytest.raises(GuideError, match=r"does not have: \['w'\]"):
-        pyro_align.align(*guides, Symmetry.from_axes({"w": ("h",)}))
+        pyro_align.align(*guides, SymmetrySpec({"w": ("h",)}))
     with pytest.raises(TypeError, match="expected a Symmetry"):
         pyro_align.align(*guides, "symmetry")
 
@@ -302,7 +303,7 @@ def test_units_say_which_matches_mean_something():
     )
     units = alignment.units(pyro_align.effective_width(guide, symmetry, plain))
     assert units["distinct"].tolist() == [False, False, True, True, True]
-    assert units["alive"].tolist() == [True, True, False, True, True]
+    assert units["active"].tolist() == [True, True, False, True, True]
     assert units.loc[("unit", 4), "partner"] == int(alignment.permutation.indices["unit"][4])
     assert "kl" not in alignment.units()
     with pytest.raises(MatchError, match="with_margins=True"):

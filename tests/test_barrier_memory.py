@@ -13,7 +13,7 @@ from barrier_problems import make_path
 
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.errors import DiagnosticWarning
-from pyro_align.model import batch
+from pyro_align.model import many
 from pyro_align.model.memory import peak_bytes
 
 MIB = 2**20
@@ -29,7 +29,7 @@ def wide(x, y=None):
 
 @pytest.fixture
 def problem(monkeypatch):
-    monkeypatch.setattr(batch, "CPU_CACHE", 2**40)  # else a CPU's chunks are smaller anyway
+    monkeypatch.setattr(many, "CPU_CACHE", 2**40)  # else a CPU's chunks are smaller anyway
     x, y = torch.randn(500, 2), torch.randn(500)
     return make_path(wide, x, y), x, y
 
@@ -81,8 +81,8 @@ torch.set_num_threads(1)
 from barrier_problems import make_path
 from test_barrier_memory import wide
 from pyro_align.barrier import evaluate_barrier
-from pyro_align.model import batch
-batch.CPU_CACHE = 2**40
+from pyro_align.model import many
+many.CPU_CACHE = 2**40
 x, y = torch.randn(20_000, 2), torch.randn(20_000)
 path = make_path(wide, x, y)
 evaluate_barrier(wide, path, x[:8], y[:8], taus=3, num_samples=2)

@@ -32,7 +32,7 @@ def test_a_units_kl_is_that_of_all_its_values(problem):
     parts = {k: kl_divergence(Normal(*q.marginal(k)), Normal(0.0, s)) for k, s in (("w1", 1), ("b1", 1), ("w2", 0.7))}
     expected = parts["w1"].sum(0) + parts["b1"] + parts["w2"].sum(1)
     assert torch.allclose(width.kl["hidden"], expected)
-    assert width.alive == {"hidden": int((expected > 3).sum())}
+    assert width.active == {"hidden": int((expected > 3).sum())}
     table = width.summary()
     assert table.loc["hidden", "units"] == 6
     assert "KL > 3 nats" in str(width)
@@ -49,7 +49,7 @@ def test_units_at_the_prior_are_not_alive(problem):
         loc[index], scale[index] = 0.0, prior[name]
         locs[name], scales[name] = loc, q.scales[name].with_value(scale)
     width = effective_width(replace(q, locs=locs, scales=scales), symmetry, classifier, x, y, threshold=1.0)
-    assert width.alive == {"hidden": 2}
+    assert width.active == {"hidden": 2}
     assert width.kl["hidden"][:4].abs().max() < 1e-10
 
 

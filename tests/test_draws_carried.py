@@ -7,12 +7,13 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_align import Symmetry, align_draws
+from pyro_align import align_draws
 from pyro_align.axes import Odd
 from pyro_align.errors import DiagnosticWarning, SymmetryError
+from pyro_align.symmetry import SymmetrySpec
 
 CHAINS, DRAWS, K, N = 3, 20, 3, 12
-SYMMETRY = Symmetry.from_axes({"centers": ("k",), "w": ("k",)})
+SYMMETRY = SymmetrySpec({"centers": ("k",), "w": ("k",)})
 D = ("chain", "draw")
 
 
@@ -94,7 +95,7 @@ def test_a_shared_dim_of_signed_units_does_not_tell_the_sign():
     signs = rng.choice([-1, 1], (2, 20, 1))
     w = signs * (np.array([1.0, 2.0]) + 0.1 * rng.normal(size=(2, 20, 2)))
     given = xr.Dataset({"w": ((*D, "unit"), w), "v": ((*D, "unit"), 2 * w)})
-    symmetry = Symmetry.from_axes({"w": (Odd("u"),)})
+    symmetry = SymmetrySpec({"w": (Odd("u"),)})
     with pytest.warns(DiagnosticWarning, match="whether its sign changes"):
         align_draws(given, symmetry)
     out = align_draws(given, symmetry, derived={"v": (Odd("u"),)}).to_arviz()
@@ -127,7 +128,7 @@ def test_deterministics_of_the_model_move_as_the_model_says():
         "gap": mu.unsqueeze(-1) - mu.unsqueeze(-2),
         "three moments": torch.stack([mu.sum(-1), mu.square().sum(-1), tau.sum(-1)], -1),
     }
-    symmetry = Symmetry.from_axes({"tau": ("k",), "mu": ("k",), "w": ("k",)})
+    symmetry = SymmetrySpec({"tau": ("k",), "mu": ("k",), "w": ("k",)})
     aligned = align_draws(draws, symmetry, model=model, args=(torch.randn(8, generator=g),))
     out = aligned.draws
     assert aligned.relabeled.any()

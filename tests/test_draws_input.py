@@ -10,9 +10,10 @@ import xarray as xr
 from draws_problems import MIXTURE, simulate
 from pyro.infer import MCMC, NUTS
 
-from pyro_align import Symmetry, align_draws
+from pyro_align import align_draws
 from pyro_align.errors import SymmetryError
 from pyro_align.reporting.arviz import assemble
+from pyro_align.symmetry import SymmetrySpec
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_state_dicts():
     point = {"w": torch.randn(4, 2), "v": torch.randn(3, 4)}
     orders = [torch.randperm(4) for _ in range(5)]
     members = [{"w": point["w"][o], "v": point["v"][:, o]} for o in orders]
-    symmetry = Symmetry.from_axes({"w": ("h", None), "v": (None, "h")})
+    symmetry = SymmetrySpec({"w": ("h", None), "v": (None, "h")})
     aligned = align_draws(members, symmetry, reference=(0, 0))
     for member in aligned.state_dicts:
         assert all(torch.equal(member[k], members[0][k]) for k in point)
@@ -165,7 +166,7 @@ def refuse(error, match, draws, symmetry=MIXTURE, **options):
 def test_draws_that_do_not_fit(data):
     d = data.draws
     refuse(TypeError, "expected a dict of draws", 3)
-    refuse(TypeError, r"align_draws\(draws, symmetry\)", d, d)
+    refuse(TypeError, "expected a Symmetry, got dict; the order is align_draws", d, d)
     refuse(ValueError, "empty", {})
     refuse(ValueError, "empty", [])
     refuse(ValueError, "'loc': 2 chains of 29 draws", {"weights": d["weights"], "loc": d["loc"][:, :29]})
@@ -181,11 +182,16 @@ def test_draws_that_do_not_fit(data):
 
 def test_a_symmetry_that_does_not_fit(data):
     d = data.draws
-    refuse(SymmetryError, r"do not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
-    refuse(SymmetryError, "'weights', axis 0", d, MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}))
-    refuse(SymmetryError, "no free atom", d, Symmetry.from_axes({"loc": (None,)}))
+    refuse(SymmetryError, r"does not have: \['scale'\]", {k: v for k, v in d.items() if k != "scale"})
+    refuse(
+        SymmetryError,
+        r"'weights': shape \(4,\) in the symmetry, \(3,\)",
+        d,
+        MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}),
+    )
+    refuse(SymmetryError, "no free atom", d, SymmetrySpec({"loc": (None,)}))
     axes = {"loc": ("k", None), "scale": ("k",)}
-    refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, Symmetry.from_axes(axes))
+    refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, SymmetrySpec(axes))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_options_out_of_range(match, options, data):
 
 
 def test_which_atom():
-    two = Symmetry.from_axes({"a": ("j",), "b": ("k",)})
+    two = SymmetrySpec({"a": ("j",), "b": ("k",)})
     draws = {"a": torch.randn(1, 5, 2), "b": torch.randn(1, 5, 3)}
     p = torch.softmax(torch.randn(1, 5, 4, 3), -1)
     refuse(SymmetryError, "which atom", draws, two, method="stephens", allocations=p)

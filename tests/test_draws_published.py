@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 from pyro_align import Symmetry, align_draws, symmetrize
 from pyro_align.model.draws import DrawDensity
+from pyro_align.symmetry import SymmetrySpec
 
 # Movements of a fetal lamb in 240 intervals of 5 seconds (Leroux & Puterman 1992, Biometrics 48:545-558); zeros between
 # the others are written as how many there are, in brackets
@@ -25,7 +26,7 @@ LAMB = """
 """
 # maximum likelihood: rates, and the transition matrix (the same paper: 0.256, 3.101, 0.989, 0.690)
 RATES, MOVES = torch.tensor([0.256, 3.101]), torch.tensor([[0.989, 0.011], [0.310, 0.690]])
-STATES = Symmetry.from_axes({"rate": ("state",), "move": ("state", "state")})
+STATES = SymmetrySpec({"rate": ("state",), "move": ("state", "state")})
 
 
 def lamb() -> torch.Tensor:

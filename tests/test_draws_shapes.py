@@ -7,13 +7,14 @@ import torch
 import xarray as xr
 from pyro.infer import MCMC
 
-from pyro_align import Symmetry, align_draws
+from pyro_align import align_draws
 from pyro_align.draws.columns import join_columns
 from pyro_align.draws.shapes import leading_axes
 from pyro_align.errors import DiagnosticWarning
+from pyro_align.symmetry import SymmetrySpec
 
 K, CHAINS, DRAWS = 3, 2, 10
-SYMMETRY = Symmetry.from_axes({"mu": ("k",), "w": ("k",)})
+SYMMETRY = SymmetrySpec({"mu": ("k",), "w": ("k",)})
 OPTIONS = {"reference": (0, 0)}
 
 

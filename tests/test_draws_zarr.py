@@ -12,11 +12,12 @@ import torch
 import xarray as xr
 from draws_problems import MIXTURE, simulate
 
-from pyro_align import Symmetry, align_draws
+from pyro_align import align_draws
 from pyro_align.draws import result, store, units
 from pyro_align.draws.sources import Source
 from pyro_align.model.memory import peak_bytes
 from pyro_align.reporting.arviz import assemble
+from pyro_align.symmetry import SymmetrySpec
 
 zarr = pytest.importorskip("zarr")
 pytestmark = pytest.mark.filterwarnings("ignore:The data type")  # Zarr 3 on texts: no specification yet
@@ -172,7 +173,7 @@ def test_what_cannot_be_read_or_written(data, stored, tmp_path, monkeypatch):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 HIDDEN, INPUTS, NUMEL = 16, 126, 16 * 128
-NETWORK = Symmetry.from_axes({"w1": ("h", None), "b1": ("h",), "w2": ("h",)})
+NETWORK = SymmetrySpec({"w1": ("h", None), "b1": ("h",), "w2": ("h",)})
 
 
 def write_network(path, chains, draws):

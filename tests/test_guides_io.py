@@ -21,12 +21,13 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_align.alignment.pair import align
-from pyro_align.axes import Atom, Odd, Product
+from pyro_align.axes import Atom, Odd, Product, Rotated
 from pyro_align.discovery import find_symmetry
 from pyro_align.errors import FormatError
 from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations
+from pyro_align.symmetry import SymmetrySpec
 from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry, same_group
 
 MODEL = """
@@ -52,13 +53,14 @@ def fitted(make, seed=0):
 
 @pytest.fixture
 def symmetry():
-    heads = Atom("head", 2), Atom("unit", 3, within=("head",), odd=True)
+    heads = Atom("head", 2), Atom("unit", 3, within=("head",), kind="signed")
     sites = {
         "q": (Product(*heads), Atom("", 5, fixed=True)),
         "v": (Atom("h", 4), [Atom("h", 4), 2]),
         "b": (Odd("r", 3),),
+        "f": (Rotated("f", 3), 2),
     }
-    made = Symmetry.from_axes(sites)
+    made = SymmetrySpec(sites)
     return Symmetry(
         made.sites,
         opaque=(OpaqueOperation("aten.sort", "model.py:3", ("v",)),),

@@ -31,12 +31,12 @@ from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
 from pyro_align.axes import Odd
 from pyro_align.guides import (
     DenseNormal,
-    EmpiricalGuide,
     Independent,
     LowRankNormal,
     MeanFieldNormal,
     Point,
     RelabeledGuide,
+    SampledGuide,
     permute_guide,
     read_guide,
     registered_guides,
@@ -124,7 +124,7 @@ GUIDES = {
     "AutoStructured, normal": lambda seed: fitted(lambda: AutoStructured(model, conditionals="normal"), seed),
 }
 ELSEWHERE = {  # in the files beside this
-    *(AutoLaplaceApproximation, RelabeledGuide, EmpiricalGuide, list, tuple, dict),
+    *(AutoLaplaceApproximation, RelabeledGuide, SampledGuide, list, tuple, dict),
     *(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger, AutoDiscreteParallel),
 }
 

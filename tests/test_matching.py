@@ -22,13 +22,14 @@ from pyro_align.matching import (
     objective,
 )
 from pyro_align.matching.assignment import assign
-from pyro_align.matching.blocks import site_blocks
 from pyro_align.matching.coordinate import make_updates
 from pyro_align.matching.curvature import second_order, swap_curvature
 from pyro_align.matching.labels import Labels, relabeled
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sinkhorn import hard_values, project, soft_values
 from pyro_align.matching.sums import UnitSums
+from pyro_align.symmetry import SymmetrySpec
+from pyro_align.symmetry.blocks import site_blocks
 from pyro_align.symmetry.group import Symmetry
 
 
@@ -105,9 +106,9 @@ def test_signs_need_to_know_which_features_are_odd():
         match(case.symmetry, values, values, odd=(True,))
 
 
-def test_an_unbound_symmetry_is_refused():
-    with pytest.raises(MatchError, match="bind"):
-        match(Symmetry.from_axes({"w": ("h",)}), {"w": (torch.ones(2),)}, {"w": (torch.ones(2),)})
+def test_a_spec_takes_its_sizes_from_the_features():
+    found = match(SymmetrySpec({"w": ("h",)}), {"w": (torch.arange(3.0),)}, {"w": (torch.tensor([2.0, 0.0, 1.0]),)})
+    assert found.permutation.indices["h"].tolist() == [1, 2, 0]
 
 
 def test_not_a_symmetry_is_refused():
@@ -120,7 +121,7 @@ def test_sites_may_be_worked_on_in_runs(name, monkeypatch):
     case = STRUCTURES[name]
     fixed, moving = features(case.symmetry, 3), features(case.symmetry, 4)
     whole = match(case.symmetry, fixed, moving, odd=case.odd)
-    monkeypatch.setattr("pyro_align.matching.blocks._RUN", 3)
+    monkeypatch.setattr("pyro_align.symmetry.blocks._RUN", 3)
     pieces = match(case.symmetry, fixed, moving, odd=case.odd)
     assert pieces.permutation == whole.permutation
     assert pieces.objective == pytest.approx(whole.objective, rel=1e-12)
@@ -290,7 +291,7 @@ def test_sums_by_unit_do_not_depend_on_how_a_site_is_cut(monkeypatch):
     problem = Problem(symmetry, features(symmetry, 0), features(symmetry, 1))
     labels = Labels(symmetry.random(2), problem.device)
     whole = UnitSums(problem)
-    monkeypatch.setattr("pyro_align.matching.blocks._SLAB", 30)
+    monkeypatch.setattr("pyro_align.symmetry.blocks._SLAB", 30)
     pieces = UnitSums(problem)
     for block in problem.blocks:
         assert pieces.value(block, labels) == pytest.approx(whole.value(block, labels), rel=1e-12)

@@ -8,7 +8,7 @@ import torch
 from matching_problems import STRUCTURES, features, relabel
 
 from pyro_align.matching import MATCHERS, FrankWolfe, Sinkhorn, StraightThrough, match, objective
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 # the gradient matchers with few steps: the laws hold from the first
 QUICK = {

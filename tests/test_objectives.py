@@ -93,7 +93,7 @@ def test_bad_input_is_refused(symmetry):
         pyro_align.align(*guides, symmetry, divergence={})
     with pytest.raises(MatchError, match="num_samples"):
         Activations(MODEL, X, Y, num_samples=0)
-    by_hand = pyro_align.Symmetry.from_axes(
+    by_hand = pyro_align.SymmetrySpec(
         {"layer0.weight": ("h", None), "layer0.bias": ("h",), "layer1.weight": (None, "h")}
     )
     with pytest.raises(SymmetryError, match="find_symmetry"):

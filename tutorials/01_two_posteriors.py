@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Two posteriors
 #
-# Two Bayesian networks, fitted to the same images from two seeds. As they stand, a barrier lies between them.
+# Two Bayesian networks, fitted to the same images from two seeds. Before alignment, a barrier lies between them.
 # We find the model's symmetry, relabel the second posterior, and look at the barrier again.
 
 # %%
@@ -99,7 +99,7 @@ print(symmetry)
 # ## Before
 #
 # Between two Gaussians, the path of optimal transport is linear in the locations and in the standard
-# deviations. Along it, from the first posterior to the second as it stands, the loss rises far above that of
+# deviations. Along it, from the first posterior to the second before alignment, the loss rises far above that of
 # either end.
 
 # %%
@@ -110,7 +110,7 @@ before.summary()
 # ## Align
 #
 # `align` looks for the relabeling of the second posterior that lies nearest to the first. The guide it returns
-# is new, with the same draws as the old one but for the numbering of the units.
+# is new, with the same draws as the old one except for the numbering of the units.
 
 # %%
 alignment = pyro_align.align(guide_a, guide_b, symmetry)

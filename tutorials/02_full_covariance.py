@@ -67,11 +67,11 @@ def model(x, y=None):
 # tanh is odd: turning the signs of a unit's incoming and outgoing weights changes nothing either.
 # `find_symmetry(model, x, y, signs=True)` finds that; here the symmetry is written by hand, to show how: `Odd` marks an
 # axis along which values turn their sign with the unit. `certify` puts it to the same test in float64 as one that was
-# found. Six units can then be relabeled in $6! \cdot 2^6 = 46080$ ways, whose log is the *log order* of the group.
+# found. Six units can then be relabeled in $6! \cdot 2^6 = 46080$ ways, whose logarithm is $\log |G|$ of the group.
 
 # %%
 unit = pyro_align.axes.Odd("unit")
-by_hand = pyro_align.Symmetry.from_axes({"w1": (None, unit), "b1": (unit,), "w2": (unit,)})
+by_hand = pyro_align.SymmetrySpec({"w1": (None, unit), "b1": (unit,), "w2": (unit,)})
 symmetry = pyro_align.certify(by_hand, model, x, y)
 print(symmetry)
 
@@ -121,7 +121,7 @@ print(alignment)
 # `read_guide` takes a snapshot of a guide's posterior. From its root $R$, with covariance $R R^\top$, here are the
 # correlations of all unknowns: of the first posterior, of the second as fitted, and of the second relabeled. Nothing
 # was fitted again: the right picture is the middle one with rows and columns put in another order, and some signs
-# turned. Now it can be compared with the left one.
+# flipped. Now it can be compared with the left one.
 
 # %%
 first, second = pyro_align.guides.read_guide(guide_a), pyro_align.guides.read_guide(guide_b)

@@ -41,7 +41,7 @@ x = (x - x.mean(0)) / x.std(0)
 # ## A model
 #
 # Thirteen chemical measurements of 178 wines from three cultivars, and a Bayesian network with five hidden units to
-# tell them apart. How much the units speak to the output is learned: `gain` is positive, one for each unit.
+# distinguish them. How much the units speak to the output is learned: `gain` is positive, one for each unit.
 
 # %%
 UNITS, CLASSES = 5, 3
@@ -152,17 +152,16 @@ for name, wrapped in {"before": flow_b.to_guide(), "after": shifted}.items():
     print(f"{'':8} negative ELBO {Trace_ELBO(num_particles=20).loss(model, wrapped, x, y):.4f}")
 
 # %% [markdown]
-# `align` finds the relabeling. Distances between guides of which only draws are known are those of 256 draws of
-# either, coupled optimally; they are estimates, and in many dimensions too large ones.
+# `align` finds the relabeling. Distances between guides of which only draws are known are those of Gaussian marginals
+# with the moments of 256 draws of either, with a standard error.
 
 # %%
 flows = pyro_align.align(flow_a, flow_b, symmetry)
 print(flows)
 
 # %% [markdown]
-# There is no formula for the path either. `displacement` moves each of the 256 draws of the one guide on a straight
-# line to its partner, so that a point of the path is an `EmpiricalGuide`: it picks one of 256 draws. It can be used for
-# predictions. A set of draws has no density, and therefore no ELBO.
+# There is no formula for the path either. `displacement` fits a map on draws of both guides and moves draws along it.
+# A point of the path is a `SampledGuide`: it can be drawn from without limit, and it has a density, hence an ELBO.
 
 # %%
 path = pyro_align.displacement(flow_a, flows.guide)

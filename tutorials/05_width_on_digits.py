@@ -79,8 +79,8 @@ for width in WIDTHS:
     guides = [fit(model, seed) for seed in (0, 1)]
     symmetry = pyro_align.find_symmetry(model, x[:32], y[:32])
     alignment = pyro_align.align(*guides, symmetry)
-    alive = pyro_align.effective_width(guides[0], symmetry, model, x[:32], y[:32]).alive
-    for name, end in {"as they stand": guides[1], "aligned": alignment.guide}.items():
+    active = pyro_align.effective_width(guides[0], symmetry, model, x[:32], y[:32]).active
+    for name, end in {"before alignment": guides[1], "aligned": alignment.guide}.items():
         barrier = pyro_align.evaluate_barrier(
             model,
             pyro_align.displacement(guides[0], end),
@@ -90,18 +90,18 @@ for width in WIDTHS:
         )
         for loss in ("predictive_nll", "error_rate"):
             peak = barrier["test", loss].barrier
-            rows.append([width, "/".join(map(str, alive.values())), name, loss, peak.height, peak.se])
+            rows.append([width, "/".join(map(str, active.values())), name, loss, peak.height, peak.se])
 
-results = pd.DataFrame(rows, columns=["width", "alive", "path", "loss", "barrier", "se"])
-results.pivot_table(index=["width", "alive"], columns=["loss", "path"], values="barrier").round(3)
+results = pd.DataFrame(rows, columns=["width", "active", "path", "loss", "barrier", "se"])
+results.pivot_table(index=["width", "active"], columns=["loss", "path"], values="barrier").round(3)
 
 # %% [markdown]
-# `alive` counts the units of each layer that have left the prior. It belongs beside every barrier: two networks whose
-# units are mostly pruned have few units to align.
+# `active` counts the units of each layer whose KL from the prior exceeds 5 nats. It belongs beside every barrier: two
+# networks whose units are mostly pruned have few units to align.
 
 # %%
 figure, axis = plt.subplots(figsize=(4.5, 3.2))
-styles = {"as they stand": ("#D55E00", "o"), "aligned": ("#0072B2", "s")}
+styles = {"before alignment": ("#D55E00", "o"), "aligned": ("#0072B2", "s")}
 for name, (color, marker) in styles.items():
     part = results[(results["path"] == name) & (results["loss"] == "predictive_nll")]
     axis.errorbar(part["width"], part["barrier"], 2 * part["se"], color=color, marker=marker, label=name, capsize=3)

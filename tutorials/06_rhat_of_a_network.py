@@ -116,7 +116,7 @@ ordered.report().round(3)
 #
 # Much better, but not as good as the function. tanh is odd, so that a unit may also change the sign of its incoming
 # and outgoing weights together. With `signs=True` discovery looks for that too: ± marks the axes along which values
-# turn their sign with the unit. (By hand one would write `Symmetry.from_axes({"w1": (Odd("unit"),), ...})`, and
+# turn their sign with the unit. (By hand one would write `SymmetrySpec({"w1": (Odd("unit"),), ...})`, and
 # `certify` it.) When the symmetry is used, the log joint of every relabeled draw is compared with the one before.
 
 # %%

@@ -15,8 +15,8 @@
 # # An existing model
 #
 # The models of this tutorial come with Pyro itself, and were not written with symmetries in mind. We look at one from
-# causal inference as it stands, and take a network of `pyro.nn` the whole way: find the symmetry, fit twice, align,
-# walk from one posterior to the other.
+# causal inference without changing it, and take a network of `pyro.nn` the whole way: find the symmetry, fit twice,
+# align, walk from one posterior to the other.
 
 # %%
 import warnings
@@ -115,7 +115,7 @@ print(symmetry.certificate)
 axes = symmetry.plot()
 
 # %%
-by_hand = pyro_align.Symmetry.from_axes(
+by_hand = pyro_align.SymmetrySpec(
     {
         "layers.0.weight": ("unit", None),
         "layers.0.bias": ("unit",),
@@ -175,7 +175,7 @@ for message in dict.fromkeys(str(warning.message) for warning in told):
 # %% [markdown]
 # Most of the barrier was the numbering of the units. The table comes with warnings, and they matter. Most units have
 # been pruned: at temperature 1 the posterior leaves them at the prior, and of the twenty or so that share a mask at
-# most six are alive in either fit. With so few there is little to choose from, and what is left may be a true
+# most six are active in either fit. With so few there is little to choose from, and what is left may be a true
 # difference between the two (see *Width on digits*). The bands of the predictive loss on the test data are a little
 # too narrow: single wines' likelihoods differ much between draws.
 #

@@ -159,11 +159,11 @@ for draws in (4, 6, 8, 12, 16):
 
 # %% [markdown]
 # A second warning is of posteriors that have collapsed to the prior: units that do nothing are easy to align. Given the
-# symmetry, `summary` counts the units that are alive; below half of a layer, it warns. Here they are:
+# symmetry, `summary` counts the active units; below half of a layer, it warns. Here they are:
 
 # %%
 for guide in guides:
-    print(pyro_align.effective_width(guide, symmetry, model, x[:32], y[:32]).alive)
+    print(pyro_align.effective_width(guide, symmetry, model, x[:32], y[:32]).active)
 
 # %% [markdown]
 # ## Where is the top?

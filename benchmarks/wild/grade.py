@@ -156,12 +156,15 @@ def _program(model, args):
     latent = {n: s for n, s in latent.items() if type(s["fn"]).__name__ != "_Subsample"}
     enumerated = {n for n, s in latent.items() if s["infer"].get("enumerate")}
     values = {n: s["value"].detach() for n, s in latent.items() if n not in enumerated}
+    learned = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
+    values |= learned
 
     def function(given):
-        conditioned = pyro.condition(model, data=given)
+        conditioned = pyro.poutine.substitute(model, {n: given[n] for n in learned if n in given})
+        conditioned = pyro.condition(conditioned, data={n: v for n, v in given.items() if n not in learned})
         with torch.no_grad():
             if enumerated:
-                loss = TraceEnum_ELBO(max_plate_nesting=float("inf")).loss(conditioned, lambda *a, **k: None, *args)
+                loss = TraceEnum_ELBO(max_plate_nesting=3).loss(conditioned, lambda *a, **k: None, *args)
                 return -torch.as_tensor(loss, dtype=torch.float64).reshape(1)
             return torch.as_tensor(pyro.poutine.trace(conditioned).get_trace(*args).log_prob_sum()).reshape(1)
 

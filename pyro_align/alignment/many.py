@@ -13,11 +13,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyro_align.alignment.pair import fit_symmetry, is_coupled, match_posteriors
+from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,7 @@ class ManyAlignments:
 
 def align_many(
     guides: Sequence[Any],
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     reference: int | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
@@ -126,7 +129,7 @@ def align_many(
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import Symmetry, align_many
+        >>> from pyro_align import SymmetrySpec, align_many
         >>> def model():
         ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
         >>> def guide():
@@ -134,12 +137,13 @@ def align_many(
         ...         made = AutoNormal(model, init_loc_fn=init_to_sample)
         ...         made()
         ...     return made
-        >>> aligned = align_many([guide() for _ in range(3)], Symmetry.from_axes({"w": ("unit", None)}))
+        >>> aligned = align_many([guide() for _ in range(3)], SymmetrySpec({"w": ("unit", None)}))
         >>> aligned.status, len(aligned.guides)
         ('converged', 3)
     """
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
+    check_resting(symmetry, *(getattr(guide, "model", None) for guide in guides))
     options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
     first = _check_reference(reference, len(posteriors))
     everyone = range(len(posteriors))

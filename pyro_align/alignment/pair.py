@@ -9,12 +9,16 @@ from functools import cached_property
 from typing import Any
 
 from pyro_align.diagnostics import EffectiveWidth
-from pyro_align.errors import GuideError, MatchError, SymmetryError
-from pyro_align.guides import MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.discovery.resting import check_resting
+from pyro_align.errors import GuideError, MatchError
+from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
 from pyro_align.paths.geodesic import Path
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,7 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimized.
         match: How the matcher went: objective, history, status, time by part.
+        distance_error: Standard error of ``distance``, where it is estimated from draws; 0 elsewhere.
 
     Example:
         >>> from pyro_align import Symmetry, align, permute_guide
@@ -53,9 +58,10 @@ class Alignment:
     site_distances: Mapping[str, tuple[float, float]] = field(repr=False)
     divergence: Any
     match: Match = field(repr=False)
+    distance_error: float = 0.0
 
     @cached_property
-    def guide(self):
+    def guide(self) -> Guide:
         """The relabeled guide: of the type of the one given, owning its parameters."""
         return self.posterior.to_guide()
 
@@ -75,7 +81,7 @@ class Alignment:
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
         in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
         ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
-        nats, and ``alive``, whether it has left the prior. The match of a unit that is not distinct, or not alive, is
+        nats, and ``active``, whether it has left the prior. The match of a unit that is not distinct, or not active, is
         one of many that are as good.
 
         Args:
@@ -99,7 +105,7 @@ class Alignment:
                 "distinct": margin > share * largest,
             }
             if width is not None and atom in width.kl:
-                columns |= {"kl": width.kl[atom], "alive": width.kl[atom] > width.threshold}
+                columns |= {"kl": width.kl[atom], "active": width.kl[atom] > width.threshold}
             frames[atom] = pd.DataFrame({k: v.flatten().cpu().numpy() for k, v in columns.items()})
         return pd.concat(frames, names=["atom", "unit"])
 
@@ -108,8 +114,9 @@ class Alignment:
             f"{name} {count}/{self.permutation.indices[name].numel()}"
             for name, count in self.permutation.moved().items()
         )
+        error = f" +- {self.distance_error:.2g}" if self.distance_error else ""
         return (
-            f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}\n"
+            f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}{error}\n"
             f"units moved: {moved or 'none'}\n{self.match}"
         )
 
@@ -117,7 +124,7 @@ class Alignment:
 def align(
     guide_a: Any,
     guide_b: Any,
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
@@ -181,12 +188,15 @@ def align(
         True
     """
     check_distinct(guide_a, guide_b)
-    a, b = read_guide(guide_a), read_guide(guide_b)
+    a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
+    symmetry = fit_symmetry(symmetry, a)
+    check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
+    a, b = relabelable(a, symmetry), relabelable(b, symmetry)
     found = match_posteriors(
         a,
         b,
-        fit_symmetry(symmetry, a),
+        symmetry,
         divergence=divergence,
         init=init,
         matcher=matcher,
@@ -208,6 +218,7 @@ def align(
         site_distances={site: (sites_before[site], sites_after[site]) for site in sites_before},
         divergence=divergence,
         match=found,
+        distance_error=a.distance_error(moved),
     )
 
 
@@ -268,30 +279,14 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
             return found
 
 
-def fit_symmetry(symmetry: Symmetry, posterior: Posterior) -> Symmetry:
+def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:
     """The symmetry with its sizes, checked against a posterior's sites.
 
     Raises:
         SymmetryError: A site's shape differs.
         GuideError: A site that carries a free atom is missing from the guide.
     """
-    if not isinstance(symmetry, Symmetry):
-        raise TypeError(
-            f"expected a Symmetry, got {type(symmetry).__name__}; the order is align(guide_a, guide_b, symmetry)"
-        )
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    missing = sorted(carrying - set(posterior.sites))
-    if missing:
-        raise GuideError(
-            f"the symmetry relabels sites that the guide does not have: {missing}; the guide has "
-            f"{list(posterior.sites)}. Was the symmetry found for the guide's own model?"
-        )
-    if not symmetry.is_bound:
-        return symmetry.bind(posterior.shapes)
-    for site, shape in symmetry.shapes.items():
-        if site in posterior.sites and posterior.shapes[site] != shape:
-            raise SymmetryError(f"site '{site}': shape {shape} in the symmetry, {posterior.shapes[site]} in the guide")
-    return symmetry
+    return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
 
 
 def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:

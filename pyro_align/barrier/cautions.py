@@ -21,6 +21,7 @@ def cautions(barrier: Barrier, symmetry: Symmetry | None = None) -> Iterator[str
         barrier: The barrier.
         symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
     """
+    yield from barrier.notes
     yield from curve_cautions(barrier.curves)
     yield from _collapse(barrier, symmetry)
 
@@ -29,7 +30,7 @@ def _collapse(barrier: Barrier, symmetry: Symmetry | None) -> Iterator[str]:
     for tau, (shares, width) in _off_prior(barrier, symmetry).items():
         found = [f"{share:.0%} of the values of '{site}'" for site, share in shares.items() if share < 0.25]
         if width is not None:
-            units = {atom: (alive, width.kl[atom].numel()) for atom, alive in width.alive.items()}
+            units = {atom: (active, width.kl[atom].numel()) for atom, active in width.active.items()}
             found += [f"{n} of {size} units of '{atom}'" for atom, (n, size) in units.items() if n < size / 2]
         if found:
             yield (

@@ -53,7 +53,31 @@ def read_problem(
         if num_data is None
         else _at_least("num_data", num_data, 1, "data that the posterior was fitted to"),
     )
-    return replace(problem, losses=read_losses(losses, problem.layouts))
+    return _fitted_to_path(replace(problem, losses=read_losses(losses, problem.layouts)), asked=losses is not None)
+
+
+def _fitted_to_path(problem: Problem, *, asked: bool) -> Problem:
+    """Without the losses that the path's posteriors do not have, and with no more draws than there are.
+
+    Draws counted several times over would make errors too small.
+
+    Raises:
+        BarrierError: A loss was asked for that needs a density, and a posterior has none.
+    """
+    ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
+    notes, kept = tuple(getattr(problem.path, "notes", ())), dict(problem.losses)
+    if not all(getattr(q, "has_density", True) for q in ends):
+        kept = {name: loss for name, loss in kept.items() if not loss.needs_density}
+    if asked and len(kept) < len(problem.losses):
+        raise BarrierError(
+            f"{', '.join(k for k in problem.losses if k not in kept)}: the posterior is known by draws alone, which "
+            "have no density, so there is no KL and no ELBO; ask for expected_nll, predictive_nll or a task loss"
+        )
+    known = [count for count in (getattr(q, "max_samples", None) for q in ends) if count is not None]
+    count = max(2, min([problem.num_samples, *known]))
+    if count < problem.num_samples:
+        notes += (f"num_samples is {count} instead of {problem.num_samples}: there are no more draws of the posterior",)
+    return replace(problem, losses=kept, num_samples=count, notes=notes)
 
 
 def read_taus(taus: int | Sequence[float]) -> np.ndarray:

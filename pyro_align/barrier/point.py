@@ -14,7 +14,7 @@ from pyro_align.barrier.problem import Problem
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.model import forward
-from pyro_align.model.guards import untouched
+from pyro_align.model.guards import seed_everywhere, untouched
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
@@ -34,12 +34,12 @@ def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: boo
     runs = [run for _, run in problem.draws(data, tau, posterior=q, values=values)]
     layout = problem.layouts[evaluation]
     log_likelihood = torch.cat([run.log_likelihood.flatten(1) for run in runs], 1)
+    seen = log_likelihood.shape[1]
+    full = layout.full if layout.full != layout.seen else seen
     if len(runs) == 1:
         log_likelihood = runs[0].log_likelihood
-    seen = log_likelihood[0].numel()
-    full = layout.full / seen if layout.full != layout.seen else 1.0  # a subsample stands for all data
-    lp = runs[0].log_prior + full * sum(run.likelihood for run in runs)
-    observed, drawn = _data_values(problem, data, values, predictive)
+    lp = runs[0].log_prior + sum(run.likelihood for run in runs) * (full / seen)
+    observed, drawn = _data_values(problem, data, values, [run.mask for run in runs], predictive)
     plates = layout.plates if len(layout.plates) == log_likelihood.dim() - 1 else ("datum",)
     return {
         "tau": float(tau),
@@ -82,26 +82,43 @@ def _density(q: MeanFieldNormal, values: Mapping[str, Tensor]) -> Tensor:
     return q.push_with_log_prob(noise)[1]
 
 
-def _data_values(problem: Problem, data, values, predictive: bool):
-    """Observed values, ``(*datum, *event)``, and one draw of the data per posterior draw, or None."""
+def _data_values(problem: Problem, data, values, masks: list[Tensor | None], predictive: bool):
+    """Observed values, ``(*datum, *event)``, and one draw of the data per posterior draw, or None; no masked ones."""
     observed: dict[str, list] = {}
     drawn: dict[str, list] = {}
     count = problem.num_samples if predictive else 1
-    for args, kwargs in data.batches():
+    for b, (args, kwargs) in enumerate(data.batches()):
         batch: dict[str, list] = {}
         with untouched(problem.model, seed=problem.seed), torch.no_grad():
+            subsamples = None  # the same for every draw
             for s in range(count):
-                torch.manual_seed(problem.seed)  # the same subsample for every draw
-                records = forward.record(problem.model, args, kwargs, {k: v[s] for k, v in values.items()})
-                torch.manual_seed((problem.seed + 1 + s) % 2**63)
-                for name, message in records.data.items():
+                draw = {k: v[s] for k, v in values.items()}
+                trace = forward.run(problem.model, args, kwargs, draw, subsamples=subsamples)
+                if subsamples is None:
+                    nodes = trace.nodes.items()
+                    subsamples = {k: m["value"] for k, m in nodes if m["type"] == "sample" and forward.is_subsample(m)}
+                for name, message in forward.Records(trace).data.items():
                     if s == 0:
-                        observed.setdefault(name, []).append(torch.as_tensor(message["value"]).cpu())
+                        value = torch.as_tensor(message["value"])
+                        observed.setdefault(name, []).append(_kept(value, masks[b]).cpu())
                     if predictive:
-                        batch.setdefault(name, []).append(message["fn"].sample().cpu())
+                        batch.setdefault(name, []).append(_kept(message["fn"].sample(), masks[b]).cpu())
+                seed_everywhere(_own_seed(problem.seed, s + 1, b))
         for name, samples in batch.items():
             drawn.setdefault(name, []).append(torch.stack(samples))
     joined = {
         name: torch.cat(parts).numpy() if parts[0].dim() else parts[0].numpy() for name, parts in observed.items()
     }
     return joined, {name: torch.cat(parts, 1).numpy() for name, parts in drawn.items()} if predictive else None
+
+
+def _kept(value: Tensor, mask: Tensor | None) -> Tensor:
+    """A site's values without the masked data, where its leading dims are those of the data."""
+    if mask is None or tuple(value.shape[: mask.dim()]) != tuple(mask.shape):
+        return value
+    return value.flatten(0, mask.dim() - 1)[mask.flatten()]
+
+
+def _own_seed(*parts: int) -> int:
+    """A seed of each draw and batch: noise that batches shared would add up in their mean."""
+    return int(np.random.SeedSequence([part % 2**63 for part in parts]).generate_state(1, np.uint64)[0] >> 1)

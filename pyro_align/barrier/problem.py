@@ -20,10 +20,10 @@ from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_num
 from pyro_align.losses.sums import Sums, finish, merge, sums_of
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
-from pyro_align.model.batch import Draws, Normals, Runner
-from pyro_align.model.forward import Layout
+from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
 from pyro_align.model.guards import untouched
-from pyro_align.model.probe import call_shapes, probe
+from pyro_align.model.observations import Layout
+from pyro_align.model.probe import probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,7 @@ class Problem:
         max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"raise"`` or ``"keep"``.
         num_data: Number of data that the posterior was fitted to, or None for :attr:`fitted`'s.
+        notes: What should be told of the path and of the losses left out.
     """
 
     model: Callable
@@ -78,6 +79,7 @@ class Problem:
     max_memory: int
     nonfinite: str = "raise"
     num_data: int | None = None
+    notes: tuple[str, ...] = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict:
@@ -97,7 +99,7 @@ class Problem:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self.model, self.seed, self.chunk, self.max_memory, _sizes=self._cache.setdefault("sizes", {}))
+        return Runner(self.model, self.seed, self.chunk, self.max_memory, sizes=self._cache.setdefault("sizes", {}))
 
     @property
     def on_draws(self) -> bool:

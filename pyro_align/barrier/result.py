@@ -33,6 +33,7 @@ class Barrier:
         temperature: Weight of the KL in the negative ELBO.
         seed: Seed of the draws.
         vectorized: Whether the draws went through the model together.
+        notes: What should be told of the path: losses that are absent, and why; what is approximate.
         problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
 
     Example:
@@ -63,6 +64,7 @@ class Barrier:
     temperature: float
     seed: int
     vectorized: bool
+    notes: tuple[str, ...] = ()
     problem: Problem | None = field(default=None, repr=False)
 
     @property
@@ -92,7 +94,7 @@ class Barrier:
         lines = [f"Barrier({len(self.taus)} taus, {self.num_samples} draws; height [95% interval] at tau)"]
         for (evaluation, loss), curve in self.curves.items():
             lines.append(f"  {evaluation} {loss}: {curve.text()} at tau {curve.barrier.tau:.3g}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def summary(self, *, level: float = 0.95, symmetry: Symmetry | None = None) -> pd.DataFrame:
         """One row per data set and loss; see :func:`pyro_align.barrier.views.summary`."""

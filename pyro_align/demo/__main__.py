@@ -190,7 +190,9 @@ def _setting(options: argparse.Namespace, data: Data) -> str:
 
 def _widths(guides, symmetry, model, data: Data) -> str:
     widths = [effective_width(guide, symmetry, model, data.x[:64], data.y[:64]) for guide in guides]
-    rows = [[atom, str(kl.numel()), *(str(width.alive[atom]) for width in widths)] for atom, kl in widths[0].kl.items()]
+    rows = [
+        [atom, str(kl.numel()), *(str(width.active[atom]) for width in widths)] for atom, kl in widths[0].kl.items()
+    ]
     head = ["effective width", "units", "first posterior", "second posterior"]
     note = f"(units whose KL from the prior exceeds {widths[0].threshold:g} nats)"
     return text_table(head, rows, right=(1, 2, 3)) + "\n" + note

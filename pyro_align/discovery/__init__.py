@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +19,16 @@ from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.registry import rule, sign_rule
+from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Symmetry
+from pyro_align.model.keywords import options_apart
+from pyro_align.symmetry.group import Resting, Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 __all__ = [
     "ActivationProbe",
@@ -41,6 +46,7 @@ __all__ = [
 ]
 
 
+@options_apart
 def find_symmetry(
     model: Any,
     *args: Any,
@@ -92,6 +98,7 @@ def find_symmetry(
         ±w1 fixed 3
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    source.check_observes()
     traced = source.trace()
     inference = Inference(traced)
     if inference.opaque:  # only now are the source lines worth their price
@@ -99,9 +106,11 @@ def find_symmetry(
     symmetry = assemble(inference, scope=scope)
     if signs:
         symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+    symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def analyze_signs(
     model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
 ) -> SignAnalysis:
@@ -134,8 +143,15 @@ def analyze_signs(
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
+@options_apart
 def certify(
-    symmetry: Symmetry, model: Any, *args: Any, parameters: bool = False, trials: int = 3, seed: int = 0, **kwargs: Any
+    symmetry: Symmetry | SymmetrySpec,
+    model: Any,
+    *args: Any,
+    parameters: bool = False,
+    trials: int = 3,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> Symmetry:
     """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
 
@@ -160,15 +176,16 @@ def certify(
         >>> def model():
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
-        >>> certify(Symmetry.from_axes({"w": ("unit",)}), model).certificate.trials
+        >>> certify(SymmetrySpec({"w": ("unit",)}), model).certificate.trials
         3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     traced = source.trace()
-    bound = symmetry.bind({name: tuple(v.shape) for name, v in traced.values.items()})
-    return _with_certificate(bound, source, traced, trials=trials, seed=seed)
+    symmetry = bound(symmetry, {name: v.shape for name, v in traced.values.items()}, of="model")
+    return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
     """Finds the activations of a model from its trace: which tensors carry which units over the data.
 
@@ -185,6 +202,7 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
     return ActivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
 
 
+@options_apart
 def probe_preactivations(
     model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any
 ) -> PreactivationProbe:
@@ -230,6 +248,27 @@ class _Source:
             return trace_module(self.model, self.args, self.kwargs, stack_traces=stack_traces)
         return trace_density(self.density, scope=self.scope, parameters=self.parameters, stack_traces=stack_traces)
 
+    def check_observes(self) -> None:
+        """Warns about a model that observes nothing: its classes, say, are then as free as its hidden units."""
+        if self.is_module or self.density.observes:
+            return
+        drawn = [*self.density.latents, *self.density.enumerated]
+        left_out = list(omitted(self.model, self.args, self.kwargs))
+        advice = f"was {' or '.join(f'{n}=' for n in left_out)} left out? " if left_out else ""
+        text = (
+            f"the model observes nothing with these arguments: it draws all of {drawn}; {advice}Pass the observed "
+            "values too, as to SVI.step: what is found without them is the symmetry of the prior"
+        )
+        if self.scope == "likelihood":
+            raise TraceError(f"{text}, and there is no likelihood")
+        warnings.warn(text, DiagnosticWarning, stacklevel=3)
+
+    def resting(self, symmetry: Symmetry, traced: TracedGraph) -> tuple[Resting, ...]:
+        """Learnable tensors that the symmetry takes for constant."""
+        if self.is_module:
+            return ()
+        return find_resting(symmetry, traced, names_of(self.model, self.density.params))
+
     def generic_values(self, traced: TracedGraph, seed: int, scale: float) -> dict[str, Tensor]:
         """A draw at which no two units look alike and sums stay moderate, in float64."""
         if self.is_module:
@@ -263,8 +302,18 @@ class _Source:
             raise TraceError(
                 f"the model is not the same function when run again: its log joint is {again:.6g} nats where its trace "
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
-                "to find; fix its randomness, or write the symmetry by hand with Symmetry.from_axes."
+                "to find; fix its randomness, or write the symmetry by hand as a SymmetrySpec."
             )
+
+
+def omitted(model: Any, args: tuple, kwargs: dict[str, Any]) -> list[str]:
+    """Parameters of the model that were not given and are None by default: data, as a rule."""
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return []
+    return [name for name, p in signature.parameters.items() if p.default is None and given.get(name) is None]
 
 
 def _has_sample_sites(model, args, kwargs) -> bool:

@@ -10,9 +10,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.running import placed
+from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError, TraceError
-from pyro_align.symmetry.group import Certificate, Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Certificate, Symmetry
 
 RELATIVE = 1e-10  # of the log joint's magnitude; a forgotten site changes it by tenths of a nat
 
@@ -97,15 +99,14 @@ def certify_graph(
 
 def _change(function: GraphFunction, permutation: Permutation, values, before: Tensor) -> float:
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
+    check_support(values, moved, function.traced.supports)
     return float((function(moved, permutation.inverse()) - before).abs().max())
 
 
 def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance, change) -> str:
     guilty = []
     for name in symmetry.atoms:
-        signs = {name: permutation.signs[name]} if name in permutation.signs else {}
-        alone = symmetry.permutation({name: permutation.indices[name]}, signs)
-        if not _change(function, alone, values, before) <= tolerance:
+        if not _change(function, permutation.only(name), values, before) <= tolerance:
             guilty.append(name)
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
     what = f"atom {places}" if guilty else "its atoms, taken together"

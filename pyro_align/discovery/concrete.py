@@ -73,7 +73,7 @@ class ConcreteData(TorchFunctionMode):
                 raise TraceError(
                     f"the model looks at the value of the latent site '{names[n]}' to decide what to do next, so its "
                     "trace at one draw does not hold at another. If it cannot be written without this (torch.where "
-                    "instead of if), write the symmetry by hand with Symmetry.from_axes({site: (axis, ...)}); it "
+                    "instead of if), write the symmetry by hand with SymmetrySpec({site: (axis, ...)}); it "
                     "passes the same certificate."
                 )
             if n not in known:

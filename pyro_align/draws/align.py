@@ -19,11 +19,12 @@ from pyro_align.draws.task import Options, Task
 from pyro_align.errors import DiagnosticWarning, SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 
 def align_draws(
     draws: Any,
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     *,
     method: str = "pivot",
     level: str = "draw",
@@ -74,7 +75,7 @@ def align_draws(
             in unconstrained coordinates.
         labels: Variable -> the atom whose units its integer *values* number (a mixture's assignments), from 0 or, as in
             Stan, from 1; None where they number none. They are renumbered draw by draw.
-        derived: Variable -> its axes, written as in :meth:`Symmetry.from_axes`, for quantities beside the symmetry's
+        derived: Variable -> its axes, written as for a ``SymmetrySpec``, for quantities beside the symmetry's
             sites that there is one of for each unit: they are relabeled, and take no part in the distances. Those that
             share a dim with a site of the symmetry, and ``pyro.deterministic`` of the model, are recognized;
             ``{"x": (None,)}`` says that a variable carries no units.
@@ -97,11 +98,11 @@ def align_draws(
 
     Example:
         >>> import torch
-        >>> from pyro_align import Symmetry, align_draws
+        >>> from pyro_align import SymmetrySpec, align_draws
         >>> loc = torch.tensor([-4.0, 0.0, 5.0]) + 0.1 * torch.randn(4, 100, 3)
         >>> order = torch.rand(4, 100, 3).argsort(-1)  # labels that switch at every draw
         >>> switching = {"loc": loc.gather(-1, order)}
-        >>> aligned = align_draws(switching, Symmetry.from_axes({"loc": ("component",)}), reference=(0, 0))
+        >>> aligned = align_draws(switching, SymmetrySpec({"loc": ("component",)}), reference=(0, 0))
         >>> aligned.draws["loc"].std((0, 1)).max() < 0.2
         tensor(True)
     """
@@ -160,24 +161,17 @@ def _warn_of_unsettled(result: AlignedDraws) -> None:
     )
 
 
-def fit_symmetry(symmetry: Symmetry, source: Source) -> Symmetry:
-    """The symmetry with its sizes, checked against the draws' sites.
+def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
+    """The symmetry with its sizes over the draws' sites, checked against them.
 
     Raises:
-        SymmetryError: A site is missing or has another shape.
+        SymmetryError: A site is missing or has another shape, or nothing can be relabeled.
     """
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    missing = sorted(carrying - set(source.arrays))
-    if missing:
-        raise SymmetryError(
-            f"the symmetry relabels sites that the draws do not have: {missing}; they have {sorted(source.arrays)}. "
-            "Keep all sites that carry the same units together"
-        )
-    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays}, certificate=None)
-    present = present.bind(source.shapes)
+    symmetry = bound(symmetry, source.shapes, of="set of draws")
+    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
     if not present.atoms:
         raise SymmetryError("the symmetry has no free atom: there is nothing to relabel")
-    return replace(present, certificate=symmetry.certificate)
+    return present
 
 
 def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensity | None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_align.axes import Atom, map_atoms
 from pyro_align.matching import elements, match
-from pyro_align.matching.blocks import site_blocks
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.terms import carrying
 
 DRAW = "(draw)"
 SMALL_GROUP = 120  # groups up to this order are searched exhaustively where one assignment is not the answer
@@ -27,8 +28,8 @@ Features = Mapping[str, Sequence[Tensor]]
 
 def restricted(symmetry: Symmetry) -> Symmetry:
     """The symmetry without the sites that no relabeling changes."""
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in carrying})
+    kept = carrying(symmetry.sites)
+    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in kept})
 
 
 def per_unit(symmetry: Symmetry, units: int) -> Symmetry:
@@ -51,9 +52,7 @@ def is_linear(symmetry: Symmetry) -> bool:
     """Whether one assignment finds the best relabeling: a single atom that stands at most once in every block."""
     if len(symmetry.atoms) != 1:
         return False
-    (name,) = symmetry.atoms
-    blocks = [b for site, terms in symmetry.sites.items() for b in site_blocks(site, terms)]
-    return all(len(block.positions(name)) <= 1 for block in blocks)
+    return all_linear(symmetry)
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def all_linear(symmetry: Symmetry) -> bool:
     """Whether no block carries an atom twice, so that every move of one atom is solved by one assignment."""
     return all(
         len(block.positions(name)) <= 1
-        for site, terms in symmetry.sites.items()
-        for block in site_blocks(site, terms)
+        for site in symmetry.sites
+        for block in symmetry.blocks(site)
         for name in block.names
     )
 

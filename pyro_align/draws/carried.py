@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.axes import Axis, AxisLike, Fixed, as_axis, axis_size, leaves, map_atoms
+from pyro_align.axes import Atom, Axis, AxisLike, Fixed, as_axis, axis_size, leaves, map_atoms
 from pyro_align.draws.sources import Source
 from pyro_align.errors import SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.terms import fill_sizes
 
 _SLICE = 1 << 20  # numbers read at a time
 _LOOK = 50  # draws of a chain in which integers are looked for
@@ -163,8 +165,8 @@ def _derived(source: Source, symmetry: Symmetry, derived: Mapping[str, Sequence[
         out[name] = terms
     if not out:
         return out
-    bound = replace(symmetry, sites={**symmetry.sites, **out}).bind({**source.shapes})
-    return {name: bound.sites[name] for name in out}
+    filled = fill_sizes({**symmetry.sites, **out}, source.shapes)
+    return {name: filled[name] for name in out}
 
 
 def _known(atom, symmetry: Symmetry, name: str):
@@ -174,7 +176,8 @@ def _known(atom, symmetry: Symmetry, name: str):
         raise SymmetryError(
             f"derived=, '{name}': there is no atom '{atom.name}'; the symmetry has {list(symmetry.atoms)}"
         )
-    return replace(symmetry._all_atoms[atom.name], odd=atom.odd)
+    known = symmetry._all_atoms[atom.name]
+    return known if known.rotates else replace(known, kind=atom.kind)
 
 
 # -- a dim that sites share --------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def _meaning_of_dims(source: Source, symmetry: Symmetry) -> dict[str, set[Axis]]
     found: dict[str, set[Axis]] = {}
     for site, terms in symmetry.sites.items():
         for dim, term in zip(source.dims.get(site, ()), terms, strict=False):
-            found.setdefault(dim, set()).add(map_atoms(term, lambda a: replace(a, odd=False)))
+            found.setdefault(dim, set()).add(map_atoms(term, Atom.unsigned))
     return found
 
 
@@ -251,7 +254,9 @@ def _by_model(source: Source, symmetry: Symmetry, density: DrawDensity | None, n
             wider = replace(symmetry, sites={**symmetry.sites, name: terms})
         except SymmetryError:
             continue
-        moved = ((wider.permutation(p.indices, p.signs).apply_site(name, old), new) for p, old, new in seen)
+        moved = (
+            (wider.permutation(p.indices, p.signs, p.rotations).apply_site(name, old), new) for p, old, new in seen
+        )
         if all(_close(old, new) for old, new in moved):
             return terms
     return None
@@ -271,7 +276,7 @@ def _deterministic(density: DrawDensity, name: str, latents: Mapping[str, Tensor
 def _candidates(symmetry: Symmetry, shape: tuple[int, ...]):
     """Ways in which the axes of a variable could carry the atoms, those that move least first."""
     moving = {t for terms in symmetry.sites.values() for t in terms if _moves(t, symmetry)}
-    plain = {map_atoms(t, lambda a: replace(a, odd=False)) for t in moving}
+    plain = {map_atoms(t, Atom.unsigned) for t in moving}
     options = [[Fixed(n), *sorted((t for t in plain | moving if axis_size(t) == n), key=str)] for n in shape]
     every = sorted(product(*options), key=lambda terms: sum(_moves(t, symmetry) for t in terms))
     return every[:_CANDIDATES]

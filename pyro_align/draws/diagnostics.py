@@ -56,9 +56,9 @@ class Modes:
 
     Example:
         >>> import torch
-        >>> from pyro_align import Symmetry, align_draws
+        >>> from pyro_align import SymmetrySpec, align_draws
         >>> loc = torch.cat([torch.randn(2, 300, 1) - 9, torch.randn(2, 100, 1) + 9], 1) + torch.tensor([0.0, 30.0])
-        >>> len(align_draws({"loc": loc}, Symmetry.from_axes({"loc": ("k",)})).modes())
+        >>> len(align_draws({"loc": loc}, SymmetrySpec({"loc": ("k",)})).modes())
         2
     """
 

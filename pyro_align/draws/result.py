@@ -22,7 +22,8 @@ from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
 from pyro_align.draws.units import Labels
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 _SLICE = 1 << 20
 
@@ -73,10 +74,8 @@ class AlignedDraws:
 
     Example:
         >>> import torch
-        >>> from pyro_align import Symmetry, align_draws
-        >>> aligned = align_draws(
-        ...     {"loc": torch.tensor([[[0.0, 5.0], [5.1, 0.2]]])}, Symmetry.from_axes({"loc": ("k",)})
-        ... )
+        >>> from pyro_align import SymmetrySpec, align_draws
+        >>> aligned = align_draws({"loc": torch.tensor([[[0.0, 5.0], [5.1, 0.2]]])}, SymmetrySpec({"loc": ("k",)}))
         >>> aligned.draws["loc"]
         tensor([[[0.0000, 5.0000],
                  [0.2000, 5.1000]]])

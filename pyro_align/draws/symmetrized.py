@@ -26,7 +26,10 @@ from pyro_align.errors import GuideError
 from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, Posterior, read_guide
 from pyro_align.matching import elements
 from pyro_align.model.draws import DrawDensity
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.model.keywords import options_apart
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -83,13 +86,13 @@ class SymmetrizedGuide:
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import Symmetry, symmetrize
+        >>> from pyro_align import SymmetrySpec, symmetrize
         >>> from pyro_align.draws import SymmetrizedGuide
         >>> def model():
         ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> guide = AutoNormal(model)
         >>> _ = guide()
-        >>> mixture = symmetrize(guide, Symmetry.from_axes({"center": ("k",)}))
+        >>> mixture = symmetrize(guide, SymmetrySpec({"center": ("k",)}))
         >>> isinstance(mixture, SymmetrizedGuide), mixture()["center"].shape
         (True, torch.Size([2]))
     """
@@ -137,6 +140,7 @@ class SymmetrizedGuide:
         terms = [log_density(self.posterior, self._act(p.inverse(), values)) for p in self.permutations]
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
+    @options_apart
     def elbo(
         self, model: Callable, *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any
     ) -> SymmetrizedELBO:
@@ -173,7 +177,9 @@ class SymmetrizedGuide:
         return {k: p.apply_site(k, v, batch_dims=1) if k in self.symmetry.sites else v for k, v in values.items()}
 
 
-def symmetrize(guide: Any, symmetry: Symmetry, *, components: int = 120, seed: int = 0) -> SymmetrizedGuide:
+def symmetrize(
+    guide: Any, symmetry: Symmetry | SymmetrySpec, *, components: int = 120, seed: int = 0
+) -> SymmetrizedGuide:
     """The equal mixture over relabelings of a guide: all of them where there are at most ``components``.
 
     Args:
@@ -188,13 +194,13 @@ def symmetrize(guide: Any, symmetry: Symmetry, *, components: int = 120, seed: i
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import Symmetry, symmetrize
+        >>> from pyro_align import SymmetrySpec, symmetrize
         >>> def model():
         ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         ...     pyro.sample("y", dist.Normal(loc.square().sum(), 0.1), obs=torch.tensor(9.0))
         >>> guide = AutoNormal(model, init_loc_fn=lambda site: torch.tensor([0.0, 3.0]), init_scale=0.1)
         >>> _ = guide()
-        >>> found = symmetrize(guide, Symmetry.from_axes({"loc": ("k",)})).elbo(model)
+        >>> found = symmetrize(guide, SymmetrySpec({"loc": ("k",)})).elbo(model)
         >>> round(found.gain, 3), found.exhaustive  # log 2: the two copies do not overlap
         (0.693, True)
     """
@@ -205,11 +211,7 @@ def symmetrize(guide: Any, symmetry: Symmetry, *, components: int = 120, seed: i
         )
     if components < 1:
         raise ValueError(f"components must be at least 1, got {components}")
-    carrying = {site for places in symmetry.carriers.values() for site, _ in places}
-    missing = sorted(carrying - set(posterior.sites))
-    if missing:
-        raise GuideError(f"the symmetry relabels sites that the guide does not have: {missing}")
-    symmetry = symmetry if symmetry.is_bound else symmetry.bind(posterior.shapes)
+    symmetry = bound(symmetry, posterior.shapes, of="guide", error=GuideError)
     if symmetry.log_order <= math.log(components) + 1e-9:
         return SymmetrizedGuide(posterior, symmetry, tuple(elements(symmetry)), True)
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_align.draws.batched import UnitMatcher
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 _ELEMENTS = 1 << 20  # numbers held at a time when draws are streamed
 

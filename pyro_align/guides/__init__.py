@@ -3,8 +3,10 @@
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
 from pyro_align.guides.divergences import Divergence, register_divergence
+from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
-from pyro_align.guides.families.empirical import Empirical, EmpiricalGuide
+from pyro_align.guides.families.draws import Between, Draws
+from pyro_align.guides.families.ensemble import Ensemble
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.hand_written import mean_field_guide
@@ -15,16 +17,19 @@ from pyro_align.guides.families.point import Point
 from pyro_align.guides.families.precision import PrecisionFactors
 from pyro_align.guides.families.regressions import LinearRegressions
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import check_distinct, permute_guide, read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import SiteSpec
 
 __all__ = [
     "DenseNormal",
     "Discrete",
+    "Between",
+    "Draws",
+    "Ensemble",
+    "SampledGuide",
+    "Guide",
     "Divergence",
-    "Empirical",
-    "EmpiricalGuide",
     "Independent",
     "LinearRegressions",
     "LowRankNormal",

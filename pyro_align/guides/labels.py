@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_align.axes import leaves
 from pyro_align.errors import GuideError
 from pyro_align.guides.sites import SiteSpec
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 Labels = Mapping[str, str | None]
 

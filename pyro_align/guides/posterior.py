@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,20 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
+
+
+class Guide(Protocol):
+    """What this package returns as a guide: something that can be called like a Pyro guide.
+
+    Mostly a ``PyroModule``, in general of the type of the guide that was given, whose attributes it has.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws once from the posterior, as Pyro sample statements; returns site -> value, as autoguides do."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes are those of the guide's own type."""
 
 
 class Posterior(ABC):
@@ -91,6 +104,18 @@ class Posterior(ABC):
 
     #: Discrete site -> the atom whose units its values number, or None where they number none.
     labels: Mapping[str, str | None] = {}
+
+    #: Whether the posterior is known by its draws alone, so that it can be compared with any other that is.
+    known_by_draws: bool = False
+
+    #: Whether the family is one of unconstrained coordinates: closed under relabelings that commute with the bijection.
+    in_unconstrained: bool = False
+
+    #: Whether draws have a log density. Without one there is no entropy, hence no KL and no ELBO.
+    has_density: bool = True
+
+    #: The largest number of different draws that can be made; None where there is no limit.
+    max_samples: int | None = None
 
     #: Arguments with which the guide is run when it is read, and its keyword arguments.
     arguments: tuple[tuple, Mapping[str, Any]] = ((), {})
@@ -181,6 +206,14 @@ class Posterior(ABC):
     def distance(self, other: Posterior) -> float:
         """The Wasserstein-2 distance to another member of the family, in the coordinates the family lives in."""
 
+    def distance_error(self, other: Posterior) -> float:
+        """Standard error of :meth:`distance`; 0 where it is no estimate."""
+        return 0.0
+
+    def path_notes(self, other: Posterior) -> tuple[str, ...]:
+        """What should be told of the path to another posterior: what it leaves out, what is approximate."""
+        return ()
+
     @abstractmethod
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """The point at ``tau`` in [0, 1] on the Wasserstein-2 geodesic to ``other``; the end points are exact."""
@@ -194,6 +227,10 @@ class Posterior(ABC):
                 f"the posteriors are of two families, {type(self).__name__} and {type(other).__name__}; "
                 "fit both with guides of one type"
             )
+        self.check_sites(other)
+
+    def check_sites(self, other: Posterior) -> None:
+        """Raises a :class:`GuideError` unless the other posterior has the same sites, shapes, dtypes and devices."""
         only_here, only_there = sorted(set(self.sites) - set(other.sites)), sorted(set(other.sites) - set(self.sites))
         if only_here or only_there:
             raise GuideError(
@@ -215,5 +252,5 @@ class Posterior(ABC):
     # -- back to Pyro ----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         """A new Pyro guide that owns its parameters, under names of its own in the param store."""

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
-from pyro_align.symmetry.group import Permutation
+from pyro_align.guides.relabel import mixed_axis
+from pyro_align.model.keywords import options_apart
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 Reader = Callable[..., Posterior]
 
@@ -62,6 +65,7 @@ def registered_guides() -> tuple[type, ...]:
     return tuple(cls for cls in _RULES if cls is not object)
 
 
+@options_apart
 def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None = None, **kwargs: Any) -> Posterior:
     """A snapshot of a guide that owns its tensors; the guide and the param store stay as they are.
 
@@ -107,7 +111,26 @@ def read_again(posterior: Posterior, guide: Any) -> Posterior:
     return read_guide(guide, *args, labels=posterior.labels, **kwargs)
 
 
-def permute_guide(guide: Any, p: Permutation):
+def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
+    """The posterior; known by its draws instead where its coordinates mix an axis that the symmetry relabels.
+
+    A mean-field Gaussian over a simplex lives in stick-breaking coordinates: relabeled, it is another law, of which
+    draws and densities are known.
+    """
+    mixed = posterior.in_unconstrained and any(
+        mixed_axis(symmetry, spec) is not None for spec in posterior.sites.values() if not spec.is_discrete
+    )
+    return _RULES[object](posterior.to_guide()) if mixed else posterior
+
+
+def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
+    """The posteriors; where one is known by its draws, all are."""
+    if len({q.known_by_draws for q in posteriors}) == 1:
+        return posteriors
+    return tuple(q if q.known_by_draws else _RULES[object](q.to_guide()) for q in posteriors)
+
+
+def permute_guide(guide: Any, p: Permutation) -> Guide:
     """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
 
     Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
@@ -129,7 +152,8 @@ def permute_guide(guide: Any, p: Permutation):
         >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
         True
     """
-    return read_guide(guide).permute(p).to_guide()
+    q = read_guide(guide)
+    return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

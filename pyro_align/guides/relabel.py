@@ -15,7 +15,8 @@ from torch import Tensor
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.guides.sites import SiteSpec
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 REMEDY = (
     "use a parametrization in which relabeling is linear (softmax or exponentials of real sites), "
@@ -75,6 +76,15 @@ class Relabeling:
         return cache[site]
 
 
+def mixed_axis(symmetry: Symmetry, spec: SiteSpec) -> int | None:
+    """The first axis that the symmetry relabels and that the site's bijection mixes; None where there is none."""
+    terms, mixed = symmetry.sites.get(spec.name, ()), spec.core_event_dims[0]
+    for axis in range(len(terms) - mixed, len(terms)):
+        if any(not atom.fixed for atom in leaves(terms[axis])):
+            return axis
+    return None
+
+
 def _unconstrained_action(p: Permutation, spec: SiteSpec) -> Permutation:
     """The permutation with the site's terms rewritten for its unconstrained coordinates, checked to commute."""
     terms = p.symmetry.sites[spec.name]
@@ -82,12 +92,12 @@ def _unconstrained_action(p: Permutation, spec: SiteSpec) -> Permutation:
     inner = p
     if mixed:
         split = len(terms) - mixed
-        for axis, term in enumerate(terms[split:], start=split):
-            if any(not atom.fixed for atom in leaves(term)):
-                raise GuideError(
-                    f"site '{spec.name}', axis {axis} ({term}): its support {spec.support} is reached by a bijection "
-                    f"that mixes this axis, so the relabeled posterior leaves the guide's family; {REMEDY}"
-                )
+        axis = mixed_axis(p.symmetry, spec)
+        if axis is not None:
+            raise GuideError(
+                f"site '{spec.name}', axis {axis} ({terms[axis]}): its support {spec.support} is reached by a "
+                f"bijection that mixes this axis, so the relabeled posterior leaves the guide's family; {REMEDY}"
+            )
         sizes = spec.unconstrained_shape[len(spec.unconstrained_shape) - stored :]
         inner = _restricted(p, spec.name, (*terms[:split], *(Fixed(n) for n in sizes)))
     action = _fitted(inner, spec.name, spec.unconstrained_shape)

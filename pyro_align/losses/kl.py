@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class KL(Loss):
     """KL(q || prior) / number of data."""
 
+    needs_density = True
     name, label = "kl", Label("KL to the prior")
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
@@ -26,6 +27,7 @@ class KL(Loss):
 class NegativeELBO(Loss):
     """E_q[-log p(y | z)] + T KL(q || prior), per datum, with scales and masks as in Pyro's ``Trace_ELBO``."""
 
+    needs_density = True
     name, label = "negative_elbo", Label("negative ELBO")
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:

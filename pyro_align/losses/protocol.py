@@ -17,7 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pyro_align.model.batch import Draws
-    from pyro_align.model.forward import Layout
+    from pyro_align.model.observations import Layout
 
 NATS = "nats per datum"
 
@@ -110,6 +110,7 @@ class Loss(ABC):
         name: What it is called in ``losses=``, and the key of its curves.
         label: How it is written.
         predicts: Whether :meth:`contribution` needs predictions, which cost a little.
+        needs_density: Whether it rests on the posterior's density, which sets of draws do not have.
 
     Example:
         >>> class WorstNLL(Loss):
@@ -133,6 +134,7 @@ class Loss(ABC):
     name: str
     label: Label
     predicts: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
 
     def unsuited(self, layout: Layout) -> str | None:
         """Why a model with this layout of data has no such loss; None if it has."""
@@ -164,6 +166,8 @@ class Loss(ABC):
 
 class GuideLoss(Loss):
     """A loss that is evaluated on the guide ``path(tau)`` itself, rather than on draws."""
+
+    needs_density = True
 
     @abstractmethod
     def values(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping, seeds: list[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from pyro_align.losses.pyro_elbo import PyroLoss
 from pyro_align.losses.task import ErrorRate, TaskLoss
 
 if TYPE_CHECKING:
-    from pyro_align.model.forward import Layout
+    from pyro_align.model.observations import Layout
 
 _KNOWN: dict[str, Loss] = {}
 _DEFAULT: list[str] = []

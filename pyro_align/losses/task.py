@@ -12,7 +12,7 @@ from pyro_align.errors import BarrierError
 from pyro_align.losses.protocol import Batch, Contribution, Estimate, Label, Loss, Totals, to_numpy
 
 if TYPE_CHECKING:
-    from pyro_align.model.forward import Layout
+    from pyro_align.model.observations import Layout
 
 Judge = Callable[[Tensor, Tensor], Tensor]
 

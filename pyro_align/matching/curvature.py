@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, relabeled, select
+from pyro_align.matching.labels import Labels, relabeled
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.sums import inner
+from pyro_align.symmetry.action import select
+from pyro_align.symmetry.blocks import Block
 
 
 def is_plain(block: Block, name: str) -> bool:

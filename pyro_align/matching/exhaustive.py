@@ -11,7 +11,8 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.matcher import Matcher, Run, register
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 
 @register("exhaustive")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.matching.blocks import Block
-from pyro_align.symmetry.action import take
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.action import aligned, select, take
+from pyro_align.symmetry.blocks import Block
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 
 class Labels:
@@ -128,13 +129,6 @@ def relabeled(
     return value
 
 
-def select(value: Tensor, dim: int, index: Tensor) -> Tensor:
-    """``index_select``; along the last of three axes or more, where that is ten times as slow, over the rows."""
-    if dim < 2 or dim < value.dim() - 1:
-        return value.index_select(dim, index)
-    return value.reshape(-1, value.shape[dim]).index_select(1, index).view(*value.shape[:-1], len(index))
-
-
 def pairs(
     block: Block, fixed: Tensor, moving: Tensor, labels: Labels, odd: bool
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
@@ -150,13 +144,3 @@ def pairs(
                 yield slab, here[slab], relabeled(block, there, labels, odd=odd, rows=(0, slab))
             else:
                 yield slab, here[slab], relabeled(block, there[slab], labels, odd=odd)
-
-
-def aligned(block: Block, i: int, table: Tensor) -> Tensor:
-    """A table ``(*outer sizes, size)`` laid out along the block's dimensions, the others of size one."""
-    places = (*block.dims[i].outer, i)
-    order = sorted(range(len(places)), key=places.__getitem__)
-    shape = [1] * len(block.dims)
-    for place, n in zip(places, table.shape, strict=True):
-        shape[place] = n
-    return table.permute(order).reshape(shape)

@@ -25,7 +25,8 @@ from pyro_align.matching.clock import Clock
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.sinkhorn import soft_values
 from pyro_align.matching.solve import match
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 Soft = list[dict[str, Tensor]]
 

@@ -9,7 +9,7 @@ from pyro_align.matching.assignment import swap_costs
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.updates import Update
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 def margins(problem: Problem, permutation: Permutation) -> dict[str, Tensor]:

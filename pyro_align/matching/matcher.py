@@ -21,7 +21,7 @@ from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 if TYPE_CHECKING:
     from pyro_align.matching.updates import Update

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.matching.blocks import Block
-from pyro_align.matching.labels import Labels, aligned, relabeled, select
+from pyro_align.matching.labels import Labels, relabeled
+from pyro_align.symmetry.action import aligned, select
+from pyro_align.symmetry.blocks import Block
 
 SMALL = 16  # parts with at most this many values per unit are stacked
 _FEW = 0.6  # share of moved units below which only their columns are gathered

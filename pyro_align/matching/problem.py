@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.blocks import Block, symmetry_blocks
+from pyro_align.matching.blocks import symmetry_blocks
 from pyro_align.matching.sums import UnitSums, inner
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.blocks import Block
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
@@ -26,7 +29,7 @@ class Problem:
     disk.
 
     Args:
-        symmetry: The group, with known sizes.
+        symmetry: The group.
         fixed: Site -> features, tensors of the site's shape.
         moving: Site -> as many features; these are relabeled.
         odd: Which features change sign with the units of signed atoms (locations do, scales do not): one bool per
@@ -38,14 +41,14 @@ class Problem:
         blocks: Those that carry a free atom, small ones stacked.
 
     Raises:
-        MatchError: Sizes are unknown, a site is missing, shapes, dtypes or devices differ, a value is not finite.
+        MatchError: A site is missing, shapes, dtypes or devices differ, a value is not finite.
     """
 
-    def __init__(self, symmetry: Symmetry, fixed: Features, moving: Features, odd=None):
+    def __init__(self, symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, odd=None):
         if not isinstance(symmetry, Symmetry):
-            raise TypeError(f"expected a Symmetry, got {type(symmetry).__name__}")
-        if not symmetry.is_bound:
-            raise MatchError("the symmetry's sizes are unknown; call symmetry.bind(shapes) first")
+            symmetry = bound(symmetry, {s: f[0].shape for s, f in fixed.items()}, of="features", error=MatchError)
+        if symmetry.rotated:
+            raise MatchError(f"the atoms {sorted(symmetry.rotated)} are rotated, which no matcher can follow yet")
         self.symmetry = symmetry
         self._fixed, self._moving = fixed, moving
         self._read_odd = _read_odd(symmetry, odd)
@@ -161,11 +164,13 @@ class Problem:
         return None
 
 
-def objective(symmetry: Symmetry, fixed: Features, moving: Features, permutation: Permutation, *, odd=None) -> float:
+def objective(
+    symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, permutation: Permutation, *, odd=None
+) -> float:
     """The quantity that matchers maximize: sum over sites and features of ``<fixed, permutation moving>``.
 
     Args:
-        symmetry: The group, with known sizes.
+        symmetry: The group.
         fixed: Site -> features, tensors of the site's shape.
         moving: Site -> as many features.
         permutation: The relabeling of ``moving``.

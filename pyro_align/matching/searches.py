@@ -21,7 +21,7 @@ from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
 from pyro_align.matching.updates import Update
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 def waves(restarts: int, size: int = 1) -> Iterator[range]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pyro_align.matching.assignment import assign
-from pyro_align.matching.blocks import Block
 from pyro_align.matching.coordinate import anchored_pass, make_updates, sweep_until_converged
 from pyro_align.matching.labels import Labels, aligned
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.problem import Problem
+from pyro_align.symmetry.blocks import Block
 
 Values = Mapping[str, tuple[Tensor, ...]]
 Loss = Callable[[Values], Tensor]

@@ -16,11 +16,13 @@ from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.searches import Searches, waves
 from pyro_align.matching.starts import named_start
-from pyro_align.symmetry.group import Permutation, Symmetry, same_group
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry, same_group
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 def match(
-    symmetry: Symmetry,
+    symmetry: Symmetry | SymmetrySpec,
     fixed: Features,
     moving: Features,
     *,
@@ -43,7 +45,7 @@ def match(
     ``exhaustive`` end in a local optimum.
 
     Args:
-        symmetry: The group, with known sizes.
+        symmetry: The group.
         fixed: Site -> features, tensors of the site's shape. Sites that the symmetry does not name are ignored.
         moving: Site -> as many features.
         odd: Which features change sign with the units of signed atoms: one bool per feature, or site -> such a
@@ -86,7 +88,7 @@ def match(
         )
     clock = Clock(time_limit)
     problem = Problem(symmetry, fixed, moving, odd)
-    if isinstance(init, Permutation) and not same_group(init.symmetry, symmetry):
+    if isinstance(init, Permutation) and not same_group(init.symmetry, problem.symmetry):
         raise MatchError("init= belongs to another symmetry than the one given")
     report = print_progress if progress is True else progress or None
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.problem import Problem
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 def named_start(problem: Problem, name: str, generator: torch.Generator) -> Permutation:

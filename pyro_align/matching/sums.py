@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_align.matching.blocks import Block
 from pyro_align.matching.labels import Labels, pairs
+from pyro_align.symmetry.blocks import Block
 
 if TYPE_CHECKING:
     from pyro_align.matching.problem import Problem

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
-from pyro_align.matching.blocks import Block
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.curvature import is_plain, second_order, swap_curvature
 from pyro_align.matching.evidence import Evidence, Gains
@@ -29,6 +28,7 @@ from pyro_align.matching.labels import Labels
 from pyro_align.matching.nested import solve_tree
 from pyro_align.matching.parts import Part, find_parts
 from pyro_align.matching.problem import Problem
+from pyro_align.symmetry.blocks import Block
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
 _SWAPS = 16  # pairs tried where no assignment raises a quadratic objective

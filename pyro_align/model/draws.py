@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.model.batch import Runner
 from pyro_align.model.density import Density
-from pyro_align.model.guards import untouched
-from pyro_align.model.log_einsum import contract_logs
+from pyro_align.model.enumerate import Enumerated
+from pyro_align.model.forward import Records, masked_log_prob, record
 
 Values = Mapping[str, Tensor]
-_CHUNK = 250
 
 
 @dataclass
@@ -34,19 +27,24 @@ class DrawDensity:
         model: The Pyro model.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        chunk: Draws in one vectorized run.
+        chunk: Draws that a caller should read and give at a time.
     """
 
     model: Callable
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    chunk: int = _CHUNK
+    chunk: int = 250
 
     def __post_init__(self):
         self.density = Density(self.model, self.args, self.kwargs)
-        self.vectorized = True
+        self.runner = Runner(self.model, self.density.seed)
         self._found: tuple[str, ...] | None = None
         self._drawn: dict[tuple, Tensor] = {}
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether draws go through the model together."""
+        return self.runner.vectorized
 
     @property
     def supports(self) -> dict[str, Any]:
@@ -78,36 +76,25 @@ class DrawDensity:
     def fingerprints(self, values: Values) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`log_probs`, and the sum over data of their log likelihoods with random weights.
 
-        Two draws with the same weighted sum have, but for chance, the same log likelihood of every single datum: the
-        same posterior predictive density. Where discrete sites are summed out it is the plain sum.
+        Two draws with the same weighted sum have, except by chance, the same log likelihood of every datum: the same
+        posterior predictive density.
         """
 
-        def one(draw: Values) -> tuple[Tensor, Tensor, Tensor]:
-            trace = self._trace(draw)
-            if self.density.enumerated:
-                joint = self._total(trace)
-                for name in self.density.latents:
-                    trace.remove_node(name)
-                likelihood = self._total(trace)
-                return joint, likelihood, likelihood
-            nodes = trace.nodes
-            sums = {k: n["log_prob_sum"] for k, n in nodes.items() if "log_prob_sum" in n}
-            joint = sum(sums.values())
-            weighted = joint - joint
-            for name in self.density.observed:
-                value = nodes[name]["log_prob"]
-                weighted = weighted + (value * self._weights(name, value)).sum()
-            return joint, joint - sum(v for k, v in sums.items() if k in self.density.latents), weighted
+        device = next(iter(values.values())).device
+        draws = self.runner(self._placed(values), self.args, self.kwargs)
+        likelihood = draws.likelihood * draws.stand + draws.factors
+        weights = self._weights(draws.log_likelihood)
+        weighted = (draws.log_likelihood * weights).flatten(1).sum(1)
+        found = (draws.log_prior - draws.factors + likelihood, likelihood, weighted)
+        return tuple(part.double().to(device) for part in found)
 
-        return tuple(part.double() for part in self._map(one, values))
-
-    def _weights(self, site: str, like: Tensor) -> Tensor:
-        """Fixed random weights in [0.5, 1.5] of a site's data."""
-        key = (site, tuple(like.shape))
-        if key not in self._drawn:
-            g = torch.Generator().manual_seed(zlib.crc32(site.encode()))
-            self._drawn[key] = 0.5 + torch.rand(key[1], generator=g, dtype=torch.float64, device="cpu")
-        return self._drawn[key].to(like.device, like.dtype)
+    def _weights(self, log_likelihood: Tensor) -> Tensor:
+        """Fixed random weights in [0.5, 1.5] of the data."""
+        shape = tuple(log_likelihood.shape[1:])
+        if shape not in self._drawn:
+            g = torch.Generator().manual_seed(0)
+            self._drawn[shape] = 0.5 + torch.rand(shape, generator=g, dtype=torch.float64, device="cpu")
+        return self._drawn[shape].to(log_likelihood)
 
     def tolerance(self, log_joint: Tensor) -> Tensor:
         """The change of a log joint that rounding allows in the model's own precision, nats."""
@@ -139,16 +126,19 @@ class DrawDensity:
         """
         mixtures = [s for s in sites if s in self._mixtures()]
         discrete = [s for s in sites if s not in mixtures]
+        placed = self._placed(values)
+        nesting = self.runner.nesting(placed, self.args, self.kwargs)
 
-        def one(draw: Values) -> tuple[Tensor]:
-            parts = self._marginals(draw, discrete) if discrete else []
-            parts += [self._responsibilities(draw, s) for s in mixtures]
+        def one(draw: Values) -> dict[str, Tensor]:
+            records = record(self.model, self.args, self.kwargs, draw, nesting)
+            parts = _marginals(records, discrete) if discrete else []
+            parts += [_responsibilities(records.data[s]) for s in mixtures]
             sizes = {p.shape[-1] for p in parts}
             if len(sizes) > 1:
                 raise TraceError(f"the sites {list(sites)} have different numbers of components; name one of them")
-            return (torch.cat([p.reshape(-1, p.shape[-1]) for p in parts]),)
+            return {"allocations": torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])}
 
-        return self._map(one, values)[0]
+        return self.runner.many(one, placed)["allocations"].to(next(iter(values.values())).device)
 
     def _mixtures(self) -> tuple[str, ...]:
         if self._found is None:
@@ -156,69 +146,10 @@ class DrawDensity:
             self._found = tuple(n for n in self.density.observed if _mixture(nodes[n]["fn"]) is not None)
         return self._found
 
-    def _responsibilities(self, draw: Values, site: str) -> Tensor:
-        node = self._trace(draw).nodes[site]
-        mixture = _mixture(node["fn"])
-        value = node["value"].unsqueeze(-1 - mixture._event_ndims)
-        return torch.softmax(mixture.component_distribution.log_prob(value) + mixture.mixture_distribution.logits, -1)
-
-    def _marginals(self, draw: Values, sites: Sequence[str]) -> list[Tensor]:
-        nodes = self._trace(draw).nodes
-        zeros = {s: torch.zeros_like(nodes[s]["log_prob"]) for s in sites}
-
-        def normalizer(bumps: Values) -> Tensor:
-            trace = self._trace(draw)
-            for name, bump in bumps.items():
-                trace.nodes[name]["log_prob"] = trace.nodes[name]["log_prob"] + bump
-            return self._total(trace)
-
-        gradients = torch.func.grad(normalizer)(zeros)
-        return [self._own_axis_last(gradients[s], nodes[s]["infer"]["_enumerate_dim"]) for s in sites]
-
-    def _trace(self, draw: Values):
-        """As :meth:`Density.trace`, but with an enumeration that can be vectorized."""
-        density = self.density
-        if not density.enumerated:
-            return density.trace(draw)
-        plain = copy.copy(density)
-        plain.enumerated = []
-        plain.model = _VmapEnumMessenger(-1 - density.max_plate_nesting)(config_enumerate(density.model))
-        return plain.trace(draw)
-
-    def _total(self, trace) -> Tensor:
-        """The log joint of a trace, discrete sites summed out exactly."""
-        with pyro.validation_enabled(False):
-            evaluator = TraceEinsumEvaluator(trace, True, self.density.max_plate_nesting)
-            return contract_logs(evaluator._get_log_factors(trace), evaluator._enum_dims)
-
-    def _own_axis_last(self, marginal: Tensor, own: int) -> Tensor:
-        """A joint marginal of a site and its discrete parents as ``(*plates, components)``: the parents summed out."""
-        marginal = marginal.movedim(own, -1)
-        parents = range(marginal.dim() - 1 - self.density.max_plate_nesting)
-        return marginal.sum(tuple(parents)) if len(parents) else marginal
-
-    # -- mapping ---------------------------------------------------------------------------------------------------
-
-    def _map(self, one: Callable, values: Values) -> tuple[Tensor, ...]:
-        """The model runs where it lives; what it says comes back to where the draws lie."""
+    def _placed(self, values: Values) -> dict[str, Tensor]:
+        """The latent sites' draws, where the model runs."""
         latents = self.density.latents
-        given = next(v for k, v in values.items() if k in latents)
-        values = {k: v.to(latents[k].device, latents[k].dtype) for k, v in values.items() if k in latents}
-        units, parts = len(given), []
-        with untouched(self.model, seed=self.density.seed), torch.no_grad():
-            for start in range(0, units, self.chunk):
-                parts.append(self._run(one, {k: v[start : start + self.chunk] for k, v in values.items()}))
-        return tuple(torch.cat([part[i] for part in parts]).to(given.device) for i in range(len(parts[0])))
-
-    def _run(self, one: Callable, chunk: Values) -> tuple[Tensor, ...]:
-        if self.vectorized:
-            try:
-                return torch.func.vmap(one, randomness="same")(chunk)
-            except Exception:  # whatever vmap cannot do in a user's model, a loop can
-                self.vectorized = False
-        units = next(iter(chunk.values())).shape[0]
-        rows = [one({k: v[i] for k, v in chunk.items()}) for i in range(units)]
-        return tuple(torch.stack([row[i] for row in rows]) for i in range(len(rows[0])))
+        return {k: v.to(latents[k].device, latents[k].dtype) for k, v in values.items() if k in latents}
 
 
 def check_invariance(
@@ -248,15 +179,22 @@ def check_invariance(
     return worst
 
 
-class _VmapEnumMessenger(EnumMessenger):
-    """Enumeration that looks at shapes only: what it asks of a value besides, ``torch.func`` refuses."""
+def _responsibilities(message: Mapping[str, Any]) -> Tensor:
+    mixture = _mixture(message["fn"])
+    value = message["value"].unsqueeze(-1 - mixture._event_ndims)
+    return torch.softmax(mixture.component_distribution.log_prob(value) + mixture.mixture_distribution.logits, -1)
 
-    def _pyro_post_sample(self, msg):
-        value = msg["value"]
-        if isinstance(value, Tensor):
-            msg["value"] = SimpleNamespace(data=value, dim=value.dim)
-        super()._pyro_post_sample(msg)
-        msg["value"] = value
+
+def _marginals(records: Records, sites: Sequence[str]) -> list[Tensor]:
+    """Posterior marginals of discrete sites: derivatives of the log normalizer by their log factors."""
+    enumerated = Enumerated(records)
+    messages = [records.latent[s] for s in sites]
+    zeros = {s: torch.zeros_like(masked_log_prob(m)) for s, m in zip(sites, messages, strict=True)}
+    gradients = torch.func.grad(enumerated.total)(zeros)
+    own = [gradients[m["name"]].movedim(m["infer"]["_enumerate_dim"], -1) for m in messages]
+    # a joint marginal of a site and its discrete parents: the parents are summed out
+    parents = [tuple(range(m.dim() - 1 - records.max_plate_nesting)) for m in own]
+    return [m.sum(p) if p else m for m, p in zip(own, parents, strict=True)]
 
 
 def _mixture(fn) -> dist.MixtureSameFamily | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_align.model.effects.substitute import taken
+
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -18,7 +20,8 @@ def normal_kl(message: Mapping[str, Any], loc: Tensor, scale: Tensor) -> Tensor 
     """E_q[log q - c log p] of one site with q = N(loc, scale^2) and a Normal prior of scale c, in closed form.
 
     With c = 1 it is KL(q || p) = log(s_p / s) + (s^2 + (m - m_p)^2) / (2 s_p^2) - 1/2. A prior that depends on other
-    latents gives the KL at their drawn values, an unbiased estimate where q's sites are independent.
+    latents gives the KL at their drawn values, an unbiased estimate where q's sites are independent. Of a site in a
+    subsampled plate, the rows that the run took stand for all.
 
     Returns:
         Scalar in nats, or None where the prior is no Normal.
@@ -27,22 +30,27 @@ def normal_kl(message: Mapping[str, Any], loc: Tensor, scale: Tensor) -> Tensor 
     if prior is None:
         return None
     prior_loc, prior_scale, _ = prior
+    rows = 1.0
+    for axis, index in message["infer"].get("_rows", ()):  # those of all data, of which a subsample took some
+        rows *= loc.shape[axis] / len(index)
+    loc, scale = taken(message, loc), taken(message, scale)
     variance = prior_scale.square()
     cross = 0.5 * (LOG_TWO_PI + variance.log() + (scale.square() + (loc - prior_loc).square()) / variance)
     entropy = 0.5 * (LOG_TWO_PI + 1) * loc.numel() + scale.log().sum()
-    return (cross * _event_scale(message, cross)).sum() - entropy
+    return (cross * _event_scale(message, cross)).sum() - rows * entropy
 
 
 def normal_prior(message: Mapping[str, Any]) -> tuple[Tensor, Tensor, float | Tensor] | None:
     """Location, scale and weight of a site's Normal prior, or None where it is none or is masked."""
     fn = message["fn"]
     base = unwrapped(fn)
-    if type(base).__name__ != "Normal" or message["mask"] is not None or _has_mask(fn):
+    if type(base).__name__ != "Normal" or message["mask"] is not None or has_mask(fn):
         return None
     return base.loc, base.scale, message["scale"]
 
 
-def _has_mask(fn) -> bool:
+def has_mask(fn) -> bool:
+    """Whether a distribution is masked, at any depth."""
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         if type(fn).__name__ == "MaskedDistribution":
             return True

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_align.errors import BarrierError
+from pyro_align.errors import BarrierError, TraceError
 from pyro_align.model import forward
-from pyro_align.model.forward import Layout
-from pyro_align.model.guards import untouched
+from pyro_align.model.effects.substitute import full_shape
+from pyro_align.model.enumerate import Enumerated
+from pyro_align.model.guards import seed_everywhere, untouched
+from pyro_align.model.many import first_line
 from pyro_align.model.memory import Live
-
-
-def call_shapes(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all tensors among a model's arguments, on which the memory of a run depends."""
-    leaves, _ = tree_flatten((args, dict(kwargs)))
-    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+from pyro_align.model.observations import Layout, latent_terms, read_layout
 
 
 def probe(
@@ -55,16 +52,25 @@ def probe(
     _check_devices(posterior, args, kwargs)
     try:
         with untouched(model, seed=seed), torch.no_grad():
+            records, enumerated = forward.record(model, args, kwargs, draw), None
+            forward.check_observed(records)
+            if strict:
+                _check_sites(records, posterior)
+            nesting = records.max_plate_nesting if records.discrete else None
+            seed_everywhere(seed)
             with Live() if measure else contextlib.nullcontext() as live:
-                records = forward.record(model, args, kwargs, draw)
-                if strict:
-                    _check_sites(records, posterior)
-                layout = forward.read_layout(records)
+                if nesting is not None or measure:
+                    records = forward.record(model, args, kwargs, draw, nesting)
+                enumerated = None if nesting is None else Enumerated(records)
+                layout = read_layout(records, enumerated)
                 if measure:
-                    forward.log_joint_terms(records)
+                    latent_terms(records, enumerated)
             return layout, live.peak if measure else None
     except BarrierError:
         raise
+    except TraceError as error:
+        _check_prior_draw(model, args, kwargs, posterior, seed)
+        raise BarrierError(str(error)) from error
     except Exception as error:
         _check_prior_draw(model, args, kwargs, posterior, seed)
         raise BarrierError(_explain(error, posterior, args, kwargs)) from error
@@ -81,25 +87,23 @@ def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], p
 
 
 def _check_sites(records: forward.Records, posterior) -> None:
-    missing = [name for name in records.latent if name not in posterior.sites]
+    missing = [n for n in records.latent if n not in posterior.sites and n not in records.discrete]
     extra = [name for name in posterior.sites if name not in records.latent]
     if missing:
-        discrete = [n for n in missing if getattr(records.latent[n]["fn"], "has_enumerate_support", False)]
-        advice = (
-            f"{discrete} are discrete: marginalize them in the model, or give an enumerating Pyro loss such as "
-            "losses=[TraceEnum_ELBO()]"
-            if discrete
-            else "if one of them is data, pass its observed values; else fit a guide that covers it"
+        raise BarrierError(
+            f"the model's sites {missing} are neither observed nor in the path's posterior; if one of them is data, "
+            "pass its observed values; else fit a guide that covers it"
         )
-        raise BarrierError(f"the model's sites {missing} are neither observed nor in the path's posterior; {advice}")
     if extra:
         raise BarrierError(
             f"the path's posterior has sites {extra} that the model does not sample; the model samples "
             f"{list(records.latent)} with these arguments. Was the guide fitted to another model?"
         )
     for name, message in records.latent.items():
+        if name not in posterior.sites:
+            continue  # summed out
         expected, given = _site_shape(message["fn"]), tuple(posterior.sites[name].shape)
-        if expected != given:
+        if given not in (expected, full_shape(message)):
             raise BarrierError(
                 f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
                 "was the guide fitted to a model of another size?"
@@ -147,8 +151,3 @@ def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return type(value).__name__
-
-
-def first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".") if lines else "no message"

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from pyro_align.errors import GuideError
-from pyro_align.guides import LowRankNormal, Posterior, SiteSpec, check_distinct, read_guide
+from pyro_align.guides import Guide, LowRankNormal, Posterior, SiteSpec, check_distinct, read_guide
+from pyro_align.guides.registry import alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,11 @@ class Path:
             return self.start.distance_low_rank(self.end)
         return self.start.distance(self.end)
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What should be told of the path: what it leaves out, what is approximate. Empty for closed forms."""
+        return self.start.path_notes(self.end)
+
     def posterior(self, tau: float) -> Posterior:
         """The posterior at ``tau``; the end points are exact.
 
@@ -76,12 +82,12 @@ class Path:
             return self.start.displace_low_rank(self.end, tau)
         return self.start.displace(self.end, tau)
 
-    def __call__(self, tau: float):
+    def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau`` that owns its parameters.
 
         It has the type of the first guide. Two exceptions: between Gaussians of low rank, or stored by factors
         (``AutoGaussian``, ``AutoStructured``), the geodesic leaves the family, and the guide is an
-        ``AutoMultivariateNormal``; between guides without a closed form it is an empirical one.
+        ``AutoMultivariateNormal``; between guides known by draws it is a ``SampledGuide``.
         """
         return self.posterior(tau).to_guide()
 
@@ -123,7 +129,7 @@ def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Pa
         'AutoNormal'
     """
     check_distinct(guide_a, guide_b)
-    return Path(read_guide(guide_a), read_guide(guide_b), coupling)
+    return Path(*alike(read_guide(guide_a), read_guide(guide_b)), coupling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +165,11 @@ class PiecewisePath:
         return self.pieces[0].sites
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be told of the pieces, each thing once."""
+        return tuple(dict.fromkeys(note for piece in self.pieces for note in piece.notes))
+
+    @property
     def length(self) -> float:
         """The sum of the pieces' Wasserstein-2 lengths."""
         return sum(piece.length for piece in self.pieces)
@@ -178,7 +189,7 @@ class PiecewisePath:
         low, high = self.breaks[i : i + 2]
         return self.pieces[i].posterior((tau - low) / (high - low))
 
-    def __call__(self, tau: float):
+    def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau`` that owns its parameters."""
         return self.posterior(tau).to_guide()
 
@@ -224,7 +235,7 @@ def path_through(guides: Any, *, spacing: str = "equal", coupling: str = "optima
         raise ValueError(f"spacing must be 'equal' or 'length', got {spacing!r}")
     for a, b in itertools.combinations(guides, 2):
         check_distinct(a, b)
-    posteriors = [read_guide(guide) for guide in guides]
+    posteriors = alike(*(read_guide(guide) for guide in guides))
     start, pieces = posteriors[0], []
     for q in posteriors[1:]:
         pieces.append(Path(start, q, coupling))

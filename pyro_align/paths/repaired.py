@@ -18,7 +18,9 @@ from torch import Tensor
 from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preactivations
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, SiteSpec
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
 
@@ -140,11 +142,12 @@ class RepairedPath:
         return q
 
 
+@options_apart
 def repair(
     path: Any,
     model: Callable,
     *args: Any,
-    symmetry: Symmetry | None = None,
+    symmetry: Symmetry | SymmetrySpec | None = None,
     num_samples: int = 8,
     seed: int = 0,
     **kwargs: Any,
@@ -184,7 +187,8 @@ def repair(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     for tau in (0.0, 1.0):
         _checked(path.posterior(tau))
-    found = find_symmetry(model, *args, **kwargs) if symmetry is None else symmetry
+    shapes = path.posterior(0.0).shapes
+    found = find_symmetry(model, *args, **kwargs) if symmetry is None else bound(symmetry, shapes, of="path")
     repaired = RepairedPath(path, model, args, kwargs, found, num_samples, seed)
     for layer in repaired.layers:
         for site, _ in filter(None, (layer.weight, layer.bias)):

@@ -12,7 +12,7 @@ from string import ascii_lowercase
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from pyro_align.axes import Atom, Axis, Product, Sum, children, leaves
+from pyro_align.axes import Atom, Axis, Product, Sum, children, leaves, shown_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def plot_symmetry(symmetry: Symmetry, *, ax: Axes | None = None, sites: Sequence
         for left, term in zip(sheet.starts, terms, strict=False):
             width = _cells(term)
             _paint(ax, sheet, term, left, y, min(1.0, WIDEST / width), 0.74)
-    _score(ax, sheet, list(rows.values()), symmetry.signed)
+    _score(ax, sheet, list(rows.values()))
     _frame(ax, sheet, list(rows))
     _write(ax, symmetry, rows)
     return ax
@@ -109,7 +109,7 @@ class _Sheet:
     def label(self, name: str) -> str:
         """What stands over an atom's line: its name, its size, and what it is nested in."""
         atom = self.atoms[name]
-        size = "?" if atom.size is None else str(atom.size)
+        size = shown_size(atom.size)
         around = [self.letters.get(o, _short(o)) for o in atom.within]
         return f"{_short(name)}: {size}" + (f" in each {', '.join(around)}" if around else "")
 
@@ -199,11 +199,11 @@ def _text(ax: Axes, sheet: _Sheet, atom: Atom, x: float, y: float, scale: float)
     if scale < 0.5:
         return
     free = atom.name in sheet.letters
-    text = sheet.letters[atom.name] if free else "?" if atom.size is None else str(atom.size)
+    text = sheet.letters[atom.name] if free else shown_size(atom.size)
     ax.text(
         x,
         y,
-        ("±" if atom.odd else "") + text,
+        {"permutation": "", "signed": "±", "rotation": "↻"}[atom.kind] + text,
         ha="center",
         va="center_baseline",
         fontsize=(8.5 if free else 7.5) * (1 if len(text) < 5 else 0.8),
@@ -221,7 +221,7 @@ def _ink(color: str) -> str:
 # -- the score ---------------------------------------------------------------------------------------------------------
 
 
-def _score(ax: Axes, sheet: _Sheet, rows: list[tuple[Axis, ...]], signed: frozenset[str]) -> None:
+def _score(ax: Axes, sheet: _Sheet, rows: list[tuple[Axis, ...]]) -> None:
     """A line for every atom, with a dot at every site that carries it, and in the dot how often if more than once."""
     for name, atom in sheet.atoms.items():
         x, color = sheet.line(name), sheet.color(atom)
@@ -229,7 +229,7 @@ def _score(ax: Axes, sheet: _Sheet, rows: list[tuple[Axis, ...]], signed: frozen
         ys = [y for y, count in enumerate(counts) if count]
         ax.plot([x, x], [HEAD, ys[0]], color="0.8", lw=0.8, zorder=1)
         _box(ax, sheet, replace(atom, within=()), x - 0.36, 0.72, HEAD, 0.66)
-        _text(ax, sheet, replace(atom, odd=name in signed), x, HEAD, 1.0)
+        _text(ax, sheet, atom, x, HEAD, 1.0)
         ax.plot([x, x], [ys[0], ys[-1]], color=color, lw=2.2, zorder=2, solid_capstyle="round")
         ax.plot([x] * len(ys), ys, "o", color=color, ms=9, mec="white", mew=0.8, zorder=3, label=name)
         for y in ys:
@@ -259,7 +259,7 @@ def _frame(ax: Axes, sheet: _Sheet, names: list[str]) -> None:
 
 def _write(ax: Axes, symmetry: Symmetry, rows: dict[str, tuple[Axis, ...]]) -> None:
     """How many there are, above; how to read it, below."""
-    order = f", log order {symmetry.log_order:.4g} nats" if symmetry.is_bound else ""
+    order = f", log order {symmetry.log_order:.4g} nats"
     likelihood = " (likelihood alone)" if symmetry.scope == "likelihood" else ""
     atoms = len(symmetry.atoms)
     ax.set_title(f"{atoms} free atom{'s' * (atoms != 1)}{order}{likelihood}", fontsize=10, loc="left")
@@ -274,6 +274,8 @@ def _write(ax: Axes, symmetry: Symmetry, rows: dict[str, tuple[Axis, ...]]) -> N
         notes.append("framed: relabeled anew for each index of the atom of the frame's color")
     if any(a.odd for t in found for a in leaves(t)):
         notes.append("± with signs")
+    if symmetry.rotated:
+        notes.append("↻ rotated")
     inches = ax.get_position().width * ax.figure.get_figwidth()
     ax.set_xlabel(fill("; ".join(notes), max(30, int(inches / 0.052))), fontsize=7.5, loc="left", color=INK)
 

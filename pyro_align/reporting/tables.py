@@ -27,7 +27,9 @@ def symmetry_table(symmetry: Symmetry) -> str:
     """The atoms with their sizes, then the sites with their axes."""
     if not symmetry.sites:
         return "Symmetry without sites"
-    count = "" if not symmetry.is_bound else f", log order {symmetry.log_order:.1f} nats"
+    count = f", log order {symmetry.log_order:.1f} nats"
+    if symmetry.rotated:
+        count += f", rotations of dimension {symmetry.dimension}"
     lines = [
         f"Symmetry of {len(symmetry.sites)} sites: {len(symmetry.atoms)} free atoms{count} (scope: {symmetry.scope})"
     ]
@@ -36,17 +38,19 @@ def symmetry_table(symmetry: Symmetry) -> str:
         for name, atom in symmetry.atoms.items():
             carriers = [f"{site}[{axis}]" for site, axis in symmetry.carriers[name]]
             shown = ", ".join(carriers[:6]) + (f", ... {len(carriers) - 6} more" if len(carriers) > 6 else "")
-            label = ("±" if name in symmetry.signed else "") + name
-            rows.append([label, "?" if atom.size is None else str(atom.size), " > ".join(atom.within), shown])
-        lines += ["", text_table(["atom", "size", "within", "carried by site[axis]"], rows, right=(1,))]
+            rows.append([str(atom), str(atom.size), atom.kind, " > ".join(atom.within), shown])
+        lines += ["", text_table(["atom", "size", "kind", "within", "carried by site[axis]"], rows, right=(1,))]
     rows = [
-        [site, " x ".join(str(axis_size(t) or "?") for t in terms) or "scalar", " | ".join(map(str, terms))]
+        [site, " x ".join(str(axis_size(t)) for t in terms) or "scalar", " | ".join(map(str, terms))]
         for site, terms in symmetry.sites.items()
     ]
     lines += ["", text_table(["site", "shape", "axes"], rows)]
     if symmetry.opaque:
         names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
         lines += ["", f"opaque operations, whose axes were fixed: {names}"]
+    if symmetry.rests:
+        held = ", ".join(dict.fromkeys(f"{r.tensor}[{r.axis}]" for r in symmetry.rests))
+        lines += ["", f"holds only while these stay constant: {held}"]
     if symmetry.certificate is not None:
         lines += ["", str(symmetry.certificate)]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The group of a model's symmetries, its elements, and how they act on values. torch only."""
 
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
-__all__ = ["Certificate", "OpaqueOperation", "Permutation", "Symmetry"]
+__all__ = ["Certificate", "OpaqueOperation", "Permutation", "Symmetry", "SymmetrySpec"]

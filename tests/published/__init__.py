@@ -1,7 +1,7 @@
 """Published networks, as the usual libraries build them, and the group that each of them has.
 
 A network is small but has every part of its original. Its group is written down site by site: a pattern for the sites'
-names, and one entry per axis in the notation of ``Symmetry.from_axes``. ``{0}`` stands for the pattern's first group
+names, and one entry per axis in the notation of ``SymmetrySpec``. ``{0}`` stands for the pattern's first group
 (the number of the layer, say), ``"head{0}:2"`` is an atom with its size, and an atom is nested in others as ``within``
 says.
 """

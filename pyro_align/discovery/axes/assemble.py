@@ -14,7 +14,7 @@ from pyro_align.discovery.axes.nesting import nested
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
-_SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
+_SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
 
 
 def assemble(inference: Inference, *, scope: str) -> Symmetry:
@@ -95,7 +95,7 @@ class _Occurrence:
 
     @property
     def name(self) -> str:
-        base = _SUFFIX.sub("", self.site) or self.site
+        base = _SUFFIX.sub("", self.site)
         axis = f"[{self.axis}]" if self.axis else ""
         return f"{base}{axis}" + ("" if self.leaf is None else f"/{self.leaf}")
 

@@ -14,7 +14,8 @@ from pyro_align.discovery.axes.inference import AxisTensor, Inference
 from pyro_align.discovery.axes.terms import instantiate, resolve
 from pyro_align.discovery.checking import TOLERANCE, Action, Alone
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry.group import Permutation, Symmetry
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def _blame(alone: Alone, permutation: Permutation, change: float) -> str:
     """The atoms that alone change the output, with the tensors that carry them."""
     symmetry, before, guilty = permutation.symmetry, alone.run(alone.values), []
     for name in symmetry.atoms:
-        action = _action(symmetry.permutation({name: permutation.indices[name]}))
+        action = _action(permutation.only(name))
         if not max(alone.changes(before, action(alone.values), action(before)).values()) <= TOLERANCE:
             guilty.append(name)
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)

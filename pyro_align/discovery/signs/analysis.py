@@ -14,7 +14,8 @@ from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.signs.domain import SignDomain
 from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
 from pyro_align.discovery.walk import walk
-from pyro_align.symmetry.action import plan
+from pyro_align.symmetry.action import Tables, act
+from pyro_align.symmetry.blocks import site_blocks
 from pyro_align.symmetry.group import Symmetry
 
 
@@ -77,17 +78,15 @@ class SignAnalysis:
 
     @on_host
     def turned(self, place: Place, atom: str, unit: tuple) -> Tensor:
-        """Which entries of a site a unit (or, by slices, several) turns at one place; other axes have size one."""
+        """Which entries of a site a unit (or, by slices, several) turns at one place."""
         terms = [
             marked(term, [place == Place(place.site, axis, k) for k, _ in enumerate(leaves(term))])
             for axis, term in enumerate(self.symmetry.sites[place.site])
         ]
         signs = torch.ones(*self.symmetry.outer_shape(atom), self.symmetry.atoms[atom].size, dtype=torch.int8)
         signs[unit] = -1
-        sign = torch.ones([1] * len(terms), dtype=torch.int8)
-        for _, _, factor in plan(terms, {}, {atom: signs}):
-            sign = sign if factor is None else sign * factor
-        return sign < 0
+        ones = torch.ones(self.symmetry.shapes[place.site], dtype=torch.int8)
+        return act(site_blocks(place.site, terms), ones, Tables(signs={atom: signs})) < 0
 
     def entries(self, place: Place, atom: str) -> float:
         """How many entries of a site one unit turns at one place."""
@@ -115,4 +114,4 @@ class SignAnalysis:
 def marked(term: Axis, odd: Sequence[bool]) -> Axis:
     """The term with its leaves made odd or not, from left to right."""
     flags = iter(odd)
-    return map_atoms(term, lambda atom: replace(atom, odd=next(flags)))
+    return map_atoms(term, lambda atom: replace(atom, kind="signed" if next(flags) else "permutation"))

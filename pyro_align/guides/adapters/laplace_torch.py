@@ -32,7 +32,7 @@ from pyro_align.guides.families.mean_field import MeanFieldNormal, split_flat
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.guides.registry import register_outside
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @register_outside("laplace.baselaplace.DiagLaplace")

@@ -26,7 +26,7 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_finite, check_tau, standard_normal
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 RANK_NOISE = "_rank"  # the noise of the root's columns beyond one per coordinate
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -117,6 +117,7 @@ class DenseNormal(Posterior):
     # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
 
     is_coupled = True
+    in_unconstrained = True
 
     def coupled_features(self, other: Posterior, p: Permutation):
         self.check_compatible(other)

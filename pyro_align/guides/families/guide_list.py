@@ -23,7 +23,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,12 @@ class Independent(Posterior):
     @property
     def divergences(self) -> tuple[str, ...]:
         return tuple(d for d in self.parts[0].divergences if all(d in part.divergences for part in self.parts))
+
+    in_unconstrained = True
+
+    @property
+    def has_density(self) -> bool:
+        return all(part.has_density for part in self.parts)
 
     @property
     def is_coupled(self) -> bool:
@@ -179,6 +185,6 @@ class _GuideListWriter:
             child = part.to_guide()
             if "master" in child.__dict__:
                 guide.append(child)
-            else:  # not an AutoGuide: an empirical part between the ends of a path
+            else:  # not an AutoGuide
                 guide.add_module(str(len(guide)), child)
         return guide.train(self.prototype.training)

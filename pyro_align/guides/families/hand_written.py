@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from pyro.nn import PyroModule
@@ -21,8 +22,19 @@ from pyro_align.guides.families.mean_field import MeanFieldNormal, _AutoNormalWr
 from pyro_align.guides.families.wrapped import trace_guide
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs
 from pyro_align.guides.sites import SiteSpec
+from pyro_align.model.keywords import options_apart
+
+# By exact type: a subclass may mean another law by the same parameters, as a radial one does.
+_NORMALS = (torch.distributions.Normal, dist.Normal)
+_AROUND = tuple(
+    getattr(module, name)
+    for module in (torch.distributions, dist)
+    for name in ("LogNormal", "TransformedDistribution", "Independent", "ExpandedDistribution", "MaskedDistribution")
+    if hasattr(module, name)
+)
 
 
+@options_apart
 def mean_field_guide(
     guide: Any, *args, parameters: Mapping[str, Sequence[str]] | None = None, **kwargs
 ) -> MeanFieldNormal:
@@ -92,9 +104,9 @@ def _from_trace(spec: SiteSpec, node: Mapping, again: Mapping) -> tuple[Tensor, 
 def _normal_of(spec: SiteSpec, fn: Any) -> tuple[Tensor, Tensor]:
     """Location and scale of a site's distribution in unconstrained coordinates."""
     base, transforms = fn, []
-    while not isinstance(base, torch.distributions.Normal):
+    while type(base) not in _NORMALS:
         transforms = [*getattr(base, "transforms", []), *transforms]
-        inner = getattr(base, "base_dist", None)
+        inner = getattr(base, "base_dist", None) if type(base) in _AROUND else None
         if inner is None:
             raise GuideError(
                 f"site '{spec.name}': drawn from {type(base).__name__}, not from a normal, so the guide is not "

@@ -33,7 +33,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits comfortably: 0.5 GB in float64
 
@@ -59,6 +59,7 @@ class LowRankNormal(Posterior):
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
     is_coupled = True
+    in_unconstrained = True
 
     def __post_init__(self):
         for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):

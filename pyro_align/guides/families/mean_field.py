@@ -24,7 +24,7 @@ from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau, standard_normal
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -45,6 +45,8 @@ class MeanFieldNormal(Posterior):
     locs: Mapping[str, Tensor] = field(repr=False)
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
+
+    in_unconstrained = True
 
     @property
     def divergences(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Values, check_tau
 from pyro_align.model.effects import SubstituteMessenger
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _CHECKED_DRAWS = 3
 
@@ -105,8 +105,13 @@ class Messenger(Wrapped):
         guide = self.prototype.build(between)
         return replace(self, guide=guide, chain=(), parameters=between)
 
+    def path_notes(self, other: Posterior) -> tuple[str, ...]:
+        return ("the path moves the guides' parameters on straight lines; it is not a Wasserstein-2 geodesic",)
+
     def check_compatible(self, other: Posterior) -> None:
         super().check_compatible(other)
+        if type(other) is not Messenger:
+            raise GuideError(f"one guide is read as a Messenger, the other as a {type(other).__name__}; wrap both")
         if other.prototype.cls is not self.prototype.cls or other.parameters.keys() != self.parameters.keys():
             raise GuideError(
                 f"the guides are a {self.prototype.cls.__name__} and a {other.prototype.cls.__name__} with "

@@ -21,7 +21,7 @@ from pyro_align.guides.pyro_state.prototypes import dense_writer_over, prototype
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import SiteSpec
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,14 @@
 
 The wrapper runs a private copy of the guide, lets its sites appear under auxiliary names, with their own densities, and
 emits the relabeled values as point masses under the original names. Relabeling keeps volume, so the log density of a
-relabeled draw is the old one; ELBOs are equal draw by draw. There is no closed form for paths: draws are coupled.
+relabeled draw is the old one; ELBOs are equal draw by draw. For matching and for paths such a guide is one
+of the posteriors that are known by their draws.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,17 +27,16 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.empirical import Empirical, draws_from, empirical_noise, moment_features
-from pyro_align.guides.features import Features
-from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.families.draws import NUM_DRAWS, KnownByDraws, relabeled
+from pyro_align.guides.labels import Labels, label_moves, move_labels
 from pyro_align.guides.pyro_state.copies import StoredGuide, private_copy, runs_model, store_parameters
 from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_tau
+from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Permutation, same_group
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import same_group
 
 AUXILIARY = "_before_relabeling_"
 _OWN = f"_pyro_align_{uuid.uuid4().hex[:12]}"  # a name that no guide of the caller has in the param store
@@ -143,8 +143,8 @@ class _Aside(Messenger):
 
 
 @dataclass(frozen=True, eq=False)
-class Wrapped(Posterior):
-    """A posterior of which only draws and their densities are known.
+class Wrapped(KnownByDraws):
+    """A posterior of which only draws and their densities are known: those of a guide that is run.
 
     Attributes:
         sites: The sites.
@@ -161,11 +161,6 @@ class Wrapped(Posterior):
     kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     chain: tuple[Permutation, ...] = ()
     labels: Labels = field(default_factory=dict)
-
-    divergences = ("w2", "means")
-
-    def with_labels(self, labels: Labels) -> Wrapped:
-        return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
 
     @cached_property
     def _runner(self) -> RelabeledGuide:
@@ -184,67 +179,38 @@ class Wrapped(Posterior):
             moved = replace(self, chain=(*self.chain[:-1], p @ self.chain[-1]))
         else:
             moved = replace(self, chain=(*self.chain, p))
-        if (
-            "_draws" in self.__dict__ and not self.labels
-        ):  # the same seeds give the relabeled draws: no need to run the guide again
-            moved.__dict__["_draws"] = self._draws._permute(p)
+        for seed, values in self._kept.items():  # the same seeds give the relabeled draws: the guide need not run again
+            moved._kept[seed] = relabeled(p, self.sites, self.labels, values)
         return moved
 
-    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        return dict(noise)
+    @cached_property
+    def _kept(self) -> dict[int, Values]:
+        return {}
 
-    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
-        """A seed per draw, and what an empirical posterior on a path from here needs."""
-        generator, shape = as_generator(generator), (check_draws(num_samples),)
-        seeds = torch.randint(0, 2**31 - 1, shape, generator=generator, device="cpu")
-        return {"_seed": seeds, **empirical_noise(num_samples, generator)}
+    def drawn(self, seed: int) -> Values:
+        if seed not in self._kept:
+            self._kept[seed] = self.push(self.noise(NUM_DRAWS, generator=seed))
+        return self._kept[seed]
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        seeds = tuple(noise["_seed"].tolist())
+        last = self.__dict__.setdefault("_last", {})  # a path asks for the same draws at every tau
+        if last.get("seeds") != seeds:
+            last.update(seeds=seeds, result=self._run(seeds))
+        values, log_prob = last["result"]
+        return dict(values), log_prob
+
+    def _run(self, seeds: Sequence[int]) -> tuple[Values, Tensor]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         log_probs = []
-        for seed in noise["_seed"].tolist():
-            with untouched(seed=seed), torch.no_grad():
+        for seed in seeds:
+            with poutine.block(), untouched(seed=seed), torch.no_grad():  # also inside of another guide
                 trace = poutine.trace(self._runner).get_trace(*self.args, **self.kwargs)
                 trace.compute_log_prob()
             for name, drawn in values.items():
                 drawn.append(trace.nodes[name]["value"].detach())
             log_probs.append(_guide_log_prob(trace))
         return {name: torch.stack(drawn) for name, drawn in values.items()}, torch.stack(log_probs)
-
-    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of one site, estimated from draws."""
-        return self._draws.marginal(site)
-
-    def _features(self, divergence: str, side: str) -> Features:
-        return moment_features(self._draws, divergence)
-
-    is_coupled = True
-
-    def coupled_features(self, other: Posterior, p: Permutation):
-        """Those of as many draws of either, which share their seeds."""
-        self.check_compatible(other)
-        return self._draws.coupled_features(other._draws, p)
-
-    @cached_property
-    def _draws(self) -> Empirical:
-        return draws_from(self, self.labels)
-
-    def distance(self, other: Posterior) -> float:
-        """The Wasserstein-2 distance between as many draws of either: an estimate, biased upwards."""
-        if other is self:
-            return 0.0
-        self.check_compatible(other)
-        return self._draws.distance(other._draws)
-
-    def displace(self, other: Posterior, tau: float) -> Posterior:
-        """Between the ends, displaced draws under an optimal assignment; the ends are the guides themselves."""
-        tau = check_tau(tau)
-        if tau == 0.0:
-            return self
-        if tau == 1.0:
-            return other
-        self.check_compatible(other)
-        return self._draws.displace(other._draws, tau)
 
     def to_guide(self) -> RelabeledGuide:
         return RelabeledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs, self.labels)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_align.errors import SymmetryError
-from pyro_align.symmetry.group import Permutation
+from pyro_align.symmetry.element import Permutation
 
 _NO_SHAPE = torch.Size()
 

@@ -1,0 +1,345 @@
+"""Posteriors that are known by their draws: given ones, those of a guide that can only be run, and points between.
+
+They are matched by means and standard deviations of each coordinate, which need no pairing of draws. The path between
+two of them moves the draws of either on the straight lines of one map (:mod:`~pyro_align.guides.transport`), fitted on
+draws of both: at ``tau`` a draw comes from the first posterior with probability ``1 - tau`` and is moved forwards, and
+from the second with probability ``tau`` and is moved backwards. Both ends are exact; where the map carries one law into
+the other, both sides agree, and what it does not carry over is crossed by mixing. Every point can be drawn from without
+limit. Its density is that of the side that a draw comes from, with the change of volume: where the sides differ, the KL
+estimated with it is too large by their Jensen-Shannon divergence, at most log 2 nats for all data.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.drawing import SampledGuide, make_noise
+from pyro_align.guides.features import Features
+from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
+from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
+from pyro_align.symmetry.element import Permutation
+
+NUM_DRAWS = 256  # draws on which moments and maps are fitted, where a posterior makes its own
+REMAINDER = 0.02  # energy coefficient above which a path says that its map does not carry one law into the other
+
+
+class KnownByDraws(Posterior):
+    """What all posteriors that are known by draws have in common.
+
+    Attributes:
+        labels: Discrete site -> the atom whose units its values number, or None.
+    """
+
+    labels: Labels
+    known_by_draws = True
+
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
+        return make_noise(num_samples, generator)
+
+    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
+        return dict(noise)
+
+    def with_labels(self, labels: Labels) -> KnownByDraws:
+        return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
+
+    @abstractmethod
+    def drawn(self, seed: int) -> Values:
+        """Draws on which moments and maps are fitted; kept."""
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one site's unconstrained coordinates, estimated from draws."""
+        spec = self.sites[site]
+        if spec.is_discrete:
+            raise GuideError(f"site '{site}' is discrete: it has no location and scale")
+        latent = spec.unconstrain(self.drawn(0)[site])
+        return latent.mean(0), latent.std(0, correction=0)
+
+    def _features(self, divergence: str, side: str) -> Features:
+        values = self.drawn(int(side == "moving"))  # independent noise: a common one would favor the present labels
+        odd = (True, False) if divergence == "w2" else (True,)
+
+        def make(name: str) -> tuple[Tensor, ...]:
+            found = _linear(self.sites[name], values[name])
+            return (found.mean(0), found.std(0, correction=0))[: len(odd)]
+
+        return Features(self.sites, make, odd)
+
+    def distance(self, other: Posterior) -> float:
+        """The W2 distance of Gaussian marginals with the draws' moments, a lower bound; 0 within two errors of 0."""
+        squared, error = self._squared_distance(other)
+        return math.sqrt(squared) if squared > 2 * error else 0.0
+
+    def distance_error(self, other: Posterior) -> float:
+        squared, error = self._squared_distance(other)
+        return math.sqrt(max(squared, 0.0) + error) - math.sqrt(max(squared, 0.0))
+
+    def _squared_distance(self, other: Posterior) -> tuple[float, float]:
+        self.check_compatible(other)
+        return squared_distance(*_evened(self._coordinates, other._coordinates_like(self)))
+
+    @cached_property
+    def _coordinates(self) -> Tensor:
+        return self._coordinates_like(self)
+
+    def _coordinates_like(self, other: KnownByDraws) -> Tensor:
+        """Draws in coordinates in which relabeling is linear, ``(draws, D)``, sites in the order of another's."""
+        values = self.drawn(0)
+        return torch.cat(
+            [_linear(self.sites[k], values[k]).double().reshape(len(values[k]), -1) for k in other.sites], dim=-1
+        )
+
+    def displace(self, other: Posterior, tau: float) -> Posterior:
+        """Between the ends, the law described at the top of this module."""
+        tau = check_tau(tau)
+        if tau == 0.0:
+            return self
+        if tau == 1.0:
+            return other
+        self.check_compatible(other)
+        return Between(self, other, tau, self._transport(other)[0])
+
+    def _transport(self, other: KnownByDraws) -> tuple[Transport, float]:
+        """The map to another posterior, and the energy coefficient of what it does not carry over."""
+        cache = self.__dict__.setdefault("_transports", {})  # one map serves every tau of a path
+        if cache.get("to") is not other:
+            x, y = _evened(*(flat(self.sites, q.drawn(0)) for q in (self, other)))
+            sizes = [self.sites[k].numel for k in movable(self.sites)]
+            found, scale = fit_transport(x, y, sizes), y.std(0, correction=0)
+            moved, scale = found.displace(x, 1.0)[0], torch.where(scale > 0, scale, 1.0)
+            cache.update(to=other, value=(found, energy_coefficient(moved / scale, y / scale)))
+        return cache["value"]
+
+    def path_notes(self, other: Posterior) -> tuple[str, ...]:
+        notes, remainder = [], self._transport(other)[1]
+        if not (self.has_density and other.has_density):
+            notes.append(
+                "kl and the negative ELBO are absent: the posterior is known by draws alone, which have no density"
+            )
+        if remainder > REMAINDER:
+            notes.append(
+                f"the path's map does not carry one end into the other (energy coefficient {remainder:.2g} of 1 is "
+                "left): what is left is crossed by mixing the two sides, which shows no barrier of its own"
+                + ("; kl between the ends is too large, by at most log 2 nats for all data" if self.has_density else "")
+            )
+        return tuple(notes)
+
+    def check_compatible(self, other: Posterior) -> None:
+        if not isinstance(other, KnownByDraws):
+            raise GuideError(
+                f"the posteriors are a {type(self).__name__}, known by draws, and a {type(other).__name__}; wrap the "
+                "second too: wrap_guide(guide, *args)"
+            )
+        self.check_sites(other)
+
+    def to_guide(self) -> SampledGuide:
+        return SampledGuide(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws(KnownByDraws):
+    """A set of draws of equal weight from a posterior that is not known otherwise, as MCMC gives.
+
+    Attributes:
+        sites: The sites.
+        draws: Site -> constrained draws, ``(draws, *site_shape)``.
+        labels: Discrete site -> the atom whose units its values number, or None.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    draws: Mapping[str, Tensor] = field(repr=False)
+    labels: Labels = field(default_factory=dict)
+
+    has_density = False
+
+    def __post_init__(self):
+        sizes = {name: len(value) for name, value in self.draws.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise GuideError(f"every site needs the same positive number of draws, got {sizes}")
+        for name, value in self.draws.items():
+            check_finite("draws", name, value)
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws."""
+        return len(next(iter(self.draws.values())))
+
+    @property
+    def max_samples(self) -> int:
+        return self.num_draws
+
+    def drawn(self, seed: int) -> Values:
+        return dict(self.draws)
+
+    def _permute(self, p: Permutation) -> Draws:
+        return replace(self, draws=relabeled(p, self.sites, self.labels, self.draws))
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        """The draws picked, none twice where there are enough; there is no density, so the second value is zero."""
+        picked = (noise["_draw"] * self.num_draws).long().clamp_max(self.num_draws - 1)
+        values = {k: v[picked.to(v.device)] for k, v in self.draws.items()}
+        return values, torch.zeros(len(picked), dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Between(KnownByDraws):
+    """A point on the path between two posteriors that are known by draws.
+
+    Attributes:
+        start: The posterior at 0.
+        end: The posterior at 1.
+        tau: Where on the path.
+        transport: The map from start to end, in unconstrained coordinates.
+        chain: Relabelings, applied one after the other.
+    """
+
+    start: KnownByDraws
+    end: KnownByDraws
+    tau: float
+    transport: Transport = field(repr=False)
+    chain: tuple[Permutation, ...] = ()
+    labels: Labels = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", {**self.start.labels, **self.labels})
+
+    @property
+    def sites(self) -> Mapping[str, SiteSpec]:
+        return self.start.sites
+
+    @property
+    def has_density(self) -> bool:
+        return self.start.has_density and self.end.has_density
+
+    @property
+    def max_samples(self) -> int | None:
+        return min((q.max_samples for q in (self.start, self.end) if q.max_samples is not None), default=None)
+
+    def drawn(self, seed: int) -> Values:
+        cache = self.__dict__.setdefault("_drawn", {})
+        if seed not in cache:
+            cache[seed] = self.push(self.noise(min(NUM_DRAWS, self.max_samples or NUM_DRAWS), generator=seed))
+        return cache[seed]
+
+    def _permute(self, p: Permutation) -> Between:
+        label_moves(p, self.sites, self.labels)  # refuses what cannot be relabeled
+        return replace(self, chain=(*self.chain, p))
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        first = (noise["_side"] >= self.tau).to(self.device)
+        sides = [self._side(q, noise, q is self.end) for q in (self.start, self.end)]
+        values = {k: v.where(_rows(first, v), sides[1][0][k]) for k, v in sides[0][0].items()}
+        for p in self.chain:
+            values = relabeled(p, self.sites, self.labels, values)
+        return values, sides[0][1].where(first, sides[1][1])
+
+    def _side(self, q: KnownByDraws, noise: Noise, from_end: bool) -> tuple[Values, Tensor]:
+        """All draws of one side, moved to where they are at tau, and their log density."""
+        values, log_prob = q.push_with_log_prob(noise)
+        moved, volume = self.transport.displace(flat(self.sites, values), self.tau, from_end=from_end)
+        out, start = dict(values), 0
+        for name in movable(self.sites):
+            spec = self.sites[name]
+            latent = moved[:, start : start + spec.numel].reshape(-1, *spec.unconstrained_shape).to(spec.dtype)
+            out[name] = spec.constrain(latent)
+            before = spec.log_volume(spec.unconstrain(values[name]), values[name])
+            log_prob = log_prob + before - spec.log_volume(latent, out[name])
+            start += spec.numel
+        return {k: out[k] for k in self.sites}, log_prob - volume.to(log_prob)
+
+
+# -- coordinates -------------------------------------------------------------------------------------------------------
+
+
+def movable(sites: Mapping[str, SiteSpec]) -> list[str]:
+    """The sites that a path moves: labels have no geometry, they come with the side that a draw comes from."""
+    return [name for name, spec in sites.items() if not spec.is_discrete]
+
+
+def flat(sites: Mapping[str, SiteSpec], values: Values) -> Tensor:
+    """The draws' unconstrained coordinates, ``(draws, D)`` in float64."""
+    names = movable(sites)
+    parts = [sites[k].unconstrain(values[k]).double().reshape(len(values[k]), -1) for k in names]
+    return torch.cat(parts, dim=-1) if parts else torch.zeros(len(next(iter(values.values()))), 0, dtype=torch.float64)
+
+
+def relabeled(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels, values: Values) -> Values:
+    """The relabeled draws, labels in their values included."""
+    act, moves = Relabeling(p, sites), label_moves(p, sites, labels)
+    draws = {k: act.constrained(k, v, batch_dims=1) for k, v in values.items()}
+    return {**draws, **{k: move_labels(sites[k], index, draws[k]) for k, index in moves.items()}}
+
+
+def _linear(spec: SiteSpec, values: Tensor) -> Tensor:
+    """Coordinates of the site's shape in which every relabeling is linear."""
+    if spec.is_discrete:
+        return values.new_zeros((), dtype=torch.get_default_dtype()).expand(values.shape)
+    if not spec.core_event_dims[0]:
+        return spec.unconstrain(values)
+    if _is_simplex(spec.support):  # centered log ratios (Aitchison 1982)
+        logs = values.clamp_min(torch.finfo(values.dtype).tiny).log()
+        return logs - logs.mean(-1, keepdim=True)
+    return values
+
+
+def _is_simplex(support: object) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.simplex
+
+
+def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Equally many draws of either, evenly spaced among those of the longer."""
+    count = min(len(x), len(y))
+    return tuple(z[torch.arange(count, device=z.device) * len(z) // count] for z in (x, y))
+
+
+def _rows(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (values.dim() - 1))
+
+
+# -- draws as guides ---------------------------------------------------------------------------------------------------
+
+
+@register_guide(dict)
+def read_draws(draws: Mapping[str, Tensor]) -> Draws:
+    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
+    if not draws:
+        raise GuideError("there are no draws: the dict is empty")
+    for name, value in draws.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise GuideError(f"site '{name}': expected a tensor (draws, *site_shape), got {type(value).__name__}")
+    return Draws(plain_sites(draws), {k: v.detach().clone() for k, v in draws.items()})
+
+
+def plain_sites(draws: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
+    """Sites of which draws ``(draws, *site_shape)`` are all that is known."""
+    sites = {}
+    for name, value in draws.items():
+        shape, event_dim, support = tuple(value.shape[1:]), value.dim() - 1, constraints.real
+        if not value.is_floating_point():
+            support = constraints.boolean if value.dtype == torch.bool else constraints.nonnegative_integer
+            event_dim = 0
+        sites[name] = SiteSpec(name, shape, support, event_dim, value.dtype, value.device)
+    return sites
+
+
+@register_guide(SampledGuide)
+def read_sampled_guide(guide: SampledGuide) -> Posterior:
+    """The posterior that the guide draws from."""
+    return guide.posterior

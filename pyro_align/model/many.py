@@ -1,0 +1,117 @@
+"""A function of one draw at many draws: by ``torch.func.vmap`` in chunks, or draw by draw where that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_align.errors import DiagnosticWarning
+from pyro_align.model.guards import seed_everywhere, untouched
+from pyro_align.model.memory import peak_bytes
+
+CPU_CACHE = 2**23  # on a CPU, larger chunks only leave its caches
+
+One = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass
+class Many:
+    """The one way in which this package runs a model at many draws.
+
+    Attributes:
+        model: The Pyro model, left as it is.
+        seed: Seed of whatever randomness the model itself uses (subsampling); the same for every draw.
+        chunk: Draws in one vectorized run; None chooses it by ``max_memory``.
+        max_memory: Bytes that the model's intermediate tensors may take.
+        sizes: Bytes of one draw's run, by ``key`` of the call.
+        vectorized: Whether vmap is in use; falls to False for good when it fails.
+    """
+
+    model: Callable
+    seed: int = 0
+    chunk: int | None = None
+    max_memory: int = 2**30
+    sizes: dict[Hashable, int] = field(default_factory=dict)
+    vectorized: bool = True
+    _told: bool = False
+
+    def __call__(self, one: One, values: Mapping[str, Tensor], key: Hashable = None) -> dict[str, Tensor]:
+        """The function at every draw.
+
+        Args:
+            one: Site -> value of one draw to named tensors. It runs the model.
+            values: Site -> draws ``(draws, *site_shape)``.
+            key: Of what the memory of a run depends on besides the draw's shapes.
+
+        Returns:
+            Name -> ``(draws, ...)``.
+        """
+        count = next(iter(values.values())).shape[0]
+        with untouched(self.model, seed=self.seed), torch.no_grad():
+            size = self._chunk_size(one, values, key, count) if self.vectorized else 1
+            parts = [self._run(one, {k: v[lo : lo + size] for k, v in values.items()}) for lo in range(0, count, size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _run(self, one: One, chunk: dict[str, Tensor]) -> dict[str, Tensor]:
+        count = len(next(iter(chunk.values())))
+        if self.vectorized and count > 1:  # one draw alone needs no vectorizing
+            try:
+                seed_everywhere(self.seed)  # each chunk, and each draw below, sees the same subsample
+                return torch.func.vmap(one, randomness="same")(chunk)
+            except Exception as error:  # whatever vmap cannot do in a user's model, a loop can
+                failure = error
+            rows = self._one_by_one(one, chunk, count)  # what is wrong with the model itself, it says
+            self.vectorized = False
+            warnings.warn(
+                f"the model cannot be vectorized over draws ({type(failure).__name__}: {first_line(failure)}); "
+                "it is run draw by draw, which is slower. Data-dependent Python control flow, .item() and "
+                "in-place updates of buffers are the usual reasons",
+                DiagnosticWarning,
+                stacklevel=2,
+            )
+        else:
+            rows = self._one_by_one(one, chunk, count)
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _one_by_one(self, one: One, chunk: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+        rows = []
+        for s in range(count):
+            seed_everywhere(self.seed)
+            rows.append(one({k: v[s] for k, v in chunk.items()}))
+        return rows
+
+    def _chunk_size(self, one: One, values: Mapping[str, Tensor], key: Hashable, count: int) -> int:
+        if self.chunk is not None:
+            return min(self.chunk, count)
+        if key not in self.sizes:
+            seed_everywhere(self.seed)
+            self.sizes[key] = peak_bytes(lambda: one({k: v[0] for k, v in values.items()}))
+        size = self.sizes[key]
+        on_cpu = next(iter(values.values())).device.type == "cpu"
+        budget = min(self.max_memory, CPU_CACHE) if on_cpu else self.max_memory
+        if size > self.max_memory and not self._told:
+            self._told = True
+            warnings.warn(
+                f"one draw of the model on one batch of data takes {size / 2**20:.3g} MiB, more than "
+                f"max_memory, {self.max_memory / 2**20:.3g} MiB: draws go one by one. Give the "
+                "data in smaller batches, as evaluation={'train': DataLoader(...)}",
+                DiagnosticWarning,
+                stacklevel=2,
+            )
+        # vmap may hold copies laid out anew (batched convolutions, transposes), hence the factor
+        return max(1, min(count, budget // max(1, 2 * size)))
+
+
+def is_batched(value: object) -> bool:
+    """Whether a tensor differs between the draws of a vectorized run."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".") if lines else "no message"

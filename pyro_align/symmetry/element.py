@@ -1,0 +1,283 @@
+"""Permutation: one element of a model's group, with signs and rotations where the group has them.
+
+The action is on the *constrained* values that the model sees: with ``p`` a permutation and ``v`` a site's value,
+``p.apply`` gives ``new[i, j, ...] == v[index_i[i], index_j[j], ...]`` for plain atoms; signed units multiply by +-1,
+and along a rotatable atom ``new[r] == sum_s rotation[r, s] v[s]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_align.errors import SymmetryError
+from pyro_align.symmetry.action import Tables, act
+
+if TYPE_CHECKING:
+    from pyro_align.symmetry.group import Symmetry
+
+_ORTHOGONAL = 1e-4  # how far from orthogonal a given matrix may be: float32 matrices are, and are made so
+_SAME = 1e-9  # entries of rotations that differ by less are equal: products of matrices are rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """One relabeling: an index tensor, or an orthogonal matrix, for each free atom of a :class:`Symmetry`.
+
+    ``(p @ q).apply(v) == p.apply(q.apply(v))``.
+
+    Attributes:
+        symmetry: The group it belongs to.
+        indices: Atom that is not rotated -> int64 tensor ``(*outer sizes, size)`` on the CPU: new position -> old.
+        signs: Signed atom -> int8 tensor of +-1, same shape, by new position; absent where all are +1.
+        rotations: Rotatable atom -> orthogonal matrices ``(*outer sizes, size, size)`` in float64 on the CPU.
+
+    Example:
+        >>> from pyro_align import Symmetry
+        >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
+        >>> p = symmetry.permutation({"unit": [2, 0, 1]})
+        >>> p.apply({"w": torch.tensor([10, 20, 30])})
+        {'w': tensor([30, 10, 20])}
+        >>> p @ p.inverse() == symmetry.identity()
+        True
+    """
+
+    symmetry: Symmetry
+    indices: Mapping[str, Tensor]
+    signs: Mapping[str, Tensor] = field(default_factory=dict)
+    rotations: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        indices, signs, rotations = {}, {}, {}
+        atoms = self.symmetry.atoms
+        unknown = sorted({*self.indices, *self.signs, *self.rotations} - set(atoms))
+        if unknown:
+            raise SymmetryError(f"unknown atoms {unknown}; the symmetry has {list(atoms)}")
+        for name, atom in atoms.items():
+            shape = (*self.symmetry.outer_shape(name), atom.size)
+            if atom.rotates:
+                if name in self.indices or name in self.signs:
+                    raise SymmetryError(f"atom '{name}' is rotated: give its matrices in rotations=")
+                rotations[name] = _rotation(name, self.rotations.get(name), shape)
+                continue
+            if name in self.rotations:
+                raise SymmetryError(f"atom '{name}' is not rotated in this symmetry, but a {atom.kind}")
+            indices[name] = _index(name, self.indices.get(name), shape)
+            if name in self.signs:
+                if not atom.odd:
+                    raise SymmetryError(f"atom '{name}' has no signs in this symmetry")
+                sign = torch.as_tensor(self.signs[name], dtype=torch.int8, device="cpu").detach()
+                if sign.shape != shape or not bool((sign.abs() == 1).all()):
+                    raise SymmetryError(f"atom '{name}': expected signs +-1 of shape {shape}")
+                if bool((sign < 0).any()):
+                    signs[name] = sign
+        for name, table in {"indices": indices, "signs": signs, "rotations": rotations}.items():
+            object.__setattr__(self, name, MappingProxyType(table))
+
+    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+        return Permutation, (self.symmetry, dict(self.indices), dict(self.signs), dict(self.rotations))
+
+    # -- the action ------------------------------------------------------------------------------------------------
+
+    def apply(self, values: Mapping[str, Tensor], *, batch_dims: int = 0) -> dict[str, Tensor]:
+        """The relabeled values, as new tensors; devices and dtypes are kept.
+
+        Args:
+            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out.
+            batch_dims: Number of leading axes (draws, chains) that are not the site's.
+
+        Raises:
+            SymmetryError: A site that the symmetry does not know, a wrong shape, or integers that would be rotated.
+        """
+        return {site: self.apply_site(site, value, batch_dims=batch_dims) for site, value in values.items()}
+
+    def apply_site(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
+        """The relabeled value of one site; with ``signs=False`` only the order changes (for scales, say)."""
+        if site not in self.symmetry.sites:
+            raise SymmetryError(
+                f"site '{site}' is not part of the symmetry, which has {list(self.symmetry.sites)}; "
+                "leave it out, or name its axes"
+            )
+        expected = self.symmetry.shapes[site]
+        if tuple(value.shape[batch_dims:]) != expected:
+            raise SymmetryError(
+                f"site '{site}': expected shape (*{batch_dims} batch axes, *{expected}), got {tuple(value.shape)}"
+            )
+        return act(self.symmetry.blocks(site), value, self._moving, batch_dims=batch_dims, signs=signs)
+
+    def flat_index(self, site: str) -> Tensor:
+        """For every element of a site's flattened value, the flat position it comes from, ``(numel,)`` int64.
+
+        Raises:
+            SymmetryError: The site is rotated, which is no reordering.
+        """
+        shape = self.symmetry.shapes[site]
+        return self.apply_site(site, torch.arange(math.prod(shape), device="cpu").reshape(shape), signs=False).flatten()
+
+    def flat_sign(self, site: str) -> Tensor | None:
+        """Sign of every element of the site's flattened new value, ``(numel,)``, or None if all are +1."""
+        if not self.signs:
+            return None
+        shape = self.symmetry.shapes[site]
+        moved = self.apply_site(site, torch.arange(1, math.prod(shape) + 1, device="cpu").reshape(shape)).flatten()
+        sign = moved.sign()
+        return None if bool((sign > 0).all()) else sign
+
+    @cached_property
+    def _moving(self) -> Tables:
+        """The tables of the atoms that move."""
+        return Tables(
+            {k: v for k, v in self.indices.items() if not _keeps_order(v)},
+            self.signs,
+            {k: v for k, v in self.rotations.items() if not _is_unit(v)},
+        )
+
+    # -- the group -------------------------------------------------------------------------------------------------
+
+    def __matmul__(self, other: Permutation) -> Permutation:
+        if not isinstance(other, Permutation):
+            return NotImplemented
+        if other.symmetry is not self.symmetry and dict(self.symmetry.sites) != dict(other.symmetry.sites):
+            raise SymmetryError("permutations of two different symmetries cannot be composed")
+        indices, signs, rotations = {}, {}, {}
+        for name, index in self.indices.items():
+            moves = self._outer_moves(name)
+            indices[name] = other.indices[name][moves].gather(-1, index)
+            if name in self.signs or name in other.signs:
+                mine, theirs = (p.signs.get(name, torch.ones_like(index, dtype=torch.int8)) for p in (self, other))
+                signs[name] = mine * theirs[moves].gather(-1, index)
+        for name, matrix in self.rotations.items():
+            rotations[name] = matrix @ other.rotations[name][self._outer_moves(name)]
+        return Permutation(self.symmetry, indices, signs, rotations)
+
+    def inverse(self) -> Permutation:
+        """The relabeling that undoes this one."""
+        indices, signs, rotations = {}, {}, {}
+        for name, index in self.indices.items():
+            moves, order = self._outer_moves(name), index.argsort(-1)
+            indices[name] = _put(moves, order)
+            if name in self.signs:
+                signs[name] = _put(moves, self.signs[name].gather(-1, order))
+        for name, matrix in self.rotations.items():
+            rotations[name] = _put(self._outer_moves(name), matrix.mT.contiguous())
+        return Permutation(self.symmetry, indices, signs, rotations)
+
+    def only(self, *atoms: str) -> Permutation:
+        """The element that moves these atoms as this one does, and nothing else."""
+        kept = ({k: v for k, v in t.items() if k in atoms} for t in (self.indices, self.signs, self.rotations))
+        return Permutation(self.symmetry, *kept)
+
+    def _outer_moves(self, atom: str) -> tuple:
+        """Where each new index of the atoms around ``atom`` comes from, one tensor ``(*outer sizes,)`` per atom."""
+        outers = self.symmetry.atoms[atom].within
+        if not outers:
+            return (...,)
+        ranges = (torch.arange(n, device="cpu") for n in self.symmetry.outer_shape(atom))
+        grid = dict(zip(outers, torch.meshgrid(*ranges, indexing="ij"), strict=True))
+        moves = []
+        for name in outers:
+            index = self.indices.get(name)
+            if index is None:  # a fixed atom
+                moves.append(grid[name])
+                continue
+            around = self.symmetry.atoms[name].within
+            moves.append(index[(*(grid[o] for o in around), grid[name])])
+        return tuple(moves)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing moves."""
+        moving = self._moving
+        return not (moving.indices or moving.signs or moving.rotations)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Permutation):
+            return NotImplemented
+
+        def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor], equal) -> bool:
+            return a.keys() == b.keys() and all(equal(v, b[k]) for k, v in a.items())
+
+        return (
+            same(self.indices, other.indices, torch.equal)
+            and same(self.signs, other.signs, torch.equal)
+            and same(self.rotations, other.rotations, lambda a, b: torch.allclose(a, b, rtol=0, atol=_SAME))
+        )
+
+    __hash__ = None
+
+    def moved(self) -> dict[str, int]:
+        """Atom -> number of its units that change place or sign, or of its dimensions that are rotated."""
+        return dict(self._counts)
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        out = {}
+        for name in self.symmetry.atoms:
+            if name in self.rotations:
+                out[name] = int(((self.rotations[name] - _unit(self.rotations[name])).abs() > _SAME).any(-1).sum())
+                continue
+            index = self.indices[name]
+            change = index != torch.arange(index.shape[-1], device="cpu")
+            if name in self.signs:
+                change = change | (self.signs[name] < 0)
+            out[name] = int(change.sum())
+        return out
+
+    def __repr__(self) -> str:
+        shapes = {name: (*self.symmetry.outer_shape(name), atom.size) for name, atom in self.symmetry.atoms.items()}
+        moved = ", ".join(f"{k}: {v}/{math.prod(shapes[k])}" for k, v in self.moved().items())
+        return f"Permutation(moved {moved or 'nothing'})"
+
+
+def _index(name: str, given, shape: tuple[int, ...]) -> Tensor:
+    identity = torch.arange(shape[-1], device="cpu").expand(shape)
+    index = torch.as_tensor(identity if given is None else given, dtype=torch.int64, device="cpu").detach()
+    if index.shape != shape:
+        raise SymmetryError(f"atom '{name}': expected indices of shape {shape}, got {tuple(index.shape)}")
+    if given is not None and not torch.equal(index.sort(-1).values, identity):
+        raise SymmetryError(f"atom '{name}': the indices are not a permutation of 0..{shape[-1] - 1}")
+    return index.contiguous()
+
+
+def _rotation(name: str, given, shape: tuple[int, ...]) -> Tensor:
+    """Matrices checked to be orthogonal; of those that are so up to rounding, the nearest that are."""
+    identity = torch.eye(shape[-1], dtype=torch.float64, device="cpu").expand(*shape, shape[-1])
+    if given is None:
+        return identity.contiguous()
+    matrix = torch.as_tensor(given, device="cpu").detach().to(torch.float64)
+    if matrix.shape != identity.shape:
+        raise SymmetryError(
+            f"atom '{name}': expected matrices of shape {tuple(identity.shape)}, got {tuple(matrix.shape)}"
+        )
+    error = float((matrix @ matrix.mT - identity).abs().max()) if matrix.numel() else 0.0
+    if not error <= _ORTHOGONAL:
+        raise SymmetryError(f"atom '{name}': the matrices are not orthogonal: R R' differs from 1 by {error:.2g}")
+    if error > 1e-14 * shape[-1]:
+        left, _, right = torch.linalg.svd(matrix)
+        matrix = left @ right
+    return matrix.contiguous()
+
+
+def _put(moves: tuple, table: Tensor) -> Tensor:
+    out = torch.empty_like(table)
+    out[moves] = table
+    return out
+
+
+def _keeps_order(index: Tensor) -> bool:
+    return bool((index == torch.arange(index.shape[-1], device="cpu")).all())
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device="cpu")
+
+
+def _is_unit(matrix: Tensor) -> bool:
+    return bool(((matrix - _unit(matrix)).abs() <= _SAME).all())
