@@ -39,7 +39,7 @@ from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.element import Permutation
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry
+from pyro_align.symmetry.group import Certificate, OpaqueOperation, Resting, Symmetry
 
 FORMAT, VERSION = "pyro_align", 1
 
@@ -227,6 +227,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "scope": symmetry.scope,
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
+        "rests": [dataclasses.asdict(r) for r in symmetry.rests],
     }
 
 
@@ -237,6 +238,9 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         scope=meta["scope"],
         opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
         certificate=None if certificate is None else Certificate(**certificate),
+        rests=tuple(
+            Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
+        ),
     )
 
 

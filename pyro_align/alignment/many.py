@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_align.alignment.coupled import is_coupled
 from pyro_align.alignment.pair import fit_symmetry, match_posteriors
+from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
@@ -151,6 +152,7 @@ def align_many(
     """
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
+    check_resting(symmetry, *(getattr(guide, "model", None) for guide in guides))
     options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
     first = _check_reference(reference, len(posteriors))
     bar = tqdm(desc="align", unit="match", disable=not progress)

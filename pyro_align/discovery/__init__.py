@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +18,18 @@ from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
-from pyro_align.discovery.registry import rule, sign_rule
+from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
+from pyro_align.discovery.resting import find_resting, names_of
+from pyro_align.discovery.rotations import add_rotations
+from pyro_align.discovery.rotations.checking import check_rotation_rule
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
-from pyro_align.symmetry.group import Symmetry
+from pyro_align.model.keywords import options_apart
+from pyro_align.symmetry.group import Resting, Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 __all__ = [
@@ -31,23 +37,27 @@ __all__ = [
     "PreactivationProbe",
     "analyze_signs",
     "certify",
+    "check_rotation_rule",
     "check_rule",
     "check_sign_rule",
     "contraction",
     "find_symmetry",
     "probe_activations",
     "probe_preactivations",
+    "rotation_rule",
     "rule",
     "sign_rule",
 ]
 
 
+@options_apart
 def find_symmetry(
     model: Any,
     *args: Any,
     scope: str = "joint",
     parameters: bool = False,
     signs: bool = False,
+    rotations: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -68,7 +78,10 @@ def find_symmetry(
             are constants, and fix what they tell apart.
         signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
             then odd (:func:`~pyro_align.axes.Odd`) at the axes along which values change sign with them.
-        trials: Random relabelings, with random signs, in the certificate.
+        rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
+            dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
+            :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+        trials: Random relabelings, with random signs and rotations, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.
 
@@ -93,6 +106,7 @@ def find_symmetry(
         ±w1 fixed 3
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    source.check_observes()
     traced = source.trace()
     inference = Inference(traced)
     if inference.opaque:  # only now are the source lines worth their price
@@ -100,9 +114,13 @@ def find_symmetry(
     symmetry = assemble(inference, scope=scope)
     if signs:
         symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+    if rotations:
+        symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
+    symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def analyze_signs(
     model: Any, *args: Any, scope: str = "joint", parameters: bool = False, seed: int = 0, **kwargs: Any
 ) -> SignAnalysis:
@@ -135,6 +153,7 @@ def analyze_signs(
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
+@options_apart
 def certify(
     symmetry: Symmetry | SymmetrySpec,
     model: Any,
@@ -176,6 +195,7 @@ def certify(
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
+@options_apart
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
     """Finds the activations of a model from its trace: which tensors carry which units over the data.
 
@@ -192,6 +212,7 @@ def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0,
     return ActivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
 
 
+@options_apart
 def probe_preactivations(
     model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any
 ) -> PreactivationProbe:
@@ -237,6 +258,27 @@ class _Source:
             return trace_module(self.model, self.args, self.kwargs, stack_traces=stack_traces)
         return trace_density(self.density, scope=self.scope, parameters=self.parameters, stack_traces=stack_traces)
 
+    def check_observes(self) -> None:
+        """Warns about a model that observes nothing: its classes, say, are then as free as its hidden units."""
+        if self.is_module or self.density.observes:
+            return
+        drawn = [*self.density.latents, *self.density.enumerated]
+        left_out = list(omitted(self.model, self.args, self.kwargs))
+        advice = f"was {' or '.join(f'{n}=' for n in left_out)} left out? " if left_out else ""
+        text = (
+            f"the model observes nothing with these arguments: it draws all of {drawn}; {advice}Pass the observed "
+            "values too, as to SVI.step: what is found without them is the symmetry of the prior"
+        )
+        if self.scope == "likelihood":
+            raise TraceError(f"{text}, and there is no likelihood")
+        warnings.warn(text, DiagnosticWarning, stacklevel=3)
+
+    def resting(self, symmetry: Symmetry, traced: TracedGraph) -> tuple[Resting, ...]:
+        """Learnable tensors that the symmetry takes for constant."""
+        if self.is_module:
+            return ()
+        return find_resting(symmetry, traced, names_of(self.model, self.density.params))
+
     def generic_values(self, traced: TracedGraph, seed: int, scale: float) -> dict[str, Tensor]:
         """A draw at which no two units look alike and sums stay moderate, in float64."""
         if self.is_module:
@@ -272,6 +314,16 @@ class _Source:
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand as a SymmetrySpec."
             )
+
+
+def omitted(model: Any, args: tuple, kwargs: dict[str, Any]) -> list[str]:
+    """Parameters of the model that were not given and are None by default: data, as a rule."""
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return []
+    return [name for name, p in signature.parameters.items() if p.default is None and given.get(name) is None]
 
 
 def _has_sample_sites(model, args, kwargs) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.running import placed
+from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.symmetry.element import Permutation
@@ -98,6 +99,7 @@ def certify_graph(
 
 def _change(function: GraphFunction, permutation: Permutation, values, before: Tensor) -> float:
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
+    check_support(values, moved, function.traced.supports)
     return float((function(moved, permutation.inverse()) - before).abs().max())
 
 

@@ -16,36 +16,45 @@ def constant_axes(value: Tensor) -> list[Term]:
     An axis is uniform where all its slices are equal, a concatenation of runs where neighbors are equal, fixed
     otherwise. Two axes along which the tensor is ``a I + b 11'`` may be relabeled together, and share a variable.
     """
-    axes = [_runs(value, axis) for axis in range(value.dim())]
+    axes = [_term(value, axis) for axis in range(value.dim())]
     varying = [i for i, t in enumerate(axes) if not isinstance(t, Uniform)]
     if len(varying) == 2 and value.shape[varying[0]] == value.shape[varying[1]]:
         core = value[tuple(slice(None) if i in varying else 0 for i in range(value.dim()))]
-        if _is_scaled_identity(core):
+        if is_scaled_identity(core):
             shared = Var(core.shape[0])
             for i in varying:
                 axes[i] = shared
     return axes
 
 
-def _runs(value: Tensor, axis: int) -> Term:
+def _term(value: Tensor, axis: int) -> Term:
     n = value.shape[axis]
     if n == 1:
         return ONE
     if value.numel() == 0:
         return Var(n, fixed=True)
-    moved = value.movedim(axis, 0)
-    differs = (moved[1:] != moved[:-1]).reshape(n - 1, -1).any(-1)
-    if not bool(differs.any()):
+    lengths = runs(value, axis)
+    if len(lengths) == 1:
         return Uniform(n)
-    if bool(differs.all()):
+    if len(lengths) == n:
         return Var(n, fixed=True)
-    cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
-    lengths = [b - a for a, b in itertools.pairwise(cuts)]
     return concat([Uniform(k) if k > 1 else Var(1, fixed=True) for k in lengths])
 
 
-def _is_scaled_identity(core: Tensor) -> bool:
+def runs(value: Tensor, axis: int) -> list[int]:
+    """Lengths of the runs of equal slices along an axis of a tensor with entries."""
+    n = value.shape[axis]
+    moved = value.movedim(axis, 0)
+    differs = (moved[1:] != moved[:-1]).reshape(n - 1, -1).any(-1)
+    cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
+    return [b - a for a, b in itertools.pairwise(cuts)]
+
+
+def is_scaled_identity(core: Tensor) -> bool:
+    """Whether a matrix is ``a I + b 11'``."""
     n = core.shape[0]
+    if core.shape != (n, n):
+        return False
     diagonal = core.diagonal()
     off = core[~torch.eye(n, dtype=torch.bool, device=core.device)]
     return bool((diagonal == diagonal[0]).all()) and bool((off == off[0]).all())

@@ -7,12 +7,13 @@ import copy
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.distributions.constraints import Constraint
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -22,6 +23,7 @@ from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.learnables import module_tensors, saved_buffers
 
 _ADVICE = (
     "If the model cannot be written without it, write the symmetry by hand with "
@@ -39,6 +41,7 @@ class TracedGraph:
         nodes: Site name -> the nodes that stand for its value: a placeholder, or attributes of the module.
         data: Nodes of the data.
         states: Sites whose updated values (running statistics) are the last outputs; they follow their sites.
+        supports: Site name -> its support; sites left out may take any real values.
     """
 
     module: GraphModule
@@ -46,6 +49,7 @@ class TracedGraph:
     nodes: Mapping[str, tuple[Node, ...]]
     data: Mapping[Node, Tensor]
     states: tuple[str, ...] = ()
+    supports: Mapping[str, Constraint] = field(default_factory=dict)
 
 
 def trace_density(density: Density, *, scope: str, parameters: bool = False, stack_traces: bool = False) -> TracedGraph:
@@ -64,11 +68,13 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
         named = dict(zip(values, sites, strict=True))
         return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
 
-    captured = dict(_captured(density.model)) if parameters else {}
+    captured = module_tensors(density.model) if parameters else {}
     data = [leaves[i] for i in slots]
     module = _trace(function, values, data, density.model, density.seed, stack_traces)
     params = [name for name, site in density.latents.items() if site.is_param]
-    return _assemble(module, values, data, captured, params=params)
+    traced = _assemble(module, values, data, captured, params=params)
+    supports = {name: site.support for name, site in density.latents.items() if name in traced.values}
+    return replace(traced, supports=supports)
 
 
 def trace_module(
@@ -94,20 +100,6 @@ def trace_module(
     data = [leaves[i] for i in slots]
     graph = _trace(function, named, data, module, 0, stack_traces)
     return _assemble(graph, named, data, {}, states=states)
-
-
-def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Floating-point buffers that ``state_dict`` saves, by name.
-
-    One that it does not save (rotary frequencies, a table of sines) is built anew by every module of the class: a
-    relabeled copy of it would be lost on the way through a checkpoint, so it is a constant of the architecture.
-    """
-    unsaved = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
-        for name in part._non_persistent_buffers_set
-    }
-    return {n: b for n, b in module.named_buffers() if b.is_floating_point() and n not in unsaved}
 
 
 def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
@@ -146,6 +138,7 @@ def _trace(
         except Exception as error:
             raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
     _drop_dead_code(module)
+    _initialize_memory(module)
     _free_of_strides(module)
     hoist_selections(module)
     for node in module.graph.nodes:
@@ -195,6 +188,17 @@ def _free_of_strides(module: GraphModule) -> None:
     module.recompile()
 
 
+def _initialize_memory(module: GraphModule) -> None:
+    """Zeros in place of uninitialized memory, which a model fills before it reads it but which may not be looked at."""
+    for node in module.graph.nodes:
+        kind = getattr(node.target, "_opname", "") if node.op == "call_function" else ""
+        if kind in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"):
+            value = node.meta["val"]
+            node.target, node.args = torch.ops.aten.full.default, (list(value.shape), 0)
+            node.kwargs = {"dtype": value.dtype, "device": value.device}
+    module.recompile()
+
+
 def _is_random(node: Node) -> bool:
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
@@ -222,7 +226,7 @@ def _is_mutable(node: Node) -> bool:
 def _detach_attributes(module: GraphModule) -> None:
     """Lets in-place operations write to copies of the graph's constants (running statistics, say)."""
     for node in list(module.graph.nodes):
-        if node.op == "get_attr" and isinstance(_attribute(module, node.target), Tensor):
+        if node.op == "get_attr" and isinstance(attribute(module, node.target), Tensor):
             with module.graph.inserting_after(node):
                 copy_node = module.graph.call_function(torch.ops.aten.clone.default, (node,))
             node.replace_all_uses_with(copy_node, delete_user_cb=lambda user, own=copy_node: user is not own)
@@ -308,42 +312,16 @@ def _assemble(
         by_id = {id(t): name for name, t in captured.items()}
         for node in module.graph.nodes:
             if node.op == "get_attr":
-                name = by_id.get(id(_attribute(module, node.target)))
+                name = by_id.get(id(attribute(module, node.target)))
                 if name is not None and name not in values:
                     nodes[name] = (*nodes.get(name, ()), node)
         values.update({name: captured[name].detach() for name in nodes if name in captured})
     return TracedGraph(module, values, nodes, data_nodes, states)
 
 
-def _attribute(module: GraphModule, target: str):
+def attribute(module: GraphModule, target: str):
+    """What an attribute node of a graph stands for."""
     value: Any = module
     for part in target.split("."):
         value = getattr(value, part)
     return value
-
-
-def _captured(model) -> list[tuple[str, Tensor]]:
-    """Parameters and saved floating-point buffers of the modules that a model is, is bound to, or closes over."""
-    roots: list[tuple[str, nn.Module]] = []
-    if isinstance(model, nn.Module):
-        roots.append(("", model))
-    owner = getattr(model, "__self__", None)
-    if isinstance(owner, nn.Module):
-        roots.append(("", owner))
-    function = getattr(model, "__func__", model)
-    freevars = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for name, cell in zip(freevars, getattr(function, "__closure__", None) or (), strict=False):
-        with contextlib.suppress(ValueError):
-            if isinstance(cell.cell_contents, nn.Module):
-                roots.append((f"{name}.", cell.cell_contents))
-    code = getattr(function, "__code__", None)
-    for name in getattr(code, "co_names", ()):
-        value = getattr(function, "__globals__", {}).get(name)
-        if isinstance(value, nn.Module):
-            roots.append((f"{name}.", value))
-    found: dict[str, Tensor] = {}
-    for prefix, module in roots:
-        for name, tensor in (*module.named_parameters(), *saved_buffers(module).items()):
-            if tensor.is_floating_point():
-                found.setdefault(prefix + name, tensor)
-    return list(found.items())

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.registry import Registry
-from pyro_align.discovery.tracing import TracedGraph, _attribute
+from pyro_align.discovery.tracing import TracedGraph, attribute
 
 
 class Unsupported(Exception):
@@ -76,7 +76,7 @@ class Constants:
         """The value of a constant node."""
         if node not in self._values:
             if node.op == "get_attr":
-                value = _attribute(self._module, node.target)
+                value = attribute(self._module, node.target)
                 self._values[node] = value.detach() if isinstance(value, Tensor) else value
             else:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.value)

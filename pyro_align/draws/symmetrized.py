@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -26,6 +27,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, Posterior, read_guide
 from pyro_align.matching import elements
 from pyro_align.model.draws import DrawDensity
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
@@ -64,6 +66,14 @@ class SymmetrizedELBO:
     def gain(self) -> float:
         """How much the mixture's ELBO exceeds the guide's; at most ``log(components)``."""
         return self.mixture - self.elbo
+
+    def summary(self) -> pd.DataFrame:
+        """Rows ``guide`` and ``mixture``, columns ``elbo`` and ``se`` in nats, and the number of ``components``."""
+        rows = {
+            "guide": {"elbo": self.elbo, "se": self.elbo_se, "components": 1},
+            "mixture": {"elbo": self.mixture, "se": self.mixture_se, "components": self.components},
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def __str__(self) -> str:
         bound = "" if self.exhaustive else f"; over all relabelings at most {self.upper:.6g}"
@@ -139,6 +149,7 @@ class SymmetrizedGuide:
         terms = [log_density(self.posterior, self._act(p.inverse(), values)) for p in self.permutations]
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
+    @options_apart
     def elbo(
         self, model: Callable, *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any
     ) -> SymmetrizedELBO:
@@ -183,7 +194,8 @@ def symmetrize(
     Args:
         guide: A Gaussian guide, or the :class:`~pyro_align.guides.Posterior` read from one.
         symmetry: The group.
-        components: Largest number of relabelings; of a larger group as many are drawn, with the identity.
+        components: Largest number of relabelings; of a larger group as many are drawn without replacement, with the
+            identity.
         seed: Seed of that.
 
     Raises:
@@ -213,7 +225,11 @@ def symmetrize(
     if symmetry.log_order <= math.log(components) + 1e-9:
         return SymmetrizedGuide(posterior, symmetry, tuple(elements(symmetry)), True)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [symmetry.identity(), *(symmetry.random(generator) for _ in range(components - 1))]
+    drawn = [symmetry.identity()]
+    while len(drawn) < components:  # without replacement: a relabeling taken twice would weigh twice
+        candidate = symmetry.random(generator)
+        if not any(candidate == p for p in drawn):
+            drawn.append(candidate)
     return SymmetrizedGuide(posterior, symmetry, drawn, False)
 
 

@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, Transform
 
 from pyro_align.errors import GuideError
-from pyro_align.model.density import is_real
+from pyro_align.model.supports import is_real
 
 Noise = dict[str, Tensor]
 Values = dict[str, Tensor]

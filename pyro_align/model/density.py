@@ -17,13 +17,14 @@ import pyro.poutine as poutine
 import torch
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.forward import Records, check_observed, is_subsample, run
 from pyro_align.model.guards import untouched
+from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Density:
         latents: Site name -> :class:`LatentSite`, in the model's order.
         observed: Names of the observed sites.
         enumerated: Names of the discrete latent sites that are summed out.
+        params: Parameters that the model declares and the param store does not have yet, with their initial values.
 
     Raises:
         TraceError: The model cannot be run with these arguments, or has no latent site.
@@ -84,9 +86,9 @@ class Density:
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
         self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
-        prototype = self._prototype()
+        prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
-        self._params = {
+        self.params = {
             name: node["value"].detach()
             for name, node in prototype.nodes.items()
             if node["type"] == "param" and name not in stored
@@ -95,10 +97,11 @@ class Density:
         self.latents: dict[str, LatentSite] = {}
         self.observed: list[str] = []
         self.enumerated: list[str] = []
+        self._deterministic = {name for name, node in prototype.nodes.items() if is_deterministic(node)}
         dims = [0]
         for name, node in prototype.nodes.items():
             if node["type"] == "param" and parameters:
-                self.latents[name] = _latent(name, node["value"], _param_support(name, node), is_param=True)
+                self.latents[name] = _latent(name, node["value"], declared.get(name, constraints.real), is_param=True)
             if node["type"] != "sample":
                 continue
             if is_subsample(node):
@@ -115,13 +118,19 @@ class Density:
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
 
-    def _prototype(self) -> poutine.Trace:
+    def _prototype(self) -> tuple[poutine.Trace, dict[str, constraints.Constraint]]:
+        """One run of the model, and the constraints of its parameters, which only the store knows for all of them."""
         try:
-            with untouched(self.model, seed=self.seed), torch.no_grad(), warnings.catch_warnings():
+            with (
+                untouched(self.model, seed=self.seed),
+                torch.no_grad(),
+                warnings.catch_warnings(),
+                AnyValueMessenger(),
+            ):
                 warnings.simplefilter("ignore")
                 trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
                 check_observed(Records(trace))
-                return trace
+                return trace, dict(pyro.get_param_store()._constraints)
         except PyroAlignError:
             raise
         except Exception as error:
@@ -132,6 +141,11 @@ class Density:
                 f"the model could not be run with the arguments given ({given or 'none'}): "
                 f"{type(error).__name__}: {error}. Pass the arguments that you pass to the model itself."
             ) from error
+
+    @property
+    def observes(self) -> bool:
+        """Whether some site is observed that is not merely ``pyro.deterministic``."""
+        return bool(set(self.observed) - self._deterministic)
 
     def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
         """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
@@ -150,7 +164,7 @@ class Density:
             discrete latents that are summed out hold their whole support along dims left of the plates.
         """
         nesting = self.max_plate_nesting if self.enumerated else None
-        values = {**self._params, **values}
+        values = {**self.params, **values}
         trace = run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
         with pyro.validation_enabled(False):
             trace.compute_log_prob()
@@ -203,10 +217,7 @@ class Density:
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, site in self.latents.items():
-            try:
-                transform = biject_to(site.support) if site.dtype.is_floating_point else None
-            except NotImplementedError:
-                transform = None
+            transform = transform_onto(site.support) if site.dtype.is_floating_point else None
             if transform is None:
                 raise TraceError(
                     f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
@@ -216,25 +227,19 @@ class Density:
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
             if fan_in and site.is_real:
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
-            values[name] = transform(noise).to(site.device, dtype or site.dtype)
+            values[name] = transform(noise.to(site.device)).to(dtype or site.dtype)
         return values
 
 
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether a support is all real numbers, for each entry of a value."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
+def is_deterministic(node: Mapping[str, Any]) -> bool:
+    """Whether a node of a trace only records a value."""
+    return node["type"] == "sample" and bool(node["infer"].get("_deterministic"))
 
 
 def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
     return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param)
-
-
-def _param_support(name: str, node: Mapping[str, Any]) -> constraints.Constraint:
-    return node["kwargs"].get("constraint", constraints.real)
 
 
 def _describe(value: object) -> str:

@@ -48,6 +48,9 @@ def symmetry_table(symmetry: Symmetry) -> str:
     if symmetry.opaque:
         names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
         lines += ["", f"opaque operations, whose axes were fixed: {names}"]
+    if symmetry.rests:
+        held = ", ".join(dict.fromkeys(f"{r.tensor}[{r.axis}]" for r in symmetry.rests))
+        lines += ["", f"holds only while these stay constant: {held}"]
     if symmetry.certificate is not None:
         lines += ["", str(symmetry.certificate)]
     return "\n".join(lines)

@@ -61,6 +61,30 @@ class OpaqueOperation:
     sites: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Resting:
+    """Something learnable that a symmetry takes for constant: the symmetry ends where training changes it.
+
+    Attributes:
+        tensor: Name of a parameter or buffer.
+        axis: Axis along which it is constant.
+        runs: Lengths of the runs along which it is constant; empty where it is a multiple of the identity.
+        atoms: Atoms whose units it would distinguish.
+    """
+
+    tensor: str
+    axis: int
+    runs: tuple[int, ...]
+    atoms: tuple[str, ...]
+
+    @property
+    def described(self) -> str:
+        """What it was, in words."""
+        if not self.runs:
+            return "a multiple of the identity"
+        return "constant" if len(self.runs) == 1 else f"constant in runs of {', '.join(map(str, self.runs))}"
+
+
 @dataclass(frozen=True, eq=False)
 class Symmetry:
     """The relabelings, with signs and rotations where it has them, that leave a model's log joint unchanged.
@@ -70,6 +94,7 @@ class Symmetry:
         scope: ``"joint"`` (priors included) or ``"likelihood"``.
         opaque: Operations that discovery did not know and therefore fixed.
         certificate: The numerical check that the symmetry passed, or None where none was made.
+        rests: Parameters and buffers whose present values the symmetry takes for constant.
 
     Example:
         >>> symmetry = Symmetry.from_axes(
@@ -86,6 +111,7 @@ class Symmetry:
     scope: str = "joint"
     opaque: tuple[OpaqueOperation, ...] = ()
     certificate: Certificate | None = None
+    rests: tuple[Resting, ...] = ()
     _all_atoms: Mapping[str, Atom] = field(init=False, repr=False)
     _blocks: dict[str, tuple[Block, ...]] = field(init=False, repr=False)
 
@@ -94,6 +120,7 @@ class Symmetry:
             raise SymmetryError(f"scope must be one of {SCOPES}, got {self.scope!r}")
         object.__setattr__(self, "sites", MappingProxyType({k: tuple(v) for k, v in self.sites.items()}))
         object.__setattr__(self, "opaque", tuple(self.opaque))
+        object.__setattr__(self, "rests", tuple(self.rests))
         object.__setattr__(self, "_all_atoms", MappingProxyType(collect_atoms(self.sites)))
         object.__setattr__(self, "_blocks", {})
         for site, terms in self.sites.items():
@@ -107,7 +134,7 @@ class Symmetry:
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
     def __reduce__(self):  # read-only mappings cannot be pickled or copied
-        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate)
+        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate, self.rests)
 
     # -- making one ------------------------------------------------------------------------------------------------
 

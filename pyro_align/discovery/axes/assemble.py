@@ -14,7 +14,7 @@ from pyro_align.discovery.axes.nesting import nested
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
 from pyro_align.symmetry.group import OpaqueOperation, Symmetry
 
-_SUFFIX = re.compile(r"[._]?(weight|bias|scale|loc)$")
+_SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
 
 
 def assemble(inference: Inference, *, scope: str) -> Symmetry:
@@ -31,6 +31,12 @@ def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, 
 
 def name_atoms(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
     """The atom of each variable that sites carry and that may move, or in which another is nested; and the sites."""
+    if inference.named is None:
+        inference.named = _named(inference)
+    return inference.named
+
+
+def _named(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
     sites = {name: [resolve(t) for t in axes] for name, axes in inference.sites.items()}
     carried = list(dict.fromkeys(v for axes in sites.values() for t in axes for v in variables(t) if v.size > 1))
     rank = {v: i for i, v in enumerate([v for v in carried if v.fixed] + [v for v in carried if not v.fixed])}
@@ -95,7 +101,7 @@ class _Occurrence:
 
     @property
     def name(self) -> str:
-        base = _SUFFIX.sub("", self.site) or self.site
+        base = _SUFFIX.sub("", self.site)
         axis = f"[{self.axis}]" if self.axis else ""
         return f"{base}{axis}" + ("" if self.leaf is None else f"/{self.leaf}")
 

@@ -15,6 +15,7 @@ from pyro_align.discovery.axes.reshape import reshape
 from pyro_align.discovery.axes.terms import ONE, Term, Var, resolve
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.discovery.registry import rule
+from pyro_align.discovery.supports import restrict
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Call, Constants, Domain, walk
 
@@ -136,8 +137,11 @@ class Inference(Domain):
         self.sites: dict[str, list[Term]] = {
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()
         }
+        for name, support in traced.supports.items():
+            restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
         self.opaque: list[OpaqueNode] = []
+        self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
         walk(traced, self, self.constants)

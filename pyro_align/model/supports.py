@@ -1,0 +1,48 @@
+"""Supports of sites, and values in them."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from pyro.distributions import ImproperUniform
+from pyro.poutine.messenger import Messenger
+from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a support is all real numbers, for each entry of a value."""
+    return isinstance(base_support(support), type(constraints.real))
+
+
+def base_support(support: constraints.Constraint) -> constraints.Constraint:
+    """A support without the wrappers that only reinterpret batch axes as event axes."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
+
+
+def transform_onto(support: constraints.Constraint) -> Transform | None:
+    """A map from the real line onto a support; not one to one where torch has none that is. None where it has none."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return transform_onto(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        base = transform_onto(support.base_constraint)
+        return None if base is None else IndependentTransform(base, support.reinterpreted_batch_ndims)
+    for registry in (biject_to, transform_to):
+        with contextlib.suppress(NotImplementedError):
+            return registry(support)
+    return None
+
+
+class AnyValueMessenger(Messenger):
+    """Gives a site whose prior cannot be drawn from (an improper one) some value in its support."""
+
+    def _pyro_sample(self, msg):
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None or not isinstance(fn, ImproperUniform):
+            return
+        transform = transform_onto(fn.support)
+        if transform is not None:
+            shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+            msg["value"] = transform(torch.randn(shape))
