@@ -1,10 +1,13 @@
 """What cannot be traced is refused with one clear message; what has no rule is named with its line."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from problems import normal, observe
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from pyro_align.discovery import certify, find_symmetry, rule
@@ -21,14 +24,17 @@ def drops_out(x):
     observe(nn.functional.dropout(normal("w", 3), 0.5) * x)
 
 
+def numbers_of_a_site(x):
+    observe(torch.tensor(normal("w", 3).numpy() ** 2).sum() * x)
+
+
+def sparse(x):
+    observe(torch.eye(3).to_sparse_csr() @ normal("w", 3, 2) * x)
+
+
 def shape_from_a_site(x):
     w = normal("w", 3)
     pyro.sample("y", dist.Normal(w[w > 0].sum(), 1.0), obs=x)
-
-
-def counts(x):
-    rate = pyro.sample("rate", dist.Poisson(3.0))
-    observe(normal("w", 3) * rate * x)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +42,9 @@ def counts(x):
     [
         (looks_at_a_site, "latent site 'w'"),
         (drops_out, r"switch dropout off"),
-        (shape_from_a_site, "shape of a tensor depends"),
-        (counts, "site 'rate'"),
+        (numbers_of_a_site, "latent site 'w'"),
+        (sparse, "cannot be analyzed"),
+        (shape_from_a_site, "latent site 'w'"),
     ],
 )
 def test_one_clear_message(model, message):
@@ -139,3 +146,48 @@ def test_nothing_of_the_callers_changes():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training
     assert not list(pyro.get_param_store().keys())
+
+
+def packed(x, lengths):
+    sequences = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    pyro.sample(
+        "y", dist.Normal(nn.RNN(3, 5, batch_first=True)(sequences)[1].sum() * normal("w", 2).sum(), 1.0), obs=x[0, 0, 0]
+    )
+
+
+def test_what_cannot_be_traced_names_the_way_out():
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(net)
+    with pytest.raises(TraceError, match=r"torch\.jit.*pass the nn.Module"):
+        find_symmetry(scripted, torch.randn(4, 3))
+    with pytest.raises(TraceError, match=r"packed sequences.*padded"):
+        find_symmetry(packed, torch.randn(2, 4, 3), torch.tensor([4, 2]))
+    with pytest.raises(TraceError, match=r"got a guide \(AutoNormal\)"):
+        find_symmetry(AutoNormal(looks_at_a_site), torch.tensor(1.0))
+
+
+def test_nothing_is_certified_without_a_trial():
+    def model(x):
+        observe(torch.tanh(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
+
+    for trials in (0, -1):
+        with pytest.raises(ValueError, match="trials must be at least 1"):
+            certify(SymmetrySpec({"w1": ("h", None)}), model, torch.randn(5, 3), trials=trials)
+
+
+def test_a_symmetry_by_hand_needs_no_graph():
+    def model(x):
+        a, b = normal("a", 3), normal("b", 3)
+        if float(a.sum()) > 1e9:
+            raise ValueError("too large")
+        observe((a * b).sum() * x)
+
+    x = torch.tensor(1.0)
+    with pytest.raises(TraceError, match="latent site 'a'"):
+        find_symmetry(model, x)
+    certificate = certify(SymmetrySpec({"a": ("k",), "b": ("k",)}), model, x).certificate
+    assert certificate.error <= certificate.tolerance < 1e-6
+    with pytest.raises(SymmetryError, match=r"atom 'k' on a\[0\]"):
+        certify(SymmetrySpec({"a": ("k",)}), model, x)

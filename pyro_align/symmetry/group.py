@@ -42,7 +42,7 @@ class Certificate:
         what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
         return (
             f"certified by {self.trials} random relabelings: {what} changed by at most "
-            f"{self.error:.1e} (float64 rounding allows {self.tolerance:.1e})"
+            f"{self.error:.1e} (rounding allows {self.tolerance:.1e})"
         )
 
 
