@@ -99,7 +99,49 @@ def test_an_operation_without_a_rule_is_named_with_its_line():
     assert not found.atoms
     assert [o.operation for o in found.opaque] == ["aten.sort.default"]
     assert "test_discovery_errors.py" in found.opaque[0].where
-    assert set(found.opaque[0].sites) == {"w1"}
+    assert set(found.opaque[0].sites) == {"w1", "w2"}
+
+
+def test_every_fixed_axis_has_its_reason():
+    def model(x):
+        b = pyro.sample("b", dist.Normal(0.0, torch.arange(1.0, 5.0)).to_event(1))
+        hidden = torch.relu(x @ normal("w1", 4, 3).T + b)
+        observe(hidden @ normal("w2", 2, 4).T)
+
+    found = find_symmetry(model, torch.randn(5, 3))
+    features, units = found.why("w1", 1), found.why("w1", 0)
+    assert [r.kind for r in features.reasons] == ["data"]
+    assert "axis 1 of data of shape (5, 3)" in str(features)
+    assert "test_discovery_errors.py" in features.reasons[0].where
+    assert [r.kind for r in units.reasons] == ["constant"]
+    assert "log density of site 'b'" in str(units)
+    assert all(found.why(site, axis).must for site, terms in found.sites.items() for axis in range(len(terms)))
+    assert not found.opaque
+    with pytest.raises(SymmetryError, match="unknown site 'w3'"):
+        found.why("w3", 0)
+    with pytest.raises(SymmetryError, match="has 2 axes"):
+        found.why("w1", 2)
+
+
+def test_free_axes_and_outputs_have_theirs():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    found = find_symmetry(net, torch.randn(5, 3))
+    assert not found.why("0.weight", 0).reasons
+    assert [r.kind for r in found.why("2.bias", -1).reasons] == ["output"]
+
+
+def test_a_loop_over_units_is_not_passed_over_in_silence():
+    def model(x):
+        w, v = normal("w", 4, 3), normal("v", 4)
+        observe(sum(v[i] * torch.tanh(x @ w[i]) for i in range(4)))
+
+    found = find_symmetry(model, torch.randn(5, 3))
+    assert not found.atoms
+    why = found.why("w", 0)
+    assert not why.must
+    assert "test_discovery_errors.py" in str(why)
+    assert [(o.operation, set(o.sites)) for o in found.opaque] == [("aten.select.int", {"w", "v"})]
+    assert "2 axes fixed, in whole or part, for want of a rule for aten.select.int" in str(found)
 
 
 def test_a_rule_of_ones_own_in_three_lines():

@@ -107,8 +107,6 @@ def find_symmetry(
     with _in_one_sentence():
         traced = source.trace()
         inference = Inference(traced)
-        if inference.opaque:  # only now are the source lines worth their price
-            inference = Inference(traced := source.trace(stack_traces=True))
         symmetry = assemble(inference, scope=scope)
         if signs:
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
@@ -250,10 +248,10 @@ class _Source:
         self.is_module = isinstance(model, nn.Module) and not _has_sample_sites(model, args, kwargs)
         self.density = None if self.is_module else Density(model, args, kwargs, parameters=parameters, seed=seed)
 
-    def trace(self, *, stack_traces: bool = False) -> TracedGraph:
+    def trace(self) -> TracedGraph:
         if self.is_module:
-            return trace_module(self.model, self.args, self.kwargs, stack_traces=stack_traces)
-        return trace_density(self.density, scope=self.scope, parameters=self.parameters, stack_traces=stack_traces)
+            return trace_module(self.model, self.args, self.kwargs)
+        return trace_density(self.density, scope=self.scope, parameters=self.parameters)
 
     def check_observes(self) -> None:
         """Warns about a model that observes nothing: its classes, say, are then as free as its hidden units."""

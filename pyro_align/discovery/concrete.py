@@ -60,12 +60,11 @@ class ConcreteData(TorchFunctionMode):
     Args:
         sites: Names of the sites, whose placeholders come first.
         data: Values of the placeholders that follow.
-        locate: Whether to write the line of the model into each node's ``stack_trace``.
     """
 
-    def __init__(self, sites: Sequence[str], data: Sequence[Tensor], *, locate: bool = False):
+    def __init__(self, sites: Sequence[str], data: Sequence[Tensor]):
         super().__init__()
-        self.sites, self.data, self.locate = list(sites), list(data), locate
+        self.sites, self.data = list(sites), list(data)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -94,15 +93,15 @@ class ConcreteData(TorchFunctionMode):
             return self._located(func, args, kwargs, mode)
 
     def _located(self, func, args, kwargs, mode):
-        if not self.locate:
-            return func(*args, **kwargs)
+        """Calls a function, and notes in each node that this makes the line of the model that it comes from."""
         nodes = mode.tracer.graph.nodes
         before = next(iter(reversed(nodes)), None)
         result = func(*args, **kwargs)
-        where = _caller()
+        where = None
         for node in reversed(nodes):
             if node is before:
                 break
+            where = where or _caller()
             node.stack_trace = where
         return result
 
@@ -239,10 +238,12 @@ _STANDARD = os.path.dirname(os.__file__)
 
 
 def _caller() -> str:
-    """The innermost line outside libraries, in the form of a traceback's."""
+    """The innermost line outside libraries, in the form of a traceback's; in a log density the site's name."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
+        if code.co_name == "compute_log_prob" and "name" in frame.f_locals:
+            return f"log density of site '{frame.f_locals['name']}'"
         if not is_library(code.co_filename):
             return f'File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}'
         frame = frame.f_back

@@ -55,7 +55,7 @@ class TracedGraph:
     supports: Mapping[str, Constraint] = field(default_factory=dict)
 
 
-def trace_density(density: Density, *, scope: str, parameters: bool = False, stack_traces: bool = False) -> TracedGraph:
+def trace_density(density: Density, *, scope: str, parameters: bool = False) -> TracedGraph:
     """Traces a Pyro model's log joint (or log likelihood)."""
     values = density.initial_values(seed=density.seed)
     leaves, spec = pytree.tree_flatten((density.args, density.kwargs))
@@ -73,16 +73,14 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
 
     captured = module_tensors(density.model) if parameters else {}
     data = [leaves[i] for i in slots]
-    module = _trace(function, values, data, density.model, density.seed, stack_traces)
+    module = _trace(function, values, data, density.model, density.seed)
     params = [name for name, site in density.latents.items() if site.is_param]
     traced = _assemble(module, values, data, captured, params=params)
     supports = {name: site.support for name, site in density.latents.items() if name in traced.values}
     return replace(traced, supports=supports)
 
 
-def trace_module(
-    module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False
-) -> TracedGraph:
+def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedGraph:
     """Traces a plain module: every parameter and saved floating-point buffer is a site, the output must not change."""
     named = {n: p.detach() for n, p in module.named_parameters()}
     named.update(saved_buffers(module))
@@ -101,7 +99,7 @@ def trace_module(
         return results + [current[name] for name in states]
 
     data = [leaves[i] for i in slots]
-    graph = _trace(function, named, data, module, 0, stack_traces)
+    graph = _trace(function, named, data, module, 0)
     return _assemble(graph, named, data, {}, states=states)
 
 
@@ -119,13 +117,11 @@ def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
         return tuple(n for n, value in before.items() if n in after and not torch.equal(after[n], value))
 
 
-def _trace(
-    function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int, stack_traces: bool
-) -> GraphModule:
+def _trace(function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int) -> GraphModule:
     sites = list(values.values())
 
     def looking(s: list[Tensor], d: list[Tensor]):
-        with ConcreteData(list(values), data, locate=stack_traces):
+        with ConcreteData(list(values), data):
             return function(s, d)
 
     with warnings.catch_warnings(), untouched(model, seed=seed), _decomposed_kernels(), _quiet(), uncompiled():
