@@ -63,7 +63,8 @@ def _reason(cause: Cause, whole: bool) -> Reason:
     must = cause.kind in ("data", "constant", "output", "support")
     if cause.kind == "operation":
         must = not whole or getattr(cause.node.target, "_opname", "") not in _ONE_BY_ONE
-    where = next((line for node in (cause.through, cause.node) if node is not None and (line := location(node))), "")
+    nodes = (cause.node, cause.through) if operation else (cause.through, cause.node)
+    where = next((line for node in nodes if node is not None and (line := location(node))), "")
     return Reason(cause.kind, operation, where, must, cause.detail, through)
 
 
