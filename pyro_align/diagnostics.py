@@ -20,6 +20,7 @@ from pyro_align.errors import PyroAlignError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.reporting.tables import text_table
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
@@ -75,6 +76,7 @@ class EffectiveWidth:
         return table + (f"\nwithout sites {', '.join(self.skipped)} (no closed-form KL)" if self.skipped else "")
 
 
+@options_apart
 def effective_width(
     guide: Any, symmetry: Symmetry | SymmetrySpec, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
 ) -> EffectiveWidth:

@@ -29,6 +29,10 @@ class FormatError(PyroAlignError, ValueError):
     """A file is truncated, foreign, changed, or of a newer version."""
 
 
+class KeywordError(PyroAlignError, TypeError):
+    """A keyword that is both an option of a verb and a parameter of the model."""
+
+
 class ReproducibilityWarning(UserWarning):
     """A result depends on something that a seed does not fix."""
 

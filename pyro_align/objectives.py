@@ -15,6 +15,7 @@ from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
 from pyro_align.guides.features import Features
 from pyro_align.matching import Match
+from pyro_align.model.keywords import options_apart
 from pyro_align.path_losses import MidpointLoss, PathLoss
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
@@ -54,6 +55,7 @@ class Activations:
     seed: int
     _probes: dict = field(repr=False)
 
+    @options_apart
     def __init__(self, model: Callable, *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
         if num_samples < 1:
             raise MatchError(f"num_samples: expected at least 1, got {num_samples}")

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.barrier import evaluate_loss
+from pyro_align.barrier.evaluate import loss_at
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import MeanFieldNormal, read_guide
 from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.model.probe import probe
 from pyro_align.paths.geodesic import Path
 from pyro_align.paths.learned import Batches, negative_elbo
@@ -55,6 +56,7 @@ class PathLoss:
     temperature: float
     seed: int
 
+    @options_apart
     def __init__(
         self,
         model: Callable,
@@ -73,17 +75,8 @@ class PathLoss:
 
     def __call__(self, path: Path) -> float:
         """The loss on a path, nats per datum."""
-        return evaluate_loss(
-            self.model,
-            path,
-            self.tau,
-            *self.args,
-            loss=self.loss,
-            num_samples=self.num_samples,
-            temperature=self.temperature,
-            seed=self.seed,
-            **self.kwargs,
-        )
+        options = {"num_samples": self.num_samples, "temperature": self.temperature, "seed": self.seed}
+        return loss_at(self.model, path, self.tau, self.args, self.kwargs, loss=self.loss, **options)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -133,6 +126,7 @@ class MidpointLoss:
     seed: int
     num_data: int
 
+    @options_apart
     def __init__(
         self,
         model: Callable,

@@ -61,6 +61,13 @@ def module_names():
     return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 
 
+class Finder(doctest.DocTestFinder):
+    """Looks through decorators, whose own module is another."""
+
+    def _from_module(self, module, object):
+        return super()._from_module(module, inspect.unwrap(object) if inspect.isfunction(object) else object)
+
+
 @pytest.mark.parametrize("name", module_names())
 def test_docstring_examples(name):
     """In float32, the default that a reader has."""
@@ -68,7 +75,7 @@ def test_docstring_examples(name):
     torch.set_default_dtype(torch.float32)  # conftest restores it
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report = []
-    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+    for test in Finder(exclude_empty=True).find(module, name):
         runner.run(test, out=report.append)
     assert not runner.failures, "".join(report)
 

@@ -14,8 +14,10 @@ from pyro_align.barrier.options import check_tolerance, read_problem, read_taus
 from pyro_align.barrier.problem import Piece, Problem, evaluate_tau
 from pyro_align.barrier.result import Barrier
 from pyro_align.barrier.run import check_executor, curve_of, evaluate_taus
+from pyro_align.model.keywords import options_apart
 
 
+@options_apart
 def evaluate_barrier(
     model: Callable,
     path: Any,
@@ -135,6 +137,7 @@ def evaluate_barrier(
     return assemble(problem, pieces)
 
 
+@options_apart
 def evaluate_loss(
     model: Callable,
     path: Any,
@@ -155,6 +158,13 @@ def evaluate_loss(
         BarrierError: Options, data, model and path do not fit together, or the loss is not finite.
     """
     options = {"num_samples": num_samples, "seed": seed, "temperature": temperature, "num_data": num_data}
+    return loss_at(model, path, tau, args, kwargs, loss=loss, **options)
+
+
+def loss_at(
+    model: Callable, path: Any, tau: float, args: tuple, kwargs: Mapping, *, loss: Any, **options: Any
+) -> float:
+    """As :func:`evaluate_loss`, with the model's arguments apart from the options."""
     problem = read_problem(model, path, args, kwargs, losses=[loss], **options)
     (estimate,) = evaluate_tau(problem, float(tau)).estimates.values()
     return float(estimate.draws.mean())

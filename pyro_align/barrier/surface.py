@@ -14,6 +14,7 @@ from pyro_align.barrier.options import read_problem
 from pyro_align.barrier.run import check_executor, evaluate_taus
 from pyro_align.errors import BarrierError
 from pyro_align.losses.protocol import Label
+from pyro_align.model.keywords import options_apart
 from pyro_align.paths.planes import Plane
 
 
@@ -102,6 +103,7 @@ class _Points:
         return self.posterior(number).to_guide()
 
 
+@options_apart
 def evaluate_plane(
     model: Callable,
     plane: Plane,

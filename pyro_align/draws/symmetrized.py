@@ -26,6 +26,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, Posterior, read_guide
 from pyro_align.matching import elements
 from pyro_align.model.draws import DrawDensity
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
@@ -139,6 +140,7 @@ class SymmetrizedGuide:
         terms = [log_density(self.posterior, self._act(p.inverse(), values)) for p in self.permutations]
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
+    @options_apart
     def elbo(
         self, model: Callable, *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any
     ) -> SymmetrizedELBO:

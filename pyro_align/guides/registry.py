@@ -13,6 +13,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
@@ -64,6 +65,7 @@ def registered_guides() -> tuple[type, ...]:
     return tuple(cls for cls in _RULES if cls is not object)
 
 
+@options_apart
 def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None = None, **kwargs: Any) -> Posterior:
     """A snapshot of a guide that owns its tensors; the guide and the param store stay as they are.
 

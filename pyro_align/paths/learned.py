@@ -21,6 +21,7 @@ from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.forward import is_subsample
 from pyro_align.model.guards import untouched
+from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 
 Moments = dict[str, tuple[Tensor, Tensor]]
@@ -139,6 +140,7 @@ class BentPath:
         return self.posterior(tau).to_guide()
 
 
+@options_apart
 def learn_path(
     model: Callable,
     guide_a: Any,

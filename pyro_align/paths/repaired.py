@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preactivations
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, SiteSpec
+from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
@@ -141,6 +142,7 @@ class RepairedPath:
         return q
 
 
+@options_apart
 def repair(
     path: Any,
     model: Callable,

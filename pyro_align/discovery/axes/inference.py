@@ -133,9 +133,10 @@ class Inference(Domain):
             with causes.blaming(Cause("support", detail=str(support))):
                 restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
+        self.opaque = False
+        self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
-        self.opaque = False
         with causes.blaming(Cause("operation")):
             walk(traced, self, self.constants)
 

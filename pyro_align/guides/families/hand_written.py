@@ -22,6 +22,7 @@ from pyro_align.guides.families.mean_field import MeanFieldNormal, _AutoNormalWr
 from pyro_align.guides.families.wrapped import trace_guide
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs
 from pyro_align.guides.sites import SiteSpec
+from pyro_align.model.keywords import options_apart
 
 # By exact type: a subclass may mean another law by the same parameters, as a radial one does.
 _NORMALS = (torch.distributions.Normal, dist.Normal)
@@ -33,6 +34,7 @@ _AROUND = tuple(
 )
 
 
+@options_apart
 def mean_field_guide(
     guide: Any, *args, parameters: Mapping[str, Sequence[str]] | None = None, **kwargs
 ) -> MeanFieldNormal:
