@@ -189,7 +189,10 @@ def test_a_symmetry_that_does_not_fit(data):
         d,
         MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}),
     )
-    refuse(SymmetryError, "no free atom", d, SymmetrySpec({"loc": (None,)}))
+    none = align_draws(d, SymmetrySpec({"loc": (None,)}))  # as `align` says: there is nothing to relabel
+    assert not none.relabeled.any()
+    assert torch.equal(none.draws["loc"], d["loc"])
+    assert none.report().loc["loc", "relabeled"] == 0
     axes = {"loc": ("k", None), "scale": ("k",)}
     refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, SymmetrySpec(axes))
 
@@ -207,8 +210,8 @@ def test_a_symmetry_that_does_not_fit(data):
         ("there are 2 chains of 30 draws", {"reference": (2, 0)}),
         ("lacks site 'loc'", {"reference": {"weights": torch.zeros(3)}}),
         ("'weights': expected shape", {"reference": {k: torch.zeros(2) for k in ("weights", "loc", "scale")}}),
-        ("needs order_by=", {"method": "ordering"}),
-        ("use level='draw'", {"method": "ordering", "order_by": "loc", "level": "chain"}),
+        ("needs by=", {"method": "ordering"}),
+        ("use level='draw'", {"method": "ordering", "by": "loc", "level": "chain"}),
         ("single draws", {"weights": "pooled", "level": "chain"}),
         ("needs allocations=", {"method": "stephens"}),
         ("add up to one", {"method": "stephens", "allocations": torch.ones(2, 30, 5, 3)}),
@@ -230,4 +233,4 @@ def test_which_atom():
     assert torch.equal(aligned.draws["a"], draws["a"])
     with pytest.raises(SymmetryError, match="which atom"):
         aligned.relabel_allocations(torch.zeros(1, 5, 4))
-    refuse(SymmetryError, "carries the atoms", draws, two, method="ordering", order_by="a", atom="k")
+    refuse(SymmetryError, "carries the atoms", draws, two, method="ordering", by="a", atom="k")

@@ -13,13 +13,16 @@ from torch.nn.functional import one_hot
 
 from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
-from pyro_align.draws.batched import UnitMatcher, restricted
-from pyro_align.draws.carried import Carried
-from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
+from pyro_align.draws.carried import Carried, component_axes
+from pyro_align.draws.labels import Labels
+from pyro_align.draws.methods import BY_VALUE, METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
+from pyro_align.draws.rotations import BY_ROTATION, Rows, by_rotation, rotations_left
+from pyro_align.draws.search import UnitMatcher, is_exhaustive, least_loss
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
-from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
+from pyro_align.draws.stack import Features, restricted
+from pyro_align.draws.units import Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.model.draws import DrawDensity, check_invariance
 from pyro_align.symmetry.group import Symmetry
@@ -37,8 +40,8 @@ class Options:
     seed: int
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.method not in (*METHODS, *BY_ROTATION):
+            raise ValueError(f"method must be one of {', '.join((*METHODS, *BY_ROTATION))}; got {self.method!r}")
         if self.level not in ("draw", "chain"):
             raise ValueError(f"level must be 'draw' or 'chain', got {self.level!r}")
         if isinstance(self.weights, str) and self.weights not in WEIGHTS:
@@ -49,6 +52,8 @@ class Options:
             raise ValueError("weights='pooled' needs the spread of single draws; use level='draw', or a mapping")
         if not isinstance(self.weights, str) and not all(w >= 0 and math.isfinite(w) for w in self.weights.values()):
             raise ValueError(f"weights must be finite and not negative, got {dict(self.weights)}")
+        if self.method in BY_ROTATION and self.weights in ("pooled", "diagonal"):
+            raise ValueError(f"method='{self.method}' takes weights='equal', or site -> weight")
         if self.restarts < 0 or self.max_iterations < 1:
             raise ValueError(
                 f"expected restarts >= 0 and max_iterations >= 1, got {self.restarts} and {self.max_iterations}"
@@ -67,6 +72,11 @@ class Task:
     finite: np.ndarray
     trusted: np.ndarray
     options: Options
+
+    def first_trusted(self) -> tuple[int, int]:
+        """The first draw that may serve as a reference."""
+        chain, draw = np.argwhere(self.trusted)[0]
+        return int(chain), int(draw)
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -123,7 +133,7 @@ class Task:
     def relabel_by_values(self, start: Features) -> Outcome:
         """``pivot`` and ``barycenter``."""
         units = self._levelled(self.value_units())
-        return by_values(
+        found = by_values(
             units,
             self.matcher(units),
             start,
@@ -131,6 +141,31 @@ class Task:
             weights=self.options.weights,
             max_iterations=self.options.max_iterations,
         )
+        return replace(found, log_odds=self._log_odds(units, found))
+
+    def relabel_by_rotation(self, start: Features, atom: str, by: str | None, *, fixed: bool) -> Outcome:
+        """``procrustes`` and ``varimax``."""
+        rows = Rows.of(self.symmetry, atom, by, self.options.weights, self.options.method)
+        units = self._levelled(self.value_units())
+        method, most = self.options.method, self.options.max_iterations
+        return by_rotation(units, rows, self.symmetry, method, start, fixed=fixed, max_iterations=most)
+
+    def _log_odds(self, units: Units, found: Outcome) -> Callable[[], np.ndarray]:
+        """Log odds of each draw's labeling against the second best, ``(chain, draw)``, computed when asked for."""
+        matcher, shape = self.matcher(units), self.source.shape
+        labels = Labels(dict(found.labels.indices), dict(found.labels.signs))
+
+        def read() -> np.ndarray:
+            losses = [
+                least_loss(
+                    matcher, found.fixed, features, labels.permutation(matcher.stack(here.stop - here.start), here)
+                )
+                for here, features in units.chunks()
+            ]
+            odds = torch.cat(losses).numpy() / found.scale
+            return np.broadcast_to(odds.reshape(shape[0], -1), shape)
+
+        return read
 
     def component_atom(self, atom: str | None) -> str:
         """The atom whose units are the components that data are allocated to."""
@@ -143,13 +178,12 @@ class Task:
         """The methods that compare allocations, given or else taken from the model's ``site``."""
         if pivot is None:
             raise ValueError("methods that compare allocations need a draw as pivot: 'map', 'medoid' or (chain, draw)")
-        size, draws, method = self.symmetry.atoms[atom].size, self.source.shape[1], self.options.method
+        draws, method = self.source.shape[1], self.options.method
         usable = torch.from_numpy(self.finite)
-        probabilities = allocations(self.source, size, usable, self.density, given, site, method)
-        data = probabilities.data
-        symmetry = Symmetry.from_axes(
-            {_ALLOCATIONS: (Fixed(data), Atom(atom, size))}, shapes={_ALLOCATIONS: (data, size)}
-        )
+        terms = component_axes(self.symmetry, atom)
+        probabilities = allocations(self.source, tuple(terms), usable, self.density, given, site, method)
+        data, size = probabilities.data, probabilities.size
+        symmetry = Symmetry({_ALLOCATIONS: (Fixed(data), terms[size])})
 
         def read(start: int, stop: int) -> Features:
             chain, lo = divmod(start, draws)
@@ -164,12 +198,12 @@ class Task:
         found = by_allocations(units, self.matcher(units), method, first, max_iterations=self.options.max_iterations)
         labels = Labels.identity(self.symmetry, units.count)  # atoms that are no components keep their labels
         labels.indices[atom] = found.labels.indices[atom]
-        return replace(found, labels=labels)
+        return replace(found, labels=labels, log_odds=self._log_odds(units, found))
 
     def order(self, site: str | None, atom: str | None) -> Outcome:
         """The artificial constraint."""
         if site is None or site not in self.symmetry.sites:
-            raise ValueError(f"method='ordering' needs order_by=, one of {list(self.symmetry.sites)}; got {site!r}")
+            raise ValueError(f"method='ordering' needs by=, one of {list(self.symmetry.sites)}; got {site!r}")
         carried = {a: axis for a, places in self.symmetry.carriers.items() for s, axis in places if s == site}
         if atom is None and len(carried) == 1:
             atom = next(iter(carried))
@@ -218,6 +252,11 @@ class Task:
             )
             count, worst = count + int(moved.sum()), max(worst, error)
             smallest = min(smallest, float(tolerance.min()))
+        usable = [
+            (int(c), slice(int(d), int(d) + 1)) for c, d in np.argwhere(self.finite)[:: max(1, self.finite.sum() // 2)]
+        ]
+        draws = [{k: v[0] for k, v in self.latents(*at).items()} for at in usable[:2]]
+        result = replace(result, continuous=rotations_left(self.symmetry, self.density, draws))
         return replace(result, invariance=Invariance(count, worst, 0.0 if count == 0 else smallest))
 
     def result(self, outcome: Outcome, pivot, flagged: np.ndarray, log_probs) -> AlignedDraws:
@@ -230,6 +269,8 @@ class Task:
             return table.reshape(chains, draws, *table.shape[1:])
 
         labels = outcome.labels
+        certain = self.options.method not in BY_VALUE or is_exhaustive(restricted(self.symmetry))
+        count = len(next(iter({**labels.indices, **labels.rotations}.values()), ()))
         return AlignedDraws(
             symmetry=self.symmetry,
             carried=self.carried,
@@ -237,6 +278,8 @@ class Task:
             level=self.options.level,
             permutations={k: spread(v) for k, v in labels.indices.items()},
             signs={k: spread(v) for k, v in labels.signs.items()},
+            rotations={k: spread(v) for k, v in labels.rotations.items()},
+            continuous=(),
             reference=outcome.reference,
             reference_draw=pivot,
             flagged=flagged,
@@ -244,6 +287,8 @@ class Task:
             invariance=None,
             iterations=outcome.iterations,
             converged=outcome.converged,
+            improved=None if certain else outcome.improved / max(1, count),
+            log_odds=outcome.log_odds,
             source=self.source,
             coordinates=self.maps,
         )
