@@ -88,7 +88,8 @@ class Alignment:
         """One row per site as a ``pandas.DataFrame``: W2 distance before and after relabeling, and their ratio."""
         import pandas as pd
 
-        frame = pd.DataFrame.from_dict(self.site_distances, orient="index", columns=["before", "after"])
+        distances = self.site_distances
+        frame = pd.DataFrame(list(distances.values()), index=list(distances), columns=["before", "after"])
         frame.loc["(all sites)"] = [self.distance_before, self.distance]
         frame["after / before"] = frame["after"] / frame["before"]
         frame.index.name = "site"

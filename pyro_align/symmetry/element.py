@@ -228,7 +228,7 @@ class Permutation:
             and same(self.rotations, other.rotations, lambda a, b: torch.allclose(a, b, rtol=0, atol=_SAME))
         )
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def moved(self) -> dict[str, int]:
         """Atom -> number of its units that change place or sign, or of its dimensions that are rotated."""
