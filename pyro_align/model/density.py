@@ -153,6 +153,12 @@ class Density:
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
         return other
 
+    def run(self, values: Mapping[str, Tensor]) -> poutine.Trace:
+        """Runs the model at ``values``; as :meth:`trace`, without log probabilities."""
+        nesting = self.max_plate_nesting if self.enumerated else None
+        values = {**self.params, **values}
+        return run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+
     def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
         """Runs the model at ``values`` and computes each site's log probability (validation off).
 
@@ -163,9 +169,7 @@ class Density:
             A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
             discrete latents that are summed out hold their whole support along dims left of the plates.
         """
-        nesting = self.max_plate_nesting if self.enumerated else None
-        values = {**self.params, **values}
-        trace = run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+        trace = self.run(values)
         with pyro.validation_enabled(False):
             trace.compute_log_prob()
         return trace

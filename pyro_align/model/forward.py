@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pyro_align.errors import TraceError
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
@@ -108,6 +109,17 @@ def record(
 ) -> Records:
     """A run's messages, sorted; arguments as in :func:`run`."""
     return Records(run(model, args, kwargs, values, max_plate_nesting=max_plate_nesting))
+
+
+def with_rows(args: tuple, kwargs: Mapping[str, Any], full: int, rows: slice | Tensor) -> tuple[tuple, dict[str, Any]]:
+    """A model's arguments on some of the data: these rows of all tensors of that length."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != full:
+            return leaf
+        return leaf[rows.to(leaf.device) if isinstance(rows, Tensor) else rows]
+
+    return tree_map(cut, (tuple(args), dict(kwargs)))
 
 
 def is_enumerated(message: Mapping[str, Any]) -> bool:
