@@ -61,9 +61,7 @@ def run_grades(kind, only):
     for name, entry in chosen(load(kind), only).items():
         one = grade(entry)
         row = {"name": name, "source": entry.source, "grade": one.grade, "found": round(one.found, 2)}
-        rows.append(
-            {**row, "by hand": round(one.by_hand, 2), "reason": one.reason[:300], "seconds": round(one.seconds, 1)}
-        )
+        rows.append({**row, "by hand": round(one.by_hand, 2), "reason": one.reason[:200]})
         if one.grade != "exact":
             print(f"{one.grade:8s} {name:36s} {one.found:7.2f} of {one.by_hand:7.2f}  {one.reason[:180]}", flush=True)
     totals = collections.Counter(r["grade"] for r in rows)

@@ -15,17 +15,20 @@ ENUMERATE = {"enumerate": "parallel"}
 EXAMPLE = "Pyro, examples/hmm.py, model {}"
 
 
-def hmm(model):
-    """The example's job: MAP estimates of all the tables, states summed out."""
+def tables_of(model):
+    """MAP estimates of all the tables, as in the example; states are summed out."""
+    exposed = poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_"))
+    return AutoDelta(exposed, init_loc_fn=init_to_sample)
 
-    def guide():
-        return AutoDelta(
-            poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_")), init_loc_fn=init_to_sample
-        )
 
+def hmm(model=None, *, learned=None):
+    """The example's job, of a model or of what makes one with a network of its own."""
     torch.manual_seed(0)
-    sequences, lengths = (torch.rand(3, 4, TONES) < 0.4).float(), torch.tensor([4, 3, 2])
-    return Job(model, guide, (sequences, lengths), elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), rate=0.05)
+    args = (torch.rand(3, 4, TONES) < 0.4).float(), torch.tensor([4, 3, 2])
+    options = {"elbo": lambda: TraceEnum_ELBO(max_plate_nesting=2), "rate": 0.05}
+    if learned:
+        return Job(pair=lambda: (model := learned(), tables_of(model)), args=args, parameters=True, **options)
+    return Job(model, lambda: tables_of(model), args, **options)
 
 
 def transitions(name="probs_x", states=STATES):
@@ -145,21 +148,23 @@ class Tones(nn.Module):
 
 @job(EXAMPLE.format(5))
 def hmm_5():
-    pyro.set_rng_seed(1)
-    tones = Tones()
+    def learned():
+        tones = Tones()
 
-    def model(sequences, lengths):
-        pyro.module("tones", tones)
-        px = transitions()
-        with pyro.plate("sequences", len(sequences), dim=-2):
-            x, y = 0, torch.zeros(len(sequences), TONES)
-            for t in pyro.markov(range(int(lengths.max()))):
-                with poutine.mask(mask=(t < lengths).unsqueeze(-1)):
-                    x = state(f"x_{t}", px[x])
-                    with pyro.plate(f"tones_{t}", TONES, dim=-1):
-                        y = pyro.sample(f"y_{t}", dist.Bernoulli(logits=tones(x, y)), obs=sequences[:, t])
+        def model(sequences, lengths):
+            pyro.module("tones", tones)
+            px = transitions()
+            with pyro.plate("sequences", len(sequences), dim=-2):
+                x, y = 0, torch.zeros(len(sequences), TONES)
+                for t in pyro.markov(range(int(lengths.max()))):
+                    with poutine.mask(mask=(t < lengths).unsqueeze(-1)):
+                        x = state(f"x_{t}", px[x])
+                        with pyro.plate(f"tones_{t}", TONES, dim=-1):
+                            y = pyro.sample(f"y_{t}", dist.Bernoulli(logits=tones(x, y)), obs=sequences[:, t])
 
-    return hmm(model)
+        return model
+
+    return hmm(learned=learned)
 
 
 @job(EXAMPLE.format(6))
@@ -188,22 +193,26 @@ def hmm_6():
 
 @job(EXAMPLE.format(7))
 def hmm_7():
-    pyro.set_rng_seed(1)
-    tones = Tones()
+    def learned():
+        tones = Tones()
 
-    def model(sequences, lengths):
-        pyro.module("tones", tones)
-        px = transitions()
-        with pyro.plate("sequences", len(sequences)):
-            before = torch.nn.functional.pad(sequences, (0, 0, 1, -1))
-            x = torch.arange(STATES)
-            logits = tones(x[:, None], before.unsqueeze(-2))
-            first = torch.full((STATES,), -torch.inf)
-            first[0] = 0.0
-            emission = dist.Bernoulli(logits=logits).to_event(1)
-            hidden = dist.DiscreteHMM(first, px.log(), emission)
-            mask = torch.arange(sequences.shape[1]) < lengths[:, None]
-            observed = hidden if bool(mask.all()) else dist.DiscreteHMM(first, px.log(), emission.mask(mask[..., None]))
-            pyro.sample("y", observed, obs=sequences)
+        def model(sequences, lengths):
+            pyro.module("tones", tones)
+            px = transitions()
+            with pyro.plate("sequences", len(sequences)):
+                before = torch.nn.functional.pad(sequences, (0, 0, 1, -1))
+                x = torch.arange(STATES)
+                logits = tones(x[:, None], before.unsqueeze(-2))
+                first = torch.full((STATES,), -torch.inf)
+                first[0] = 0.0
+                emission = dist.Bernoulli(logits=logits).to_event(1)
+                hidden = dist.DiscreteHMM(first, px.log(), emission)
+                mask = torch.arange(sequences.shape[1]) < lengths[:, None]
+                observed = (
+                    hidden if bool(mask.all()) else dist.DiscreteHMM(first, px.log(), emission.mask(mask[..., None]))
+                )
+                pyro.sample("y", observed, obs=sequences)
 
-    return hmm(model)
+        return model
+
+    return hmm(learned=learned)
