@@ -57,7 +57,7 @@ def probe(
         with untouched(model, seed=seed), torch.no_grad():
             stored = set(pyro.get_param_store().keys())
             records, enumerated = forward.record(model, args, kwargs, draw), None
-            _warn_of_unlearned(model, records, stored)
+            _warn_of_unlearned(model, records, stored.union(draw))
             forward.check_observed(records)
             if strict:
                 _check_sites(records, posterior)
@@ -82,9 +82,9 @@ def probe(
         raise BarrierError(_explain(error, posterior, args, kwargs)) from error
 
 
-def _warn_of_unlearned(model: Callable, records: forward.Records, stored: set[str]) -> None:
+def _warn_of_unlearned(model: Callable, records: forward.Records, given: set[str]) -> None:
     """Warns of ``pyro.param`` statements whose learned values are nowhere: the run has made them anew."""
-    made = [n for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in stored and "$$$" not in n]
+    made = [n for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in given and "$$$" not in n]
     if not made:
         return
     held = {t.data_ptr() for m in reached_modules(model) for t in m._parameters.values() if t is not None}
@@ -131,7 +131,8 @@ def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], p
 
 def _check_sites(records: forward.Records, posterior) -> None:
     missing = [n for n in records.latent if n not in posterior.sites and n not in records.discrete]
-    extra = [name for name in posterior.sites if name not in records.latent]
+    known = {*records.latent, *records.parameters, *records.answered}
+    extra = [name for name in posterior.sites if name not in known]
     if missing:
         raise BarrierError(
             f"the model's sites {missing} are neither observed nor in the path's posterior; if one of them is data, "
