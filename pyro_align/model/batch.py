@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ class Runner:
     seed: int = 0
     chunk: int | None = None
     max_memory: int = 2**30
-    sizes: dict[tuple, int] = field(default_factory=dict)
+    sizes: dict[Hashable, int] = field(default_factory=dict)
 
     def __post_init__(self):
         self.many = Many(self.model, self.seed, self.chunk, self.max_memory, self.sizes)
