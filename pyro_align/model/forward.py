@@ -35,7 +35,7 @@ def run(
     *,
     subsamples: Mapping[str, Tensor] | None = None,
     max_plate_nesting: int | None = None,
-) -> Trace:
+) -> Any:
     """Runs the model with its latent sites at ``values`` and validation off.
 
     Args:
