@@ -57,7 +57,7 @@ def test_valid_monotone_and_exact(name, matcher):
     case, fixed, moving = independent(name)
     found = match(case.symmetry, fixed, moving, odd=case.odd, matcher=matcher)
     assert isinstance(found.permutation, Permutation)  # which checks that every index is a permutation
-    assert found.status == "converged"
+    assert found.status in ("converged", "optimal")
     assert found.objective == pytest.approx(reference(case, fixed, moving, found.permutation), rel=1e-12)
     assert all(b >= a - 1e-9 for a, b in zip(found.history, found.history[1:], strict=False))
     assert found.history[-1] == pytest.approx(found.objective, rel=1e-12)
