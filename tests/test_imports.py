@@ -33,6 +33,7 @@ ROOMS = (
     "symmetry",
     "reporting",
     "axes",
+    "files",
     "errors",
 )
 
