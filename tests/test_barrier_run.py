@@ -233,7 +233,7 @@ def test_a_damaged_piece_is_named(network, tmp_path):
     evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
     piece = next(tmp_path.glob("tau_*"))
     piece.write_bytes(piece.read_bytes()[:50])
-    with pytest.raises(BarrierError, match=r"\.npz' is damaged"):
+    with pytest.raises(BarrierError, match=r"tau_.*' is damaged"):
         evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_enumerated_models_by_pyros_loss():
         curve = barrier[name]
         theirs = [loss.loss(model, path(0.5), y) / len(y) for _ in range(40)]
         assert abs(curve.value[1] - np.mean(theirs)) < 4.5 * np.hypot(curve.se[1], np.std(theirs) / 40**0.5), name
-    ours = evaluate_barrier(model, path, y, taus=3, num_samples=40)["elbo"]
+    ours = evaluate_barrier(model, path, y, taus=3, num_samples=40)["negative_elbo"]
     assert abs(ours.value[1] - barrier["enum"].value[1]) < 4.5 * np.hypot(ours.se[1], barrier["enum"].se[1])
 
 

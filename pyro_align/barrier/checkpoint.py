@@ -104,8 +104,9 @@ class Checkpoint:
 
 def _piece_bytes(problem: Problem) -> int:
     """What a piece takes in a file, at most: its arrays over draws, and names and headers."""
-    arrays = 2 + len(problem.data) * (1 + 2 * len(problem.losses))
-    return 8 * problem.num_samples * arrays + 256 * (arrays + 2) + 1024
+    arrays = 2 + len(problem.data) * (2 + len(problem.losses))  # a predictive loss has two
+    names = sum(map(len, problem.losses)) + sum(len(data.name) for data in problem.data) * (1 + len(problem.losses))
+    return 8 * problem.num_samples * arrays + 130 * arrays + 2 * names + 1024
 
 
 def _read(path: Path) -> tuple[Mapping, list[np.ndarray]]:
