@@ -84,7 +84,7 @@ class Barrier:
 
     @property
     def effective_draws(self) -> dict[str, np.ndarray]:
-        """Data set -> the least effective number of draws behind any observation, ``(taus,)``; where a loss tells it."""
+        """Data set -> the least effective number of draws behind any observation, ``(taus,)``."""
         told = {}
         for (evaluation, _), curve in self.curves.items():
             if curve.effective is not None and curve.fragile is not None:
