@@ -15,7 +15,7 @@ import torch
 
 from pyro_align import Symmetry, align_draws
 from pyro_align.axes import Odd
-from pyro_align.draws.batched import per_unit
+from pyro_align.draws.stack import per_unit
 
 
 def mlp(width: int, signs: bool) -> Symmetry:

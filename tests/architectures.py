@@ -39,6 +39,20 @@ SIGNED_ACTIVATIONS = (
     F.silu,
     lambda x: x.clamp(-0.3, 0.5),
 )
+# Those that follow every rotation, and some that do not.
+ROTATED_ACTIVATIONS = (
+    lambda x: x,
+    lambda x: 0.5 * x,
+    lambda x: -x,
+    lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3),
+    lambda x: x / (1 + x.square().sum(-1, keepdim=True)),
+    lambda x: x / (1e-3 + x.norm(dim=-1, keepdim=True)),
+    lambda x: x * torch.tanh((x * x).sum(-1, keepdim=True)),
+    lambda x: x - x.mean(-1, keepdim=True),
+    lambda x: x + 0.1 * x.square().sum(-1, keepdim=True),
+    lambda x: x * x,
+    torch.tanh,
+)
 
 
 class RandomNet(nn.Module):

@@ -6,6 +6,7 @@ from problems import normal, observe
 
 from pyro_align import find_symmetry
 from pyro_align.discovery import (
+    check_rotation_rule,
     check_rule,
     check_sign_rule,
     contraction,
@@ -58,7 +59,7 @@ X = torch.randn(5, 3, dtype=torch.float64)
 def test_what_nobody_declared_is_opaque():
     symmetry = find_symmetry(model, X, signs=True)
     assert not symmetry.atoms
-    assert [op.operation for op in symmetry.opaque] == ["operations_test.affine.default"]
+    assert {op.operation for op in symmetry.opaque} == {"operations_test.affine.default"}
 
 
 @pytest.mark.usefixtures("declared")
@@ -66,6 +67,16 @@ def test_one_declaration_serves_every_domain():
     symmetry = find_symmetry(model, X, signs=True)
     assert [" | ".join(map(str, axes)) for axes in symmetry.sites.values()] == ["±w1 | fixed 3", "±w1", "fixed 2 | ±w1"]
     assert not symmetry.opaque
+
+
+@pytest.mark.usefixtures("declared")
+def test_one_declaration_serves_rotations():
+    def linear(x):
+        observe(
+            affine(turned(turned(affine(x, normal("w1", 4, 3), normal("b1", 4)))), normal("w2", 2, 4), torch.zeros(2))
+        )
+
+    assert find_symmetry(linear, X, rotations=True).rotated == {"w1"}
 
 
 @pytest.mark.usefixtures("declared")
@@ -83,3 +94,5 @@ def test_one_declaration_serves_the_checks():
     assert check_sign_rule(affine, torch.randn(4, 3), torch.randn(2, 3), torch.zeros(2), constants=(2,)).free == 8
     assert not check_rule(turned, torch.randn(2, 3, 4)).opaque
     assert check_sign_rule(turned, torch.randn(3, 4)).free == 12
+    assert check_rotation_rule(turned, torch.randn(3, 4)).rotated
+    assert check_rotation_rule(affine, torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)).rotated

@@ -10,8 +10,9 @@ from draws_problems import MIXTURE, faithful, gibbs, planted, signed_network, si
 
 from pyro_align import Symmetry, align_draws
 from pyro_align.axes import Odd, Product, Sum
-from pyro_align.draws.batched import UnitMatcher, per_unit, restricted, transpositions, unit_objective
 from pyro_align.draws.coordinates import coordinate
+from pyro_align.draws.search import UnitMatcher
+from pyro_align.draws.stack import per_unit, restricted, transpositions, unit_objective
 from pyro_align.matching import elements
 
 SYMMETRIES = {
@@ -81,7 +82,7 @@ def test_every_draw_gets_the_best_relabeling_of_a_small_group(name):
     g = torch.Generator().manual_seed(1)
     fixed = {s: (torch.randn(shape, generator=g),) for s, shape in symmetry.shapes.items()}
     moving = {s: (torch.randn(9, *shape, generator=g),) for s, shape in symmetry.shapes.items()}
-    found = UnitMatcher(symmetry, (True,))(fixed, moving)
+    found = UnitMatcher(symmetry, (True,))(fixed, moving).permutation
     spread = {s: (f[0].expand(9, *f[0].shape),) for s, f in fixed.items()}
     score = unit_objective(found, spread, moving, (True,))
     best = torch.full((9,), -math.inf)
@@ -123,7 +124,7 @@ def test_slices_do_not_matter(monkeypatch):
     data = simulate([-3.0, 0.0, 3.0], 0.3)
     whole = align_draws(data.draws, MIXTURE, method="barycenter", weights="diagonal", reference=(0, 0))
     moved = whole.draws["loc"]
-    monkeypatch.setattr(units, "_ELEMENTS", 100)
+    monkeypatch.setattr(units, "_NUMBERS", 100)
     monkeypatch.setattr(result, "_SLICE", 100)
     parts = align_draws(data.draws, MIXTURE, method="barycenter", weights="diagonal", reference=(0, 0))
     assert torch.equal(whole.permutations["k"], parts.permutations["k"])

@@ -189,7 +189,10 @@ def test_a_symmetry_that_does_not_fit(data):
         d,
         MIXTURE.bind({"weights": (4,), "loc": (4,), "scale": (4,)}),
     )
-    refuse(SymmetryError, "no free atom", d, SymmetrySpec({"loc": (None,)}))
+    none = align_draws(d, SymmetrySpec({"loc": (None,)}))  # as `align` says: there is nothing to relabel
+    assert not none.relabeled.any()
+    assert torch.equal(none.draws["loc"], d["loc"])
+    assert none.report().loc["loc", "relabeled"] == 0
     axes = {"loc": ("k", None), "scale": ("k",)}
     refuse(ValueError, "'scale': 2 chains of 30 draws, but 'loc'|'loc': expected shape", d, SymmetrySpec(axes))
 

@@ -18,8 +18,10 @@ from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.certify import certify_graph
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
-from pyro_align.discovery.registry import rule, sign_rule
+from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
+from pyro_align.discovery.rotations import add_rotations
+from pyro_align.discovery.rotations.checking import check_rotation_rule
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
@@ -35,12 +37,14 @@ __all__ = [
     "PreactivationProbe",
     "analyze_signs",
     "certify",
+    "check_rotation_rule",
     "check_rule",
     "check_sign_rule",
     "contraction",
     "find_symmetry",
     "probe_activations",
     "probe_preactivations",
+    "rotation_rule",
     "rule",
     "sign_rule",
 ]
@@ -53,6 +57,7 @@ def find_symmetry(
     scope: str = "joint",
     parameters: bool = False,
     signs: bool = False,
+    rotations: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -73,7 +78,10 @@ def find_symmetry(
             are constants, and fix what they tell apart.
         signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
             then odd (:func:`~pyro_align.axes.Odd`) at the axes along which values change sign with them.
-        trials: Random relabelings, with random signs, in the certificate.
+        rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
+            dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
+            :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+        trials: Random relabelings, with random signs and rotations, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.
 
@@ -106,6 +114,8 @@ def find_symmetry(
     symmetry = assemble(inference, scope=scope)
     if signs:
         symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+    if rotations:
+        symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
     symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 

@@ -8,15 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from pyro_align.axes import AxisLike
-from pyro_align.draws.batched import restricted
 from pyro_align.draws.carried import find_carried
 from pyro_align.draws.coordinates import coordinates
-from pyro_align.draws.methods import BY_ALLOCATION
+from pyro_align.draws.labels import Labels
+from pyro_align.draws.methods import BY_ALLOCATION, Outcome
 from pyro_align.draws.reference import choose_pivot
 from pyro_align.draws.result import AlignedDraws, nonfinite
 from pyro_align.draws.sources import Source, read_draws
+from pyro_align.draws.stack import restricted
 from pyro_align.draws.task import Options, Task
-from pyro_align.errors import DiagnosticWarning, SymmetryError
+from pyro_align.errors import DiagnosticWarning
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
@@ -124,7 +125,9 @@ def align_draws(
         raise ValueError("every draw is NaN or infinite in a site of the symmetry: there is nothing to relabel")
     task = Task(source, symmetry, carried, density, maps, ~bad, ~flagged if not flagged.all() else ~bad, options)
     log_probs = task.log_probs() if density is not None else None
-    if method == "ordering":
+    if not symmetry.atoms:  # nothing to relabel
+        outcome, pivot = Outcome(Labels({}, {}), {}, 0, True), None
+    elif method == "ordering":
         outcome, pivot = task.order(order_by, atom), None
     else:
         pivot, start = choose_pivot(task, reference, log_probs)
@@ -165,13 +168,10 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
     """The symmetry with its sizes over the draws' sites, checked against them.
 
     Raises:
-        SymmetryError: A site is missing or has another shape, or nothing can be relabeled.
+        SymmetryError: A site is missing or has another shape,
     """
     symmetry = bound(symmetry, source.shapes, of="set of draws")
-    present = replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
-    if not present.atoms:
-        raise SymmetryError("the symmetry has no free atom: there is nothing to relabel")
-    return present
+    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
 
 
 def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensity | None:

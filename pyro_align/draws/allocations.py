@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
 from pyro_align.model.draws import DrawDensity
 
+_LABELS = 1000  # draws whose labels are read at a time
 _KEEP = 1 << 28  # computed probabilities up to this many numbers are kept between passes
 
 
@@ -22,7 +24,7 @@ class Allocations:
 
     Attributes:
         source: The draws.
-        size: Number of components.
+        sizes: Numbers of components that there may be: those of the atom, or more where others stand beside them.
         usable: Which draws are finite, ``(chain, draw)`` bool: those of others are not checked.
         given: Probabilities ``(chain, draw, data, components)`` or labels ``(chain, draw, data)``, maybe on disk.
         density: What they are computed from where they are not given.
@@ -30,7 +32,7 @@ class Allocations:
     """
 
     source: Source
-    size: int
+    sizes: tuple[int, ...]
     usable: Tensor
     given: Any = None
     density: DrawDensity | None = None
@@ -41,6 +43,22 @@ class Allocations:
     def data(self) -> int:
         """Number of data."""
         return self.read(0, 0, 1).shape[1]
+
+    @cached_property
+    def size(self) -> int:
+        """Number of components."""
+        if self.given is None:
+            return self.read(0, 0, 1).shape[-1]
+        first = as_tensor(self.given[0, :1])
+        if first.is_floating_point():
+            return first.shape[-1]
+        chains, draws = self.source.shape
+        high = max(
+            int(as_tensor(self.given[c, lo : lo + _LABELS]).max())
+            for c in range(chains)
+            for lo in range(0, draws, _LABELS)
+        )
+        return min((n for n in self.sizes if n > high), default=min(self.sizes))
 
     def read(self, chain: int, start: int, stop: int) -> Tensor:
         """Probabilities of draws ``start`` to ``stop`` of a chain, ``(draws, data, components)``."""
@@ -63,9 +81,10 @@ class Allocations:
                 raise ValueError(f"allocations: labels must lie in 0..{self.size - 1}, got {low}..{high}")
             return one_hot(p.flatten(1).long(), self.size).float()
         p = p.flatten(1, -2) if p.dim() > 3 else p
-        if p.dim() != 3 or p.shape[-1] != self.size:
+        if p.dim() != 3 or p.shape[-1] not in self.sizes:
+            sizes = " or ".join(str(n) for n in self.sizes)
             raise ValueError(
-                f"allocations: expected (chain, draw, data, {self.size} components), got {tuple(p.shape[1:])} per draw"
+                f"allocations: expected (chain, draw, data, {sizes} components), got {tuple(p.shape[1:])} per draw"
             )
         if not bool((p[usable] >= 0).all()) or not bool(((p[usable].sum(-1) - 1).abs() < 1e-3).all()):
             raise ValueError("allocations: every row must hold probabilities that add up to one")
@@ -73,7 +92,13 @@ class Allocations:
 
 
 def allocations(
-    source: Source, size: int, usable: Tensor, density: DrawDensity | None, given: Any, site: str | None, method: str
+    source: Source,
+    sizes: tuple[int, ...],
+    usable: Tensor,
+    density: DrawDensity | None,
+    given: Any,
+    site: str | None,
+    method: str,
 ) -> Allocations:
     """The probabilities that the user gave, or those of the model.
 
@@ -84,10 +109,10 @@ def allocations(
     if given is None:
         if density is None:
             raise ValueError(f"method={method!r} needs allocations= or model= (with args=)")
-        return Allocations(source, size, usable, density=density, sites=density.allocation_sites(site))
+        return Allocations(source, sizes, usable, density=density, sites=density.allocation_sites(site))
     if isinstance(given, list | tuple):
         given = torch.stack([as_tensor(chain) for chain in given])
     if tuple(given.shape[:2]) != source.shape:
         chains, draws = source.shape
         raise ValueError(f"allocations: expected {chains} chains of {draws} draws, got shape {tuple(given.shape)}")
-    return Allocations(source, size, usable, given)
+    return Allocations(source, sizes, usable, given)

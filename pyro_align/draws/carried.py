@@ -9,6 +9,7 @@ the model that computes them; what could speak of units and is settled by none o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.axes import Atom, Axis, AxisLike, Fixed, as_axis, axis_size, leaves, map_atoms
+from pyro_align.axes import Atom, Axis, AxisLike, Fixed, Sum, as_axis, axis_size, leaves, map_atoms
 from pyro_align.draws.sources import Source
+from pyro_align.draws.stack import per_unit
 from pyro_align.errors import SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.model.guards import untouched
@@ -39,13 +41,13 @@ class Carried:
 
     Attributes:
         symmetry: The group, acting on the symmetry's sites and on what is derived from them.
-        labels: Variable whose values are labels -> the atom whose units they number.
+        labels: Variable whose values are labels -> the axis whose entries they number, an atom or a sum with one.
         first: The same variables -> the number of the first unit: 0, or 1 as in Stan.
         unsettled: Variable -> why it may carry the units; it was left as it was.
     """
 
     symmetry: Symmetry
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Axis] = field(default_factory=dict)
     first: Mapping[str, int] = field(default_factory=dict)
     unsettled: Mapping[str, str] = field(default_factory=dict)
 
@@ -63,7 +65,17 @@ class Carried:
             raise SymmetryError(f"'{name}' is no variable that was relabeled; those are {list(self.moved)}")
         if name not in self.labels:
             return value
-        return renumbered(p.indices[self.labels[name]], value, self.first[name])
+        return renumbered(self._numbers(p, name), value, self.first[name])
+
+    def _numbers(self, p: Permutation, name: str) -> Tensor:
+        """Which old entry each new one of a label's axis is, ``(units, size)``."""
+        term = self.labels[name]
+        if isinstance(term, Atom):
+            return p.indices[term.name]
+        units = len(next(iter(p.indices.values())))
+        alone = per_unit(Symmetry({name: (term,)}), units)
+        q = alone.permutation({k: v for k, v in p.indices.items() if k in alone.atoms})
+        return q.apply_site(name, torch.arange(axis_size(term), device="cpu").expand(units, -1))
 
 
 def renumbered(index: Tensor, labels: Tensor, first: int) -> Tensor:
@@ -123,15 +135,36 @@ def find_carried(
             if name not in labels and name not in symmetry.sites and (reason := _may_label(source, symmetry, name)):
                 unsettled.setdefault(name, reason)
     settled = {k: v for k, v in unsettled.items() if k not in labels or "values" not in v}
-    known = {k: v for k, v in labels.items() if v is not None}
-    first = {k: _first(source, k, symmetry.atoms[v].size) for k, v in known.items()}
-    return Carried(replace(symmetry, sites=sites), known, first, MappingProxyType(settled))
+    axes, first = {}, {}
+    for name, atom in labels.items():
+        if atom is not None:
+            axes[name], first[name] = _numbered(source, name, component_axes(symmetry, atom))
+    return Carried(replace(symmetry, sites=sites), axes, first, MappingProxyType(settled))
 
 
-def _first(source: Source, name: str, size: int) -> int:
+def _numbered(source: Source, name: str, axes: Mapping[int, Axis]) -> tuple[Axis, int]:
+    """The axis whose entries a variable's values number, and from what they are numbered."""
     numel = max(1, int(np.prod(source.shapes[name])))
-    values = [source.read(name, c, part) for c, part in source.slices(max(1, _SLICE // numel))]
-    return numbered_from(torch.cat([v.unique() for v in values]), size, f"'{name}'")
+    slices = source.slices(max(1, _SLICE // numel))
+    values = torch.cat([source.read(name, c, part).unique() for c, part in slices])
+    for size, term in sorted(axes.items()):
+        with suppress(SymmetryError):
+            return term, numbered_from(values, size)
+    size = min(axes)
+    return axes[size], numbered_from(values, size, f"'{name}'")
+
+
+def component_axes(symmetry: Symmetry, atom: str) -> dict[int, Axis]:
+    """Number of components -> the axis on which an atom's units are components, alone or with others beside them.
+
+    The units may be some of the components only: the state that a chain starts in stays where it is.
+    """
+    found: dict[int, Axis] = {symmetry.atoms[atom].size: symmetry.atoms[atom]}
+    for site, axis in symmetry.carriers[atom]:
+        term = map_atoms(symmetry.sites[site][axis], Atom.unsigned)
+        if isinstance(term, Sum) and not any(a.within for a in leaves(term)):
+            found.setdefault(axis_size(term), term)
+    return found
 
 
 def _check_labels(source: Source, symmetry: Symmetry, labels: Mapping[str, str | None]) -> None:

@@ -6,19 +6,23 @@ They differ in what is compared (coordinates of the draws, or allocations of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.draws.batched import UnitMatcher
-from pyro_align.draws.units import Features, Labels, Sums, Units, assign_all
+from pyro_align.draws.labels import Labels
+from pyro_align.draws.search import UnitMatcher
+from pyro_align.draws.stack import Features
+from pyro_align.draws.units import Sums, Units, assign_all
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.group import Symmetry
 
 METHODS = ("pivot", "barycenter", "stephens", "ecr", "ecr_iterative_1", "ecr_iterative_2", "ordering")
+BY_VALUE = ("pivot", "barycenter")
 BY_ALLOCATION = ("stephens", "ecr", "ecr_iterative_1", "ecr_iterative_2")
 WEIGHTS = ("equal", "pooled", "diagonal")
 _FLOOR = 1e-10  # allocation probabilities below this count as this: a logarithm must stay finite
@@ -33,12 +37,20 @@ class Outcome:
         reference: Site -> what the units were assigned to, ``site_shape``.
         iterations: Passes over the draws.
         converged: Whether the last pass changed nothing.
+        improved: Number of units that a second search improved.
+        fixed: Site -> what features were multiplied with; None where nothing was compared.
+        scale: What differences of the objective are divided by to be log odds, nats.
+        log_odds: Computes, for each draw, the log odds of its labeling against the second best, ``(chain, draw)``.
     """
 
     labels: Labels
     reference: Mapping[str, Tensor]
     iterations: int
     converged: bool
+    improved: int = 0
+    fixed: Features | None = None
+    scale: float = 1.0
+    log_odds: Callable[[], np.ndarray] | None = None
 
 
 def by_values(
@@ -69,14 +81,26 @@ def by_values(
     center = {k: tuple(f.double() for f in v) for k, v in start.items()}
     fixed = _weighted(center, dict.fromkeys(center, 1.0) if isinstance(weights, str) else weights, weights)
     estimated = weights in ("pooled", "diagonal")
+    improved = 0
     for iteration in range(1, max_iterations + 1):
         sums = assign_all(units, matcher, fixed, labels)
-        if (sums.changed == 0 and iteration > 1) or not (averaged or estimated):
-            return Outcome(labels, _first(center), iteration, True)
+        improved = max(improved, sums.improved)
+        done = (sums.changed == 0 and iteration > 1) or not (averaged or estimated)
+        if done or iteration == max_iterations:
+            scale = 1.0 if estimated else _scale(center, sums, weights)
+            return Outcome(labels, _first(center), iteration, done, improved, fixed, scale)
         if averaged:
             center = sums.mean
         fixed = _renewed(center, sums, weights)
-    return Outcome(labels, _first(center), max_iterations, False)
+    raise AssertionError("max_iterations is at least one")
+
+
+def _scale(center: Features, sums: Sums, weights: str | Mapping[str, float]) -> float:
+    """Mean weighted squared distance of a relabeled element to the reference."""
+    weight = {} if isinstance(weights, str) else weights
+    numel = {k: v[0].numel() for k, v in center.items()}
+    total = sum(weight.get(k, 1.0) * v * numel[k] for k, v in _pooled(center, sums).items())
+    return max(total / max(1, sum(numel.values())), 1e-300)
 
 
 def _renewed(center: Features, sums: Sums, weights: str | Mapping[str, float]) -> Features:
@@ -135,9 +159,9 @@ def by_allocations(units: Units, matcher: UnitMatcher, method: str, pivot: Featu
     for iteration in range(1, max_iterations + 1):
         sums = assign_all(units, matcher, {site: fixed}, labels)
         if method == "ecr" or (sums.changed == 0 and iteration > 1):
-            return Outcome(labels, {site: reference}, iteration, True)
+            return Outcome(labels, {site: reference}, iteration, True, fixed={site: fixed})
         reference, fixed = _reference(method, sums.mean[site])
-    return Outcome(labels, {site: reference}, max_iterations, False)
+    return Outcome(labels, {site: reference}, max_iterations, False, fixed={site: fixed})
 
 
 def _reference(method: str, mean: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -10,8 +10,9 @@ import torch
 
 from pyro_align.draws.methods import by_values
 from pyro_align.draws.shapes import as_tensor
+from pyro_align.draws.stack import Features
 from pyro_align.draws.task import Task
-from pyro_align.draws.units import Features, Units
+from pyro_align.draws.units import Units
 
 
 def choose_pivot(task: Task, reference, log_probs) -> tuple[tuple[int, int] | None, Features]:
@@ -72,14 +73,14 @@ def _medoid(task: Task, units: Units) -> int:
     first = int(units.trusted.nonzero()[0])
     outcome = by_values(units, task.matcher(units), units.one(first), averaged=True, weights="equal", max_iterations=2)
     best, chosen = np.inf, first
-    for start, stop, features in units.chunks():
-        stack = task.matcher(units).stack(stop - start)
-        p = outcome.labels.permutation(stack, slice(start, stop))
+    matcher = task.matcher(units)
+    for here, features in units.chunks():
+        p = outcome.labels.permutation(matcher.stack(here.stop - here.start), here)
         far = sum(
             (p.apply_site(s, f[0]).double() - outcome.reference[s]).flatten(1).square().sum(1)
             for s, f in features.items()
         )
-        far = torch.where(units.trusted[start:stop], far, np.inf)
+        far = torch.where(units.trusted[here], far, np.inf)
         if float(far.min()) < best:
-            best, chosen = float(far.min()), start + int(far.argmin())
+            best, chosen = float(far.min()), here.start + int(far.argmin())
     return chosen

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.draws.batched import per_unit, restricted, transpositions
 from pyro_align.draws.carried import Carried, numbered_from, renumbered
 from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
+from pyro_align.draws.labels import Labels
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
+from pyro_align.draws.stack import per_unit, restricted, transpositions
 from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
-from pyro_align.draws.units import Labels
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
@@ -70,6 +70,8 @@ class AlignedDraws:
         invariance: The check that it is the same afterwards, or None where no model was given.
         iterations: Passes over the draws.
         converged: Whether the last pass changed nothing.
+        improved: Fraction of the draws that a second search brought nearer to the reference than the first, which tells
+            how far the searches are to be trusted; None where the best relabeling of a draw is found for certain.
         carried: Which variables were relabeled along with the symmetry's sites, and which may have had to be.
 
     Example:
@@ -95,9 +97,11 @@ class AlignedDraws:
     invariance: Invariance | None
     iterations: int
     converged: bool
+    improved: float | None
     carried: Carried = field(repr=False)
     source: Source = field(repr=False)
     coordinates: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
+    log_odds: Callable[[], np.ndarray] | None = field(repr=False)
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
@@ -189,6 +193,29 @@ class AlignedDraws:
             moved |= (v < 0).flatten(2).any(-1).numpy()
         return moved
 
+    def ambiguous(self, odds: float = 0.1) -> np.ndarray:
+        """Draws whose second-best labeling is nearly as good, ``(chain, draw)`` bool.
+
+        The second best is that in which two units of an atom change places, or one its sign, at the least loss. Losses
+        are log odds under independent normals about the reference, whose variance is the mean squared distance to it
+        (or what ``weights`` made of it); for allocations, the methods' own objective in nats, or in data for ``"ecr"``.
+
+        Args:
+            odds: From which odds of the second best against the best a draw counts.
+
+        Raises:
+            ValueError: Odds are not between 0 and 1, or nothing was compared (``method="ordering"``).
+        """
+        if not 0 < odds < 1:
+            raise ValueError(f"odds must lie between 0 and 1, got {odds}")
+        if self.log_odds is None:
+            raise ValueError(f"method='{self.method}' compares nothing: no labeling is second best")
+        return (self._losses < -np.log(odds)) & ~self.nonfinite()
+
+    @cached_property
+    def _losses(self) -> np.ndarray:
+        return self.log_odds()
+
     @property
     def entropy_correction(self) -> float:
         """Log of the number of relabelings, in nats.
@@ -213,7 +240,8 @@ class AlignedDraws:
         usable = (~self.nonfinite())[:, every]
         if not usable.any():
             raise ValueError("every draw is NaN or infinite: there is no mode to find")
-        maps = self.coordinates or dict.fromkeys(restricted(self.symmetry).sites, lambda value: value)
+        sites = restricted(self.symmetry).sites or self.symmetry.sites
+        maps = self.coordinates or dict.fromkeys(sites, lambda value: value)
         rows, values = [], {}
         for site, map_to in maps.items():
             parts = [self.relabel({site: self.source.read(site, c, every)}, c, every)[site] for c in range(chains)]
@@ -239,7 +267,8 @@ class AlignedDraws:
 
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
         of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
-        the number of ``modes`` left and of draws ``flagged``. Non-finite draws are left out of R-hat and ESS. One site
+        the number of ``modes`` left and of draws ``flagged``, and the fraction of ``ambiguous`` draws, see
+        :meth:`ambiguous`. Non-finite draws are left out of R-hat and ESS. One site
         is held in memory at a time.
 
         Args:
@@ -253,6 +282,7 @@ class AlignedDraws:
             f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabeled.sum())} "
             f"relabeled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
             + ("converged" if self.converged else "not converged: raise max_iterations"),
+            *([] if self.improved is None else [f"a second search improved {self.improved:.1%} of the draws"]),
             *(f"'{name}' was left as it was: {why}" for name, why in self.carried.unsettled.items()),
         ]
         return "\n".join([*lines, str(self.invariance)] if self.invariance else lines)

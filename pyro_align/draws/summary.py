@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pyro_align.axes import Fixed, leaves
 from pyro_align.draws.diagnostics import rhat_and_ess
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.store import plain_part, relabeled_part, sample_stats
@@ -42,8 +43,10 @@ def report(aligned: AlignedDraws, *, modes: bool):
     )
     frame["modes"] = pd.array([None] * len(frame), dtype="Int64")
     frame["flagged"] = pd.array([None] * len(frame), dtype="Int64")
+    frame["ambiguous"] = np.nan
     frame.loc["(all sites)"] = {
         **total,
+        "ambiguous": np.nan if aligned.log_odds is None else float(aligned.ambiguous().mean()),
         "modes": len(aligned.modes()) if modes else None,
         "flagged": int(aligned.flagged.sum()),
     }
@@ -55,7 +58,8 @@ def report(aligned: AlignedDraws, *, modes: bool):
 def _atoms_of(aligned: AlignedDraws, site: str) -> list[str]:
     """The atoms whose relabeling changes a variable."""
     atoms = [a for a, places in aligned.carried.symmetry.carriers.items() if any(s == site for s, _ in places)]
-    return [*atoms, aligned.carried.labels[site]] if site in aligned.carried.labels else atoms
+    labels = [a.name for a in leaves(aligned.carried.labels.get(site, Fixed())) if a.name in aligned.symmetry.atoms]
+    return [*dict.fromkeys(atoms + labels)]
 
 
 def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:

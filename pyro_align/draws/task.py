@@ -13,13 +13,15 @@ from torch.nn.functional import one_hot
 
 from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
-from pyro_align.draws.batched import UnitMatcher, restricted
-from pyro_align.draws.carried import Carried
-from pyro_align.draws.methods import METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
+from pyro_align.draws.carried import Carried, component_axes
+from pyro_align.draws.labels import Labels
+from pyro_align.draws.methods import BY_VALUE, METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
+from pyro_align.draws.search import UnitMatcher, is_exhaustive, least_loss
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
-from pyro_align.draws.units import Features, Labels, Units, by_chain, cut
+from pyro_align.draws.stack import Features, restricted
+from pyro_align.draws.units import Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.model.draws import DrawDensity, check_invariance
 from pyro_align.symmetry.group import Symmetry
@@ -123,7 +125,7 @@ class Task:
     def relabel_by_values(self, start: Features) -> Outcome:
         """``pivot`` and ``barycenter``."""
         units = self._levelled(self.value_units())
-        return by_values(
+        found = by_values(
             units,
             self.matcher(units),
             start,
@@ -131,6 +133,24 @@ class Task:
             weights=self.options.weights,
             max_iterations=self.options.max_iterations,
         )
+        return replace(found, log_odds=self._log_odds(units, found))
+
+    def _log_odds(self, units: Units, found: Outcome) -> Callable[[], np.ndarray]:
+        """Log odds of each draw's labeling against the second best, ``(chain, draw)``, computed when asked for."""
+        matcher, shape = self.matcher(units), self.source.shape
+        labels = Labels(dict(found.labels.indices), dict(found.labels.signs))
+
+        def read() -> np.ndarray:
+            losses = [
+                least_loss(
+                    matcher, found.fixed, features, labels.permutation(matcher.stack(here.stop - here.start), here)
+                )
+                for here, features in units.chunks()
+            ]
+            odds = torch.cat(losses).numpy() / found.scale
+            return np.broadcast_to(odds.reshape(shape[0], -1), shape)
+
+        return read
 
     def component_atom(self, atom: str | None) -> str:
         """The atom whose units are the components that data are allocated to."""
@@ -143,13 +163,12 @@ class Task:
         """The methods that compare allocations, given or else taken from the model's ``site``."""
         if pivot is None:
             raise ValueError("methods that compare allocations need a draw as pivot: 'map', 'medoid' or (chain, draw)")
-        size, draws, method = self.symmetry.atoms[atom].size, self.source.shape[1], self.options.method
+        draws, method = self.source.shape[1], self.options.method
         usable = torch.from_numpy(self.finite)
-        probabilities = allocations(self.source, size, usable, self.density, given, site, method)
-        data = probabilities.data
-        symmetry = Symmetry.from_axes(
-            {_ALLOCATIONS: (Fixed(data), Atom(atom, size))}, shapes={_ALLOCATIONS: (data, size)}
-        )
+        terms = component_axes(self.symmetry, atom)
+        probabilities = allocations(self.source, tuple(terms), usable, self.density, given, site, method)
+        data, size = probabilities.data, probabilities.size
+        symmetry = Symmetry({_ALLOCATIONS: (Fixed(data), terms[size])})
 
         def read(start: int, stop: int) -> Features:
             chain, lo = divmod(start, draws)
@@ -164,7 +183,7 @@ class Task:
         found = by_allocations(units, self.matcher(units), method, first, max_iterations=self.options.max_iterations)
         labels = Labels.identity(self.symmetry, units.count)  # atoms that are no components keep their labels
         labels.indices[atom] = found.labels.indices[atom]
-        return replace(found, labels=labels)
+        return replace(found, labels=labels, log_odds=self._log_odds(units, found))
 
     def order(self, site: str | None, atom: str | None) -> Outcome:
         """The artificial constraint."""
@@ -230,6 +249,8 @@ class Task:
             return table.reshape(chains, draws, *table.shape[1:])
 
         labels = outcome.labels
+        certain = self.options.method not in BY_VALUE or is_exhaustive(restricted(self.symmetry))
+        count = len(next(iter(labels.indices.values()), ()))
         return AlignedDraws(
             symmetry=self.symmetry,
             carried=self.carried,
@@ -244,6 +265,8 @@ class Task:
             invariance=None,
             iterations=outcome.iterations,
             converged=outcome.converged,
+            improved=None if certain else outcome.improved / max(1, count),
+            log_odds=outcome.log_odds,
             source=self.source,
             coordinates=self.maps,
         )

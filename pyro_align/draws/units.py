@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pyro_align.draws.batched import UnitMatcher
-from pyro_align.symmetry.element import Permutation
+from pyro_align.draws.labels import Labels
+from pyro_align.draws.search import UnitMatcher
+from pyro_align.draws.stack import Features
 from pyro_align.symmetry.group import Symmetry
 
-_ELEMENTS = 1 << 20  # numbers held at a time when draws are streamed
-
-Features = dict[str, tuple[Tensor, ...]]
+_NUMBERS = 1 << 20  # held at a time when draws are streamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +42,10 @@ class Units:
         """Number of units."""
         return len(self.valid)
 
-    def chunks(self) -> Iterator[tuple[int, int, Features]]:
-        """``(start, stop, features)``; units that cannot be compared have features of zero."""
+    def chunks(self) -> Iterator[tuple[slice, Features]]:
+        """Slices of the stack and their features; units that cannot be compared have features of zero."""
         for start, stop in self.slices:
-            features, mask = self.read(start, stop), self.valid[start:stop]
-            if not bool(mask.all()):
-                features = {k: tuple(_masked(f, mask) for f in v) for k, v in features.items()}
-            yield start, stop, features
+            yield slice(start, stop), only(self.read(start, stop), self.valid[start:stop])
 
     def one(self, unit: int) -> Features:
         """Features of one unit, ``site_shape`` each."""
@@ -57,10 +53,15 @@ class Units:
 
 
 def cut(chains: int, draws: int, numel: int) -> tuple[tuple[int, int], ...]:
-    """Slices of a stack of ``chains * draws`` units, none across two chains, each of bounded size."""
-    size = max(1, min(draws, _ELEMENTS // max(1, numel)))
-    per_chain = math.ceil(draws / size)
-    size = math.ceil(draws / per_chain)
+    """Slices of a stack of ``chains * draws`` units, none across two chains, each of bounded size.
+
+    Args:
+        chains: Number of chains.
+        draws: Draws in each.
+        numel: Numbers in one draw's features.
+    """
+    most = max(1, min(draws, _NUMBERS // max(1, numel)))
+    size = math.ceil(draws / math.ceil(draws / most))  # as even as can be
     return tuple(
         (c * draws + lo, c * draws + min(lo + size, draws)) for c in range(chains) for lo in range(0, draws, size)
     )
@@ -73,72 +74,20 @@ def by_chain(units: Units, chains: int) -> Units:
     mean.
     """
     draws = units.count // chains
-    trusted = units.trusted.reshape(chains, draws)
-    sums: list[Features | None] = [None] * chains
-    for start, stop, features in units.chunks():
-        chain, mask = start // draws, units.trusted[start:stop]
-        part = {k: tuple(_masked(f, mask).sum(0) for f in v) for k, v in features.items()}
-        sums[chain] = part if sums[chain] is None else _add(sums[chain], part)
-    counts = trusted.sum(1)
-    means = {
-        k: tuple(
-            torch.stack([s[k][j] / max(1, int(n)) for s, n in zip(sums, counts, strict=True)])
-            for j in range(len(sums[0][k]))
-        )
-        for k in sums[0]
-    }
+    counts = units.trusted.reshape(chains, draws).sum(1)
+    means: Features = {}
+    for here, features in units.chunks():
+        chain = here.start // draws
+        for site, parts in only(features, units.trusted[here]).items():
+            if site not in means:
+                means[site] = tuple(f.new_zeros(chains, *f.shape[1:]) for f in parts)
+            for mean, part in zip(means[site], parts, strict=True):
+                mean[chain] += part.sum(0) / counts[chain].clamp_min(1)
 
     def read(start: int, stop: int) -> Features:
         return {k: tuple(f[start:stop] for f in v) for k, v in means.items()}
 
-    return Units(units.symmetry, units.odd, counts > 0, counts > 0, ((0, chains),), read)
-
-
-@dataclass
-class Labels:
-    """The relabeling of every unit.
-
-    Attributes:
-        indices: Atom -> ``(units, *outer sizes, size)``, in the smallest integer type that holds the size.
-        signs: Signed atom -> int8 ``(units, *outer sizes, size)``.
-    """
-
-    indices: dict[str, Tensor]
-    signs: dict[str, Tensor]
-
-    @classmethod
-    def identity(cls, symmetry: Symmetry, units: int) -> Labels:
-        indices, signs = {}, {}
-        for name, atom in symmetry.atoms.items():
-            shape = (units, *symmetry.outer_shape(name), atom.size)
-            indices[name] = torch.arange(atom.size, dtype=compact(atom.size), device="cpu").expand(shape).clone()
-            if name in symmetry.signed:
-                signs[name] = torch.ones(shape, dtype=torch.int8, device="cpu")
-        return cls(indices, signs)
-
-    def permutation(self, stack: Symmetry, units: slice) -> Permutation:
-        """The relabeling of some units as one element of their stack's group."""
-        return stack.permutation(
-            {k: v[units].long() for k, v in self.indices.items() if k in stack.atoms},
-            {k: v[units] for k, v in self.signs.items() if k in stack.signed},
-        )
-
-    def put(self, units: slice, p: Permutation, mask: Tensor) -> int:
-        """Takes over a relabeling where ``mask`` holds.
-
-        Returns:
-            Number of units whose relabeling changed.
-        """
-        changed = torch.zeros(len(mask), dtype=torch.bool, device="cpu")
-        new = {k: v.to(self.indices[k].dtype) for k, v in p.indices.items()}
-        signs = {k: p.signs.get(k, torch.ones_like(self.signs[k][units])) for k in self.signs if k in p.indices}
-        for tables, fresh in ((self.indices, new), (self.signs, signs)):
-            for name, value in fresh.items():
-                changed |= mask & (tables[name][units] != value).flatten(1).any(1)
-                tables[name][units] = torch.where(
-                    mask.reshape(-1, *(1,) * (value.dim() - 1)), value, tables[name][units]
-                )
-        return int(changed.sum())
+    return replace(units, valid=counts > 0, trusted=counts > 0, slices=((0, chains),), read=read)
 
 
 @dataclass(frozen=True)
@@ -148,52 +97,52 @@ class Sums:
     Attributes:
         mean: Site -> mean of each relabeled feature over the trusted units, ``site_shape`` each.
         square: Site -> mean over trusted units and elements of the first feature's square.
-        objective: Sum over units of the objective.
         changed: Number of units whose relabeling changed.
+        improved: Number of units that a second search improved.
     """
 
     mean: Features
-    square: Mapping[str, float]
-    objective: float
+    square: dict[str, float]
     changed: int
+    improved: int
 
 
-def assign_all(units: Units, matcher: UnitMatcher, fixed: Mapping[str, Sequence[Tensor]], labels: Labels) -> Sums:
-    """Relabels every unit anew, in place in ``labels``, and adds up the relabeled features."""
-    total: Features | None = None
+def assign_all(units: Units, matcher: UnitMatcher, fixed: Features, labels: Labels) -> Sums:
+    """Relabels every unit anew, in place in ``labels``, and adds up the relabeled features.
+
+    Args:
+        units: The units.
+        matcher: Finds their relabelings.
+        fixed: Site -> features of the reference, ``site_shape`` each.
+        labels: Where the search begins, and what it found.
+    """
+    count = max(1, int(units.trusted.sum()))
+    mean: dict[str, tuple[Tensor, ...]] = {}
     square: dict[str, float] = {}
-    objective, changed = 0.0, 0
-    for start, stop, features in units.chunks():
-        here = slice(start, stop)
-        stack = matcher.stack(stop - start)
-        p = matcher(fixed, features, labels.permutation(stack, here))
-        changed += labels.put(here, p, units.valid[here])
-        mask = units.trusted[here]
+    changed = improved = 0
+    for here, features in units.chunks():
+        start = labels.permutation(matcher.stack(here.stop - here.start), here)
+        found = matcher(fixed, features, start)
+        changed += labels.put(here, found.permutation, units.valid[here])
+        improved += int((found.improved & units.valid[here]).sum())
+        p = found.permutation
         moved = {
-            k: tuple(_masked(p.apply_site(k, f, signs=o), mask) for f, o in zip(v, units.odd, strict=True))
+            k: tuple(p.apply_site(k, f, signs=o) for f, o in zip(v, units.odd, strict=True))
             for k, v in features.items()
         }
-        part = {k: tuple(f.double().sum(0) for f in v) for k, v in moved.items()}
-        total = part if total is None else _add(total, part)
-        for k, v in moved.items():
-            square[k] = square.get(k, 0.0) + float(v[0].double().square().sum())
-            objective += sum(float((f * m).double().sum()) for f, m in zip(fixed[k], v, strict=True))
-    count = max(1, int(units.trusted.sum()))
-    mean = {k: tuple(f / count for f in v) for k, v in total.items()}
-    square = {k: v / (count * max(1, mean[k][0].numel())) for k, v in square.items()}
-    return Sums(mean, square, objective, changed)
+        for site, parts in only(moved, units.trusted[here]).items():
+            sums = tuple(f.double().sum(0) / count for f in parts)
+            mean[site] = tuple(a + b for a, b in zip(mean[site], sums, strict=True)) if site in mean else sums
+            total = float(parts[0].double().square().sum())
+            square[site] = square.get(site, 0.0) + total / (count * max(1, sums[0].numel()))
+    return Sums(mean, square, changed, improved)
 
 
-def compact(size: int) -> torch.dtype:
-    """The smallest integer type that holds indices below ``size``."""
-    return torch.int8 if size <= 127 else torch.int16 if size <= 32767 else torch.int32
-
-
-def _masked(value: Tensor, mask: Tensor) -> Tensor:
+def only(features: Features, mask: Tensor) -> Features:
+    """The features with zeros for the units outside a mask ``(units,)``."""
     if bool(mask.all()):
-        return value
-    return torch.where(mask.reshape(-1, *(1,) * (value.dim() - 1)), value, value.new_zeros(()))
-
-
-def _add(a: Features, b: Features) -> Features:
-    return {k: tuple(x + y for x, y in zip(a[k], b[k], strict=True)) for k in a}
+        return features
+    return {
+        k: tuple(torch.where(mask.reshape(-1, *(1,) * (f.dim() - 1)), f, f.new_zeros(())) for f in v)
+        for k, v in features.items()
+    }

@@ -31,6 +31,12 @@ def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, 
 
 def name_atoms(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
     """The atom of each variable that sites carry and that may move, or in which another is nested; and the sites."""
+    if inference.named is None:
+        inference.named = _named(inference)
+    return inference.named
+
+
+def _named(inference: Inference) -> tuple[dict[Var, Atom], dict[str, list[Term]]]:
     sites = {name: [resolve(t) for t in axes] for name, axes in inference.sites.items()}
     carried = list(dict.fromkeys(v for axes in sites.values() for t in axes for v in variables(t) if v.size > 1))
     rank = {v: i for i, v in enumerate([v for v in carried if v.fixed] + [v for v in carried if not v.fixed])}

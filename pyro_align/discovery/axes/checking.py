@@ -91,7 +91,7 @@ def claims(alone: Alone) -> tuple[list[Symmetry], bool]:
     Where either of two atoms could be nested in the other, a group has to choose. In a model the choice may be made
     by other operations, so that both must hold: the second group chooses the other way round.
     """
-    inference = _Unfinished(alone.traced)
+    inference = Unfinished(alone.traced)
     found = {name: axes for name, axes in alone.by_name(inference.outputs).items() if axes is not None}
     # a uniform axis of an output claims that any relabeling leaves it alone: an atom that only the output has
     outputs = {name: [resolve(instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
@@ -100,7 +100,7 @@ def claims(alone: Alone) -> tuple[list[Symmetry], bool]:
     groups = []
     for turn in (lambda items: list(items), lambda items: list(reversed(items))):
         ordered = {name: turn(axes) for name, axes in turn(sites.items())}
-        atoms, _ = name_atoms(SimpleNamespace(sites=ordered, tensors=tensors))
+        atoms, _ = name_atoms(SimpleNamespace(sites=ordered, tensors=tensors, named=None))
         written = {name: write_axes([resolve(t) for t in axes], atoms) for name, axes in sites.items()}
         try:
             groups.append(Symmetry(written))
@@ -119,7 +119,7 @@ def _blame(alone: Alone, permutation: Permutation, change: float) -> str:
     symmetry, before, guilty = permutation.symmetry, alone.run(alone.values), []
     for name in symmetry.atoms:
         action = _action(permutation.only(name))
-        if not max(alone.changes(before, action(alone.values), action(before)).values()) <= TOLERANCE:
+        if not max(alone.changes(action(before), alone.run(action(alone.values))).values()) <= TOLERANCE:
             guilty.append(name)
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
     return (
@@ -129,7 +129,7 @@ def _blame(alone: Alone, permutation: Permutation, change: float) -> str:
     )
 
 
-class _Unfinished(Inference):
+class Unfinished(Inference):
     """Inference that does not fix its outputs: they are what the rule speaks of."""
 
     def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:

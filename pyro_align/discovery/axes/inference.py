@@ -141,6 +141,7 @@ class Inference(Domain):
             restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
         self.opaque: list[OpaqueNode] = []
+        self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
         walk(traced, self, self.constants)

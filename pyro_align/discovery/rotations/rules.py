@@ -1,0 +1,281 @@
+"""Rules of rotations: linear maps pass vectors on, sums of squares are invariant, anything else ends a rotation."""
+
+from __future__ import annotations
+
+from pyro_align.discovery.axes.rules.elementwise import axes_of
+from pyro_align.discovery.ops import contraction_of
+from pyro_align.discovery.registry import rotation_rule
+from pyro_align.discovery.rotations.domain import SQUARE, VECTOR, Outcome, RotationTensor, matrix_axes, places
+
+
+@rotation_rule(
+    "family.view",
+    "family.reshape",
+    "family.same",
+    "family.split",
+    "family.over positions",
+    "family.copies at borders",
+    "aten.neg",
+    "aten.repeat",
+    "aten.flip",
+    "aten.roll",
+    "aten.tril",
+    "aten.triu",
+    "aten.select.int",
+    "aten.select_copy.int",
+    "aten.unbind.int",
+    "aten.unbind_copy.int",
+    "aten.pixel_shuffle",
+    "aten.cumsum",
+    "aten.unfold",
+)
+def passes(call, x, *args, **kwargs):
+    """The same entries elsewhere, or a linear map along axes that keep their order."""
+    out = call.along(x)
+    return [out for _ in call.shapes] if call.several else out
+
+
+@rotation_rule("family.cast")
+def converted(call, x, *args, **kwargs):
+    """Another floating-point type."""
+    return call.along(x) if call.outputs[0].dtype.is_floating_point else None
+
+
+@rotation_rule("aten.copy")
+def copy(call, target, source, *args, **kwargs):
+    """The source, broadcast to the target's shape."""
+    return call.along(source)
+
+
+@rotation_rule("family.zeros")
+def zeros(call, *args, **kwargs):
+    """Zeros go along with any rotation."""
+    return Outcome(zero=True)
+
+
+@rotation_rule("family.ones", "family.empty")
+def ones(call, *args, **kwargs):
+    """The argument's shape alone matters."""
+    return Outcome()
+
+
+@rotation_rule("aten.full_like", "aten.fill.Scalar")
+def full(call, x, value, **kwargs):
+    """One number everywhere."""
+    return Outcome(zero=value == 0)
+
+
+@rotation_rule("aten.cat", "aten.stack")
+def joined(call, tensors, dim=0):
+    """Along the axis that is joined, each tensor carries what it carries; otherwise as if they were added."""
+    new = call.name == "stack"
+    joined_axis = dim % (tensors[0].ndim + new) - new * 0.5  # a stacked axis lies between two
+    rest = []
+    for x in tensors:
+        kept = tuple(t for i, t in enumerate(x.axes) if i != joined_axis)
+        around = {v for v in x.states if any(places(t, v) for t in kept)}
+        zero = x.zero or (x.constant() is not None and not bool(x.constant().any()))
+        rest.append(RotationTensor(kept, {v: s for v, s in x.states.items() if v in around}, zero, x.dtype))
+    out = dict(call.add(*rest).states)
+    for x in tensors:
+        for var, state in x.states.items():
+            if out.setdefault(var, state) != state:
+                call.end(x)
+    return Outcome(out)
+
+
+@rotation_rule("aten.constant_pad_nd")
+def pad(call, x, pad, value=0):
+    """Zeros are vectors too."""
+    return call.along(x) if value == 0 else None
+
+
+@rotation_rule("family.add")
+def add(call, a, b, *, alpha=1):
+    """Sums and differences."""
+    return call.add(a, b)
+
+
+@rotation_rule("family.multiply")
+def multiply(call, a, b):
+    """Products."""
+    return call.multiply(a, b)
+
+
+@rotation_rule("family.divide")
+def divide(call, a, b, *, rounding_mode=None):
+    """Quotients; the divisor is invariant."""
+    if rounding_mode is not None:
+        raise call.unsupported()
+    call.end(b)
+    return call.multiply(a, 1.0)
+
+
+@rotation_rule("aten.addcmul")
+def add_product(call, x, a, b, *, value=1):
+    """``x + value a b``."""
+    product = call.multiply(a, b)
+    return call.add(x, RotationTensor(call.axes[0], product.states, product.zero))
+
+
+@rotation_rule("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther")
+def where(call, condition, a, b):
+    """One or the other."""
+    call.end(condition)
+    return call.add(a, b) if matrix_axes(condition) is None else None
+
+
+@rotation_rule("aten.masked_fill")
+def masked_fill(call, x, mask, value):
+    """One or the other."""
+    call.end(mask)
+    return call.add(x, value) if matrix_axes(mask) is None else None
+
+
+@rotation_rule("aten.square")
+def square(call, x):
+    """Squares await their sum."""
+    return call.square(x)
+
+
+@rotation_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor")
+def power(call, x, exponent):
+    """The second power is a square."""
+    if isinstance(exponent, RotationTensor):
+        value = exponent.constant()
+        two = value is not None and value.numel() > 0 and bool((value == 2).all())
+    else:
+        two = exponent == 2
+    return call.square(x) if two and isinstance(x, RotationTensor) else None
+
+
+@rotation_rule("family.sum")
+def total(call, x, dim=None, keepdim=False, **kwargs):
+    """Sums."""
+    return call.total(x, axes_of(dim, x.ndim))
+
+
+@rotation_rule("aten.linalg_vector_norm")
+def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
+    """The length of a vector."""
+    dims = axes_of(dim, x.ndim)
+    whole = not call.carried(x, [i for i in range(x.ndim) if i not in dims])
+    return call.total(_squared(x), dims) if ord == 2 and whole and _all(x, VECTOR) else None
+
+
+@rotation_rule("family.variance", "family.variance and mean")
+def variance(call, x, dim=None, *args, **kwargs):
+    """Along axes that carry nothing: a mean of squares, beside the mean."""
+    dims = axes_of(None if isinstance(dim, bool) else dim, x.ndim)
+    if call.carried(x, dims) or not _all(x, VECTOR) or not call.name.startswith("var"):
+        return [None, None] if call.several else None
+    spread = Outcome(dict.fromkeys(x.states, SQUARE))
+    return [spread, call.along(x)] if call.several else spread
+
+
+@rotation_rule("family.contraction")
+def contraction(call, *args, **kwargs):
+    """An einsum of two factors, plus a broadcast term."""
+    spec = contraction_of(call.node.target)
+    left, right = (args[i] for i in spec.factors)
+    first, second, out = spec.labels((left.ndim, right.ndim))
+    product, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    if added is None:
+        return product
+    shape = len(out)
+    return call.add(RotationTensor(call.axes[0][len(call.axes[0]) - shape :], product.states, product.zero), added)
+
+
+@rotation_rule("aten.convolution")
+def convolution(call, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    """Of channels; positions keep their order."""
+    if groups != 1 or x.ndim != weight.ndim:
+        raise call.unsupported()
+    space = "klmn"[: x.ndim - 2]
+    product = call.contract(x, "bc" + space.upper(), weight, ("co" if transposed else "oc") + space, "bo")
+    if bias is None:
+        return product
+    flat = RotationTensor(call.axes[0][:2], product.states, product.zero)
+    return call.add(flat, bias)
+
+
+@rotation_rule("aten.embedding")
+def embedding(call, weight, indices, *args, **kwargs):
+    """Rows of a table."""
+    return call.along(weight, indices)
+
+
+@rotation_rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def index(call, x, indices, *args):
+    """Entries at given places; two indices may walk along a diagonal."""
+    used = [i for i, given in enumerate(indices) if given is not None]
+    if len(used) > 1 and call.carried(x, used):
+        return None
+    return call.along(x, *indices)
+
+
+@rotation_rule("aten.index_select")
+def index_select(call, x, dim, index):
+    """Entries at given places along one axis."""
+    return call.along(x, index)
+
+
+@rotation_rule("aten.gather")
+def gather(call, x, dim, index, **kwargs):
+    """The same, a different place for each index of the others."""
+    if x.ndim and call.carried(x, [dim % x.ndim]):
+        return None
+    return call.along(x, index)
+
+
+@rotation_rule("aten.diagonal", "aten.diagonal_copy")
+def diagonal(call, x, offset=0, dim1=0, dim2=1):
+    """Of a matrix that follows on both sides: a square."""
+    a, b = dim1 % x.ndim, dim2 % x.ndim
+    out = {}
+    for var, state in x.states.items():
+        here = [places(x.axes[d], var) for d in (a, b)]
+        if not any(here):
+            out[var] = state
+        elif state == VECTOR and here[0] == here[1] and not call.carried(_only(x, var), _others(x, a, b)):
+            out[var] = SQUARE
+    return Outcome(out)
+
+
+@rotation_rule("aten.trace")
+def trace(call, x):
+    """The trace of a matrix that follows on both sides."""
+    for var in x.states:
+        if x.states[var] != VECTOR or places(x.axes[0], var) != places(x.axes[1], var):
+            call.end(_only(x, var))
+    return Outcome()
+
+
+@rotation_rule("aten.linalg_inv_ex")
+def inverse(call, a, **kwargs):
+    """``(P A Q')^-1 = Q A^-1 P'``."""
+    if call.carried(a, range(a.ndim - 2)) or not _all(a, VECTOR):
+        return [None, None]
+    return [call.along(a), Outcome()]
+
+
+@rotation_rule("aten.linalg_solve_triangular")
+def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
+    """``L^-1 B``: linear in ``B`` along the other axis."""
+    return call.along(b, a)
+
+
+def _all(x: RotationTensor, state: str) -> bool:
+    return all(s == state for s in x.states.values())
+
+
+def _squared(x: RotationTensor) -> RotationTensor:
+    return RotationTensor(x.axes, dict.fromkeys(x.states, SQUARE), x.zero, x.dtype, x.constant)
+
+
+def _only(x: RotationTensor, var) -> RotationTensor:
+    return RotationTensor(x.axes, {var: x.states[var]}, x.zero, x.dtype)
+
+
+def _others(x: RotationTensor, *dims: int) -> list[int]:
+    return [i for i in range(x.ndim) if i not in dims]

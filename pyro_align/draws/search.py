@@ -1,0 +1,253 @@
+"""The search for the relabeling that brings each draw nearest to a reference, for all draws of a stack at once.
+
+Where the group has one atom, on one axis of each site, an assignment settles a draw. Small groups are searched
+exhaustively. Everywhere else the answer is the best of several local searches: coordinate ascent from an anchored
+start, and from relabelings found by annealing. Draws whose units each have a partner that is nobody else's first choice
+are left at the first; the others are searched a second time, and how many that improved tells how far the searches are
+to be trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening, total_gain
+from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
+from pyro_align.matching import elements, match
+from pyro_align.matching.starts import kick
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+
+SMALL_GROUP = 120  # groups up to this order are searched exhaustively where one assignment is not the answer
+_KICK = 0.3  # fraction of the units that a kick moves, and of the signs that it flips
+
+
+def is_linear(symmetry: Symmetry) -> bool:
+    """Whether one assignment finds the best relabeling: a single atom that stands at most once in every block."""
+    return len(symmetry.atoms) <= 1 and all_linear(symmetry)
+
+
+def all_linear(symmetry: Symmetry) -> bool:
+    """Whether no block carries an atom twice, so that every move of one atom is solved by one assignment."""
+    return all(
+        len(block.positions(name)) <= 1
+        for site in symmetry.sites
+        for block in symmetry.blocks(site)
+        for name in block.names
+    )
+
+
+def is_exhaustive(symmetry: Symmetry) -> bool:
+    """Whether the best relabeling of a draw is found for certain."""
+    return is_linear(symmetry) or symmetry.log_order <= math.log(SMALL_GROUP) + 1e-9
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        permutation: A relabeling of each member of the stack.
+        improved: Which members a second search improved, ``(units,)`` bool.
+    """
+
+    permutation: Permutation
+    improved: Tensor
+
+
+@dataclass(frozen=True)
+class UnitMatcher:
+    """Finds, for every member of a stack, the relabeling that makes it most like a reference.
+
+    Attributes:
+        symmetry: The group of one member, with known sizes and without idle sites.
+        odd: Which features change sign with signed units: one bool per feature.
+        restarts: Searches of doubtful members beside the first two.
+        seed: Seed of the order of sweeps and of the searches.
+    """
+
+    symmetry: Symmetry
+    odd: tuple[bool, ...]
+    restarts: int = 0
+    seed: int = 0
+    _stacks: dict[int, Symmetry] = field(default_factory=dict, repr=False, compare=False)
+
+    def stack(self, units: int) -> Symmetry:
+        """The symmetry of a stack."""
+        if units not in self._stacks:
+            self._stacks[units] = per_unit(self.symmetry, units)
+        return self._stacks[units]
+
+    def __call__(self, fixed: Features, moving: Features, init: Permutation | None = None) -> Found:
+        """The best relabeling found for each member, never worse than ``init`` or the identity.
+
+        Args:
+            fixed: Site -> features of the reference, ``site_shape`` each.
+            moving: Site -> as many features of the members, ``(units, *site_shape)`` each.
+            init: A relabeling of the stack to improve on.
+        """
+        units = len(next(iter(moving.values()))[0])
+        trial = Trial.of(self, self.stack(units), fixed, moving)
+        trial.offer(trial.stack.identity() if init is None else init)
+        none = torch.zeros(units, dtype=torch.bool, device="cpu")
+        if is_linear(self.symmetry):
+            trial.climb(None)
+            return Found(trial.best, none)
+        if is_exhaustive(self.symmetry):
+            for element in elements(self.symmetry):
+                trial.offer(everywhere(trial.stack, element))
+            return Found(trial.best, none)
+        fresh = init is None or init.is_identity
+        trial.climb(None if fresh else init)
+        if not all_linear(self.symmetry):  # a move is accepted for the stack as a whole: what it lost is found here
+            trial.climb(None, max_sweeps=0)
+        improved = self._search_on(trial, fixed, moving) if fresh else none
+        return Found(trial.best, improved)
+
+    def _search_on(self, trial: Trial, fixed: Features, moving: Features) -> Tensor:
+        """Searches doubtful members again, and says which of them the second search improved."""
+        rows = trial.doubtful().nonzero().flatten()
+        improved = torch.zeros(len(trial.score), dtype=torch.bool, device="cpu")
+        if not len(rows):
+            return improved
+        part = Trial.of(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
+        part.offer(part.stack.permutation(*(_rows(t, rows) for t in (trial.best.indices, trial.best.signs))))
+        generator = torch.Generator().manual_seed(self.seed)
+        part.climb(part.start(0, generator))
+        improved[rows] = part.climb(part.start(1, generator))
+        for k in range(2, 2 + self.restarts):
+            part.climb(part.start(k, generator))
+        trial.best = _put(trial.best, part.best, rows)
+        return improved
+
+
+@dataclass
+class Trial:
+    """The searches of one stack, and the best of them for each member."""
+
+    matcher: UnitMatcher
+    stack: Symmetry
+    fixed: Features
+    moving: Features
+    gains: Callable[[], StackGains]
+    best: Permutation | None = None
+    score: Tensor | None = None
+
+    @classmethod
+    def of(cls, matcher: UnitMatcher, stack: Symmetry, fixed: Features, moving: Features) -> Trial:
+        spread = {
+            s: tuple(f.to(m.dtype).expand(m.shape) for f, m in zip(fixed[s], moving[s], strict=True)) for s in moving
+        }
+        return cls(matcher, stack, spread, moving, lambda: StackGains.of(matcher.symmetry, fixed, moving, matcher.odd))
+
+    def offer(self, candidate: Permutation) -> Tensor:
+        """Takes a relabeling over where it is better; says where it was, ``(units,)`` bool."""
+        value = unit_objective(candidate, self.fixed, self.moving, self.matcher.odd)
+        if self.best is None or self.score is None:
+            self.best, self.score = candidate, value
+            return torch.ones_like(value, dtype=torch.bool)
+        better = value > self.score + 1e-9 * self.score.abs()
+        self.best, self.score = choose(self.best, candidate, better), torch.where(better, value, self.score)
+        return better
+
+    def climb(self, init: Permutation | None, **options) -> Tensor:
+        """Coordinate ascent from a relabeling, or from an anchored start; says where it is better than all before."""
+        odd = self.matcher.odd if self.stack.signed else None
+        found = match(self.stack, self.fixed, self.moving, odd=odd, seed=self.matcher.seed, init=init, **options)
+        if found.status == "interrupted":  # of a stack, half a search is no answer
+            raise KeyboardInterrupt
+        return self.offer(found.permutation)
+
+    def start(self, k: int, generator: torch.Generator) -> Permutation:
+        """Where the k-th search begins: annealed relabelings and kicks of the best so far by turns."""
+        names = softening(self.matcher.symmetry)
+        if not names or k % 4 == 3:
+            return kicked(self.best, _KICK, generator)
+        warmest = WARMEST if k == 0 else WARMEST * (0.5 + float(torch.rand((), generator=generator)))
+        gains = self.gains()
+        if len(names) == len(self.matcher.symmetry.atoms):
+            return annealed(gains, self.stack, warmest, generator)
+        matcher, best = self.matcher, self.best
+        moved = {
+            site: tuple(best.apply_site(site, f, signs=o) for f, o in zip(parts, matcher.odd, strict=True))
+            for site, parts in self.moving.items()
+        }
+        fixed = {site: tuple(f[0] for f in parts) for site, parts in self.fixed.items()}
+        gains = StackGains.of(matcher.symmetry, fixed, moved, matcher.odd)
+        return annealed(gains, self.stack, warmest, generator) @ best
+
+    def doubtful(self) -> Tensor:
+        """Members in which a unit would rather have another's partner, the others held, ``(units,)`` bool.
+
+        Where atoms are nested, all are.
+        """
+        symmetry = self.matcher.symmetry
+        doubt = torch.full_like(self.score, len(softening(symmetry)) < len(symmetry.atoms), dtype=torch.bool)
+        if bool(doubt.all()):
+            return doubt
+        gains = self.gains()
+        hard = gains.hard(self.best)
+        for name in hard:
+            wanted = total_gain(*gains.gain(name, hard)).argmax(2)
+            doubt |= (wanted != self.best.indices[name]).any(1)
+        return doubt
+
+
+def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permutation) -> Tensor:
+    """How much each member's objective falls, at least, if two units of an atom change places or one its sign.
+
+    The other atoms are held. Where an atom stands on two axes of a site each exchange is tried; nested atoms are left
+    out. Infinite where there is nothing to exchange.
+
+    Args:
+        matcher: The search.
+        fixed: Site -> features of the reference, ``site_shape`` each.
+        moving: Site -> as many features of the members, ``(units, *site_shape)`` each.
+        p: The relabeling of the stack.
+    """
+    gains = StackGains.of(matcher.symmetry, fixed, moving, matcher.odd)
+    hard = gains.hard(p)
+    loss = torch.full((gains.units,), torch.inf, dtype=torch.float64, device="cpu")
+    for name in hard:
+        even, odd = gains.gain(name, hard)
+        gain, index = total_gain(even, odd).double(), p.indices[name]
+        if gain.shape[-1] > 1:
+            now = gain.gather(2, index.unsqueeze(-1)).squeeze(-1)
+            taken = gain.gather(2, index.unsqueeze(1).expand_as(gain))  # what each unit gains from another's partner
+            costs = now.unsqueeze(2) + now.unsqueeze(1) - taken - taken.transpose(1, 2)
+            costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+            loss = torch.minimum(loss, costs.flatten(1).amin(1))
+        if odd is not None:
+            loss = torch.minimum(loss, 2 * odd.double().gather(2, index.unsqueeze(-1)).abs().flatten(1).amin(1))
+    return loss
+
+
+def kicked(p: Permutation, fraction: float, generator: torch.Generator) -> Permutation:
+    """Each member's relabeling after some of every atom's units are shuffled, and some signs flipped."""
+    p = kick(p, fraction, generator)
+    signs = {}
+    for name in p.symmetry.signed:
+        now = p.signs.get(name, torch.ones_like(p.indices[name]))
+        flip = torch.rand(now.shape, generator=generator, device="cpu") < fraction
+        signs[name] = torch.where(flip, -now, now)
+    return p.symmetry.permutation(p.indices, signs)
+
+
+def _rows(tables: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {k: v[rows] for k, v in tables.items()}
+
+
+def _put(p: Permutation, part: Permutation, rows: Tensor) -> Permutation:
+    """The relabeling of a stack with that of some of its members replaced."""
+    indices = {k: v.index_copy(0, rows, part.indices[k]) for k, v in p.indices.items()}
+    signs = {}
+    for name in {*p.signs, *part.signs}:
+        ones = torch.ones_like(p.indices[name], dtype=torch.int8)
+        fresh = part.signs.get(name, ones[rows])
+        signs[name] = p.signs.get(name, ones).index_copy(0, rows, fresh)
+    return p.symmetry.permutation(indices, signs)

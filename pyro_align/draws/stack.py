@@ -1,0 +1,107 @@
+"""Draws as one stack: the symmetry that relabels every member by itself, and what is done to all members at once.
+
+The draw is treated as one more axis of every site: a fixed atom in which all free atoms are nested, hence relabeled
+anew for each of its indices. What :mod:`pyro_align.matching` does for nested atoms, one batched product per gain
+matrix, then does it for draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyro_align.axes import Atom, map_atoms
+from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.terms import carrying
+
+DRAW = "(draw)"
+
+Features = Mapping[str, Sequence[Tensor]]
+
+
+def restricted(symmetry: Symmetry) -> Symmetry:
+    """The symmetry without the sites that no relabeling changes."""
+    kept = carrying(symmetry.sites)
+    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in kept})
+
+
+def per_unit(symmetry: Symmetry, units: int) -> Symmetry:
+    """The symmetry of a stack ``(units, *site_shape)`` whose members are relabeled one by one.
+
+    Example:
+        >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
+        >>> per_unit(symmetry, 5).outer_shape("unit")
+        (5,)
+    """
+    outer = Atom(DRAW, units, fixed=True)
+
+    def nest(atom: Atom) -> Atom:
+        return replace(atom, within=(DRAW, *atom.within)) if atom.name in symmetry.atoms else atom
+
+    return Symmetry({s: (outer, *(map_atoms(t, nest) for t in terms)) for s, terms in symmetry.sites.items()})
+
+
+def unit_objective(p: Permutation, fixed: Features, moving: Features, odd: Sequence[bool]) -> Tensor:
+    """Sum over sites and features of ``<fixed, p moving>`` for every member, ``(units,)`` in float64."""
+    total = next(iter(moving.values()))[0].new_zeros((), dtype=torch.float64)
+    for site in moving:
+        for f, m, o in zip(fixed[site], moving[site], odd, strict=True):
+            total = total + (f * p.apply_site(site, m, signs=o)).flatten(1).double().sum(-1)
+    return total
+
+
+def everywhere(stack: Symmetry, element: Permutation) -> Permutation:
+    """One relabeling for all members."""
+    units = stack.outer_shape(next(iter(stack.atoms)))[0]
+    return stack.permutation(
+        {k: v.expand(units, *v.shape) for k, v in element.indices.items()},
+        {k: v.expand(units, *v.shape) for k, v in element.signs.items()},
+    )
+
+
+def choose(p: Permutation, q: Permutation, where: Tensor) -> Permutation:
+    """For each member of the stack q where the mask ``(units,)`` holds, else p."""
+    if not bool(where.any()):
+        return p
+    if bool(where.all()):
+        return q
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(where.reshape(-1, *(1,) * (a.dim() - 1)), b, a)
+
+    indices = {k: pick(v, q.indices[k]) for k, v in p.indices.items()}
+    signs = {
+        k: pick(
+            p.signs.get(k, torch.ones_like(indices[k], dtype=torch.int8)),
+            q.signs.get(k, torch.ones_like(indices[k], dtype=torch.int8)),
+        )
+        for k in {*p.signs, *q.signs}
+    }
+    return p.symmetry.permutation(indices, signs)
+
+
+def transpositions(index: Tensor) -> Tensor:
+    """The least number of swaps that make each permutation: its size less its number of cycles (Xiao et al. 2023).
+
+    Args:
+        index: int64 ``(*batch, n)``.
+
+    Returns:
+        int64 ``(*batch,)``.
+
+    Example:
+        >>> transpositions(torch.tensor([[0, 1, 2], [1, 0, 2], [1, 2, 0]]))
+        tensor([0, 1, 2])
+    """
+    index = index.long()
+    n = index.shape[-1]
+    least = torch.arange(n, device=index.device).expand(index.shape)
+    jump = index
+    for _ in range(max(1, n - 1).bit_length()):  # each round doubles how far along the cycle the minimum has looked
+        least = torch.minimum(least, least.gather(-1, jump))
+        jump = jump.gather(-1, jump)
+    return n - (least == torch.arange(n, device=index.device)).sum(-1)
