@@ -196,7 +196,7 @@ def compare_methods(draws: int, seeds: int) -> None:
                 if method in ("pivot", "barycenter"):
                     options = {"weights": "diagonal", "supports": supports, "reference": pivot}
                 elif method == "ordering":
-                    options = {"order_by": "loc"}
+                    options = {"by": "loc"}
                 aligned = align_draws(given, SYMMETRY, method=method, **options)
                 found[method].append(mistaken(allocations(aligned.draws, y).mean((0, 1)), truth))
         print(f"{name:<18}" + "".join("{:>10.3f} {:.4f}".format(*np.mean(v, 0)) for v in found.values()), flush=True)

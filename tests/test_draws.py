@@ -188,7 +188,7 @@ def test_overlapping_components(loc):
     data = simulate(loc, 0.8, draws=400, n=90)
     p = data.probabilities()
     wrong = {
-        "ordering": data.wrong(align_draws(data.draws, MIXTURE, method="ordering", order_by="loc")),
+        "ordering": data.wrong(align_draws(data.draws, MIXTURE, method="ordering", by="loc")),
         "barycenter": data.wrong(align_draws(data.draws, MIXTURE, method="barycenter", weights="diagonal")),
         **{m: data.wrong(align_draws(data.draws, MIXTURE, method=m, allocations=p)) for m in ALLOCATION_METHODS},
     }
@@ -243,7 +243,7 @@ def test_ecr_agrees_with_its_pivot_as_often_as_possible(method):
 
 def test_ordering_orders():
     data = simulate([-1.0, 0.0, 1.0], 1.0)
-    aligned = align_draws(data.draws, MIXTURE, method="ordering", order_by="loc")
+    aligned = align_draws(data.draws, MIXTURE, method="ordering", by="loc")
     assert bool((aligned.draws["loc"].diff(dim=-1) >= 0).all())
     torch.testing.assert_close(aligned.draws["scale"].sum(-1), data.draws["scale"].sum(-1))
 

@@ -210,8 +210,8 @@ def test_a_symmetry_that_does_not_fit(data):
         ("there are 2 chains of 30 draws", {"reference": (2, 0)}),
         ("lacks site 'loc'", {"reference": {"weights": torch.zeros(3)}}),
         ("'weights': expected shape", {"reference": {k: torch.zeros(2) for k in ("weights", "loc", "scale")}}),
-        ("needs order_by=", {"method": "ordering"}),
-        ("use level='draw'", {"method": "ordering", "order_by": "loc", "level": "chain"}),
+        ("needs by=", {"method": "ordering"}),
+        ("use level='draw'", {"method": "ordering", "by": "loc", "level": "chain"}),
         ("single draws", {"weights": "pooled", "level": "chain"}),
         ("needs allocations=", {"method": "stephens"}),
         ("add up to one", {"method": "stephens", "allocations": torch.ones(2, 30, 5, 3)}),
@@ -233,4 +233,4 @@ def test_which_atom():
     assert torch.equal(aligned.draws["a"], draws["a"])
     with pytest.raises(SymmetryError, match="which atom"):
         aligned.relabel_allocations(torch.zeros(1, 5, 4))
-    refuse(SymmetryError, "carries the atoms", draws, two, method="ordering", order_by="a", atom="k")
+    refuse(SymmetryError, "carries the atoms", draws, two, method="ordering", by="a", atom="k")

@@ -340,3 +340,15 @@ def test_the_predictive_density_of_every_datum_is_checked():
     draws = {"loc": torch.randn(1, 20, 2)}
     with pytest.raises(SymmetryError, match="log likelihood of single data"):
         align_draws(draws, SymmetrySpec({"loc": ("k",)}), model=model, args=(y,))
+
+
+def test_relabelings_of_a_mixture_are_drawn_without_replacement():
+    def pair():
+        pyro.sample("loc", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(pair)
+        guide()
+        mixture = symmetrize(guide, SymmetrySpec({"loc": ("k",)}), components=23)  # of 24
+    drawn = {tuple(p.indices["k"].tolist()) for p in mixture.permutations}
+    assert len(drawn) == 23

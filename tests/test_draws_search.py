@@ -110,8 +110,8 @@ def test_ambiguous_draws_are_counted():
     assert doubtful.report(modes=False).loc["(all sites)", "ambiguous"] == doubtful.ambiguous().mean()
     with pytest.raises(ValueError, match="odds must lie between"):
         clear.ambiguous(2.0)
-    ordered = align_draws({"loc": far}, symmetry, method="ordering", order_by="loc")
-    with pytest.raises(ValueError, match="compares nothing"):
+    ordered = align_draws({"loc": far}, symmetry, method="ordering", by="loc")
+    with pytest.raises(ValueError, match="does not compare labelings"):
         ordered.ambiguous()
 
 

@@ -269,6 +269,50 @@ def test_guides_that_do_not_run_are_refused():
         wrap_guide(with_module, X)
 
 
+class Amortized(torch.nn.Module):
+    """Model and guide as methods of one module, as in Pyro's tutorial on variational autoencoders."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(2, 4)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            loc, raw = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, torch.nn.functional.softplus(raw)).to_event(1))
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_methods_of_a_module_are_wrapped_with_a_copy_of_it(handled):
+    first, second = Amortized(), Amortized()
+    guides = [poutine.scale(net.guide, scale=1.0) if handled else net.guide for net in (first, second)]
+    symmetry = Symmetry.from_axes({"z": (None, "d")}, shapes={"z": (5, 2)})
+    p = symmetry.permutation({"d": [1, 0]})
+    before = len(pyro.get_param_store())
+    a, b = (wrap_guide(guide, X) for guide in guides)
+    noise = a.noise(3)
+    values, log_prob = a.push_with_log_prob(noise)
+    moved, same = a.permute(p).push_with_log_prob(noise)
+    assert torch.equal(moved["z"], values["z"][..., [1, 0]])
+    torch.testing.assert_close(same, log_prob)
+    assert not torch.equal(b.push(noise)["z"], values["z"])
+    with torch.no_grad():
+        first.encoder.weight.zero_()
+    assert torch.equal(wrap_guide(a.to_guide(), X).push(noise)["z"], values["z"])
+    assert len(pyro.get_param_store()) == before
+    new = a.permute(p).to_guide()
+    state = state_of(new)
+
+    def prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    SVI(prior, new, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(X)
+    assert any(not torch.equal(v, state[k]) for k, v in state_of(new).items())
+    assert align(a, a.permute(p), symmetry).permutation == p
+
+
 def test_a_functions_parameters_are_snapshots():
     _, scope = trained(lambda: by_hand)
     with pyro.get_param_store().scope(scope):

@@ -6,13 +6,17 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from barrier_problems import classifier, classifier_data, linear, linear_data, make_path
 
 from pyro_align import evaluate_barrier, plots
 from pyro_align.errors import BarrierError
-from pyro_align.losses import Curve, Estimate, Label, Loss, TaskLoss, register_loss, registry
+from pyro_align.losses import Batch, Curve, Estimate, Label, Loss, TaskLoss, Totals, register_loss, registry
+from pyro_align.losses.cautions import curve_cautions
+from pyro_align.losses.likelihood import PredictiveNLL
 
 
 class WorstNLL(Loss):
@@ -156,3 +160,73 @@ def test_p_value_and_interval_are_of_the_same_side():
             assert band.positive == (band.interval[0] > 0)
     assert len(agree) > 40
     assert all(agree)
+
+
+# -- observations whose likelihood hangs on few draws ------------------------------------------------------------------
+
+
+def regression_curve(far, seed, num_samples=32):
+    """The predictive NLL between two posteriors of a linear model, near the data or far from them."""
+    rng, taus = np.random.default_rng(3), np.linspace(0, 1, 7)
+    x = rng.standard_normal((12, 3))
+    y = x @ [1.0, -0.5, 0.3] + 0.7 * rng.standard_normal(12)
+    ends = np.array([[1.6, -1.2, 0.3], [0.2, 0.3, 0.9]] if far else [[1.1, -0.6, 0.3], [0.9, -0.4, 0.4]])
+    scales = np.array([[0.15, 0.15, 0.15], [0.1, 0.25, 0.2]]) * (1.0 if far else 0.5)
+    noise, loss, estimates = np.random.default_rng(seed).standard_normal((num_samples, 3)), PredictiveNLL(), []
+    for tau in taus:
+        draws = (1 - tau) * ends[0] + tau * ends[1] + ((1 - tau) * scales[0] + tau * scales[1]) * noise
+        residual = torch.tensor(y - draws @ x.T)
+        batches = [Batch(-0.5 * (part / 0.7).square(), torch.eye(2)) for part in residual.split([5, 7], 1)]
+        total = loss.merge(*map(loss.contribution, batches))
+        estimates.append(loss.finish(total, Totals(12, 12, np.zeros(num_samples), np.zeros(num_samples))))
+    return Curve.of("data", "predictive_nll", taus, estimates)
+
+
+@pytest.mark.parametrize("num_samples", [16, 32, 128])
+def test_heavy_tails_are_told_in_nearly_every_run(num_samples):
+    warned = {}
+    for far in (False, True):
+        curves = [regression_curve(far, seed, num_samples) for seed in range(40)]
+        texts = [list(curve_cautions({("data", "predictive_nll"): curve})) for curve in curves]
+        warned[far] = np.mean([any("count for some observations" in text for text in told) for told in texts])
+    assert warned[True] >= 0.95
+    assert warned[False] <= 0.1
+
+
+def test_the_least_effective_number_counts_over_all_batches():
+    curve = regression_curve(True, 0)
+    assert curve.effective[0] < 6 < regression_curve(False, 0).effective[0]
+    assert curve.fragile.shape == curve.draws.shape
+    assert np.abs(curve.fragile.mean(1)).max() < 1e-12
+
+
+# -- one posterior, one KL ---------------------------------------------------------------------------------------------
+
+
+def test_held_out_data_share_the_posteriors_kl():
+    x, y = linear_data(n=30)
+    path = make_path(linear, x, y)
+    sets = {"test": (x[:5], y[:5]), "train": (x[5:], y[5:])}
+    barrier = evaluate_barrier(linear, path, evaluation=sets, taus=3, num_samples=8)
+    assert np.allclose(barrier["train", "kl"].draws, barrier["test", "kl"].draws, rtol=1e-6)
+    alone = evaluate_barrier(linear, path, x[:5], y[:5], taus=3, num_samples=8, num_data=25)
+    assert np.allclose(alone["kl"].draws, barrier["train", "kl"].draws, rtol=1e-6)
+    assert np.allclose(alone["negative_elbo"].draws, barrier["test", "negative_elbo"].draws, rtol=1e-6)
+    assert np.allclose(alone["negative_elbo"].draws, alone["expected_nll"].draws + alone["kl"].draws, rtol=1e-5)
+    first = evaluate_barrier(linear, path, evaluation={"a": sets["train"], "b": sets["test"]}, taus=3, num_samples=8)
+    assert np.allclose(first["b", "kl"].draws, barrier["test", "kl"].draws, rtol=1e-6), "else the first says N"
+
+
+def test_the_log_joint_of_a_subsample_stands_for_all_data():
+    x, y = linear_data(n=30)
+
+    def part(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", 30, subsample=torch.arange(10)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    path = make_path(linear, x, y)
+    stats = evaluate_barrier(part, path, x[:10], y[:10], taus=3, num_samples=4).at(0.5)["sample_stats"]
+    point = evaluate_barrier(part, path, x[:10], y[:10], taus=3, num_samples=4).at(0.5)
+    seen = point["log_likelihood"]["y"].values.sum(-1)
+    assert np.allclose(stats["lp"], stats["log_prior"] + 3 * seen, rtol=1e-5)

@@ -135,7 +135,7 @@ axes = az.plot_rank(after, var_names=["scale"], figsize=(10, 2.5))
 
 # %%
 for method in ("pivot", "barycenter", "stephens", "ecr", "ordering"):
-    other = pyro_align.align_draws(before, symmetry, method=method, order_by="loc", model=model, args=(y,))
+    other = pyro_align.align_draws(before, symmetry, method=method, by="loc", model=model, args=(y,))
     worst = max(float(value.max()) for value in az.rhat(other.to_arviz()).values())
     scales = other.to_arviz()["scale"].mean(("chain", "draw")).values
     print(f"{method:<12}R-hat {worst:.3f}   mean scales {scales.round(2)}   {other.modes()}")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor, nn
+
+from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
-from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, check_distinct, read_guide
+from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, SiteSpec, check_distinct, read_guide
+from pyro_align.guides.families.network import beside
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
@@ -34,6 +39,7 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimized.
         match: How the matcher went: objective, history, status, time by part.
+        reference: The posterior that stayed.
         distance_error: Standard error of ``distance``, where it is estimated from draws; 0 elsewhere.
 
     Example:
@@ -59,6 +65,18 @@ class Alignment:
     divergence: Any
     match: Match = field(repr=False)
     distance_error: float = 0.0
+    reference: Posterior | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The displacement from the posterior that stays to the relabeled one.
+
+        Raises:
+            GuideError: The alignment was read from a file, which does not hold the posterior that stays.
+        """
+        if self.reference is None:
+            raise GuideError("this alignment was loaded: give displacement(guide_a, alignment.guide)")
+        return Path(self.reference, self.posterior)
 
     @cached_property
     def guide(self) -> Guide:
@@ -126,6 +144,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry | SymmetrySpec,
     *,
+    parameters: tuple[nn.Module, nn.Module] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
@@ -144,9 +163,13 @@ def align(
     linear assignment per atom in turn. Both guides stay as they are.
 
     Args:
-        guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one.
+        guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one; or a
+            plain network, or its state dict; or site -> draws ``(draws, *site_shape)`` or ``(chains, draws, ...)``.
         guide_b: The guide that is relabeled, over the same sites.
         symmetry: The model's symmetry, from :func:`~pyro_align.find_symmetry` or written by hand.
+        parameters: The two models, where parameters were learned beside the guides: they are matched and relabeled with
+            them, ``alignment.guide`` is a :class:`~pyro_align.guides.GuideAndModel`, and ``alignment.path`` goes into
+            ``evaluate_barrier(model, ...)``. The symmetry is then that of ``find_symmetry(..., parameters=True)``.
         divergence: What is minimized: one of the family's ``divergences`` (for diagonal Gaussians ``"w2"``, ``"kl"``
             (q_a || P q_b), ``"reverse_kl"``, ``"jeffreys"``, ``"means"``, ``"snr"``), an
             :class:`~pyro_align.objectives.Activations`, or a mapping of these to positive weights.
@@ -187,6 +210,10 @@ def align(
         >>> alignment.distance <= alignment.distance_before
         True
     """
+    if parameters is not None:
+        check_distinct(*parameters)
+        guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
+    guide_a, guide_b = (_by_shapes(g, symmetry) for g in (guide_a, guide_b))
     check_distinct(guide_a, guide_b)
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
@@ -219,6 +246,7 @@ def align(
         divergence=divergence,
         match=found,
         distance_error=a.distance_error(moved),
+        reference=a,
     )
 
 
@@ -279,6 +307,16 @@ def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, opt
             return found
 
 
+def _by_shapes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
+    """A dict of tensors as what the symmetry's shapes say it is: a state dict, draws, or draws by chain."""
+    if type(guide) is not dict or not isinstance(symmetry, Symmetry):
+        return guide
+    lead = {guide[k].dim() - len(shape) for k, shape in symmetry.shapes.items() if isinstance(guide.get(k), Tensor)}
+    if lead == {0}:
+        return OrderedDict(guide)
+    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
+
+
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:
     """The symmetry with its sizes, checked against a posterior's sites.
 
@@ -286,7 +324,20 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
         SymmetryError: A site's shape differs.
         GuideError: A site that carries a free atom is missing from the guide.
     """
+    if isinstance(symmetry, Symmetry):
+        resized = {k: _resized(terms, posterior.sites.get(k)) for k, terms in symmetry.sites.items()}
+        if any(resized[k] is not terms for k, terms in symmetry.sites.items()):
+            symmetry = replace(symmetry, sites=resized, certificate=None)
     return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
+
+
+def _resized(terms: tuple, spec: SiteSpec | None) -> tuple:
+    """A site's terms with the sizes of its plates in the guide: a symmetry found on a subsample knows fewer data."""
+    if spec is None or len(terms) != len(spec.shape):
+        return terms
+    plates = {len(spec.shape) - spec.event_dim + dim for _, _, dim in spec.frames}
+    wrong = {i for i in plates if axis_size(terms[i]) != spec.shape[i] and all(a.fixed for a in leaves(terms[i]))}
+    return tuple(Fixed(spec.shape[i]) if i in wrong else t for i, t in enumerate(terms)) if wrong else terms
 
 
 def _distances(a: Posterior, b: Posterior) -> tuple[float, dict[str, float]]:

@@ -73,9 +73,7 @@ def refined_taus(problem: Problem, pieces: Sequence[Piece], tolerance: float) ->
 
 def curve_of(problem: Problem, pieces: Sequence[Piece], key: tuple[str, str], taus: np.ndarray) -> Curve:
     """One loss of one data set at every tau."""
-    each = [piece.estimates[key] for piece in pieces]
-    draws, drift = np.stack([one.draws for one in each]), np.array([one.drift for one in each])
-    return Curve(*key, taus, draws, drift, np.array([one.effective for one in each]), problem.losses[key[1]].label)
+    return Curve.of(*key, taus, [piece.estimates[key] for piece in pieces], problem.losses[key[1]].label)
 
 
 def _pieces(

@@ -13,11 +13,12 @@ from pyro_align.draws.coordinates import coordinates
 from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import BY_ALLOCATION, Outcome
 from pyro_align.draws.reference import choose_pivot
-from pyro_align.draws.result import AlignedDraws, nonfinite
+from pyro_align.draws.result import AlignedDraws, nonfinite, only_atom
+from pyro_align.draws.rotations import BY_ROTATION, rotating
 from pyro_align.draws.sources import Source, read_draws
 from pyro_align.draws.stack import restricted
 from pyro_align.draws.task import Options, Task
-from pyro_align.errors import DiagnosticWarning
+from pyro_align.errors import DiagnosticWarning, SymmetryError
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
@@ -40,7 +41,7 @@ def align_draws(
     allocations: Any = None,
     allocation_site: str | None = None,
     atom: str | None = None,
-    order_by: str | None = None,
+    by: str | None = None,
     restarts: int = 0,
     max_iterations: int = 50,
     certify: bool = True,
@@ -61,8 +62,10 @@ def align_draws(
         method: ``"pivot"`` brings every draw as near as possible to one reference draw. ``"barycenter"`` then replaces
             the reference by the mean of the relabeled draws and starts again until nothing changes. ``"stephens"``,
             ``"ecr"``, ``"ecr_iterative_1"`` and ``"ecr_iterative_2"`` compare allocations of the data to components
-            (Stephens 2000; Papastamoulis & Iliopoulos 2010). ``"ordering"`` sorts the units by ``order_by``: for
-            comparison, as it breaks where the values of two units overlap.
+            (Stephens 2000; Papastamoulis & Iliopoulos 2010). ``"ordering"`` sorts the units by ``by``: for
+            comparison, as it breaks where the values of two units overlap. ``"procrustes"`` and ``"varimax"`` rotate
+            an atom's units, as factors may be: each draw to the reference, or without one to the mean of all; or to the
+            axes on which its loadings are simplest, in the order and with the signs that agree best.
         level: ``"draw"``, or ``"chain"`` for one relabeling per chain, where labels do not switch within chains.
         reference: The pivot: ``"map"`` (the draw of highest log joint; the default where the model is known),
             ``"medoid"`` (the draw nearest to the mean after a first alignment; the default elsewhere), a pair
@@ -84,7 +87,8 @@ def align_draws(
             integer labels ``(chain, draw, data)``. By default they are computed from the model by enumeration.
         allocation_site: The discrete site (or marginalized mixture site) they belong to; by default all.
         atom: The atom whose units are the components, or are ordered; may be left out where there is one.
-        order_by: For ``"ordering"``: the site to order by.
+        by: For ``"ordering"``: the site to order by. For ``"procrustes"`` and ``"varimax"``: the site whose entries
+            decide, the loadings; by default all that carry the atom.
         restarts: Further searches per draw from random relabelings, where one assignment does not settle a draw.
         max_iterations: Passes over the draws after which to stop.
         certify: Whether to check, where the model is known, that every relabeled draw has the log joint and the log
@@ -114,6 +118,11 @@ def align_draws(
         )
     source = read_draws(draws, {site: len(terms) for site, terms in symmetry.sites.items()})
     symmetry = fit_symmetry(symmetry, source)
+    if method in BY_ROTATION:
+        atom = only_atom(symmetry, atom, "atom=")
+        symmetry = rotating(symmetry, atom)
+    elif symmetry.rotated:
+        raise SymmetryError(f"the symmetry rotates {sorted(symmetry.rotated)}: use method='procrustes' or 'varimax'")
     density = _density(source, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION)
     known = {**({} if density is None else density.supports), **_named(supports, "supports", source.arrays)}
     _named(None if isinstance(weights, str) else weights, "weights", symmetry.sites)
@@ -128,7 +137,12 @@ def align_draws(
     if not symmetry.atoms:  # nothing to relabel
         outcome, pivot = Outcome(Labels({}, {}), {}, 0, True), None
     elif method == "ordering":
-        outcome, pivot = task.order(order_by, atom), None
+        outcome, pivot = task.order(by, atom), None
+    elif method in BY_ROTATION:
+        given = reference if reference is not None or log_probs is not None else task.first_trusted()
+        pivot, start = choose_pivot(task, given, log_probs)
+        outcome = task.relabel_by_rotation(start, atom, by, fixed=reference is not None)
+        pivot = pivot if reference is not None else None
     else:
         pivot, start = choose_pivot(task, reference, log_probs)
         if method in BY_ALLOCATION:

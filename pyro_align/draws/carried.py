@@ -178,8 +178,8 @@ def _check_labels(source: Source, symmetry: Symmetry, labels: Mapping[str, str |
                 f"labels= says that the values of '{name}' are units of '{atom}'; the symmetry has "
                 f"{list(symmetry.atoms)}"
             )
-        if symmetry.outer_shape(atom):
-            raise SymmetryError(f"the values of '{name}' cannot be units of '{atom}', which is nested in another atom")
+        if symmetry.outer_shape(atom) or atom in symmetry.rotated:
+            raise SymmetryError(f"the values of '{name}' cannot be units of '{atom}', which is nested or rotated")
 
 
 def _derived(source: Source, symmetry: Symmetry, derived: Mapping[str, Sequence[AxisLike]]) -> dict:
@@ -229,9 +229,11 @@ def _by_dims(source: Source, symmetry: Symmetry, name: str, unsettled: dict[str,
             unsettled[name] = f"its dim '{dim}' carries different units in different sites: {_listed(found)}"
             return None
         terms.append(next(iter(found)))
-    signed = sorted({a.name for t in terms for a in leaves(t)} & symmetry.signed)
-    if signed:
-        unsettled[name] = f"it shares the dim of {signed}, and whether its sign changes with the units is not known"
+    names = {a.name for t in terms for a in leaves(t)}
+    if names & (symmetry.signed | symmetry.rotated):
+        shared = sorted(names & (symmetry.signed | symmetry.rotated))
+        how = "it rotates with the factors" if names & symmetry.rotated else "its sign changes with the units"
+        unsettled[name] = f"it shares the dim of {shared}, and whether {how} is not known"
         return None
     try:
         replace(symmetry, sites={**symmetry.sites, name: tuple(terms)})
@@ -351,6 +353,8 @@ def _may_label(source: Source, symmetry: Symmetry, name: str) -> str | None:
         return None
     low, high = int(values.min()), int(values.max())
     for atom, known in symmetry.atoms.items():
+        if known.rotates:
+            continue
         if known.size > 2 and low >= 0 and (high < known.size or (low >= 1 and high == known.size)):
             return f"its values are whole numbers in {low}..{high}, as labels of '{atom}' are"
         if known.size == 2 and values.dtype != torch.bool and (low, high) in ((0, 1), (1, 2)):

@@ -30,7 +30,7 @@ def coordinates(symmetry: Symmetry, supports: Mapping[str, constraints.Constrain
         supports: Site -> support, where it is known; other sites are compared as they are.
     """
     return {
-        site: _identity if _has_signs(symmetry, site) or site not in supports else coordinate(supports[site])
+        site: _identity if _is_linear(symmetry, site) or site not in supports else coordinate(supports[site])
         for site in symmetry.sites
     }
 
@@ -116,5 +116,6 @@ def _centered_log_ratio(value: Tensor) -> Tensor:
     return logs - logs.mean(-1, keepdim=True)
 
 
-def _has_signs(symmetry: Symmetry, site: str) -> bool:
-    return any(a.odd for term in symmetry.sites[site] for a in leaves(term))
+def _is_linear(symmetry: Symmetry, site: str) -> bool:
+    """Whether signs or rotations act on the values themselves."""
+    return any(a.odd or a.rotates for term in symmetry.sites[site] for a in leaves(term))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import gaussian_kde
 
@@ -68,6 +69,11 @@ class Modes:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per mode: its ``weight``, and the mean of each site over its draws as an array."""
+        rows = [{"weight": w, **c} for w, c in zip(self.weights, self.centers, strict=True)]
+        return pd.DataFrame(rows, index=pd.RangeIndex(len(self), name="mode"))
 
     def __str__(self) -> str:
         shares = ", ".join(f"{w:.3f}" for w in self.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,27 +18,33 @@ class Labels:
     Attributes:
         indices: Atom -> ``(units, *outer sizes, size)``, new -> old, in the smallest integer type that holds the size.
         signs: Signed atom -> int8 ``(units, *outer sizes, size)``.
+        rotations: Rotated atom -> float64 ``(units, *outer sizes, size, size)``.
     """
 
     indices: dict[str, Tensor]
     signs: dict[str, Tensor]
+    rotations: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def identity(cls, symmetry: Symmetry, units: int) -> Labels:
         """Labels as they are."""
-        indices, signs = {}, {}
+        indices, signs, rotations = {}, {}, {}
         for name, atom in symmetry.atoms.items():
             shape = (units, *symmetry.outer_shape(name), atom.size)
+            if atom.rotates:
+                rotations[name] = torch.eye(atom.size, dtype=torch.float64, device="cpu").repeat(*shape[:-1], 1, 1)
+                continue
             indices[name] = torch.arange(atom.size, dtype=compact(atom.size), device="cpu").expand(shape).clone()
             if name in symmetry.signed:
                 signs[name] = torch.ones(shape, dtype=torch.int8, device="cpu")
-        return cls(indices, signs)
+        return cls(indices, signs, rotations)
 
     def permutation(self, stack: Symmetry, units: slice) -> Permutation:
         """The relabeling of some units as one element of their stack's group."""
         return stack.permutation(
             {k: v[units].long() for k, v in self.indices.items() if k in stack.atoms},
             {k: v[units] for k, v in self.signs.items() if k in stack.signed},
+            {k: v[units] for k, v in self.rotations.items() if k in stack.rotated},
         )
 
     def put(self, units: slice, p: Permutation, mask: Tensor) -> int:

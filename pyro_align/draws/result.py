@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -60,6 +61,7 @@ class AlignedDraws:
         level: ``"draw"`` or ``"chain"``.
         permutations: Atom -> index tensor ``(chain, draw, *outer sizes, size)`` of a small integer type: new -> old.
         signs: Signed atom -> +-1, same shape.
+        rotations: Rotated atom -> orthogonal matrices ``(chain, draw, *outer sizes, size, size)``.
         reference: Site -> what the draws were brought near to, ``site_shape``, in the coordinates compared (logs of
             positive sites, centered log-ratios of simplices); allocations ``(data, components)`` for methods that use
             them; empty for ``"ordering"``.
@@ -72,6 +74,8 @@ class AlignedDraws:
         converged: Whether the last pass changed nothing.
         improved: Fraction of the draws that a second search brought nearer to the reference than the first, which tells
             how far the searches are to be trusted; None where the best relabeling of a draw is found for certain.
+        continuous: Atoms whose every rotation leaves the log joint unchanged, and that were not rotated: what is left
+            of R-hat may be due to them. Only looked for where the model is known.
         carried: Which variables were relabeled along with the symmetry's sites, and which may have had to be.
 
     Example:
@@ -90,6 +94,7 @@ class AlignedDraws:
     level: str
     permutations: Mapping[str, Tensor] = field(repr=False)
     signs: Mapping[str, Tensor] = field(repr=False)
+    rotations: Mapping[str, Tensor] = field(repr=False)
     reference: Mapping[str, Tensor] = field(repr=False)
     reference_draw: tuple[int, int] | None
     flagged: np.ndarray = field(repr=False)
@@ -98,6 +103,7 @@ class AlignedDraws:
     iterations: int
     converged: bool
     improved: float | None
+    continuous: tuple[str, ...]
     carried: Carried = field(repr=False)
     source: Source = field(repr=False)
     coordinates: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
@@ -137,7 +143,9 @@ class AlignedDraws:
             return {k: v[0] for k, v in one.items()}
         units = len(range(*draws.indices(self.source.shape[1])))
         labels = Labels(
-            {k: v[chain] for k, v in self.permutations.items()}, {k: v[chain] for k, v in self.signs.items()}
+            {k: v[chain] for k, v in self.permutations.items()},
+            {k: v[chain] for k, v in self.signs.items()},
+            {k: v[chain] for k, v in self.rotations.items()},
         )
         p = labels.permutation(per_unit(self.carried.symmetry, units), draws)
         return {k: self.carried.apply(p, k, v) for k, v in values.items()}
@@ -147,6 +155,7 @@ class AlignedDraws:
         return self.symmetry.permutation(
             {k: v[chain, draw].long() for k, v in self.permutations.items()},
             {k: v[chain, draw] for k, v in self.signs.items()},
+            {k: v[chain, draw] for k, v in self.rotations.items()},
         )
 
     def relabel_allocations(self, allocations: Any, atom: str | None = None) -> Tensor:
@@ -191,6 +200,8 @@ class AlignedDraws:
             moved |= v.reshape(*moved.shape, -1).any(-1)
         for v in self.signs.values():
             moved |= (v < 0).flatten(2).any(-1).numpy()
+        for v in self.rotations.values():
+            moved |= ((v - torch.eye(v.shape[-1], dtype=v.dtype)).abs() > 1e-9).flatten(2).any(-1).numpy()
         return moved
 
     def ambiguous(self, odds: float = 0.1) -> np.ndarray:
@@ -209,7 +220,7 @@ class AlignedDraws:
         if not 0 < odds < 1:
             raise ValueError(f"odds must lie between 0 and 1, got {odds}")
         if self.log_odds is None:
-            raise ValueError(f"method='{self.method}' compares nothing: no labeling is second best")
+            raise ValueError(f"method='{self.method}' does not compare labelings: none is second best")
         return (self._losses < -np.log(odds)) & ~self.nonfinite()
 
     @cached_property
@@ -262,19 +273,23 @@ class AlignedDraws:
     def nonfinite(self) -> np.ndarray:
         return nonfinite(self.source, self.symmetry)
 
-    def report(self, *, modes: bool = True):
+    def report(self, *, modes: bool = True) -> pd.DataFrame:
         """Convergence before and after, as a ``pandas.DataFrame``: one row per site and one for all.
 
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
-        of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, and in the last row
-        the number of ``modes`` left and of draws ``flagged``, and the fraction of ``ambiguous`` draws, see
-        :meth:`ambiguous`. Non-finite draws are left out of R-hat and ESS. One site
-        is held in memory at a time.
+        of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, whether rotations are
+        left (``continuous``, see :attr:`continuous`), and in the last row the number of ``modes`` left and of draws
+        ``flagged``, and the fraction of ``ambiguous`` draws, see :meth:`ambiguous`. Non-finite draws are left out of
+        R-hat and ESS. One site is held in memory at a time.
 
         Args:
             modes: Whether to look for modes.
         """
         return report(self, modes=modes)
+
+    def summary(self) -> pd.DataFrame:
+        """The table of :meth:`report` without the search for modes."""
+        return report(self, modes=False)
 
     def __str__(self) -> str:
         chains, draws = self.source.shape
@@ -282,6 +297,10 @@ class AlignedDraws:
             f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabeled.sum())} "
             f"relabeled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
             + ("converged" if self.converged else "not converged: raise max_iterations"),
+            *(
+                f"the log joint does not change under rotations of '{name}': use method='procrustes' or 'varimax'"
+                for name in self.continuous
+            ),
             *([] if self.improved is None else [f"a second search improved {self.improved:.1%} of the draws"]),
             *(f"'{name}' was left as it was: {why}" for name, why in self.carried.unsettled.items()),
         ]

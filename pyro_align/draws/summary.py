@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_align.draws.result import AlignedDraws
 
 
-def report(aligned: AlignedDraws, *, modes: bool):
+def report(aligned: AlignedDraws, *, modes: bool) -> pd.DataFrame:
     """See :meth:`AlignedDraws.report`."""
     keep = ~aligned.nonfinite().any(0)  # R-hat needs chains of one length
     rows = {}
@@ -32,7 +32,11 @@ def report(aligned: AlignedDraws, *, modes: bool):
             **_figures(before, after),
             "relabeled": int(_moved_by(aligned, atoms).sum()),
             "transpositions": float(
-                sum(aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean() for a in atoms)
+                sum(
+                    aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean()
+                    for a in atoms
+                    if a in aligned.transpositions
+                )
             ),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
@@ -44,8 +48,10 @@ def report(aligned: AlignedDraws, *, modes: bool):
     frame["modes"] = pd.array([None] * len(frame), dtype="Int64")
     frame["flagged"] = pd.array([None] * len(frame), dtype="Int64")
     frame["ambiguous"] = np.nan
+    frame["continuous"] = [any(a in aligned.continuous for a in _atoms_of(aligned, site)) for site in frame.index]
     frame.loc["(all sites)"] = {
         **total,
+        "continuous": bool(aligned.continuous),
         "ambiguous": np.nan if aligned.log_odds is None else float(aligned.ambiguous().mean()),
         "modes": len(aligned.modes()) if modes else None,
         "flagged": int(aligned.flagged.sum()),
@@ -65,6 +71,9 @@ def _atoms_of(aligned: AlignedDraws, site: str) -> list[str]:
 def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:
     moved = np.zeros(aligned.flagged.shape, bool)
     for a in atoms:
+        if a in aligned.rotations:
+            moved |= aligned.relabeled
+            continue
         moved |= aligned.transpositions[a].reshape(*moved.shape, -1).any(-1)
         if a in aligned.signs:
             moved |= (aligned.signs[a] < 0).flatten(2).any(-1).numpy()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -65,6 +66,14 @@ class SymmetrizedELBO:
     def gain(self) -> float:
         """How much the mixture's ELBO exceeds the guide's; at most ``log(components)``."""
         return self.mixture - self.elbo
+
+    def summary(self) -> pd.DataFrame:
+        """Rows ``guide`` and ``mixture``, columns ``elbo`` and ``se`` in nats, and the number of ``components``."""
+        rows = {
+            "guide": {"elbo": self.elbo, "se": self.elbo_se, "components": 1},
+            "mixture": {"elbo": self.mixture, "se": self.mixture_se, "components": self.components},
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def __str__(self) -> str:
         bound = "" if self.exhaustive else f"; over all relabelings at most {self.upper:.6g}"
@@ -185,7 +194,8 @@ def symmetrize(
     Args:
         guide: A Gaussian guide, or the :class:`~pyro_align.guides.Posterior` read from one.
         symmetry: The group.
-        components: Largest number of relabelings; of a larger group as many are drawn, with the identity.
+        components: Largest number of relabelings; of a larger group as many are drawn without replacement, with the
+            identity.
         seed: Seed of that.
 
     Raises:
@@ -215,7 +225,11 @@ def symmetrize(
     if symmetry.log_order <= math.log(components) + 1e-9:
         return SymmetrizedGuide(posterior, symmetry, tuple(elements(symmetry)), True)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [symmetry.identity(), *(symmetry.random(generator) for _ in range(components - 1))]
+    drawn = [symmetry.identity()]
+    while len(drawn) < components:  # without replacement: a relabeling taken twice would weigh twice
+        candidate = symmetry.random(generator)
+        if not any(candidate == p for p in drawn):
+            drawn.append(candidate)
     return SymmetrizedGuide(posterior, symmetry, drawn, False)
 
 

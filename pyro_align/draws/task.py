@@ -17,6 +17,7 @@ from pyro_align.draws.carried import Carried, component_axes
 from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import BY_VALUE, METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, Invariance, only_atom
+from pyro_align.draws.rotations import BY_ROTATION, Rows, by_rotation, rotations_left
 from pyro_align.draws.search import UnitMatcher, is_exhaustive, least_loss
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
@@ -39,8 +40,8 @@ class Options:
     seed: int
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.method not in (*METHODS, *BY_ROTATION):
+            raise ValueError(f"method must be one of {', '.join((*METHODS, *BY_ROTATION))}; got {self.method!r}")
         if self.level not in ("draw", "chain"):
             raise ValueError(f"level must be 'draw' or 'chain', got {self.level!r}")
         if isinstance(self.weights, str) and self.weights not in WEIGHTS:
@@ -51,6 +52,8 @@ class Options:
             raise ValueError("weights='pooled' needs the spread of single draws; use level='draw', or a mapping")
         if not isinstance(self.weights, str) and not all(w >= 0 and math.isfinite(w) for w in self.weights.values()):
             raise ValueError(f"weights must be finite and not negative, got {dict(self.weights)}")
+        if self.method in BY_ROTATION and self.weights in ("pooled", "diagonal"):
+            raise ValueError(f"method='{self.method}' takes weights='equal', or site -> weight")
         if self.restarts < 0 or self.max_iterations < 1:
             raise ValueError(
                 f"expected restarts >= 0 and max_iterations >= 1, got {self.restarts} and {self.max_iterations}"
@@ -69,6 +72,11 @@ class Task:
     finite: np.ndarray
     trusted: np.ndarray
     options: Options
+
+    def first_trusted(self) -> tuple[int, int]:
+        """The first draw that may serve as a reference."""
+        chain, draw = np.argwhere(self.trusted)[0]
+        return int(chain), int(draw)
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -135,6 +143,13 @@ class Task:
         )
         return replace(found, log_odds=self._log_odds(units, found))
 
+    def relabel_by_rotation(self, start: Features, atom: str, by: str | None, *, fixed: bool) -> Outcome:
+        """``procrustes`` and ``varimax``."""
+        rows = Rows.of(self.symmetry, atom, by, self.options.weights, self.options.method)
+        units = self._levelled(self.value_units())
+        method, most = self.options.method, self.options.max_iterations
+        return by_rotation(units, rows, self.symmetry, method, start, fixed=fixed, max_iterations=most)
+
     def _log_odds(self, units: Units, found: Outcome) -> Callable[[], np.ndarray]:
         """Log odds of each draw's labeling against the second best, ``(chain, draw)``, computed when asked for."""
         matcher, shape = self.matcher(units), self.source.shape
@@ -188,7 +203,7 @@ class Task:
     def order(self, site: str | None, atom: str | None) -> Outcome:
         """The artificial constraint."""
         if site is None or site not in self.symmetry.sites:
-            raise ValueError(f"method='ordering' needs order_by=, one of {list(self.symmetry.sites)}; got {site!r}")
+            raise ValueError(f"method='ordering' needs by=, one of {list(self.symmetry.sites)}; got {site!r}")
         carried = {a: axis for a, places in self.symmetry.carriers.items() for s, axis in places if s == site}
         if atom is None and len(carried) == 1:
             atom = next(iter(carried))
@@ -237,6 +252,11 @@ class Task:
             )
             count, worst = count + int(moved.sum()), max(worst, error)
             smallest = min(smallest, float(tolerance.min()))
+        usable = [
+            (int(c), slice(int(d), int(d) + 1)) for c, d in np.argwhere(self.finite)[:: max(1, self.finite.sum() // 2)]
+        ]
+        draws = [{k: v[0] for k, v in self.latents(*at).items()} for at in usable[:2]]
+        result = replace(result, continuous=rotations_left(self.symmetry, self.density, draws))
         return replace(result, invariance=Invariance(count, worst, 0.0 if count == 0 else smallest))
 
     def result(self, outcome: Outcome, pivot, flagged: np.ndarray, log_probs) -> AlignedDraws:
@@ -250,7 +270,7 @@ class Task:
 
         labels = outcome.labels
         certain = self.options.method not in BY_VALUE or is_exhaustive(restricted(self.symmetry))
-        count = len(next(iter(labels.indices.values()), ()))
+        count = len(next(iter({**labels.indices, **labels.rotations}.values()), ()))
         return AlignedDraws(
             symmetry=self.symmetry,
             carried=self.carried,
@@ -258,6 +278,8 @@ class Task:
             level=self.options.level,
             permutations={k: spread(v) for k, v in labels.indices.items()},
             signs={k: spread(v) for k, v in labels.signs.items()},
+            rotations={k: spread(v) for k, v in labels.rotations.items()},
+            continuous=(),
             reference=outcome.reference,
             reference_draw=pivot,
             flagged=flagged,

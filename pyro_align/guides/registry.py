@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from pyro_align.errors import GuideError
-from pyro_align.guides.posterior import Guide, Posterior
-from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.modules import is_network, shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
 from pyro_align.model.keywords import options_apart
-from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
 Reader = Callable[..., Posterior]
@@ -62,7 +63,7 @@ def register_outside(*names: str) -> Callable[[Reader], Reader]:
 
 def registered_guides() -> tuple[type, ...]:
     """The guide types that have a rule."""
-    return tuple(cls for cls in _RULES if cls is not object)
+    return tuple(cls for cls in _RULES if cls not in (object, nn.Module))
 
 
 @options_apart
@@ -74,7 +75,7 @@ def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None =
 
     Args:
         guide: A guide of a registered type; or any other, which is wrapped (:func:`~pyro_align.wrap_guide`); or a
-            :class:`Posterior`, which is returned as it is.
+            plain network, a point mass at its parameters; or a :class:`Posterior`, which is returned as it is.
         args: Arguments of the guide, for those that can be read only by running them.
         labels: For guides with discrete sites: site -> the atom whose units its values number (a mixture's
             assignments, say), or None where they number none.
@@ -100,7 +101,9 @@ def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None =
         return guide.with_labels(labels) if labels else guide
     warn_if_stale(guide)
     cls = type(guide)
-    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}") or _RULES[object]
+    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
+    if reader is None:
+        reader = _RULES[nn.Module if is_network(guide, args, kwargs) else object]
     posterior = reader(guide, *args, **kwargs) if reader in _RUNNING else reader(guide)
     return posterior.with_labels(labels) if labels else posterior
 
@@ -128,32 +131,6 @@ def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
     return tuple(q if q.known_by_draws else _RULES[object](q.to_guide()) for q in posteriors)
-
-
-def permute_guide(guide: Any, p: Permutation) -> Guide:
-    """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
-
-    Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
-
-    Raises:
-        GuideError: The guide cannot be read, or not be relabeled exactly; the message names the site and a remedy.
-
-    Example:
-        >>> from pyro_align import Symmetry, permute_guide
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> with pyro.get_param_store().scope():
-        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...     _ = guide()
-        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
-        >>> moved = permute_guide(guide, symmetry.permutation({"unit": [5, 4, 3, 2, 1, 0]}))
-        >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
-        True
-    """
-    q = read_guide(guide)
-    return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

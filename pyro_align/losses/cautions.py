@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from pyro_align.losses.curve import Curve
 
 SETTLED = 0.4  # standard errors that an excess may move from half the draws to all
+FRAGILE = 0.5  # part of the error that may come from observations behind which few draws count: benchmarks/coverage.py
 HIDDEN = "negative_elbo", ("expected_nll", "predictive_nll")  # the loss in which the KL may hide a rise of the others
 
 
@@ -22,24 +25,35 @@ def curve_cautions(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
         yield from _hidden_loss(curves, evaluation)
 
 
+def _named(curves: Iterable[Curve]) -> str:
+    return ", ".join(f"{curve.loss} on '{curve.evaluation}'" for curve in curves)
+
+
 def _dominance(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
     judged = [curve for curve in curves.values() if curve.label.per_draw and curve.num_samples >= 8]
-    carried = [f"{curve.loss} on '{curve.evaluation}'" for curve in judged if curve.dominance > 0.8]
+    carried = [curve for curve in judged if curve.dominance > 0.8]
     if carried:
         yield (
-            f"one of {judged[0].num_samples} draws carries more than 80% of the variance of {', '.join(carried)}: the "
+            f"one of {judged[0].num_samples} draws carries more than 80% of the variance of {_named(carried)}: the "
             "errors are too small; raise num_samples"
         )
 
 
 def _few_draws(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
-    moving = [curve for curve in curves.values() if curve.settling > SETTLED]
-    if moving:
-        which = ", ".join(f"{curve.loss} on '{curve.evaluation}'" for curve in moving)
+    few = [curve for curve in curves.values() if curve.fragility > FRAGILE]
+    if few:
+        least = min(float(np.nanmin(curve.effective)) for curve in few if curve.effective is not None)
         yield (
-            f"{which}: from half of the {moving[0].num_samples} draws to all, the excess over the chord moves by "
-            f"{max(curve.settling for curve in moving):.1g} of its standard error: the band covers less than it says. "
-            "Likelihoods of single observations differ by many nats between draws; raise num_samples"
+            f"{_named(few)}: of {few[0].num_samples} draws, as few as {least:.1f} count for some observations, which "
+            "make much of the error: the band covers less than it says. Their likelihoods differ by many nats between "
+            "draws; raise num_samples, or doubt the posterior there"
+        )
+    moving = [curve for curve in curves.values() if curve.settling > SETTLED and curve not in few]
+    if moving:
+        yield (
+            f"{_named(moving)}: from half of the {moving[0].num_samples} draws to all, the excess over the chord moves "
+            f"by {max(curve.settling for curve in moving):.1g} of its standard error: the band covers less than it "
+            "says. Likelihoods of single observations differ by many nats between draws; raise num_samples"
         )
 
 

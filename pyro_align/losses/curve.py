@@ -9,6 +9,7 @@ same noise is pushed through every tau, differences between taus are taken draw 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -16,7 +17,7 @@ from typing import cast
 import numpy as np
 
 from pyro_align.losses.band import Band, simultaneous_band
-from pyro_align.losses.protocol import Label
+from pyro_align.losses.protocol import Estimate, Label
 from pyro_align.losses.registry import label_of
 
 _KNOWN = cast(Label, None)  # the label of the known loss of that name
@@ -49,6 +50,8 @@ class Curve:
         draws: Pseudo-values ``(taus, draws)``; column s belongs to the same noise at every tau.
         drift: How far a predictive loss's estimate moves from half the draws to all, ``(taus,)``; None is no move.
         effective: The least effective number of draws behind any observation, ``(taus,)``; None where all count alike.
+        fragile: The part of the pseudo-values, less its mean, of observations behind which few of the draws count,
+            ``(taus, draws)``; see :attr:`fragility`.
         label: How the loss is written: its title, unit, and which way is better; that of the known loss by default.
 
     Example:
@@ -66,11 +69,22 @@ class Curve:
     draws: np.ndarray
     drift: np.ndarray | None = None
     effective: np.ndarray | None = None
+    fragile: np.ndarray | None = None
     label: Label = _KNOWN
 
     def __post_init__(self):
         if self.label is None:
             object.__setattr__(self, "label", label_of(self.loss))
+
+    @classmethod
+    def of(
+        cls, evaluation: str, loss: str, taus: np.ndarray, estimates: Sequence[Estimate], label: Label = _KNOWN
+    ) -> Curve:
+        """The curve through a loss's estimates, one per tau."""
+        draws = np.stack([one.draws for one in estimates])
+        drift, effective = np.array([(one.drift, one.effective) for one in estimates]).T
+        fragile = [one.fragile for one in estimates if one.fragile is not None]
+        return cls(evaluation, loss, taus, draws, drift, effective, np.stack(fragile) if fragile else None, label)
 
     @property
     def num_samples(self) -> int:
@@ -99,9 +113,12 @@ class Curve:
     @cached_property
     def excess_draws(self) -> np.ndarray:
         """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both ends."""
+        return self._over_chord(self.sign * self.draws)
+
+    def _over_chord(self, draws: np.ndarray) -> np.ndarray:
         tau = self.taus[:, None]
         with np.errstate(invalid="ignore"):
-            excess = self.sign * (self.draws - (1 - tau) * self.draws[:1] - tau * self.draws[-1:])
+            excess = draws - (1 - tau) * draws[:1] - tau * draws[-1:]
         excess[[0, -1]] = 0.0
         return excess
 
@@ -137,6 +154,19 @@ class Curve:
         """The greatest :attr:`excess_drift` in standard errors: above about 0.3, the draws are too few for the band."""
         moving = self._moving
         return float((np.abs(self.excess_drift)[moving] / self.excess_se[moving]).max()) if moving.any() else 0.0
+
+    @property
+    def fragility(self) -> float:
+        """The part of the excess's standard error that comes from fragile observations, the greatest over taus.
+
+        An observation is fragile where the effective number of S draws behind its likelihood is below sqrt(S). Its
+        likelihood then hangs on a few draws, which tell nothing of those that have not been drawn: near 1 or above, the
+        band covers less than it says.
+        """
+        if self.fragile is None or not self._moving.any():
+            return 0.0
+        few = _standard_error(self._over_chord(self.fragile))
+        return float((few[self._moving] / self.excess_se[self._moving]).max())
 
     @cached_property
     def barrier(self) -> Peak:

@@ -34,19 +34,22 @@ class PredictiveNLL(Loss):
 
     def contribution(self, batch: Batch) -> Contribution:
         log_likelihood = batch.log_likelihood
-        draws = predictive_pseudo_values(log_likelihood)
+        draws, effective = predictive_pseudo_values(log_likelihood), effective_draws(log_likelihood)
+        few = predictive_pseudo_values(log_likelihood[:, effective < len(log_likelihood) ** 0.5])
         return {
             "draws": to_numpy(draws),
             "drift": float(draws.mean() - _by_halves(log_likelihood)),
-            "effective": float(effective_draws(log_likelihood).min()),
+            "effective": float(effective.min()),
+            "fragile": to_numpy(few - few.mean()),
         }
 
     def merge(self, one: Contribution, other: Contribution) -> Contribution:
-        summed = {key: one[key] + other[key] for key in ("draws", "drift")}
+        summed = {key: one[key] + other[key] for key in ("draws", "drift", "fragile")}
         return summed | {"effective": min(one["effective"], other["effective"])}
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        return Estimate(total["draws"] / totals.seen, total["drift"] / totals.seen, total["effective"])
+        draws, drift, fragile = (total[key] / totals.seen for key in ("draws", "drift", "fragile"))
+        return Estimate(draws, drift, total["effective"], fragile)
 
 
 def predictive_pseudo_values(log_likelihood: Tensor) -> Tensor:

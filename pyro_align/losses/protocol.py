@@ -93,11 +93,14 @@ class Estimate:
         draws: Pseudo-values per datum, ``(draws,)``: their mean is the estimate.
         drift: How far the estimate moves from half the draws to all; 0 for an average over draws.
         effective: The least effective number of draws behind any observation; NaN where all count alike.
+        fragile: The part of the pseudo-values, less its mean, that comes from observations behind which the effective
+            number of S draws is below sqrt(S), ``(draws,)``; None where all count alike.
     """
 
     draws: np.ndarray
     drift: float = 0.0
     effective: float = np.nan
+    fragile: np.ndarray | None = None
 
 
 class Loss(ABC):

@@ -142,7 +142,7 @@ class DrawDensity:
 
     def _mixtures(self) -> tuple[str, ...]:
         if self._found is None:
-            nodes = self.density._prototype().nodes
+            nodes = self.density._prototype()[0].nodes
             self._found = tuple(n for n in self.density.observed if _mixture(nodes[n]["fn"]) is not None)
         return self._found
 

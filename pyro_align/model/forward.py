@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_align.errors import TraceError
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
@@ -34,6 +35,7 @@ def run(
     *,
     subsamples: Mapping[str, Tensor] | None = None,
     max_plate_nesting: int | None = None,
+    own: Mapping[str, Tensor] | None = None,
 ) -> Trace:
     """Runs the model with its latent sites at ``values`` and validation off.
 
@@ -45,11 +47,15 @@ def run(
         subsamples: Plate -> its subsample; others are drawn.
         max_plate_nesting: Where given, discrete latents without a value hold their whole support along dims left of
             that many plates; None samples them.
+        own: Parameter of a model that is a module -> value: no message of Pyro's answers for these.
 
     Returns:
         The trace, without log probabilities.
     """
     tracer, substitute = TraceMessenger(), SubstituteMessenger(values, subsamples)
+    if own:
+        model = partial(torch.func.functional_call, model, dict(own))
+        args, kwargs = (args, dict(kwargs)), {}
     with LOCK, pyro.validation_enabled(False), tracer:
         if max_plate_nesting is None:
             with substitute, NoValidationMessenger():
@@ -69,12 +75,14 @@ class Records:
         latent: Latent site -> message, enumerated ones among them.
         data: Observed site -> message.
         factors: ``pyro.factor`` outside plates -> message.
+        parameters: Names of the model's own parameters that were given values.
     """
 
     trace: Trace
     latent: dict[str, Message] = field(default_factory=dict)
     data: dict[str, Message] = field(default_factory=dict)
     factors: dict[str, Message] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
 
     def __post_init__(self):
         for name, message in self.trace.nodes.items():
@@ -86,6 +94,12 @@ class Records:
                 self.factors[name] = message
             else:
                 self.data[name] = message
+
+    @property
+    def answered(self) -> list[str]:
+        """``pyro.param`` statements that can be given another value; those of a module's weights cannot."""
+        params = {name: m for name, m in self.trace.nodes.items() if m["type"] == "param"}
+        return [name for name, m in params.items() if not any(isinstance(a, nn.Parameter) for a in m["args"])]
 
     @property
     def discrete(self) -> list[str]:
@@ -106,8 +120,13 @@ def record(
     values: Mapping[str, Tensor],
     max_plate_nesting: int | None = None,
 ) -> Records:
-    """A run's messages, sorted; arguments as in :func:`run`."""
-    return Records(run(model, args, kwargs, values, max_plate_nesting=max_plate_nesting))
+    """A run's messages, sorted; arguments as in :func:`run`. Parameters of the model are values like any other."""
+    own: dict[str, Tensor] = {}
+    if isinstance(model, nn.Module):
+        names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        own = {name: value for name, value in values.items() if name in names}
+    trace = run(model, args, kwargs, values, max_plate_nesting=max_plate_nesting, own=own)
+    return Records(trace, parameters=frozenset(own))
 
 
 def is_enumerated(message: Mapping[str, Any]) -> bool:

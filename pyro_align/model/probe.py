@@ -88,7 +88,8 @@ def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], p
 
 def _check_sites(records: forward.Records, posterior) -> None:
     missing = [n for n in records.latent if n not in posterior.sites and n not in records.discrete]
-    extra = [name for name in posterior.sites if name not in records.latent]
+    known = {*records.latent, *records.parameters, *records.answered}
+    extra = [name for name in posterior.sites if name not in known]
     if missing:
         raise BarrierError(
             f"the model's sites {missing} are neither observed nor in the path's posterior; if one of them is data, "

@@ -2,6 +2,7 @@
 
 from pyro_align.paths.geodesic import Path, PiecewisePath, displacement, path_through
 from pyro_align.paths.learned import BentPath, learn_path
+from pyro_align.paths.networks import evaluate_networks, reset_batch_norm
 from pyro_align.paths.planes import Plane, plane
 from pyro_align.paths.repaired import RepairedPath, repair
 
@@ -12,8 +13,10 @@ __all__ = [
     "Plane",
     "RepairedPath",
     "displacement",
+    "evaluate_networks",
     "learn_path",
     "path_through",
     "plane",
     "repair",
+    "reset_batch_norm",
 ]

@@ -5,6 +5,7 @@ Every result is first laid out as xarray data sets, one per ArviZ group; only th
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -188,9 +189,12 @@ def leave_one_out_table(points: Mapping[Any, Any], *, correct: bool = False) -> 
     ``diff`` is the loss of ``elpd`` to the best of them, at least 0, and ``dse`` the standard error of that difference,
     from the differences of single data.
     """
+    return _table(points, {key: _psis_loo(point, correct) for key, point in points.items()}, correct)
+
+
+def _table(points: Mapping[Any, Any], loos: Mapping[Any, Any], correct: bool) -> pd.DataFrame:
     import pandas as pd
 
-    loos = {key: _psis_loo(point, correct) for key, point in points.items()}
     pointwise = {key: _pointwise(out) for key, out in loos.items()}
     best = pointwise[max(pointwise, key=lambda key: pointwise[key].sum())]
     rows = {}
@@ -205,13 +209,19 @@ def _pointwise(out) -> np.ndarray:
     return np.asarray(out.loo_i if "loo_i" in dir(out) else out.elpd_i).ravel()
 
 
-def _figures(point, out, corrected: bool) -> dict[str, float | bool]:
+def _elpd(out) -> tuple[float, float]:
+    """The elpd and the effective number of parameters of an ArviZ result of either generation."""
     elpd, p = (out.elpd_loo, out.p_loo) if "elpd_loo" in dir(out) else (out.elpd, out.p)
+    return float(elpd), float(p)
+
+
+def _figures(point, out, corrected: bool) -> dict[str, float | bool]:
+    elpd, p = _elpd(out)
     shapes = np.asarray(out.pareto_k)
     return {
-        "elpd": float(elpd),
+        "elpd": elpd,
         "se": float(out.se),
-        "p": float(p),
+        "p": p,
         "bad_k": float((shapes > out.good_k).mean()),
         "max_k": float(shapes.max()),
         "guide_k": guide_shape(point),
@@ -220,7 +230,7 @@ def _figures(point, out, corrected: bool) -> dict[str, float | bool]:
 
 
 def compare_points(points: Mapping[str, Any], *, correct: bool = False) -> pd.DataFrame:
-    """Ranks posteriors by leave-one-out, best first, with ``arviz.compare``.
+    """Ranks posteriors by leave-one-out, best first; the weights are those of ``arviz.compare``.
 
     Args:
         points: Name -> ArviZ object of one posterior on the same data, as made by :func:`point_to_arviz`.
@@ -228,8 +238,9 @@ def compare_points(points: Mapping[str, Any], *, correct: bool = False) -> pd.Da
 
     Returns:
         One row per name: ``rank``, ``elpd`` and its error ``se`` in nats over all data, the effective number of
-        parameters ``p``, ``elpd_diff`` to the best (positive, as ArviZ has it) and its error ``dse``, which is that
-        of paired differences, the stacking ``weight``, and the share ``bad_k`` of data whose Pareto shape is too high.
+        parameters ``p``, ``elpd_diff``, by which it falls short of the best (at least 0, whichever ArviZ there is), and
+        its error ``dse``, which is that of paired differences, the stacking ``weight``, and the fraction ``bad_k`` of
+        data whose Pareto shape is too high.
 
     Raises:
         ValueError: Fewer than two posteriors.
@@ -241,11 +252,12 @@ def compare_points(points: Mapping[str, Any], *, correct: bool = False) -> pd.Da
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
         warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, about how ArviZ calls it
-        table = (_statistics() if correct else _arviz()).compare(loos)
-    table = table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
-    table["bad_k"] = [float((np.asarray(loos[name].pareto_k) > loos[name].good_k).mean()) for name in table.index]
-    columns = ("rank", "elpd", "se", "p", "elpd_diff", "dse", "weight", "bad_k")
-    return table[[column for column in columns if column in table]].rename_axis("posterior")
+        compare = (_statistics() if correct else _arviz()).compare
+        exact = {"round_to": "none"} if "round_to" in inspect.signature(compare).parameters else {}
+        weights = compare(loos, **exact)["weight"]
+    table = _table(points, loos, correct).sort_values("elpd", ascending=False, kind="stable")
+    table = table.rename(columns={"diff": "elpd_diff"}).assign(rank=np.arange(len(table)), weight=weights)
+    return table[["rank", "elpd", "se", "p", "elpd_diff", "dse", "weight", "bad_k"]].rename_axis("posterior")
 
 
 def _psis_loo(point, correct: bool):
@@ -315,16 +327,21 @@ def _dataset(
 ) -> xr.Dataset:
     """Variables with dims ``(chain, draw,)`` the plates where the shape begins with theirs, and ``name_dim_i``."""
     variables, lead = {}, ("chain", "draw") if draws else ()
-    plates = [
-        f"{plate}_plate" if plate in values else plate for plate in plates
-    ]  # a variable named like its dim is lost
-    for name, value in values.items():
+    # a variable named like a dim is lost, and a plate is not to be taken for the draws
+    plates = [f"{plate}_plate" if plate in {*values, "chain", "draw"} else plate for plate in map(_flat, plates)]
+    for site, value in values.items():
+        name = _flat(site) + ("_site" if site in ("chain", "draw") else "")
         shape = value.shape[1:] if draws else value.shape
         shared = tuple(plates) if tuple(shape[: len(plates)]) == tuple(plate_shape) else ()
         own = tuple(f"{name}_dim_{i}" for i in range(len(shape) - len(shared)))
         variables[name] = ((*lead, *shared, *own), value[None] if draws else value)
     dataset = xr.Dataset(variables, attrs=dict(attrs))
     return dataset.assign_coords({dim: np.arange(size) for dim, size in dataset.sizes.items()})
+
+
+def _flat(name: str) -> str:
+    """A name without slashes, which would make groups of its parts, in trees as in files."""
+    return name.replace("/", ".")
 
 
 def assemble(groups: Mapping[str, xr.Dataset]):

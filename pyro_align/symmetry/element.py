@@ -7,15 +7,16 @@ and along a rotatable atom ``new[r] == sum_s rotation[r, s] v[s]``.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.action import Tables, act
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _ORTHOGONAL = 1e-4  # how far from orthogonal a given matrix may be: float32 matrices are, and are made so
 _SAME = 1e-9  # entries of rotations that differ by less are equal: products of matrices are rounded
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +90,31 @@ class Permutation:
 
     # -- the action ------------------------------------------------------------------------------------------------
 
-    def apply(self, values: Mapping[str, Tensor], *, batch_dims: int = 0) -> dict[str, Tensor]:
+    @overload
+    def apply(self, values: _Module, *, batch_dims: int = 0) -> _Module: ...
+
+    @overload
+    def apply(self, values: Mapping[str, Tensor], *, batch_dims: int = 0) -> dict[str, Tensor]: ...
+
+    def apply(self, values: Any, *, batch_dims: int = 0) -> Any:
         """The relabeled values, as new tensors; devices and dtypes are kept.
 
         Args:
-            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out.
+            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out. Or a state dict, whose counters of
+                batches stay as they are; or a network, of which a relabeled copy is returned.
             batch_dims: Number of leading axes (draws, chains) that are not the site's.
 
         Raises:
             SymmetryError: A site that the symmetry does not know, a wrong shape, or integers that would be rotated.
         """
-        return {site: self.apply_site(site, value, batch_dims=batch_dims) for site, value in values.items()}
+        if isinstance(values, nn.Module):
+            made = copy.deepcopy(values)
+            made.load_state_dict(self.apply(values.state_dict()))
+            return made
+        return {
+            site: value.clone() if _is_counter(site) else self.apply_site(site, value, batch_dims=batch_dims)
+            for site, value in values.items()
+        }
 
     def apply_site(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
         """The relabeled value of one site; with ``signs=False`` only the order changes (for scales, say)."""
@@ -281,3 +299,8 @@ def _unit(matrix: Tensor) -> Tensor:
 
 def _is_unit(matrix: Tensor) -> bool:
     return bool(((matrix - _unit(matrix)).abs() <= _SAME).all())
+
+
+def _is_counter(name: str) -> bool:
+    """Whether an entry of a state dict counts the batches that batch normalization has seen."""
+    return name.rpartition(".")[2] == "num_batches_tracked"

@@ -109,6 +109,11 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
     return MeanFieldNormal(real_sites(locs), locs, scales, _ModuleWriter(copy.deepcopy(module), pairs))
 
 
+def is_bayesian_module(module: nn.Module) -> bool:
+    """Whether a module holds Bayesian layers of these packages."""
+    return bool(_mu_rho_pairs(module))
+
+
 def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
     names = dict(module.named_parameters())
     pairs = {}

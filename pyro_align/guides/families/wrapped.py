@@ -29,9 +29,17 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.draws import NUM_DRAWS, KnownByDraws, relabeled
 from pyro_align.guides.labels import Labels, label_moves, move_labels
-from pyro_align.guides.pyro_state.copies import StoredGuide, private_copy, runs_model, store_parameters
+from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.pyro_state.copies import (
+    StoredGuide,
+    held_modules,
+    private_callable,
+    private_copy,
+    runs_model,
+    store_parameters,
+)
 from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
-from pyro_align.guides.registry import register_guide
+from pyro_align.guides.registry import read_guide, register_guide, registered_guides
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.model.guards import untouched
@@ -200,7 +208,25 @@ class Wrapped(KnownByDraws):
         values, log_prob = last["result"]
         return dict(values), log_prob
 
+    @cached_property
+    def _closed_form(self) -> Posterior | None:
+        """The guide's posterior by its own rule, where it has one over these sites: draws then need no run each."""
+        if type(self.guide) not in registered_guides():
+            return None
+        try:
+            q = read_guide(self.guide)
+        except GuideError:
+            return None
+        return q if q.in_unconstrained and q.shapes == self.shapes else None
+
     def _run(self, seeds: Sequence[int]) -> tuple[Values, Tensor]:
+        if self._closed_form is not None:
+            noise = [self._closed_form.noise(1, generator=seed) for seed in seeds]
+            drawn = {name: torch.cat([part[name] for part in noise]) for name in noise[0]}
+            found, log_prob = self._closed_form.push_with_log_prob(drawn)
+            for p in self.chain:
+                found = relabeled(p, self.sites, self.labels, found)
+            return {name: found[name] for name in self.sites}, log_prob
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         log_probs = []
         for seed in seeds:
@@ -229,7 +255,8 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
     """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
 
     Args:
-        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` statements.
+        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` statements, a method of a
+            module, which is then copied.
         args: Arguments to run it with; autoguides that have run once do not need any.
         kwargs: Keyword arguments to run it with.
 
@@ -251,10 +278,11 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
     if not nodes:
         raise GuideError(f"this {type(guide).__name__} has no latent sites")
     sites = site_specs(_with_supports(guide, nodes), full_plates=False)
-    inner = private_copy(guide) if isinstance(guide, PyroModule) else guide
-    stored = store_parameters(trace, own_name=_OWN)
+    inner = private_copy(guide) if isinstance(guide, PyroModule) else private_callable(guide)
+    modules = [] if isinstance(guide, PyroModule) else held_modules(inner)
+    stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules))
     if stored or not isinstance(guide, PyroModule):
-        inner = StoredGuide(inner, stored)
+        inner = StoredGuide(inner, stored, modules)
     return Wrapped(sites, inner, args, dict(kwargs))
 
 

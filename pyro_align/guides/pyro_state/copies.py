@@ -8,7 +8,9 @@ parameters, is free to be renamed, and leaves the original as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import pyro
@@ -90,16 +92,43 @@ def _tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
         yield from _tensors_in(dict(value.__dict__), depth - 1)
 
 
+def held_modules(guide: Any) -> list[nn.Module]:
+    """The modules that a callable holds: the one whose method it is, under whatever handlers."""
+    if isinstance(guide, nn.Module):
+        return [guide]
+    if isinstance(guide, MethodType):
+        return held_modules(guide.__self__)
+    if isinstance(guide, partial):
+        return [m for part in (guide.func, *guide.args, *guide.keywords.values()) for m in held_modules(part)]
+    return []
+
+
+def private_callable(guide: Callable) -> Callable:
+    """A callable with copies of the modules that it holds; the original stays as it is.
+
+    Raises:
+        GuideError: The guide holds something that cannot be copied.
+    """
+    if not held_modules(guide):
+        return guide
+    try:
+        return copy.deepcopy(guide)
+    except Exception as error:
+        raise GuideError(f"the guide's module cannot be copied ({type(error).__name__}: {error})") from error
+
+
 class StoredGuide(PyroModule):
     """A guide whose ``pyro.param`` statements are answered from parameters of its own instead of the store.
 
     Args:
         function: The guide: a function, or a module (a private copy) that has such statements in its code.
         parameters: Name in the code -> parameter, read from the param store.
+        modules: Modules that the function holds, whose weights are the guide's.
     """
 
-    def __init__(self, function: Callable, parameters: Mapping[str, RawParameter]):
+    def __init__(self, function: Callable, parameters: Mapping[str, RawParameter], modules: Sequence[nn.Module] = ()):
         super().__init__()
+        self.held = nn.ModuleList(modules)
         self._function = function
         self._names = list(parameters)
         for i, parameter in enumerate(parameters.values()):
@@ -107,7 +136,8 @@ class StoredGuide(PyroModule):
 
     def forward(self, *args, **kwargs):
         values = {name: getattr(self, f"param_{i}") for i, name in enumerate(self._names)}
-        with _OwnParameters(values):
+        _ = self.held  # a module's parameters are parameters of the guide: looking at it says so to Pyro
+        with _OwnParameters(values, bool(len(self.held))):
             return self._function(*args, **kwargs)
 
 
@@ -117,20 +147,35 @@ def runs_model(guide: Any) -> bool:
 
 
 class _OwnParameters(Messenger):
-    """Answers a function's ``pyro.param`` statements from given values instead of the store."""
+    """Answers a function's ``pyro.param`` statements from given values instead of the store.
 
-    def __init__(self, values: Mapping[str, Tensor]):
+    Args:
+        values: Name -> value.
+        owns_modules: Whether ``pyro.module`` statements are about modules of the guide's own, which keep their weights.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], owns_modules: bool):
         super().__init__()
-        self.values = values
+        self.values, self.owns_modules = values, owns_modules
 
     def _pyro_param(self, msg):
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = msg["stop"] = True
+        elif self.owns_modules and "$$$" in msg["name"]:
+            msg["value"] = msg["args"][1]
+            msg["done"] = msg["stop"] = True
 
 
-def store_parameters(trace: poutine.Trace, own_name: str | None = None) -> dict[str, RawParameter]:
+def store_parameters(
+    trace: poutine.Trace, own_name: str | None = None, *, owns_modules: bool = False
+) -> dict[str, RawParameter]:
     """The parameters of a trace that live in the param store, and not in the module called ``own_name``.
+
+    Args:
+        trace: A run of the guide.
+        own_name: Name of the guide, where it is a module.
+        owns_modules: Whether ``pyro.module`` statements are about modules that the guide holds.
 
     Raises:
         GuideError: The guide registers a plain ``nn.Module``, whose weights are not the store's alone.
@@ -140,10 +185,12 @@ def store_parameters(trace: poutine.Trace, own_name: str | None = None) -> dict[
     for name, node in trace.nodes.items():
         if node["type"] != "param" or (own_name and name.startswith(own_name)):
             continue
+        if "$$$" in name and owns_modules:
+            continue
         if "$$$" in name:
             raise GuideError(
                 f"the guide registers the module '{name.split('$$$')[0]}' with pyro.module, whose weights live outside "
-                "the param store; make the guide a PyroModule that holds it"
+                "the param store; make the guide a PyroModule that holds it, or a method of it"
             )
         if name not in store:
             raise GuideError(f"the guide's parameter '{name}' is not in the param store: fit the guide first")

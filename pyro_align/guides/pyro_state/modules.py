@@ -7,6 +7,7 @@ module gets its tensors raw, so that nothing is rounded by a constraint's invers
 
 from __future__ import annotations
 
+import inspect
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,17 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 # -- whole modules -----------------------------------------------------------------------------------------------------
+
+
+def is_network(module: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether something is a plain network rather than a guide: a module that does not run with these arguments."""
+    if not isinstance(module, nn.Module) or isinstance(module, PyroModule):
+        return False
+    try:
+        inspect.signature(module.forward).bind(*args, **(kwargs or {}))
+    except TypeError:
+        return True
+    return False
 
 
 def own_tensors(guide: Any) -> dict[str, Tensor]:

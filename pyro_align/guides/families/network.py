@@ -1,0 +1,162 @@
+"""Plain networks and state dicts, as point masses at their values; and a model's learned parameters beside a guide."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_align.errors import GuideError
+from pyro_align.guides.adapters.mean_field import is_bayesian_module
+from pyro_align.guides.families.guide_list import Independent
+from pyro_align.guides.families.point import Point
+from pyro_align.guides.pyro_state.copies import private_copy
+from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
+from pyro_align.guides.registry import read_guide, register_guide
+from pyro_align.guides.sites import SiteSpec
+
+
+@register_guide(nn.Module)
+def read_network(module: nn.Module) -> Point:
+    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name.
+
+    Raises:
+        GuideError: The module has none, or holds Bayesian layers.
+    """
+    if is_bayesian_module(module):
+        raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
+    points = {}
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            site = name.removesuffix("_unconstrained")
+            constrained = site != name and site in _constrained(module)
+            points[site if constrained else name] = read_parameter(module, site if constrained else name)
+    if not points:
+        raise GuideError(f"this {type(module).__name__} has no parameters")
+    return Point(_sites(points), points, _NetworkWriter(_copy(module)))
+
+
+def _constrained(module: nn.Module) -> set[str]:
+    """Names of the parameters that a PyroModule holds unconstrained."""
+    parts = (item for item in module.named_modules() if isinstance(item[1], PyroModule))
+    return {f"{prefix}.{name}" if prefix else name for prefix, part in parts for name in part._pyro_params}
+
+
+@register_guide(OrderedDict)
+def read_state_dict(state: Mapping[str, Tensor]) -> Point:
+    """Reads the floating-point tensors of a state dict, one site each; the others are kept as they are."""
+    points = {k: RawParameter(v.detach().clone()) for k, v in state.items() if v.is_floating_point()}
+    if not points:
+        raise GuideError("the state dict has no floating-point tensors")
+    kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
+    return Point(_sites(points), points, _StateDictWriter(kept))
+
+
+def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
+    sites = {}
+    for name, point in points.items():
+        value = point.value
+        support = point.constraint
+        if support is not constraints.real:
+            support = constraints.independent(support, value.dim() - support.event_dim)
+        sites[name] = SiteSpec(name, tuple(value.shape), support, value.dim(), value.dtype, value.device)
+    return sites
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    return private_copy(module) if isinstance(module, PyroModule) else copy.deepcopy(module)
+
+
+@dataclass(frozen=True, eq=False)
+class _NetworkWriter:
+    module: nn.Module
+
+    def __call__(self, q: Point) -> nn.Module:
+        made = _copy(self.module)
+        held = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        with torch.no_grad():
+            for name, point in q.points.items():
+                held[name if name in held else f"{name}_unconstrained"].copy_(point.raw)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class _StateDictWriter:
+    state: Mapping[str, Tensor]
+
+    def __call__(self, q: Point) -> dict[str, Tensor]:
+        return OrderedDict((k, q.points[k].raw.clone() if k in q.points else v.clone()) for k, v in self.state.items())
+
+
+# -- a guide and its model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GuideAndModel:
+    """A guide, and the model whose parameters were learned with it: relabeled together, they are one posterior.
+
+    Attributes:
+        guide: The guide.
+        model: The model, with parameters of its own.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro.nn import PyroModule, PyroSample
+        >>> from pyro_align import find_symmetry, permute_guide
+        >>> class LastLayer(PyroModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner = PyroModule[torch.nn.Linear](1, 4)
+        ...         self.out = PyroSample(dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        ...
+        ...     def forward(self, x):
+        ...         mean = torch.tanh(self.inner(x)) @ self.out
+        ...         with pyro.plate("data", len(x)):
+        ...             pyro.sample("y", dist.Normal(mean, 1.0), obs=x[:, 0])
+        >>> model, x = LastLayer(), torch.randn(5, 1)
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model)
+        ...     _ = guide(x)
+        >>> symmetry = find_symmetry(model, x, parameters=True)
+        >>> moved = permute_guide(guide, symmetry.random(0), parameters=model)
+        >>> moved.model.inner.weight.shape, moved.guide.median()["out"].shape
+        (torch.Size([4, 1]), torch.Size([4]))
+    """
+
+    guide: Any
+    model: nn.Module = field(repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the guide."""
+        return self.guide(*args, **kwargs)
+
+
+@register_guide(GuideAndModel)
+def read_guide_and_model(both: GuideAndModel) -> Independent:
+    """The guide's posterior and a point mass at the model's parameters."""
+    return Independent((read_guide(both.guide), read_network(both.model)), _write_both)
+
+
+def _write_both(q: Independent) -> GuideAndModel:
+    return GuideAndModel(*(part.to_guide() for part in q.parts))
+
+
+def beside(guide: Any, model: Any) -> GuideAndModel:
+    """A guide together with its model's parameters.
+
+    Raises:
+        GuideError: The model is no module, or there is a module already.
+    """
+    if not isinstance(model, nn.Module):
+        raise GuideError(f"parameters: expected the model, a PyroModule or nn.Module, got {type(model).__name__}")
+    if isinstance(guide, GuideAndModel):
+        raise GuideError("parameters: the guide comes with its model already")
+    return GuideAndModel(guide, model)

@@ -1,0 +1,155 @@
+"""Plain networks and state dicts in the verbs for guides, and learned parameters beside a guide."""
+
+import copy
+from collections import OrderedDict
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+import pyro_align
+from pyro_align.errors import GuideError
+from pyro_align.guides import GuideAndModel, Point, permute_guide, read_guide
+from pyro_align.paths import evaluate_networks, reset_batch_norm
+
+X = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(20, 2)
+Y = X.prod(-1)
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1))
+    layers(torch.randn(50, 2, dtype=torch.float64))  # running statistics of its own
+    return layers.eval()
+
+
+def loss(net):
+    return (net(X).squeeze(-1) - Y).square().mean()
+
+
+@pytest.fixture
+def symmetry():
+    return pyro_align.find_symmetry(network(0), X)
+
+
+def test_two_networks_in_one_verb(symmetry):
+    a, p = network(0), symmetry.random(1)
+    b = p.apply(a)
+    torch.testing.assert_close(b(X), a(X))
+    state = copy.deepcopy(b.state_dict())
+    alignment = pyro_align.align(a, b, symmetry)
+    assert alignment.permutation == p.inverse()
+    assert alignment.distance == 0.0 < alignment.distance_before
+    assert type(alignment.guide) is nn.Sequential
+    assert all(torch.equal(v, a.state_dict()[k]) for k, v in alignment.guide.state_dict().items())
+    assert all(torch.equal(v, state[k]) for k, v in b.state_dict().items())
+    merged = alignment.path(0.5)
+    torch.testing.assert_close(merged(X), a(X))
+    frame = evaluate_networks(alignment.path, loss, taus=3)
+    assert frame["excess"].abs().max() < 1e-12
+    before = evaluate_networks(pyro_align.displacement(a, b), loss, taus=3)
+    assert before["excess"].max() > 1e-3
+
+
+def test_networks_of_two_fits_come_nearer(symmetry):
+    a, b = network(0), network(1)
+    alignment = pyro_align.align(a, b, symmetry)
+    assert alignment.distance < alignment.distance_before
+    torch.testing.assert_close(alignment.guide(X), b(X))
+    weights = {k: v.detach() for k, v in alignment.path(0.25).state_dict().items()}
+    expected = 0.75 * a[0].weight + 0.25 * alignment.guide[0].weight
+    torch.testing.assert_close(weights["0.weight"], expected.detach())
+    assert int(weights["1.num_batches_tracked"]) == 1
+
+
+def test_batch_norm_is_reset_on_data_in_a_copy(symmetry):
+    merged = pyro_align.align(network(0), network(1), symmetry).path(0.5)
+    kept = copy.deepcopy(merged.state_dict())
+    reset = reset_batch_norm(merged, [X[:10], X[10:]])
+    hidden = merged[0](X)
+    torch.testing.assert_close(reset[1].running_mean, hidden.mean(0).detach())
+    assert all(torch.equal(v, kept[k]) for k, v in merged.state_dict().items())
+    assert not reset[1].training
+    assert reset[1].momentum == merged[1].momentum
+    alignment = pyro_align.align(network(0), network(1), symmetry)
+    plain, renewed = (evaluate_networks(alignment.path, loss, taus=3, batches=b) for b in (None, [X]))
+    assert plain["loss"][0] == renewed["loss"][0]
+    assert plain["loss"][1] != renewed["loss"][1]
+
+
+@pytest.mark.parametrize("kind", [OrderedDict, dict])
+def test_state_dicts(symmetry, kind):
+    a, p = network(0), symmetry.random(2)
+    here, there = kind(a.state_dict()), kind(p.apply(a.state_dict()))
+    assert int(there["1.num_batches_tracked"]) == 1
+    alignment = pyro_align.align(here, there, symmetry)
+    assert alignment.permutation == p.inverse()
+    assert all(torch.equal(v, here[k]) for k, v in alignment.guide.items())
+    a.load_state_dict(alignment.guide)
+    assert isinstance(read_guide(a), Point)
+
+
+class LastLayer(PyroModule):
+    """A network whose last layer alone has a prior."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = PyroModule[nn.Linear](2, 5)
+        self.out = PyroSample(dist.Normal(torch.zeros(5, dtype=torch.float64), 1.0).to_event(1))
+
+    def forward(self, x, y=None):
+        mean = torch.tanh(self.inner(x)) @ self.out
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+
+def last_layer(seed):
+    pyro.set_rng_seed(seed)
+    model = LastLayer()
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.05)
+        guide(X, Y)
+    return model, guide
+
+
+def test_learned_parameters_are_aligned_beside_the_guide():
+    model, guide = last_layer(0)
+    symmetry = pyro_align.find_symmetry(model, X, Y, parameters=True)
+    assert {site for places in symmetry.carriers.values() for site, _ in places} == {
+        "inner.weight",
+        "inner.bias",
+        "out",
+    }
+    p = symmetry.random(1)
+    moved = permute_guide(guide, p, parameters=model)
+    assert isinstance(moved, GuideAndModel)
+    (atom,) = symmetry.atoms
+    assert torch.equal(moved.model.inner.weight, model.inner.weight[p.indices[atom]])
+    assert torch.equal(moved.guide.median()["out"], guide.median()["out"][p.indices[atom]])
+    back = pyro_align.align(guide, moved.guide, symmetry, parameters=(model, moved.model))
+    assert back.permutation == p.inverse()
+    assert back.distance < 1e-12
+    with pytest.raises(GuideError, match="the symmetry relabels sites that the guide does not have"):
+        pyro_align.align(guide, moved.guide, symmetry)
+    with pytest.raises(GuideError, match="parameters: expected the model"):
+        pyro_align.align(guide, moved.guide, symmetry, parameters=(None, None))
+
+
+def test_a_partial_network_is_evaluated_as_one():
+    """The same network with its units in another order: other values half-way before alignment, the same after it."""
+    model, guide = last_layer(0)
+    symmetry = pyro_align.find_symmetry(model, X, Y, parameters=True)
+    moved = permute_guide(guide, symmetry.random(3), parameters=model)
+    alignment = pyro_align.align(guide, moved.guide, symmetry, parameters=(model, moved.model))
+    options = {"taus": 3, "num_samples": 16}
+    aligned = pyro_align.evaluate_barrier(model, alignment.path, X, Y, **options)
+    assert abs(aligned["expected_nll"].excess).max() < 1e-6
+    before = pyro_align.displacement(GuideAndModel(guide, model), moved)
+    barrier = pyro_align.evaluate_barrier(model, before, X, Y, **options)["expected_nll"]
+    assert abs(barrier.excess[1]) > 1.0
+    torch.testing.assert_close(barrier.value[0], barrier.value[-1], rtol=0.3, atol=0.0)
+    torch.testing.assert_close(aligned["expected_nll"].value[0], barrier.value[0])
