@@ -24,7 +24,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.element import Permutation
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Resting, Symmetry
+from pyro_align.symmetry.group import Certificate, Resting, Symmetry
+from pyro_align.symmetry.reasons import OpaqueOperation, Reason
 
 FORMAT, VERSION = "pyro_align", 1
 
@@ -228,6 +229,11 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
         "rests": [dataclasses.asdict(r) for r in symmetry.rests],
+        "reasons": [
+            {"site": site, "axis": axis, **dataclasses.asdict(reason)}
+            for (site, axis), reasons in symmetry.reasons.items()
+            for reason in reasons
+        ],
     }
 
 
@@ -238,10 +244,20 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         scope=meta["scope"],
         opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
         certificate=None if certificate is None else Certificate(**certificate),
+        reasons=_decode_reasons(meta.get("reasons", ())),
         rests=tuple(
             Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
         ),
     )
+
+
+def _decode_reasons(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], tuple[Reason, ...]]:
+    found: dict[tuple[str, int], tuple[Reason, ...]] = {}
+    for entry in entries:
+        place = entry["site"], entry["axis"]
+        reason = Reason(**{k: v for k, v in entry.items() if k not in ("site", "axis")})
+        found[place] = (*found.get(place, ()), reason)
+    return found
 
 
 def _encode_permutation(p: Permutation, arrays: list[Tensor]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What cannot be traced is refused with one clear message; what has no rule is named with its line."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from problems import normal, observe
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from pyro_align.discovery import certify, find_symmetry, rule
@@ -21,14 +24,17 @@ def drops_out(x):
     observe(nn.functional.dropout(normal("w", 3), 0.5) * x)
 
 
+def numbers_of_a_site(x):
+    observe(torch.tensor(normal("w", 3).numpy() ** 2).sum() * x)
+
+
+def sparse(x):
+    observe(torch.eye(3).to_sparse_csr() @ normal("w", 3, 2) * x)
+
+
 def shape_from_a_site(x):
     w = normal("w", 3)
     pyro.sample("y", dist.Normal(w[w > 0].sum(), 1.0), obs=x)
-
-
-def counts(x):
-    rate = pyro.sample("rate", dist.Poisson(3.0))
-    observe(normal("w", 3) * rate * x)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +42,9 @@ def counts(x):
     [
         (looks_at_a_site, "latent site 'w'"),
         (drops_out, r"switch dropout off"),
-        (shape_from_a_site, "shape of a tensor depends"),
-        (counts, "site 'rate'"),
+        (numbers_of_a_site, "latent site 'w'"),
+        (sparse, "cannot be analyzed"),
+        (shape_from_a_site, "latent site 'w'"),
     ],
 )
 def test_one_clear_message(model, message):
@@ -92,7 +99,49 @@ def test_an_operation_without_a_rule_is_named_with_its_line():
     assert not found.atoms
     assert [o.operation for o in found.opaque] == ["aten.sort.default"]
     assert "test_discovery_errors.py" in found.opaque[0].where
-    assert set(found.opaque[0].sites) == {"w1"}
+    assert set(found.opaque[0].sites) == {"w1", "w2"}
+
+
+def test_every_fixed_axis_has_its_reason():
+    def model(x):
+        b = pyro.sample("b", dist.Normal(0.0, torch.arange(1.0, 5.0)).to_event(1))
+        hidden = torch.relu(x @ normal("w1", 4, 3).T + b)
+        observe(hidden @ normal("w2", 2, 4).T)
+
+    found = find_symmetry(model, torch.randn(5, 3))
+    features, units = found.why("w1", 1), found.why("w1", 0)
+    assert [r.kind for r in features.reasons] == ["data"]
+    assert "axis 1 of data of shape (5, 3)" in str(features)
+    assert "test_discovery_errors.py" in features.reasons[0].where
+    assert [r.kind for r in units.reasons] == ["constant"]
+    assert "log density of site 'b'" in str(units)
+    assert all(found.why(site, axis).must for site, terms in found.sites.items() for axis in range(len(terms)))
+    assert not found.opaque
+    with pytest.raises(SymmetryError, match="unknown site 'w3'"):
+        found.why("w3", 0)
+    with pytest.raises(SymmetryError, match="has 2 axes"):
+        found.why("w1", 2)
+
+
+def test_free_axes_and_outputs_have_theirs():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    found = find_symmetry(net, torch.randn(5, 3))
+    assert not found.why("0.weight", 0).reasons
+    assert [r.kind for r in found.why("2.bias", -1).reasons] == ["output"]
+
+
+def test_a_loop_over_units_is_not_passed_over_in_silence():
+    def model(x):
+        w, v = normal("w", 4, 3), normal("v", 4)
+        observe(sum(v[i] * torch.tanh(x @ w[i]) for i in range(4)))
+
+    found = find_symmetry(model, torch.randn(5, 3))
+    assert not found.atoms
+    why = found.why("w", 0)
+    assert not why.must
+    assert "test_discovery_errors.py" in str(why)
+    assert [(o.operation, set(o.sites)) for o in found.opaque] == [("aten.select.int", {"w", "v"})]
+    assert "2 axes fixed, in whole or part, for want of a rule for aten.select.int" in str(found)
 
 
 def test_a_rule_of_ones_own_in_three_lines():
@@ -139,3 +188,48 @@ def test_nothing_of_the_callers_changes():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training
     assert not list(pyro.get_param_store().keys())
+
+
+def packed(x, lengths):
+    sequences = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    pyro.sample(
+        "y", dist.Normal(nn.RNN(3, 5, batch_first=True)(sequences)[1].sum() * normal("w", 2).sum(), 1.0), obs=x[0, 0, 0]
+    )
+
+
+def test_what_cannot_be_traced_names_the_way_out():
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(net)
+    with pytest.raises(TraceError, match=r"torch\.jit.*pass the nn.Module"):
+        find_symmetry(scripted, torch.randn(4, 3))
+    with pytest.raises(TraceError, match=r"packed sequences.*padded"):
+        find_symmetry(packed, torch.randn(2, 4, 3), torch.tensor([4, 2]))
+    with pytest.raises(TraceError, match=r"got a guide \(AutoNormal\)"):
+        find_symmetry(AutoNormal(looks_at_a_site), torch.tensor(1.0))
+
+
+def test_nothing_is_certified_without_a_trial():
+    def model(x):
+        observe(torch.tanh(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
+
+    for trials in (0, -1):
+        with pytest.raises(ValueError, match="trials must be at least 1"):
+            certify(SymmetrySpec({"w1": ("h", None)}), model, torch.randn(5, 3), trials=trials)
+
+
+def test_a_symmetry_by_hand_needs_no_graph():
+    def model(x):
+        a, b = normal("a", 3), normal("b", 3)
+        if float(a.sum()) > 1e9:
+            raise ValueError("too large")
+        observe((a * b).sum() * x)
+
+    x = torch.tensor(1.0)
+    with pytest.raises(TraceError, match="latent site 'a'"):
+        find_symmetry(model, x)
+    certificate = certify(SymmetrySpec({"a": ("k",), "b": ("k",)}), model, x).certificate
+    assert certificate.error <= certificate.tolerance < 1e-6
+    with pytest.raises(SymmetryError, match=r"atom 'k' on a\[0\]"):
+        certify(SymmetrySpec({"a": ("k",)}), model, x)

@@ -176,3 +176,112 @@ def test_atoms_have_the_whole_name_of_their_site():
         pyro.sample("y", dist.Normal(lengthscale.square().sum(), 1.0), obs=y)
 
     assert list(find_symmetry(model, torch.tensor(1.0)).atoms) == ["lengthscale"]
+
+
+def slices(x, lengths, mask):
+    w = normal("w", 3).square().sum()
+    for i in pyro.plate("sequences", len(x)):
+        pyro.sample(f"y{i}", dist.Normal(w, 1.0).expand([int(lengths[i])]).to_event(1), obs=x[i, : lengths[i]])
+
+
+def narrows(x, lengths, mask):
+    steps = torch.arange(lengths.max())
+    w = normal("w", 3).square().sum()
+    pyro.sample("y", dist.Normal(w, 1.0).expand([len(steps)]).to_event(1), obs=x[0].narrow(0, 0, lengths.max()))
+
+
+def selects(x, lengths, mask):
+    w = normal("w", 3)[:, None, None] * normal("v", 3, *x.shape)
+    mean = w.sum(0)[mask]
+    pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=x.masked_select(mask))
+
+
+def through_numpy(x, lengths, mask):
+    pyro.sample("y", dist.Normal(normal("w", 3).square().sum() * float(x.numpy().sum()), 1.0), obs=x[0, 0])
+
+
+def sequential(x, lengths, mask):
+    w = normal("w", 3)
+    z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "sequential"})
+    pyro.sample("y", dist.Normal(w[z], 1.0), obs=x[0, 0])
+
+
+def counts(x, lengths, mask):
+    w = pyro.sample("w", dist.Poisson(torch.full((3,), 3.0)).to_event(1))
+    pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=x[0, 0])
+
+
+def takes_gradients(x, lengths, mask):
+    inputs = x.detach().requires_grad_()
+    energy = (torch.tanh(inputs @ normal("v", 4, 3)) @ normal("w", 3)).sum()
+    (force,) = torch.autograd.grad(energy, inputs, create_graph=True)
+    pyro.sample("y", dist.Normal(force, 1.0).to_event(2), obs=x)
+
+
+def scale_mixture(x, lengths, mask):
+    halves = dist.Categorical(torch.ones(3, 2))
+    w = pyro.sample(
+        "w", dist.MixtureSameFamily(halves, dist.Normal(0.0, torch.tensor([1.0, 0.1]).expand(3, 2))).to_event(1)
+    )
+    pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=x[0, 0])
+
+
+def flat(x, lengths, mask):
+    w = pyro.sample("w", dist.ImproperUniform(constraints.real, (), event_shape=(3,)))
+    pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=x[0, 0])
+
+
+def complex_values(x, lengths, mask):
+    z = torch.complex(normal("w", 3), normal("v", 3))
+    pyro.sample("y", dist.Normal((z * z).abs().sum(), 1.0), obs=x[0, 0])
+
+
+def two_precisions(x, lengths, mask):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4, 3, dtype=torch.float32), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(torch.tanh(x.float() @ w).double() @ normal("v", 3), 1.0).to_event(1), obs=x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [slices, narrows, selects, through_numpy, sequential, counts, takes_gradients, scale_mixture, flat]
+    + [complex_values, two_precisions],
+)
+def test_models_that_pyro_fits_are_traced(model):
+    x, mask = torch.randn(2, 4), torch.tensor([[True, False, True, True], [True, True, False, True]])
+    found = find_symmetry(model, x, torch.tensor([4, 3]), mask)
+    assert [atom.size for atom in found.atoms.values()] == [3]
+    assert any(site == "w" for site, _ in found.carriers[next(iter(found.atoms))])
+
+
+def test_batch_normalization_in_training_mode():
+    net, x, y = Normalized().train(), torch.randn(8, 4), torch.randn(8)
+    before = {k: v.clone() for k, v in net.bn.state_dict().items()}
+    found = find_symmetry(net, x, y)
+    assert [atom.size for atom in found.atoms.values()] == [6]
+    assert all(torch.equal(v, before[k]) for k, v in net.bn.state_dict().items())
+
+
+def test_compiled_modules_are_traced_as_they_were_written():
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    compiled = torch.compile(net, backend="eager")
+    assert find_symmetry(compiled, torch.randn(4, 3)).log_order == find_symmetry(net, torch.randn(4, 3)).log_order
+
+
+def test_rounding_of_constants_distinguishes_nothing():
+    def model(y, states=16):
+        px = pyro.sample("px", dist.Dirichlet(0.9 * torch.eye(states) + 0.1).to_event(1))
+        py = pyro.sample("py", dist.Beta(0.1, 0.9).expand([states]).to_event(1))
+        x = 0
+        for t in pyro.markov(range(2)):
+            x = pyro.sample(f"x{t}", dist.Categorical(px[x]), infer={"enumerate": "parallel"})
+            pyro.sample(f"y{t}", dist.Bernoulli(py[x]), obs=y[t])
+
+    assert [a.size for a in find_symmetry(model, torch.tensor([0.0, 1.0])).atoms.values()] == [15]
+
+
+def test_small_differences_between_constants_are_seen():
+    def model(y):
+        scales = torch.tensor([1.0, 1.0 + 1e-6, 1.0])
+        pyro.sample("y", dist.Normal((normal("w", 3) * scales).sum(), 1.0), obs=y)
+
+    assert not any(atom.size == 3 for atom in find_symmetry(model, torch.tensor(1.0)).atoms.values())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.axes.assemble import assemble
 from pyro_align.discovery.axes.checking import check_rule
 from pyro_align.discovery.axes.inference import Inference
-from pyro_align.discovery.certify import certify_graph
+from pyro_align.discovery.certify import GraphFunction, ModelFunction, certify_function
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
@@ -25,10 +29,12 @@ from pyro_align.discovery.rotations.checking import check_rotation_rule
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
-from pyro_align.model.density import Density
-from pyro_align.model.guards import untouched
+from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
+from pyro_align.model.density import Density, first_line
+from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
+from pyro_align.model.learnables import module_tensors
+from pyro_align.model.reached import reached_modules
 from pyro_align.symmetry.group import Resting, Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
@@ -107,17 +113,17 @@ def find_symmetry(
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     source.check_observes()
-    traced = source.trace()
-    inference = Inference(traced)
-    if inference.opaque:  # only now are the source lines worth their price
-        inference = Inference(traced := source.trace(stack_traces=True))
-    symmetry = assemble(inference, scope=scope)
-    if signs:
-        symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
-    if rotations:
-        symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-    symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
-    return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+    _check_trials(trials)
+    with _in_one_sentence():
+        traced = source.trace()
+        inference = Inference(traced)
+        symmetry = assemble(inference, scope=scope)
+        if signs:
+            symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+        if rotations:
+            symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
+        symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
+        return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
 
 @options_apart
@@ -190,7 +196,11 @@ def certify(
         3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
-    traced = source.trace()
+    _check_trials(trials)
+    try:
+        traced = source.trace()
+    except TraceError:
+        return _without_graph(symmetry, source, trials=trials, seed=seed)
     symmetry = bound(symmetry, {name: v.shape for name, v in traced.values.items()}, of="model")
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
@@ -250,13 +260,14 @@ class _Source:
         if scope not in ("joint", "likelihood"):
             raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
         self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters
+        _check_model(model)
         self.is_module = isinstance(model, nn.Module) and not _has_sample_sites(model, args, kwargs)
         self.density = None if self.is_module else Density(model, args, kwargs, parameters=parameters, seed=seed)
 
-    def trace(self, *, stack_traces: bool = False) -> TracedGraph:
+    def trace(self) -> TracedGraph:
         if self.is_module:
-            return trace_module(self.model, self.args, self.kwargs, stack_traces=stack_traces)
-        return trace_density(self.density, scope=self.scope, parameters=self.parameters, stack_traces=stack_traces)
+            return trace_module(self.model, self.args, self.kwargs)
+        return trace_density(self.density, scope=self.scope, parameters=self.parameters)
 
     def check_observes(self) -> None:
         """Warns about a model that observes nothing: its classes, say, are then as free as its hidden units."""
@@ -282,17 +293,37 @@ class _Source:
     def generic_values(self, traced: TracedGraph, seed: int, scale: float) -> dict[str, Tensor]:
         """A draw at which no two units look alike and sums stay moderate, in float64."""
         if self.is_module:
-            generator = torch.Generator().manual_seed(seed)
-            return {
-                k: v.detach().double()
-                + scale
-                * 0.1
-                * torch.randn(v.shape, generator=generator, dtype=torch.float64, device="cpu").to(v.device)
-                for k, v in traced.values.items()
-            }
+            return _jittered(traced.values, seed, scale)
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
         given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
         return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
+
+    # -- without a graph -------------------------------------------------------------------------------------------
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Site -> shape, as the model itself says."""
+        if self.is_module:
+            return {name: tuple(v.shape) for name, v in module_tensors(self.model).items()}
+        return {name: site.shape for name, site in self.density.latents.items()}
+
+    def supports(self) -> dict[str, Constraint]:
+        """Site -> support."""
+        return {} if self.is_module else {name: site.support for name, site in self.density.latents.items()}
+
+    def generic(self, seed: int) -> dict[str, Tensor]:
+        """As :meth:`generic_values`, without a graph."""
+        if self.is_module:
+            return _jittered(module_tensors(self.model), seed, 1.0)
+        return self.density.initial_values(seed=seed, dtype=torch.float64, fan_in=True)
+
+    def total(self, values: Mapping[str, Tensor], cast: Callable[[Any], Any]) -> Any:
+        """What must not change, at other site values; ``cast`` sets the dtype of all else."""
+        args, kwargs = pytree.tree_map(cast, (tuple(self.args), dict(self.kwargs)))
+        if self.is_module:
+            others = {k: cast(v) for k, v in (*self.model.named_parameters(), *self.model.named_buffers())}
+            return torch.func.functional_call(self.model, {**others, **values}, args, kwargs)
+        density = self.density.on(args, kwargs, cast)
+        return density.log_joint(values) if self.scope == "joint" else density.log_likelihood(values)
 
     def real_sites(self, traced: TracedGraph) -> list[str]:
         """Sites whose support is all real numbers, so that their values may change sign."""
@@ -305,8 +336,8 @@ class _Source:
             return
         native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items() if k in values}
         total = self.density.log_joint if self.scope == "joint" else self.density.log_likelihood
-        with untouched(self.model, seed=1), torch.no_grad():
-            again = float(total(native))
+        with untouched(self.model, seed=1):
+            again = float(gradless(total, native).detach())
         low = any(site.dtype != torch.float64 for site in self.density.latents.values())
         if not abs(again - reference) <= (1e-2 if low else 1e-6) * (1.0 + abs(reference)):
             raise TraceError(
@@ -314,6 +345,13 @@ class _Source:
                 f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
                 "to find; fix its randomness, or write the symmetry by hand as a SymmetrySpec."
             )
+
+
+def _jittered(values: Mapping[str, Tensor], seed: int, scale: float) -> dict[str, Tensor]:
+    """Values with noise, in float64, so that no two units look alike."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64, device="cpu") for k, v in values.items()}
+    return {k: v.detach().double() + scale * 0.1 * noise[k].to(v.device) for k, v in values.items()}
 
 
 def omitted(model: Any, args: tuple, kwargs: dict[str, Any]) -> list[str]:
@@ -328,12 +366,56 @@ def omitted(model: Any, args: tuple, kwargs: dict[str, Any]) -> list[str]:
 
 def _has_sample_sites(model, args, kwargs) -> bool:
     """Whether running a module meets a Pyro primitive."""
-    with untouched(model, seed=0), torch.no_grad(), pyro.poutine.trace() as tracer:
+    with untouched(model, seed=0), uncompiled(), pyro.poutine.trace() as tracer:
         try:
-            model(*args, **kwargs)
+            gradless(model, *args, **kwargs)
         except Exception:
             return isinstance(model, pyro.nn.PyroModule)  # the density reports the error with its advice
     return any(n["type"] == "sample" for n in tracer.trace.nodes.values() if "fn" in n and n["type"] == "sample")
+
+
+@contextlib.contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """What torch cannot run again from its graph (sparse tensors, say) is refused like what it cannot trace."""
+    try:
+        yield
+    except PyroAlignError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise TraceError(
+            f"the graph of the model cannot be analyzed: {type(error).__name__}: {first_line(error)}. If the model "
+            "cannot be written without it, write the symmetry by hand as a SymmetrySpec and certify it, which runs the "
+            "model itself"
+        ) from error
+
+
+def _check_model(model: Any) -> None:
+    """Refuses what is not a model, or hides what it does."""
+    if any(c.__name__ in ("AutoGuide", "EasyGuide") for c in type(model).__mro__):
+        raise TraceError(
+            f"expected the model, got a guide ({type(model).__name__}): a symmetry is one of the model's log joint. "
+            "Pass the model that the guide was made for, with its data"
+        )
+    for module in reached_modules(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{type(module).__name__} was made by torch.jit, which hides its operations; pass the nn.Module that "
+                "it was scripted or traced from"
+            )
+
+
+def _check_trials(trials: int) -> None:
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}: without a relabeling tried nothing is certified")
+
+
+def _without_graph(symmetry: Symmetry | SymmetrySpec, source: _Source, *, trials: int, seed: int) -> Symmetry:
+    """The certificate of a model that cannot be traced: it is run itself before and after each relabeling."""
+    shapes = source.shapes()
+    symmetry = bound(symmetry, shapes, of="model")
+    values = source.generic(seed)
+    function = ModelFunction(source.total, source.supports(), source.model, values)
+    return replace(symmetry, certificate=certify_function(symmetry, function, values, trials=trials, seed=seed))
 
 
 def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, *, trials: int, seed: int) -> Symmetry:
@@ -341,7 +423,7 @@ def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, 
     for scale in (1.0, 0.1, 0.01):
         values = source.generic_values(traced, seed, scale)
         try:
-            certificate = certify_graph(symmetry, traced, values, trials=trials, seed=seed)
+            certificate = certify_function(symmetry, GraphFunction(traced), values, trials=trials, seed=seed)
         except TraceError as error:
             failure = error
             continue

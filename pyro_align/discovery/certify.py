@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, fx
+from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.running import placed
 from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
+from pyro_align.discovery.walk import double
 from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.model.guards import gradless, untouched
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Certificate, Symmetry
 
 RELATIVE = 1e-10  # of the log joint's magnitude; a forgotten site changes it by tenths of a nat
+RELATIVE_SINGLE = 1e-5  # for a model that runs in float32 alone
 
 
 class DoubleInterpreter(fx.Interpreter):
@@ -24,23 +29,11 @@ class DoubleInterpreter(fx.Interpreter):
 
     def fetch_attr(self, target):
         value = super().fetch_attr(target)
-        return _double(value)
+        return double(value.detach() if isinstance(value, Tensor) else value)
 
     def call_function(self, target, args, kwargs):
-        args = tuple(map(_double_dtype, args))
-        kwargs = {k: _double_dtype(v) for k, v in kwargs.items()}
-        return super().call_function(target, args, kwargs)
-
-
-def _double(value):
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _double_dtype(value):
-    return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
-
-
-_LOW = (torch.float32, torch.float16, torch.bfloat16)
+        dtypes = pytree.tree_map_only(torch.dtype, double, (args, kwargs))
+        return super().call_function(target, *dtypes)
 
 
 class GraphFunction:
@@ -49,43 +42,89 @@ class GraphFunction:
     The updated values of sites (running statistics) are relabeled back before they are compared.
     """
 
+    rounding = RELATIVE
+
     def __init__(self, traced: TracedGraph):
-        self.traced = traced
-        self._data = {node: _double(value) for node, value in traced.data.items()}
+        self.traced, self.supports = traced, traced.supports
+        self._data = {node: double(value.detach()) for node, value in traced.data.items()}
 
     def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter):
         """Everything that the graph returns; ``interpreter`` may look on."""
-        given = {**placed(self.traced, values, _double), **self._data}
+        given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._data}
         with torch.no_grad():
             return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
 
     def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
-        out = self.run(values)
-        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        results = [t for t in pytree.tree_leaves(self.run(values)) if isinstance(t, Tensor)]
         if back is not None:
             for i, name in enumerate(self.traced.states, len(results) - len(self.traced.states)):
                 if name in back.symmetry.sites:
                     results[i] = back.apply_site(name, results[i])
-        flat = [t.reshape(-1).double() for t in results]
-        return flat[0] if len(flat) == 1 else torch.cat(flat)
+        return _flat(results)
 
 
-def certify_graph(
-    symmetry: Symmetry, traced: TracedGraph, values: Mapping[str, Tensor], *, trials: int, seed: int
+class ModelFunction:
+    """The same by running the model itself, where it has no graph; in float64 where the model can be run so.
+
+    Args:
+        total: Site values -> what must not change: a tensor, or a list of them.
+        supports: Site name -> its support.
+        model: What is run; it is left as it was.
+        values: Values at which to find out whether the model runs in float64.
+    """
+
+    def __init__(
+        self, total: Callable, supports: Mapping[str, Constraint], model: object, values: Mapping[str, Tensor]
+    ):
+        self.total, self.supports, self.model, self.cast = total, supports, model, double
+        try:
+            self(values)
+            self.rounding = RELATIVE
+        except (RuntimeError, TypeError, ValueError):
+            self.cast, self.rounding = _single, RELATIVE_SINGLE
+
+    def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
+        kept = torch.get_default_dtype()
+        with untouched(self.model, seed=1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.set_default_dtype(torch.float64 if self.cast is double else kept)
+            try:
+                out = gradless(self.total, {k: self.cast(v) for k, v in values.items()}, self.cast)
+            finally:
+                torch.set_default_dtype(kept)
+        return _flat([t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)])
+
+
+def _single(value):
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+
+
+def _flat(results: list[Tensor]) -> Tensor:
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in results]
+    flat = [t.reshape(-1).double() for t in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def certify_function(
+    symmetry: Symmetry,
+    function: GraphFunction | ModelFunction,
+    values: Mapping[str, Tensor],
+    *,
+    trials: int,
+    seed: int,
 ) -> Certificate:
-    """Checks a symmetry against a traced function.
+    """Checks a symmetry against a model's function of its sites.
 
     Raises:
         SymmetryError: A relabeling changes the function; the message names the atom at fault.
         TraceError: The function is not finite at any of the draws tried.
     """
-    function = GraphFunction(traced)
     generator = torch.Generator().manual_seed(seed)
     before = function(values)
     if not bool(torch.isfinite(before).all()):
         raise TraceError("the log joint is not finite at the draw on which the symmetry was to be certified")
     magnitude = float(before.abs().max())
-    tolerance = RELATIVE * (1.0 + magnitude)
+    tolerance = function.rounding * (1.0 + magnitude)
     error = 0.0
     for _ in range(trials):
         permutation = symmetry.random(generator)
@@ -99,7 +138,7 @@ def certify_graph(
 
 def _change(function: GraphFunction, permutation: Permutation, values, before: Tensor) -> float:
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
-    check_support(values, moved, function.traced.supports)
+    check_support(values, moved, function.supports)
     return float((function(moved, permutation.inverse()) - before).abs().max())
 
 
@@ -111,6 +150,6 @@ def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance,
     places = "; ".join(f"'{n}' on " + ", ".join(f"{s}[{a}]" for s, a in symmetry.carriers[n]) for n in guilty)
     what = f"atom {places}" if guilty else "its atoms, taken together"
     return (
-        f"relabeling {what} changes the log joint by {change:.3g} nats (float64 rounding allows {tolerance:.1e}). "
+        f"relabeling {what} changes the log joint by {change:.3g} nats (rounding allows {tolerance:.1e}). "
         "Either the axes named are not interchangeable, or a site that carries the same units is missing."
     )

@@ -7,61 +7,111 @@ The same mode notes from which line of the model each operation comes.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from pyro_align.errors import TraceError
 
 _LOOKS = {
-    torch.Tensor.item,
-    torch.Tensor.tolist,
-    torch.Tensor.__bool__,
-    torch.Tensor.__int__,
-    torch.Tensor.__float__,
-    torch.Tensor.__index__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
 }
+# What these return has a shape that values decide.
+_FINDS = {
+    torch.nonzero,
+    Tensor.nonzero,
+    torch.argwhere,
+    Tensor.argwhere,
+    torch.unique,
+    Tensor.unique,
+    torch.unique_consecutive,
+    Tensor.unique_consecutive,
+    torch.bincount,
+    Tensor.bincount,
+}
+_SIZED = {torch.arange, torch.linspace, torch.zeros, torch.ones, torch.empty, torch.eye, torch.narrow}
+_SIZED.add(Tensor.narrow)
+_UNDECIDED = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException, TypeError)
 
 
 class ConcreteData(TorchFunctionMode):
     """Answers a request for a tensor's value from the graph so far, if no latent site went into it.
 
+    So the data may be looked at (``int(lengths.max())``), sizes may be tensors (``x[:length]``), and observed entries
+    may be selected (``x[mask]``).
+
     Args:
         sites: Names of the sites, whose placeholders come first.
         data: Values of the placeholders that follow.
-        locate: Whether to write the line of the model into each node's ``stack_trace``.
     """
 
-    def __init__(self, sites: Sequence[str], data: Sequence[Tensor], *, locate: bool = False):
+    def __init__(self, sites: Sequence[str], data: Sequence[Tensor]):
         super().__init__()
-        self.sites, self.data, self.locate = list(sites), list(data), locate
+        self.sites, self.data = list(sites), list(data)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         mode = get_proxy_mode()
         if mode is None:
-            return func(*args, **(kwargs or {}))
-        if func in _LOOKS:
-            slot = get_proxy_slot(args[0], mode.tracer, None)
-            if slot is not None:
-                with torch.utils._python_dispatch._disable_current_modes():
-                    return func(self._value(slot.proxy.node, mode.tracer))
-        if not self.locate:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        if func in REPLACED:
+            with self:
+                return REPLACED[func](*args, **kwargs)
+        if func in _SIZED:
+            numbers = _Numbers(lambda t: self._known(t, mode.tracer))
+            args, kwargs = numbers(args), numbers(kwargs)
+        if func in _LOOKS or func in _FINDS or (func is torch.where and len(args) == 1):
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._known(t, mode.tracer), (args, kwargs))
+            with torch.utils._python_dispatch._disable_current_modes():
+                return func(*args, **kwargs)
+        if func in _SELECTS:
+            args = _SELECTS[func](args, lambda t: self._known(t, mode.tracer))
+        try:
+            return self._located(func, args, kwargs, mode)
+        except _UNDECIDED:
+            numbers = _Numbers(lambda t: self._known(t, mode.tracer))
+            args, kwargs = numbers(args), numbers(kwargs)
+            if not numbers.count:
+                raise
+            return self._located(func, args, kwargs, mode)
+
+    def _located(self, func, args, kwargs, mode):
+        """Calls a function, and notes in each node that this makes the line of the model that it comes from."""
         nodes = mode.tracer.graph.nodes
         before = next(iter(reversed(nodes)), None)
-        result = func(*args, **(kwargs or {}))
-        where = _caller()
+        result = func(*args, **kwargs)
+        where = None
         for node in reversed(nodes):
             if node is before:
                 break
+            where = where or _caller()
             node.stack_trace = where
         return result
+
+    def _known(self, tensor: Tensor, tracer) -> Tensor:
+        """A tensor's value; the tensor itself where it is not part of the graph."""
+        slot = get_proxy_slot(tensor, tracer, None)
+        if slot is None:
+            return tensor
+        with torch.utils._python_dispatch._disable_current_modes():
+            return self._value(slot.proxy.node, tracer)
 
     def _value(self, node: Node, tracer):
         placeholders = [n for n in node.graph.nodes if n.op == "placeholder"]
@@ -73,8 +123,8 @@ class ConcreteData(TorchFunctionMode):
                 raise TraceError(
                     f"the model looks at the value of the latent site '{names[n]}' to decide what to do next, so its "
                     "trace at one draw does not hold at another. If it cannot be written without this (torch.where "
-                    "instead of if), write the symmetry by hand with SymmetrySpec({site: (axis, ...)}); it "
-                    "passes the same certificate."
+                    "instead of if), write the symmetry by hand with SymmetrySpec({site: (axis, ...)}) "
+                    "and certify it, which needs no graph."
                 )
             if n not in known:
                 if n.op == "get_attr":
@@ -90,6 +140,94 @@ class ConcreteData(TorchFunctionMode):
         return value(node)
 
 
+class _Numbers:
+    """Replaces tensors that stand for one integer by that integer, in slices too, and counts them."""
+
+    def __init__(self, known: Callable[[Tensor], Tensor]):
+        self.known, self.count = known, 0
+
+    def __call__(self, value):
+        if isinstance(value, slice):
+            return slice(self(value.start), self(value.stop), self(value.step))
+        if isinstance(value, tuple | list):
+            return type(value)(map(self, value)) if type(value) in (tuple, list) else value
+        if isinstance(value, dict):
+            return {k: self(v) for k, v in value.items()}
+        if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS:
+            self.count += 1
+            return int(self.known(value))
+        return value
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _places(mask: Tensor, known: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Where a mask is true, which only data may decide."""
+    found = known(mask)
+    with torch.utils._python_dispatch._disable_current_modes():
+        return found.nonzero(as_tuple=True)
+
+
+def _selected(args: tuple, known: Callable[[Tensor], Tensor]) -> tuple:
+    """The arguments of ``x[index]`` with the places of true entries for each boolean tensor of data."""
+    source, index = args
+    parts = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(p, Tensor) and p.dtype == torch.bool and p.dim() for p in parts):
+        return args
+    out: list = []
+    for part in parts:
+        out += _places(part, known) if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim() else (part,)
+    return source, tuple(out)
+
+
+def _masked_select(source: Tensor, mask: Tensor) -> Tensor:
+    source, mask = torch.broadcast_tensors(source, mask)
+    return source[mask]
+
+
+def _covariance(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None):
+    if fweights is not None or aweights is not None:
+        raise TraceError("torch.cov with weights cannot be traced; write out the weighted sums of products")
+    x = torch.atleast_2d(x)
+    centered = x - x.mean(-1, keepdim=True)
+    return (centered @ centered.mT / (x.shape[-1] - correction)).squeeze()
+
+
+def _gaussian_nll(x, target, var, full: bool = False, eps: float = 1e-6, reduction: str = "mean"):
+    """Without the check that variances are positive, which would look at them."""
+    var = torch.as_tensor(var, dtype=x.dtype)
+    var = var if var.dim() in (0, x.dim()) else var.unsqueeze(-1)
+    loss = 0.5 * (var.clamp(min=eps).log() + (x - target) ** 2 / var.clamp(min=eps))
+    loss = loss + (0.5 * math.log(2 * math.pi) if full else 0.0)
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _rrelu(x, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False):
+    if training:
+        raise TraceError("RReLU draws random slopes in training mode; call .eval() on the model first")
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _pack(*_: object):
+    raise TraceError(
+        "packed sequences cannot be traced; give the recurrent layer the padded tensor and mask what follows, or write "
+        "the symmetry by hand as a SymmetrySpec and certify it, which runs the model itself"
+    )
+
+
+# Functions that look at values, or draw random numbers that they do not use, where another way to write them does not.
+REPLACED: dict = {
+    torch.cov: _covariance,
+    torch.masked_select: _masked_select,
+    Tensor.masked_select: _masked_select,
+    torch.nn.functional.gaussian_nll_loss: _gaussian_nll,
+    torch.nn.functional.rrelu: _rrelu,
+    torch._VF._pack_padded_sequence: _pack,
+}
+_SELECTS = {Tensor.__getitem__: _selected}
+
+
 def is_library(path: str) -> bool:
     """Whether a source file is an installed package's, Python's or this one's, and not the caller's."""
     return "site-packages" in path or path.startswith((_PACKAGE, _STANDARD, "<frozen"))
@@ -100,10 +238,12 @@ _STANDARD = os.path.dirname(os.__file__)
 
 
 def _caller() -> str:
-    """The innermost line outside libraries, in the form of a traceback's."""
+    """The innermost line outside libraries, in the form of a traceback's; in a log density the site's name."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
+        if code.co_name == "compute_log_prob" and "name" in frame.f_locals:
+            return f"log density of site '{frame.f_locals['name']}'"
         if not is_library(code.co_filename):
             return f'File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}'
         frame = frame.f_back

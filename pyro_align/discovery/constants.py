@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat
 
+ROUNDING = 1e-14  # relative; four orders below what the certificate tells from rounding
+
 
 def constant_axes(value: Tensor) -> list[Term]:
     """One term per axis of a constant.
@@ -45,7 +47,7 @@ def runs(value: Tensor, axis: int) -> list[int]:
     """Lengths of the runs of equal slices along an axis of a tensor with entries."""
     n = value.shape[axis]
     moved = value.movedim(axis, 0)
-    differs = (moved[1:] != moved[:-1]).reshape(n - 1, -1).any(-1)
+    differs = _differ(moved[1:], moved[:-1]).reshape(n - 1, -1).any(-1)
     cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
     return [b - a for a, b in itertools.pairwise(cuts)]
 
@@ -57,7 +59,15 @@ def is_scaled_identity(core: Tensor) -> bool:
         return False
     diagonal = core.diagonal()
     off = core[~torch.eye(n, dtype=torch.bool, device=core.device)]
-    return bool((diagonal == diagonal[0]).all()) and bool((off == off[0]).all())
+    return not bool(_differ(diagonal, diagonal[0]).any()) and not bool(_differ(off, off[0]).any())
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Entries that differ by more than the rounding of a few float64 operations on numbers of their own size."""
+    if a.dtype != torch.float64:
+        return a != b
+    same = (a - b).abs() <= ROUNDING * torch.maximum(a.abs(), b.abs())
+    return ~(same | (a == b) | (a.isnan() & b.isnan()))
 
 
 def identity_axis(index: Tensor, size: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,21 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.distributions.constraints import Constraint
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.concrete import ConcreteData, is_library
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
-from pyro_align.model.guards import untouched
+from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.learnables import module_tensors, saved_buffers
 
 _ADVICE = (
     "If the model cannot be written without it, write the symmetry by hand with "
-    "SymmetrySpec({site: (axis, ...)}); it passes the same certificate."
+    "SymmetrySpec({site: (axis, ...)}) and certify it, which needs no graph."
 )
 
 
@@ -52,7 +55,7 @@ class TracedGraph:
     supports: Mapping[str, Constraint] = field(default_factory=dict)
 
 
-def trace_density(density: Density, *, scope: str, parameters: bool = False, stack_traces: bool = False) -> TracedGraph:
+def trace_density(density: Density, *, scope: str, parameters: bool = False) -> TracedGraph:
     """Traces a Pyro model's log joint (or log likelihood)."""
     values = density.initial_values(seed=density.seed)
     leaves, spec = pytree.tree_flatten((density.args, density.kwargs))
@@ -70,16 +73,14 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False, sta
 
     captured = module_tensors(density.model) if parameters else {}
     data = [leaves[i] for i in slots]
-    module = _trace(function, values, data, density.model, density.seed, stack_traces)
+    module = _trace(function, values, data, density.model, density.seed)
     params = [name for name, site in density.latents.items() if site.is_param]
     traced = _assemble(module, values, data, captured, params=params)
     supports = {name: site.support for name, site in density.latents.items() if name in traced.values}
     return replace(traced, supports=supports)
 
 
-def trace_module(
-    module: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, stack_traces: bool = False
-) -> TracedGraph:
+def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedGraph:
     """Traces a plain module: every parameter and saved floating-point buffer is a site, the output must not change."""
     named = {n: p.detach() for n, p in module.named_parameters()}
     named.update(saved_buffers(module))
@@ -98,17 +99,17 @@ def trace_module(
         return results + [current[name] for name in states]
 
     data = [leaves[i] for i in slots]
-    graph = _trace(function, named, data, module, 0, stack_traces)
+    graph = _trace(function, named, data, module, 0)
     return _assemble(graph, named, data, {}, states=states)
 
 
 def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
     """Names of the floating-point buffers that a call of the module writes to."""
     before = {n: b.clone() for n, b in saved_buffers(module).items()}
-    with untouched(module, seed=0), torch.no_grad(), warnings.catch_warnings():
+    with untouched(module, seed=0), warnings.catch_warnings(), uncompiled():
         warnings.simplefilter("ignore")
         try:
-            module(*args, **kwargs)
+            gradless(module, *args, **kwargs)
         except Exception as error:
             text = f"the module could not be run with these inputs: {type(error).__name__}: {error}"
             raise TraceError(text) from error
@@ -116,23 +117,16 @@ def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
         return tuple(n for n, value in before.items() if n in after and not torch.equal(after[n], value))
 
 
-def _trace(
-    function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int, stack_traces: bool
-) -> GraphModule:
+def _trace(function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int) -> GraphModule:
     sites = list(values.values())
 
     def looking(s: list[Tensor], d: list[Tensor]):
-        with ConcreteData(list(values), data, locate=stack_traces):
+        with ConcreteData(list(values), data):
             return function(s, d)
 
-    with (
-        warnings.catch_warnings(),
-        untouched(model, seed=seed),
-        torch.no_grad(),
-        _decomposed_kernels(),
-    ):
+    with warnings.catch_warnings(), untouched(model, seed=seed), _decomposed_kernels(), _quiet(), uncompiled():
         try:
-            module = _functional_graph(looking, sites, data)
+            module = gradless(_functional_graph, looking, sites, data)
         except PyroAlignError as error:  # Pyro appends the shapes of its trace to every message
             raise type(error)(str(error).split("\n")[0]) from None
         except Exception as error:
@@ -158,10 +152,30 @@ def _trace(
 
 def _described(error: Exception) -> str:
     """The error's kind and the first line that it says, with the line of the model where it arose."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException | DynamicOutputShapeException):
+        text = "a value that depends on the latent sites decides a size or what is done next"
+    else:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message").rstrip(".")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
     where = f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
-    return f"{type(error).__name__}: {text}{where}"
+    return f"{text}{where}" if text.startswith("a value that") else f"{type(error).__name__}: {text}{where}"
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what torch logs of errors that are reported here in one sentence."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("_subclasses", "fx.experimental", "_dynamo")]
+    flags = [logger.disabled for logger in loggers]
+    for part in ("fake_tensor", "meta_utils"):
+        loggers.append(logging.getLogger(f"torch._subclasses.{part}"))
+        flags.append(loggers[-1].disabled)
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, flag in zip(loggers, flags, strict=True):
+            logger.disabled = flag
 
 
 def _functional_graph(function, sites, data) -> GraphModule:
@@ -228,7 +242,8 @@ def _detach_attributes(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and isinstance(attribute(module, node.target), Tensor):
             with module.graph.inserting_after(node):
-                copy_node = module.graph.call_function(torch.ops.aten.clone.default, (node,))
+                # lifted, so that functionalization takes the copy for one of its own tensors
+                copy_node = module.graph.call_function(torch.ops.aten.lift_fresh_copy.default, (node,))
             node.replace_all_uses_with(copy_node, delete_user_cb=lambda user, own=copy_node: user is not own)
     module.recompile()
 

@@ -57,7 +57,10 @@ class Call:
 
 
 class Constants:
-    """The nodes of a graph that depend on neither sites nor data, and their values, computed when asked for."""
+    """The nodes of a graph that depend on neither sites nor data, and their values, computed when asked for.
+
+    They are computed in float64, lest rounding tell apart what is alike.
+    """
 
     def __init__(self, traced: TracedGraph):
         self._module = traced.module
@@ -77,12 +80,25 @@ class Constants:
         if node not in self._values:
             if node.op == "get_attr":
                 value = attribute(self._module, node.target)
-                self._values[node] = value.detach() if isinstance(value, Tensor) else value
+                self._values[node] = double(value.detach()) if isinstance(value, Tensor) else value
             else:
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.value)
+                args, kwargs = double(torch.fx.node.map_arg((node.args, node.kwargs), self.value))
                 with torch.no_grad():
                     self._values[node] = node.target(*args, **kwargs)
         return self._values[node]
+
+
+_DOUBLE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
+_DOUBLE[torch.complex64] = torch.complex128
+
+
+def double(value: Any) -> Any:
+    """Tensors and dtypes of lower precision in float64 (complex128), wherever they are in a nest of arguments."""
+    if isinstance(value, Tensor):
+        return value.to(_DOUBLE[value.dtype]) if value.dtype in _DOUBLE else value
+    if isinstance(value, tuple | list | dict):
+        return pytree.tree_map(double, value)
+    return _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 class Domain:

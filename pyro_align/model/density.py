@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -23,7 +23,7 @@ from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.forward import Records, check_observed, is_subsample, run
-from pyro_align.model.guards import untouched
+from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
 
@@ -38,6 +38,7 @@ class LatentSite:
         dtype: Dtype of the value.
         device: Device of the value.
         is_param: Whether it is a learnable ``pyro.param`` that takes part as a site with a point posterior.
+        example: A value in the support, of the run that found the site.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LatentSite:
     dtype: torch.dtype
     device: torch.device
     is_param: bool = False
+    example: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_real(self) -> bool:
@@ -123,12 +125,12 @@ class Density:
         try:
             with (
                 untouched(self.model, seed=self.seed),
-                torch.no_grad(),
                 warnings.catch_warnings(),
                 AnyValueMessenger(),
+                uncompiled(),
             ):
                 warnings.simplefilter("ignore")
-                trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+                trace = gradless(poutine.trace(self.model).get_trace, *self.args, **self.kwargs)
                 check_observed(Records(trace))
                 return trace, dict(pyro.get_param_store()._constraints)
         except PyroAlignError:
@@ -139,7 +141,8 @@ class Density:
             )
             raise TraceError(
                 f"the model could not be run with the arguments given ({given or 'none'}): "
-                f"{type(error).__name__}: {error}. Pass the arguments that you pass to the model itself."
+                f"{type(error).__name__}: {first_line(error)}"
+                + ("" if self.args or self.kwargs else ". Pass the arguments that you pass to the model itself")
             ) from error
 
     @property
@@ -151,6 +154,13 @@ class Density:
         """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
         other = copy.copy(self)
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
+        return other
+
+    def on(self, args: tuple, kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
+        """The same sites with the same data in another dtype."""
+        other = copy.copy(self)
+        other.args, other.kwargs = tuple(args), dict(kwargs)
+        other.params = {name: cast(value) for name, value in self.params.items()}
         return other
 
     def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -202,7 +212,9 @@ class Density:
     def initial_values(
         self, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype | None = None, fan_in: bool = False
     ) -> dict[str, Tensor]:
-        """Generic values in every site's support: Gaussian noise of the given scale, pushed through ``biject_to``.
+        """Generic values in every site's support: Gaussian noise of the given scale, mapped onto the support.
+
+        A site onto whose support torch has no map (an integer latent, say) keeps the value of a draw from its prior.
 
         Args:
             seed: Seed of the draw.
@@ -210,19 +222,14 @@ class Density:
             dtype: Dtype of the values; each site's own by default.
             fan_in: Whether to divide real sites by the square root of the size of their trailing axes, so that sums
                 over them stay of order one.
-
-        Raises:
-            TraceError: A site's support has no bijection from the real line (an integer latent, say).
         """
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, site in self.latents.items():
             transform = transform_onto(site.support) if site.dtype.is_floating_point else None
-            if transform is None:
-                raise TraceError(
-                    f"site '{name}': a latent of support {site.support} can be neither summed out nor mapped from the "
-                    "real line; marginalize it in the model, or write the symmetry by hand as a SymmetrySpec"
-                )
+            if transform is None:  # any value in the support will do
+                values[name] = site.example.to(dtype or site.dtype) if site.dtype.is_floating_point else site.example
+                continue
             shape = transform.inverse_shape(torch.Size(site.shape))
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul_(scale)
             if fan_in and site.is_real:
@@ -239,7 +246,12 @@ def is_deterministic(node: Mapping[str, Any]) -> bool:
 def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
-    return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param)
+    return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param, value.detach())
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _describe(value: object) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import torch
@@ -50,6 +52,32 @@ def untouched(*roots: object, seed: int | None = None) -> Iterator[None]:
                 store._params, store._param_to_name, store._constraints = saved
                 for state in states:
                     state.restore()
+
+
+def gradless(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function without recording gradients, unless it takes gradients itself and fails for want of them."""
+    try:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """What ``torch.compile`` compiled runs as it was written."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:  # nothing was compiled
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+        if hasattr(torch.compiler, "set_stance"):  # torch 2.6
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 class _State:

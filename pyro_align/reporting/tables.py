@@ -47,7 +47,12 @@ def symmetry_table(symmetry: Symmetry) -> str:
     lines += ["", text_table(["site", "shape", "axes"], rows)]
     if symmetry.opaque:
         names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
-        lines += ["", f"opaque operations, whose axes were fixed: {names}"]
+        count = sum(any(not r.must for r in reasons) for reasons in symmetry.reasons.values())
+        fixed = f"{count} {'axis' if count == 1 else 'axes'}" if count else "axes"
+        lines += [
+            "",
+            f"{fixed} fixed, in whole or part, for want of a rule for {names}; symmetry.why(site, axis) says why",
+        ]
     if symmetry.rests:
         held = ", ".join(dict.fromkeys(f"{r.tensor}[{r.axis}]" for r in symmetry.rests))
         lines += ["", f"holds only while these stay constant: {held}"]

@@ -15,6 +15,7 @@ from pyro_align.axes import OPEN, Atom, Axis, AxisLike, axis_size, leaves
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.blocks import Block, site_blocks
 from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
 
 SCOPES = ("joint", "likelihood")
@@ -42,23 +43,8 @@ class Certificate:
         what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
         return (
             f"certified by {self.trials} random relabelings: {what} changed by at most "
-            f"{self.error:.1e} (float64 rounding allows {self.tolerance:.1e})"
+            f"{self.error:.1e} (rounding allows {self.tolerance:.1e})"
         )
-
-
-@dataclass(frozen=True)
-class OpaqueOperation:
-    """An operation without a rule, whose axes were fixed: symmetries that pass through it are missed.
-
-    Attributes:
-        operation: The operation's ATen name.
-        where: Source line that called it, where known.
-        sites: Sites whose axes it fixed.
-    """
-
-    operation: str
-    where: str
-    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +78,10 @@ class Symmetry:
     Attributes:
         sites: Site name -> one axis term per axis of the site's constrained value.
         scope: ``"joint"`` (priors included) or ``"likelihood"``.
-        opaque: Operations that discovery did not know and therefore fixed.
+        opaque: Operations that fixed axes only for want of a rule.
         certificate: The numerical check that the symmetry passed, or None where none was made.
         rests: Parameters and buffers whose present values the symmetry takes for constant.
+        reasons: ``(site, axis)`` -> what made the axis, or parts of it, keep their order; see :meth:`why`.
 
     Example:
         >>> symmetry = Symmetry.from_axes(
@@ -112,6 +99,7 @@ class Symmetry:
     opaque: tuple[OpaqueOperation, ...] = ()
     certificate: Certificate | None = None
     rests: tuple[Resting, ...] = ()
+    reasons: Mapping[tuple[str, int], tuple[Reason, ...]] = field(default_factory=dict)
     _all_atoms: Mapping[str, Atom] = field(init=False, repr=False)
     _blocks: dict[str, tuple[Block, ...]] = field(init=False, repr=False)
 
@@ -121,6 +109,7 @@ class Symmetry:
         object.__setattr__(self, "sites", MappingProxyType({k: tuple(v) for k, v in self.sites.items()}))
         object.__setattr__(self, "opaque", tuple(self.opaque))
         object.__setattr__(self, "rests", tuple(self.rests))
+        object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
         object.__setattr__(self, "_all_atoms", MappingProxyType(collect_atoms(self.sites)))
         object.__setattr__(self, "_blocks", {})
         for site, terms in self.sites.items():
@@ -134,7 +123,7 @@ class Symmetry:
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
     def __reduce__(self):  # read-only mappings cannot be pickled or copied
-        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate, self.rests)
+        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate, self.rests, dict(self.reasons))
 
     # -- making one ------------------------------------------------------------------------------------------------
 
@@ -275,6 +264,28 @@ class Symmetry:
         return self.permutation(indices, signs, rotations)
 
     # -- reading it ------------------------------------------------------------------------------------------------
+
+    def why(self, site: str, axis: int) -> Why:
+        """Why an axis keeps its order, or that it does not: the operation, constant, data or output that fixed it.
+
+        Args:
+            site: Name of a site.
+            axis: Number of one of its axes; negative ones count from the end.
+
+        Returns:
+            The reasons, which print as sentences; ``must`` says whether the axis must be fixed or whether discovery
+            only has no rule.
+
+        Raises:
+            SymmetryError: There is no such site or axis.
+        """
+        if site not in self.sites:
+            raise SymmetryError(f"unknown site '{site}'; the symmetry has {list(self.sites)}")
+        terms = self.sites[site]
+        if not -len(terms) <= axis < len(terms):
+            raise SymmetryError(f"site '{site}' has {len(terms)} axes, got axis {axis}")
+        axis %= len(terms)
+        return Why(site, axis, str(terms[axis]), self.reasons.get((site, axis), ()))
 
     def to_dataframe(self):
         """One row per site and axis as a ``pandas.DataFrame``: site, axis, size, term, atoms."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pyro_align.axes import Atom, Axis, Fixed, Product, Sum
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.axes.nesting import nested
+from pyro_align.discovery.axes.reasons import opaque_of, reasons_of
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
-from pyro_align.symmetry.group import OpaqueOperation, Symmetry
+from pyro_align.symmetry.group import Symmetry
 
 _SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
 
@@ -21,7 +22,8 @@ def assemble(inference: Inference, *, scope: str) -> Symmetry:
     """Names the free variables that the sites carry and writes every axis as a term over them."""
     atoms, sites = name_atoms(inference)
     axes = {name: write_axes(terms, atoms) for name, terms in sites.items()}
-    return Symmetry(axes, scope=scope, opaque=_opaque(inference, sites))
+    reasons = reasons_of(sites)
+    return Symmetry(axes, scope=scope, opaque=opaque_of(reasons), reasons=reasons)
 
 
 def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, ...]:
@@ -110,14 +112,3 @@ def _unique(name: str, taken: Collection[str]) -> str:
     """The name, or the first of ``name:2``, ``name:3``, ... that is not taken."""
     numbered = (f"{name}:{k}" for k in itertools.count(2))
     return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
-
-
-def _opaque(inference: Inference, sites: dict[str, list[Term]]) -> tuple[OpaqueOperation, ...]:
-    found = []
-    for op in inference.opaque:
-        touched = {v for var in op.variables for v in variables(resolve(var))}
-        hit = tuple(name for name, axes in sites.items() if touched & {v for t in axes for v in variables(t)})
-        entry = OpaqueOperation(op.operation, op.where, hit)
-        if hit and entry not in found:
-            found.append(entry)
-    return tuple(found)

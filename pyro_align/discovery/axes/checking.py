@@ -107,7 +107,7 @@ def claims(alone: Alone) -> tuple[list[Symmetry], bool]:
         except SymmetryError:  # turned round, the axes of one tensor may depend on each other in a circle
             if not groups:
                 raise
-    return groups, bool(inference.opaque)
+    return groups, inference.opaque
 
 
 def _action(permutation: Permutation) -> Action:

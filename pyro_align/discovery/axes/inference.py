@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pyro_align.discovery.axes import terms, unify
+from pyro_align.discovery.axes import causes, terms, unify
+from pyro_align.discovery.axes.causes import Cause
 from pyro_align.discovery.axes.reshape import reshape
-from pyro_align.discovery.axes.terms import ONE, Term, Var, resolve
+from pyro_align.discovery.axes.terms import ONE, Term, Var
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.discovery.registry import rule
 from pyro_align.discovery.supports import restrict
@@ -109,15 +110,6 @@ class AxisCall(Call):
         self._inference.tensors.append(list(axes))
 
 
-@dataclass
-class OpaqueNode:
-    """An operation whose axes were fixed, with the variables this fixed."""
-
-    operation: str
-    where: str
-    variables: list[Var]
-
-
 class Inference(Domain):
     """The axes of every tensor of a traced graph.
 
@@ -126,7 +118,7 @@ class Inference(Domain):
         constants: Its constants.
         sites: Site -> one term per axis.
         tensors: Axes of every tensor in the graph that depends on a site, and of those met on the way.
-        opaque: Operations without a rule.
+        opaque: Whether an operation without a rule fixed an axis.
     """
 
     rules = rule
@@ -138,13 +130,15 @@ class Inference(Domain):
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()
         }
         for name, support in traced.supports.items():
-            restrict(self.sites[name], support)
+            with causes.blaming(Cause("support", detail=str(support))):
+                restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
-        self.opaque: list[OpaqueNode] = []
+        self.opaque = False
         self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
-        walk(traced, self, self.constants)
+        with causes.blaming(Cause("operation")):
+            walk(traced, self, self.constants)
 
     def tensor_of(self, node: Node):
         """What a node that depends on sites or data stands for: an :class:`AxisTensor`, or a list of them."""
@@ -153,13 +147,18 @@ class Inference(Domain):
     # -- the domain ------------------------------------------------------------------------------------------------
 
     def call(self, node: Node) -> AxisCall:
+        causes.reading(Cause("operation", node))
         return AxisCall(self, node)
 
     def site(self, name: str, value: Tensor) -> AxisTensor:
         return AxisTensor(self.sites[name], tuple(value.shape), value.dtype)
 
     def data(self, value: Tensor) -> AxisTensor:
-        axes = [ONE if n == 1 else Var(n, fixed=True) for n in value.shape]
+        what = f"of data of shape {tuple(value.shape)}"
+        axes = [
+            ONE if n == 1 else Var(n, fixed=True, cause=Cause("data", detail=f"axis {i} {what}"))
+            for i, n in enumerate(value.shape)
+        ]
         return AxisTensor(axes, tuple(value.shape), value.dtype)
 
     def constant(self, constants: Constants, node: Node, like: Tensor) -> AxisTensor:
@@ -183,16 +182,14 @@ class Inference(Domain):
         return out
 
     def without_rule(self, call: AxisCall, sources: Sequence[Any]) -> list:
-        touched: list[Var] = []
+        causes.reading(Cause("no rule", call.node))
         for axis in (axis for tensor in sources if isinstance(tensor, AxisTensor) for axis in tensor.axes):
-            touched += [v for v in terms.variables(resolve(axis)) if not v.fixed and v.size > 1]
+            self.opaque |= not terms.is_fixed(axis)
             terms.fix(axis)
-        if touched:
-            where = (call.node.stack_trace or "").strip().split("\n")
-            self.opaque.append(OpaqueNode(str(call.node.target), _location(where), touched))
         return self.results(call, [None if s is None else call.fixed(s) for s in call.shapes])
 
     def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:
+        causes.reading(Cause("output"))
         for axis in (axis for out in outputs if isinstance(out, AxisTensor) for axis in out.axes):
             terms.fix(axis)
         for name, out in states.items():
@@ -204,10 +201,11 @@ class Inference(Domain):
         if all(n == 1 for n in shape):
             return [ONE] * len(shape)
         if node not in self._constant_axes:
-            if torch.Size(shape).numel() > MAX_CONSTANT:
-                found = [ONE if n == 1 else Var(n, fixed=True) for n in shape]
-            else:
-                found = constant_axes(self.constants.value(node))
+            with causes.blaming(Cause("constant", node, f"a constant of shape {tuple(shape)}")):
+                if torch.Size(shape).numel() > MAX_CONSTANT:
+                    found = [ONE if n == 1 else Var(n, fixed=True) for n in shape]
+                else:
+                    found = constant_axes(self.constants.value(node))
             if not all(v.fixed for t in found for v in terms.variables(t)):
                 return found
             self._constant_axes[node] = found
@@ -232,10 +230,3 @@ class _ConstantTensor(AxisTensor):
         if self._axes is None:
             self._axes = self._inference.axes_of_constant(self._node, self.shape)
         return self._axes
-
-
-def _location(trace: list[str]) -> str:
-    """The innermost line of a stack trace that is not torch's or Pyro's own."""
-    lines = [line.strip() for line in trace if line.strip().startswith("File ")]
-    own = [line for line in lines if "site-packages" not in line]
-    return (own or lines or ["unknown place"])[-1]

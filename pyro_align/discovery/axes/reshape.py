@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pyro_align.discovery.axes.causes import giving_up
 from pyro_align.discovery.axes.terms import ONE, Prod, Term, Var, fix, product, resolve, size_of
 from pyro_align.discovery.axes.unify import factorize
 
@@ -21,7 +22,8 @@ def reshape(terms: Sequence[Term], shape: Sequence[int]) -> list[Term]:
         if math.prod(map(size_of, taken)) == want:
             out.append(product(taken))
         else:
-            out += _give_up(taken, waiting, shape[len(out) :])
+            with giving_up():
+                out += _give_up(taken, waiting, shape[len(out) :])
     return out
 
 

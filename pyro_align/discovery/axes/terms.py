@@ -14,16 +14,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pyro_align.discovery.axes.causes import Cause, current
+
 _counter = itertools.count()
 
 
 class Var:
-    """A set of indices. ``bound`` holds the structure it turned out to have, or the variable it was united with."""
+    """A set of indices.
 
-    __slots__ = ("bound", "fixed", "size", "uid")
+    ``bound`` holds the structure it turned out to have, or the variable it was united with; ``cause`` what made it,
+    and, once it is fixed, what fixed it.
+    """
 
-    def __init__(self, size: int, *, fixed: bool = False):
+    __slots__ = ("bound", "cause", "fixed", "size", "uid")
+
+    def __init__(self, size: int, *, fixed: bool = False, cause: Cause | None = None):
         self.size, self.fixed, self.bound, self.uid = size, fixed, None, next(_counter)
+        self.cause = cause or current()
 
     def __repr__(self) -> str:
         return f"{'F' if self.fixed else 'v'}{self.uid}({self.size})"
@@ -123,10 +130,11 @@ def variables(term: Term) -> Iterator[Var]:
             yield from variables(t)
 
 
-def fix(term: Term) -> None:
-    """Keeps every index of the term in its place."""
+def fix(term: Term, cause: Cause | None = None) -> None:
+    """Keeps every index of the term in its place, because of what is being read unless a cause is given."""
     for var in variables(resolve(term)):
-        var.fixed = True
+        if not var.fixed:
+            var.fixed, var.cause = True, cause or current()
 
 
 def has_uniform(term: Term) -> bool:

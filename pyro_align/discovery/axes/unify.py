@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyro_align.discovery.axes.causes import giving_up, tied
 from pyro_align.discovery.axes.terms import (
     Cat,
     Prod,
@@ -47,23 +48,26 @@ def merge(a: Term, b: Term) -> Term:
     if merged is None:
         merged = _merge_cats(a, b) if isinstance(a, Cat) or isinstance(b, Cat) else _merge_prods(a, b)
     if merged is None:
-        fix(a)
-        fix(b)
-        return Var(size_of(a), fixed=True)  # neither term: each may hold a uniform part where the other varies
+        with giving_up():
+            fix(a)
+            fix(b)
+            return Var(size_of(a), fixed=True)  # neither term: each may hold a uniform part where the other varies
     return merged
 
 
 def _bind(var: Var, term: Term) -> Term:
     if isinstance(term, Var):
-        term.fixed = term.fixed or var.fixed
+        if var.fixed:
+            fix(term, tied(var.cause))
         var.bound = term
         return term
     if any(v is var for v in variables(term)):  # a part cannot equal its whole unless nothing moves
-        fix(term)
+        with giving_up():
+            fix(term)
         return var
     term = instantiate(term)
     if var.fixed:
-        fix(term)
+        fix(term, tied(var.cause))
     var.bound = term
     return resolve(term)
 
@@ -92,7 +96,7 @@ def _cut(term: Term, at: int) -> tuple[Term, Term] | None:
     if isinstance(term, Uniform):
         return Uniform(at), Uniform(n - at)
     if isinstance(term, Var):
-        head, tail = Var(at, fixed=term.fixed), Var(n - at, fixed=term.fixed)
+        head, tail = _pieces(term, at, n - at)
         term.bound = concat([head, tail])
         return head, tail
     if isinstance(term, Cat):
@@ -111,11 +115,17 @@ def _cut(term: Term, at: int) -> tuple[Term, Term] | None:
     head, *rest = term.factors
     inner = product(rest)
     if at % size_of(inner):
-        return (Var(at, fixed=True), Var(n - at, fixed=True)) if is_fixed(term) else None
+        return _pieces(next(variables(term), None), at, n - at) if is_fixed(term) else None
     cut = _cut(head, at // size_of(inner))
     if cut is None:
         return None
     return product([cut[0], inner]), product([cut[1], inner])
+
+
+def _pieces(var: Var | None, *sizes: int) -> tuple[Var, ...]:
+    """Variables for the parts of one, fixed if it is, for the same cause; fixed for None."""
+    fixed = var is None or var.fixed
+    return tuple(Var(n, fixed=fixed, cause=var.cause if var is not None and fixed else None) for n in sizes)
 
 
 def _merge_runs(runs: Term, whole: Term) -> Term | None:
@@ -205,11 +215,11 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
     if isinstance(term, Uniform):
         return Uniform(lead), Uniform(n // lead)
     if isinstance(term, Var):
-        head, tail = Var(lead, fixed=term.fixed), Var(n // lead, fixed=term.fixed)
+        head, tail = _pieces(term, lead, n // lead)
         term.bound = product([head, tail])
         return head, tail
     if is_fixed(term):  # nothing moves, so any cut will do
-        return Var(lead, fixed=True), Var(n // lead, fixed=True)
+        return _pieces(next(variables(term), None), lead, n // lead)
     if isinstance(term, Cat):  # equal pieces, one for each index of a leading factor that keeps its order
         head, tail = Var(lead, fixed=True), Var(n // lead)
         pieces = split(term, [n // lead] * lead)

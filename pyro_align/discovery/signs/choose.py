@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def signed(analysis: SignAnalysis) -> Symmetry:
         )
         for site, terms in symmetry.sites.items()
     }
-    return Symmetry(sites, scope=symmetry.scope, opaque=symmetry.opaque, certificate=symmetry.certificate)
+    return replace(symmetry, sites=sites)
 
 
 def _places_turned(analysis: SignAnalysis, atom: str, odd: Mapping[str, Sequence[Place]]) -> list[Place]:

@@ -1,0 +1,85 @@
+"""From the causes noted in variables to what a person can read: why each axis keeps its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch.fx import Node
+
+from pyro_align.discovery.axes.causes import Cause
+from pyro_align.discovery.axes.terms import Cat, Term, Var, is_fixed, resolve, variables
+from pyro_align.symmetry.reasons import OpaqueOperation, Reason
+
+# Operations that take indices one by one. Where they take all of an axis, what is made of them may well be symmetric.
+_ONE_BY_ONE = frozenset(
+    {
+        "select",
+        "select_copy",
+        "select_scatter",
+        "slice",
+        "slice_scatter",
+        "unbind",
+        "split",
+        "split_with_sizes",
+        "index",
+    }
+    | {"index_select", "gather", "cat", "stack", "as_strided", "view", "reshape", "_unsafe_view", "unfold"}
+)
+
+
+def reasons_of(sites: Mapping[str, list[Term]]) -> dict[tuple[str, int], tuple[Reason, ...]]:
+    """For every axis with a part that keeps its order: what fixed it."""
+    found = {}
+    for site, axes in sites.items():
+        for axis, term in enumerate(axes):
+            whole = is_fixed(term)
+            reasons = tuple(dict.fromkeys(_reason(v.cause, whole) for v in _kept(term) if v.cause is not None))
+            if reasons:
+                found[site, axis] = reasons
+    return found
+
+
+def opaque_of(reasons: Mapping[tuple[str, int], Iterable[Reason]]) -> tuple[OpaqueOperation, ...]:
+    """The operations that fixed an axis only for want of a rule, with the sites that it belongs to."""
+    hit: dict[tuple[str, str], dict[str, None]] = {}
+    for (site, _), found in reasons.items():
+        for reason in found:
+            if not reason.must:
+                hit.setdefault((reason.operation, reason.where), {})[site] = None
+    return tuple(OpaqueOperation(*key, tuple(sites)) for key, sites in hit.items())
+
+
+def _kept(term: Term) -> list[Var]:
+    """The variables of an axis that keep their order; single indices count where they stand beside others."""
+    term = resolve(term)
+    single = isinstance(term, Cat)
+    return [v for v in variables(term) if (v.fixed and v.size > 1) or (single and v.size == 1)]
+
+
+def _reason(cause: Cause, whole: bool) -> Reason:
+    """What is said of a cause; ``whole`` where no part of the axis moves."""
+    operation = "" if cause.node is None or cause.kind == "constant" else _name(cause.node)
+    through = "" if cause.through is None else _name(cause.through)
+    must = cause.kind in ("data", "constant", "output", "support")
+    if cause.kind == "operation":
+        must = not whole or getattr(cause.node.target, "_opname", "") not in _ONE_BY_ONE
+    nodes = (cause.node, cause.through) if operation else (cause.through, cause.node)
+    where = next((line for node in nodes if node is not None and (line := location(node))), "")
+    return Reason(cause.kind, operation, where, must, cause.detail, through)
+
+
+def _name(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else ""
+
+
+def location(node: Node) -> str:
+    """The line of the model that a node comes from; that of the nearest node before it where it has none."""
+    seen, waiting = set(), [node]
+    while waiting and len(seen) < 20:
+        current = waiting.pop(0)
+        lines = [line.strip() for line in (current.stack_trace or "").split("\n") if line.strip()]
+        if lines:
+            return lines[-1]
+        seen.add(current)
+        waiting += [n for n in current.all_input_nodes if n not in seen]
+    return ""

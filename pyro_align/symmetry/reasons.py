@@ -1,0 +1,83 @@
+"""Why an axis keeps its order, and what was given up on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OpaqueOperation:
+    """An operation that fixed axes only for want of a rule: symmetries that pass through it are missed.
+
+    Attributes:
+        operation: The operation's ATen name.
+        where: Source line that called it, where known.
+        sites: Sites whose axes it fixed.
+    """
+
+    operation: str
+    where: str
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What made an axis keep its order, or a part of it.
+
+    Attributes:
+        kind: ``"data"``, ``"constant"``, ``"output"``, ``"support"``, ``"operation"``, ``"no rule"``, ``"structure"``.
+        operation: The operation at fault, by its ATen name; empty where there is none.
+        where: Source line, where known.
+        must: Whether the axis must keep its order; False where discovery only has no rule, so that a symmetry may have
+            been missed.
+        detail: What else there is to say: which data, which constant, which support.
+        through: The operation that tied the axis to the data or constant.
+    """
+
+    kind: str
+    operation: str
+    where: str
+    must: bool
+    detail: str = ""
+    through: str = ""
+
+    def __str__(self) -> str:
+        said = {
+            "data": f"it is tied to {self.detail}",
+            "constant": f"it is tied to {self.detail} that varies along it",
+            "output": "it is an axis of what the model returns, whose order is kept",
+            "support": f"the support {self.detail} distinguishes its entries",
+            "operation": f"{self.operation} distinguishes its entries",
+            "no rule": f"{self.operation} has no rule",
+            "structure": f"at {self.operation or 'its use'} two descriptions of it do not fit together",
+        }[self.kind]
+        through = f", through {self.through}" if self.through else ""
+        where = f" ({self.where})" if self.where else ""
+        verdict = "it must keep its order" if self.must else "a symmetry may have been missed"
+        return f"{said}{through}{where}: {verdict}"
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why an axis of a site moves or keeps its order.
+
+    Attributes:
+        site: Name of the site.
+        axis: Number of the axis.
+        term: The axis's term.
+        reasons: What fixed its parts, one reason for each; empty where all of it is free.
+    """
+
+    site: str
+    axis: int
+    term: str
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def must(self) -> bool:
+        """Whether all that is fixed must be."""
+        return all(reason.must for reason in self.reasons)
+
+    def __str__(self) -> str:
+        head = f"{self.site}[{self.axis}] is {self.term}"
+        return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
