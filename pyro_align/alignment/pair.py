@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.axes import Fixed, axis_size, leaves
@@ -146,7 +146,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry | SymmetrySpec,
     *,
-    parameters: tuple[nn.Module, nn.Module] | None = None,
+    parameters: tuple[Callable, Callable] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
