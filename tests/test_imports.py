@@ -15,6 +15,7 @@ PACKAGE = "pyro_align"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 ROOMS = (
+    "__main__",
     "demo",
     "io",
     "alignment",
@@ -33,6 +34,7 @@ ROOMS = (
     "symmetry",
     "reporting",
     "axes",
+    "files",
     "errors",
 )
 
