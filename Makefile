@@ -40,6 +40,7 @@ coverage: $(STAMP)-test
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP)-lint
 	$(BIN)/ruff check --fix .
@@ -58,8 +59,9 @@ $(STAMP)-venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(STAMP)-lint: setup.cfg $(CONSTRAINTS) | $(STAMP)-venv
-	$(PIP) ruff
+# pyright reads the types of what the library imports
+$(STAMP)-lint: setup.cfg $(CONSTRAINTS) $(STAMP)-test
+	$(PIP) -e ".[lint]"
 	touch $@
 
 # torch goes first, at its pinned version, so that nothing else chooses one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -146,7 +146,7 @@ def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kw
     density = Density(model, args, kwargs)
     center = {k: spec.constrain(posterior.marginal(k)[0][None])[0] for k, spec in posterior.sites.items()}
     with untouched(model, seed=0), torch.no_grad():
-        nodes = density.trace(center).nodes
+        nodes = cast(Mapping[str, Any], density.trace(center).nodes)
     out = {}
     for name, spec in posterior.sites.items():
         prior = _base(nodes[name]["fn"]) if name in nodes else None

@@ -182,7 +182,9 @@ def plot_plane(
     heights = np.unique(np.nanquantile(values, np.linspace(0, 1, levels + 1)))
     if len(heights) < 2:  # flat, or nothing finite
         heights = np.array([0.0, 1.0]) if not len(heights) or np.isnan(heights[0]) else heights[0] + np.array([0, 1])
-    norm = _pyplot().matplotlib.colors.BoundaryNorm(heights, 256, extend="neither") if len(heights) <= 256 else None
+    from matplotlib.colors import BoundaryNorm
+
+    norm = BoundaryNorm(heights, 256, extend="neither") if len(heights) <= 256 else None
     filled = ax.contourf(surface.x, surface.y, values, levels=heights, cmap="cividis_r", norm=norm)
     ax.contour(surface.x, surface.y, values, levels=heights[1:-1], colors="white", linewidths=0.4, alpha=0.7)
     if (surface.clipped > 0).any() and (surface.clipped < 1).any():

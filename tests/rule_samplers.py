@@ -455,6 +455,13 @@ def matrices(r, name):
     return Case(overload(name), (a @ a.mT + torch.eye(n) if "cholesky" in name else a + 3 * torch.eye(n),))
 
 
+@sampler("aten._linalg_slogdet", "aten._linalg_det")
+def determinants(r, name):
+    n = r.size()
+    outputs = (0,) if name.endswith("_det") else r.choice(((0, 1), (1,), (0,)))
+    return Case(overload(name), (r.tensor(*r.shape(0, 2), n, n),), outputs=outputs)
+
+
 @sampler("aten.linalg_solve_triangular")
 def triangular_systems(r, name):
     n, k, left = r.size(), r.size(), r.flip()

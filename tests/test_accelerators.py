@@ -433,8 +433,10 @@ def test_barriers_are_those_of_the_host(device, tmp_path):
 
 def test_learned_repaired_and_plane(device):
     (x, y), (a, b, c), here = data(device), three(device), three("cpu")
-    learned = learn_path(network, a, b, x, y, steps=3, batch_size=4)
-    assert learned.losses == pytest.approx(learn_path(network, *here[:2], *data("cpu"), steps=3, batch_size=4).losses)
+    learned = learn_path(network, a, b, x, y, max_steps=3, batch_size=4)
+    assert learned.losses == pytest.approx(
+        learn_path(network, *here[:2], *data("cpu"), max_steps=3, batch_size=4).losses
+    )
     surface = evaluate_plane(network, plane(a, b, c), x, y, grid=2, num_samples=4)
     expected = evaluate_plane(network, plane(*here), *data("cpu"), grid=2, num_samples=4)
     np.testing.assert_allclose(surface["negative_elbo"], expected["negative_elbo"], rtol=1e-9)

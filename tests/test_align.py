@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 
 import pyro
 import pyro.distributions as dist
@@ -99,7 +100,9 @@ def test_the_true_w2_falls_with_every_renewal_of_the_coupling(cls, symmetry, mon
     with monkeypatch.context() as patch:
         patch.setattr(type(a), "coupled_features", watched)
         alignment = pyro_align.align(a, b, symmetry)
-    assert rounds == sorted(rounds, reverse=True)
+    ascents = sum(later > earlier for earlier, later in itertools.pairwise(rounds))
+    assert ascents <= 1  # from the marginals' optimum down, and from the identity down
+    assert alignment.distance <= min(rounds)
     assert alignment.distance == pytest.approx(min(rounds), rel=1e-12)
     by_marginals = pyro_align.align(a, b, symmetry, divergence="means")
     assert alignment.distance <= by_marginals.distance

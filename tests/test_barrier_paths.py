@@ -37,7 +37,7 @@ def test_a_bend_goes_around_the_barrier(kind):
     y = 3 + 0.1 * torch.randn(5)
     a, b = at([3.0, 0.0]), at([0.0, 3.0])
     state = torch.get_rng_state()
-    path = learn_path(ring, a, b, y, kind=kind, steps=300, lr=0.05)
+    path = learn_path(ring, a, b, y, kind=kind, max_steps=300, learning_rate=0.05)
     assert torch.equal(state, torch.get_rng_state())
     assert not list(pyro.get_param_store().keys())
     straight, bent = (
@@ -49,7 +49,7 @@ def test_a_bend_goes_around_the_barrier(kind):
     for tau, guide in ((0.0, a), (1.0, b)):
         assert path.posterior(tau).distance(read_guide(guide)) == 0
     assert isinstance(path(0.3), AutoNormal)
-    again = learn_path(ring, a, b, y, kind=kind, steps=300, lr=0.05)
+    again = learn_path(ring, a, b, y, kind=kind, max_steps=300, learning_rate=0.05)
     assert path.losses == again.losses
 
 
@@ -57,7 +57,7 @@ def test_a_bend_goes_around_the_barrier(kind):
 def test_an_untrained_bend_is_the_displacement(kind):
     x, y = classifier_data()
     a, b = make_guide(classifier, x, y, seed=1), make_guide(classifier, x, y, seed=2, scale=0.3)
-    path, straight = learn_path(classifier, a, b, x, y, kind=kind, steps=1, lr=0.0), displacement(a, b)
+    path, straight = learn_path(classifier, a, b, x, y, kind=kind, max_steps=1, learning_rate=0.0), displacement(a, b)
     for tau in np.linspace(0, 1, 5):
         assert path.posterior(tau).distance(straight.posterior(tau)) < 1e-9
 
@@ -74,7 +74,7 @@ def hierarchical(x, y):
 def test_the_training_loss_is_the_negative_elbo(model):
     x, y = linear_data()
     a, b = make_guide(model, x, y, seed=1), make_guide(model, x, y, seed=2)
-    path = learn_path(model, a, b, x, y, steps=600, lr=0.0, temperature=0.5)
+    path = learn_path(model, a, b, x, y, max_steps=600, learning_rate=0.0, temperature=0.5)
     curve = evaluate_barrier(model, path, x, y, taus=21, num_samples=100, temperature=0.5)["negative_elbo"]
     mean = np.trapezoid(curve.value, curve.taus) * len(x)
     trained = np.array(path.losses)
@@ -88,8 +88,10 @@ def test_weights_that_the_data_do_not_touch_add_no_noise():
 
     x, y = linear_data()
     a, b = make_guide(model, x, y, seed=1), make_guide(model, x, y, seed=1)
-    without = learn_path(linear, *(make_guide(linear, x, y, seed=1) for _ in "ab"), x, y, steps=50, lr=0.0)
-    path = learn_path(model, a, b, x, y, steps=50, lr=0.0)
+    without = learn_path(
+        linear, *(make_guide(linear, x, y, seed=1) for _ in "ab"), x, y, max_steps=50, learning_rate=0.0
+    )
+    path = learn_path(model, a, b, x, y, max_steps=50, learning_rate=0.0)
     # a single draw's log q - log p of 10,000 weights would scatter by tens of nats
     assert np.std(path.losses) < np.std(without.losses) + 5
 
@@ -116,8 +118,8 @@ def test_batches_stand_for_all_data(how):
         "scaled by the model": (scaling, (x, y, 12), 4),
         "subsampled by the model": (subsampling, (x, y), None),
     }[how]
-    batches = np.array(learn_path(model, a, b, *args, steps=300, lr=0.0, batch_size=size).losses)
-    whole = np.array(learn_path(linear, a, b, x, y, steps=300, lr=0.0).losses)
+    batches = np.array(learn_path(model, a, b, *args, max_steps=300, learning_rate=0.0, batch_size=size).losses)
+    whole = np.array(learn_path(linear, a, b, x, y, max_steps=300, learning_rate=0.0).losses)
     error = np.hypot(batches.std(), whole.std()) / 300**0.5
     assert abs(batches.mean() - whole.mean()) < 4.5 * error
     assert batches.std() > 1.05 * whole.std(), "batches differ from step to step"
@@ -145,7 +147,7 @@ def test_a_learned_path_is_lower_on_digits():
     model, recipe = bayesian_mlp([64, 32, 32, 10]), Recipe(epochs=80, learning_rate=0.03)
     a, b = (fit(model, x, y, seed=s, recipe=recipe, progress=False) for s in (0, 1))
     aligned = align(a, b, find_symmetry(model, x[:32], y[:32])).guide
-    learned = learn_path(model, a, aligned, x, y, steps=400, lr=0.02, batch_size=256)
+    learned = learn_path(model, a, aligned, x, y, max_steps=400, learning_rate=0.02, batch_size=256)
     options = {"evaluation": {"train": (x, y), "test": held_out}, "taus": 7}
     straight, bent = (evaluate_barrier(model, p, **options) for p in (displacement(a, aligned), learned))
     for data in ("train", "test"):
@@ -166,9 +168,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="expected one of bezier, chain"):
         learn_path(linear, guide, other, x, y, kind="spline")
     with pytest.raises(ValueError, match="at least 1"):
-        learn_path(linear, guide, other, x, y, steps=0)
+        learn_path(linear, guide, other, x, y, max_steps=0)
     for size in (0, 13):
         with pytest.raises(ValueError, match=f"batch_size: expected 1 to 12.*got {size}"):
             learn_path(linear, guide, other, x, y, batch_size=size)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        learn_path(linear, guide, other, x, y, steps=1).posterior(1.5)
+        learn_path(linear, guide, other, x, y, max_steps=1).posterior(1.5)

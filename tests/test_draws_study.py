@@ -26,10 +26,10 @@ def test_the_study_runs_and_resumes(folder, tmp_path, capsys):
     arguments += ["--out", str(tmp_path / "out")]
     first = rhat.main(arguments)
     assert "sampled" in capsys.readouterr().out
-    assert set(first["relabeling"]) == set(rhat.RELABELLINGS)
+    assert set(first["relabeling"]) == set(rhat.RELABELINGS)
     invariant = first[first["quantity"].isin(["b2", "function", "log joint"])]
     for _, part in invariant.groupby(["quantity", "entry"]):
-        assert len(part) == len(rhat.RELABELLINGS)
+        assert len(part) == len(rhat.RELABELINGS)
         assert np.allclose(part["rhat"], part["rhat"].iloc[0]), "relabeling must not change it"
     swaps = first[first["quantity"] == "transpositions"].groupby("relabeling")["share"].sum()
     assert np.allclose(swaps, 1.0)

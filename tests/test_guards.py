@@ -154,7 +154,7 @@ def test_a_function_over_a_module():
     path = make_path(model, x, y)
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     evaluate_barrier(model, path, x, y, taus=3, num_samples=4)
-    learn_path(model, path.start, path.end, x, y, steps=2)
+    learn_path(model, path.start, path.end, x, y, max_steps=2)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     net(x).sum().backward()

@@ -174,7 +174,7 @@ def test_labels_of_a_wrapped_guide():
     labeled.marginal("loc")  # its draws, made once, serve the relabeled guide, too
     found = align(labeled, labeled.permute(p), SYMMETRY)
     assert found.permutation == p.inverse()
-    draws = displacement(labeled, found.posterior).posterior(0.5).draws
+    draws = displacement(labeled, found.posterior).posterior(0.5).drawn(0)
     assert draws["z"].dtype == torch.long
 
 

@@ -15,6 +15,7 @@ PACKAGE = "pyro_align"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 ROOMS = (
+    "__main__",
     "demo",
     "io",
     "alignment",

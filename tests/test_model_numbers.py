@@ -326,7 +326,7 @@ def test_local_latents_with_the_arguments_of_the_fit(local_fits):
     path = displacement(guides[0], alignment.guide)
     part, whole = (evaluate_barrier(local, path, x, y, n, taus=3, num_samples=200) for n in (4, None))
     assert part.num_data == whole.num_data == {"data": 20}
-    learned = learn_path(local, guides[0], alignment.guide, x, y, 4, steps=2)
+    learned = learn_path(local, guides[0], alignment.guide, x, y, 4, max_steps=2)
     assert learned(0.5) is not None
 
 
@@ -347,7 +347,7 @@ def test_the_elbo_of_a_subsample_of_local_latents_is_unbiased(local_fits):
 def test_local_latents_of_a_batch_that_is_no_subsample_are_refused(local_fits):
     x, y, guides = local_fits
     with pytest.raises(TraceError, match=r"site 'z': the model samples shape \(5,\), the value given has \(20,\)"):
-        learn_path(local, *guides, x, y, steps=2, batch_size=5)
+        learn_path(local, *guides, x, y, max_steps=2, batch_size=5)
 
 
 def test_a_subsample_of_data_does_not_say_which_latents_it_is_of(local_fits):

@@ -153,3 +153,44 @@ def test_a_partial_network_is_evaluated_as_one():
     assert abs(barrier.excess[1]) > 1.0
     torch.testing.assert_close(barrier.value[0], barrier.value[-1], rtol=0.3, atol=0.0)
     torch.testing.assert_close(aligned["expected_nll"].value[0], barrier.value[0])
+
+
+class Autoencoder(nn.Module):
+    """Model and guide as methods of one module, as in Pyro's tutorials; the decoder is learned."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder = nn.Linear(2, 4)
+        self.decoder = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2))
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            loc, raw = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, nn.functional.softplus(raw)).to_event(1))
+
+
+def test_learned_decoders_and_amortized_guides():
+    net = Autoencoder(0)
+    symmetry = pyro_align.find_symmetry(net.model, X, parameters=True)
+    assert sorted(atom.size for atom in symmetry.atoms.values()) == [2, 5]
+    guide = pyro_align.wrap_guide(net.guide, X)
+    moved = permute_guide(guide, symmetry.random(1), parameters=net.model)
+    kept = copy.deepcopy(net.state_dict())
+    alignment = pyro_align.align(guide, moved.guide, symmetry, parameters=(net.model, moved.model))
+    assert alignment.distance < 1e-9 < alignment.distance_before
+    barrier = pyro_align.evaluate_barrier(net.model, alignment.path, X, taus=3, num_samples=8)["expected_nll"]
+    assert abs(barrier.excess).max() < 1e-6
+    before = pyro_align.displacement(GuideAndModel(guide, net.model), moved)
+    other = pyro_align.evaluate_barrier(net.model, before, X, taus=3, num_samples=8)["expected_nll"]
+    torch.testing.assert_close(other.value[0], barrier.value[0])
+    torch.testing.assert_close(other.value[-1], barrier.value[0])
+    assert abs(other.value[1] - other.value[0]) > 1e-3
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())

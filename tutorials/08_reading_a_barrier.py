@@ -183,7 +183,9 @@ print(fine)
 # starting from the straight path, and trains the bend on the negative ELBO.
 
 # %%
-learned = pyro_align.learn_path(model, guides[0], alignment.guide, x, y, steps=400, batch_size=256, lr=0.02)
+learned = pyro_align.learn_path(
+    model, guides[0], alignment.guide, x, y, max_steps=400, batch_size=256, learning_rate=0.02
+)
 bent = pyro_align.evaluate_barrier(model, learned, evaluation=data, taus=11)
 axes = plots.plot_before_after(
     {"straight": barrier, "learned": bent},

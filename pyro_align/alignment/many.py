@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from pyro_align.alignment.pair import fit_symmetry, is_coupled, match_posteriors
+from pyro_align.alignment.coupled import is_coupled
+from pyro_align.alignment.pair import fit_symmetry, match_posteriors
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
 from pyro_align.matching import Match, Matcher, match
+from pyro_align.matching.starts import kick
 from pyro_align.objectives import Activations, build_objective
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
+
+_ROUNDING = 1e-9  # relative falls below this are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,8 @@ class ManyAlignments:
         distances: W2 distance of each pair after relabeling, ``(n, n)``.
         history: Mean squared W2 distance to the barycenter after each round; never rises. One entry for a reference.
         status: ``"converged"`` or ``"max_rounds"``.
-        matches: How the last match of each posterior went.
+        matches: How the last match of each posterior went; None for a reference.
+        falls: How much each restart lowered the mean squared distance.
 
     Example:
         >>> from pyro_align import Symmetry, align_many, permute_guide
@@ -62,7 +68,8 @@ class ManyAlignments:
     distances: np.ndarray = field(repr=False)
     history: tuple[float, ...]
     status: str
-    matches: tuple[Match, ...] = field(repr=False)
+    matches: tuple[Match | None, ...] = field(repr=False)
+    falls: tuple[float, ...] = ()
 
     @cached_property
     def guides(self) -> tuple:
@@ -104,8 +111,9 @@ def align_many(
 ) -> ManyAlignments:
     """Relabels several posteriors so that they lie near one another.
 
-    Without a reference, alignment to the barycenter and the barycenter of the aligned alternate until no unit moves:
-    each step lowers the mean squared W2 distance to the barycenter.
+    Without a reference, alignment to the barycenter and the barycenter of the aligned alternate until no unit moves,
+    and each is then matched to the barycenter of the others: each step lowers the mean squared W2 distance to the
+    barycenter.
 
     Args:
         guides: Two or more guides, or posteriors read from guides, over the same sites.
@@ -113,7 +121,8 @@ def align_many(
         reference: Index of the guide that stays and to which all others are aligned; None aligns to the barycenter.
         divergence: What each match minimizes; the barycenter is that of W2 in any case.
         matcher: Name of a matcher, or one configured.
-        restarts: Further searches of each match in the first round.
+        restarts: Further starts: the other guides in turn as the first reference, then kicks of the best so far. The
+            first start, and each match to a reference, also searches that often.
         max_sweeps: Sweeps over the atoms in each match.
         max_rounds: Rounds of barycenter and alignment.
         seed: Seed of the matchers.
@@ -146,39 +155,98 @@ def align_many(
     check_resting(symmetry, *(getattr(guide, "model", None) for guide in guides))
     options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
     first = _check_reference(reference, len(posteriors))
-    everyone = range(len(posteriors))
-    start = [symmetry.identity()] * len(posteriors)
-    others = [i for i in everyone if i != first]
     bar = tqdm(desc="align", unit="match", disable=not progress)
 
-    def match_all(center: Posterior, which: Sequence[int], inits, **extra) -> dict[int, Match]:
+    def match_all(center: Posterior, which: Iterable[int], inits, **extra) -> dict[int, Match]:
         jobs = {i: (center, posteriors[i], symmetry, inits[i]) for i in which}
         return _run(jobs, {**options, **extra}, executor, bar)
 
     with bar:
-        found = match_all(posteriors[first], others, [None] * len(posteriors), restarts=restarts)
-        permutations = [found[i].permutation if i in found else start[i] for i in everyone]
         if reference is not None:
-            moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
-            matches = tuple(found.get(i) for i in everyone)
-            history = (_spread(posteriors[first], moved),)
-            return _result(posteriors, permutations, moved, posteriors[first], history, "converged", matches)
-        status, history = "max_rounds", []
-        for _ in range(max_rounds):
-            moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
-            center = barycenter(moved)
-            history.append(_spread(center, moved))
-            found = match_all(center, everyone, permutations)
-            renewed = [_nearer(center, posteriors[i], found[i].permutation, permutations[i]) for i in everyone]
-            if renewed == permutations:
-                status = "converged"
-                break
-            permutations = renewed
-        moved = [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
-        center = barycenter(moved)
-        return _result(
-            posteriors, permutations, moved, center, tuple(history), status, tuple(found[i] for i in everyone)
-        )
+            start = _from_reference(posteriors, symmetry, first, match_all, restarts)
+            moved = [q.permute(p) for q, p in zip(posteriors, start.permutations, strict=True)]
+            frame = replace(start, history=(_spread(posteriors[first], moved),), status="converged")
+            return _result(posteriors, frame, posteriors[first])
+        best: _Frame | None = None
+        rises = []
+        generator = torch.Generator().manual_seed(seed)
+        k = 0
+        while best is None or k <= restarts or (k < len(posteriors) and _proven(best)):
+            if k < len(posteriors):
+                start = _from_reference(posteriors, symmetry, k, match_all, restarts if k == 0 else 0)
+            else:
+                start = _Frame(tuple(kick(p, 0.4, generator) for p in best.permutations), (None,) * len(posteriors))
+            frame = _settle(posteriors, start, match_all, max_rounds)
+            if best is not None:
+                rises.append(max(0.0, best.history[-1] - frame.history[-1]))
+            best = frame if best is None or frame.history[-1] < best.history[-1] else best
+            k += 1
+        center = barycenter([q.permute(p) for q, p in zip(posteriors, best.permutations, strict=True)])
+        return replace(_result(posteriors, best, center), falls=tuple(rises))
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One relabeling for each posterior, how the last matches went, and how the rounds did."""
+
+    permutations: tuple[Permutation, ...]
+    matches: tuple[Match | None, ...]
+    history: tuple[float, ...] = ()
+    status: str = "max_rounds"
+
+
+def _proven(frame: _Frame) -> bool:
+    """Whether matches are cheap enough to be proven, so that every posterior may be the first reference."""
+    return all(m is not None and m.status == "optimal" for m in frame.matches)
+
+
+def _from_reference(posteriors, symmetry: Symmetry, first: int, match_all, restarts: int) -> _Frame:
+    """Every posterior matched to one of them."""
+    everyone = range(len(posteriors))
+    found = match_all(
+        posteriors[first], [i for i in everyone if i != first], [None] * len(posteriors), restarts=restarts
+    )
+    permutations = tuple(found[i].permutation if i in found else symmetry.identity() for i in everyone)
+    return _Frame(permutations, tuple(found.get(i) for i in everyone))
+
+
+def _settle(posteriors: Sequence[Posterior], start: _Frame, match_all, max_rounds: int) -> _Frame:
+    """Alternates barycenter and alignment until no unit moves, nor any posterior when matched to the others alone."""
+    permutations, matches, history = list(start.permutations), list(start.matches), []
+    everyone = range(len(posteriors))
+    for _ in range(max_rounds):
+        center = _center(posteriors, permutations)
+        history.append(_spread(center, [posteriors[i].permute(permutations[i]) for i in everyone]))
+        found = match_all(center, everyone, permutations)
+        matches = [found[i] for i in everyone]
+        renewed = [_nearer(center, posteriors[i], found[i].permutation, permutations[i]) for i in everyone]
+        if renewed == permutations and not _one_by_one(posteriors, renewed, history[-1], match_all):
+            return _Frame(tuple(permutations), tuple(matches), tuple(history), "converged")
+        permutations = renewed
+    return _Frame(tuple(permutations), tuple(matches), tuple(history), "max_rounds")
+
+
+def _one_by_one(posteriors: Sequence[Posterior], permutations: list[Permutation], spread: float, match_all) -> bool:
+    """Matches each posterior to the barycenter of the others, which it does not hold in place itself.
+
+    Changes ``permutations``; whether any lies nearer then.
+    """
+    moved = False
+    for i in range(len(posteriors)):
+        others = [j for j in range(len(posteriors)) if j != i]
+        center = _center([posteriors[j] for j in others], [permutations[j] for j in others])
+        new = match_all(center, [i], permutations)[i].permutation
+        if new == permutations[i]:
+            continue
+        trial = [*permutations[:i], new, *permutations[i + 1 :]]
+        now = _spread(_center(posteriors, trial), [q.permute(p) for q, p in zip(posteriors, trial, strict=True)])
+        if now < spread * (1 - _ROUNDING):
+            permutations[i], spread, moved = new, now, True
+    return moved
+
+
+def _center(posteriors: Sequence[Posterior], permutations: Sequence[Permutation]) -> Posterior:
+    return barycenter([q.permute(p) for q, p in zip(posteriors, permutations, strict=True)])
 
 
 def _read(guides: Sequence[Any]) -> list[Posterior]:
@@ -224,16 +292,17 @@ def _pairwise(posteriors: Sequence[Posterior]) -> np.ndarray:
     return out
 
 
-def _result(posteriors, permutations, moved, center, history, status, matches) -> ManyAlignments:
+def _result(posteriors: Sequence[Posterior], frame: _Frame, center: Posterior) -> ManyAlignments:
+    moved = [q.permute(p) for q, p in zip(posteriors, frame.permutations, strict=True)]
     return ManyAlignments(
-        permutations=tuple(permutations),
+        permutations=frame.permutations,
         posteriors=tuple(moved),
         center=center,
         distances_before=_pairwise(posteriors),
         distances=_pairwise(moved),
-        history=history,
-        status=status,
-        matches=matches,
+        history=frame.history,
+        status=frame.status,
+        matches=frame.matches,
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
@@ -87,7 +88,8 @@ class Alignment:
         """One row per site as a ``pandas.DataFrame``: W2 distance before and after relabeling, and their ratio."""
         import pandas as pd
 
-        frame = pd.DataFrame.from_dict(self.site_distances, orient="index", columns=["before", "after"])
+        distances = self.site_distances
+        frame = pd.DataFrame(list(distances.values()), index=list(distances), columns=["before", "after"])
         frame.loc["(all sites)"] = [self.distance_before, self.distance]
         frame["after / before"] = frame["after"] / frame["before"]
         frame.index.name = "site"
@@ -144,7 +146,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry | SymmetrySpec,
     *,
-    parameters: tuple[nn.Module, nn.Module] | None = None,
+    parameters: tuple[Callable, Callable] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
@@ -271,40 +273,17 @@ def match_posteriors(
         select: Loss of the path to a relabeled ``b``, by which to choose among restarts.
         options: Options of ``match``.
     """
+    if symmetry.rotated and is_coupled(a, divergence):  # marginals cannot follow a rotation: couplings from the start
+        chosen = None if select is None else lambda p: select(Path(a, b.permute(p)))
+        start = Match(symmetry.identity() if init is None else init, 0.0, (), 0, "converged")
+        return match_coupled(a, b, symmetry, start, select=chosen, **options)
     goal = build_objective(a, b, symmetry, divergence)
     if select is not None:
         options["select"] = lambda p: select(Path(a, b.permute(goal.as_element(p))))
     found = goal.finish(
         match(goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **options)
     )
-    return _alternate(a, b, symmetry, found, options) if is_coupled(a, divergence) else found
-
-
-def is_coupled(a: Posterior, divergence: Any) -> bool:
-    """Whether matching alternates with couplings."""
-    return a.is_coupled and isinstance(divergence, str) and divergence == "w2"
-
-
-def _alternate(a: Posterior, b: Posterior, symmetry: Symmetry, found: Match, options: Mapping[str, Any]) -> Match:
-    """Minimizes the true W2 of correlated families: in turn the best coupling for a relabeling, and the reverse.
-
-    For Gaussians with covariance roots L, W2^2 is the minimum over orthogonal Q of ``|m0 - P m1|^2 + |L0 - P L1 Q|^2``
-    (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never
-    rises.
-    """
-    # The marginals' optimum is a good start, but only a start: the identity may lie nearer.
-    candidates = [found.permutation, symmetry.identity()]
-    best = min(candidates, key=lambda p: a.distance(b.permute(p)))
-    distance = a.distance(b.permute(best))
-    while True:
-        fixed, moving = a.coupled_features(b, best)
-        found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **{**options, "restarts": 0, "select": None})
-        nearer = a.distance(b.permute(found.permutation))
-        if found.permutation == best or not nearer < distance:
-            return replace(found, permutation=best)
-        best, distance = found.permutation, nearer
-        if found.status in ("interrupted", "time_limit"):
-            return found
+    return match_coupled(a, b, symmetry, found, **options) if is_coupled(a, divergence) else found
 
 
 def _by_shapes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:

@@ -28,6 +28,7 @@ from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
+from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
 from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
 from pyro_align.model.density import Density, first_line
@@ -64,6 +65,7 @@ def find_symmetry(
     parameters: bool = False,
     signs: bool = False,
     rotations: bool = False,
+    loose_signs: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -87,6 +89,8 @@ def find_symmetry(
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
             :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+        loose_signs: Whether to look for signs that no unit carries as well: of single indices on axes that keep their
+            order, and of whole sites. Each is an atom of size one. Models of up to 100,000 entries.
         trials: Random relabelings, with random signs and rotations, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.
@@ -122,6 +126,8 @@ def find_symmetry(
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
+        if loose_signs:
+            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
         symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
         return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 

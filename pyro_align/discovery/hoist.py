@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_align.discovery.graphs import call, shape_of
 from pyro_align.discovery.ops import is_a
 
 aten = torch.ops.aten
@@ -62,7 +63,7 @@ def _selection(node: Node) -> tuple[Node, int, int] | None:
         return _single_slice(node)
     else:
         return None
-    shape = _shape(source)
+    shape = shape_of(source)
     if shape is None:
         return None
     dim %= len(shape)
@@ -72,7 +73,7 @@ def _selection(node: Node) -> tuple[Node, int, int] | None:
 def _single_slice(node: Node) -> tuple[Node, int, int] | None:
     """The same for a slice of length one."""
     source, dim, kept = _slice(node)
-    return (source, dim, kept[0]) if len(kept) == 1 and _shape(source)[dim] > 1 else None
+    return (source, dim, kept[0]) if len(kept) == 1 and shape_of(source)[dim] > 1 else None
 
 
 def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
@@ -81,7 +82,7 @@ def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
         return None
     if node.target is operator.getitem and is_a(getattr(source, "target", None), "split"):
         return _piece_of_split(source, node.args[1])
-    if _shape(source) is None:
+    if shape_of(source) is None:
         return None
     if node.target is aten.slice.Tensor:
         source, dim, kept = _slice(node)
@@ -92,13 +93,13 @@ def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
         if value is None or value.dim() != 1 or value.dtype != torch.int64 or not value.numel():
             return None
         dim = places[0][0]
-        start, stop, step = int(value[0]) % _shape(source)[dim], 0, 1
+        start, stop, step = int(value[0]) % shape_of(source)[dim], 0, 1
         stop = start + value.numel()
-        if not torch.equal(value % _shape(source)[dim], torch.arange(start, stop, device=value.device)):
+        if not torch.equal(value % shape_of(source)[dim], torch.arange(start, stop, device=value.device)):
             return None
     else:
         return None
-    return (source, dim, start, stop) if step == 1 and 0 < stop - start < _shape(source)[dim] else None
+    return (source, dim, start, stop) if step == 1 and 0 < stop - start < shape_of(source)[dim] else None
 
 
 def _first(node: Node) -> Node | None:
@@ -109,7 +110,7 @@ def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | Non
     source, dim = split.args[0], (*split.args, 0)[2]
     lengths = [v.shape[dim] for v in split.meta["val"]]
     start, stop = sum(lengths[:index]), sum(lengths[: index + 1])
-    return (source, dim % len(_shape(source)), start, stop) if 0 < stop - start < sum(lengths) else None
+    return (source, dim % len(shape_of(source)), start, stop) if 0 < stop - start < sum(lengths) else None
 
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
@@ -122,18 +123,13 @@ def _constant(module: GraphModule, node: Node) -> Tensor | None:
 
 def _slice(node: Node) -> tuple[Node, int, range]:
     source, dim, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
-    dim %= len(_shape(source))
-    return source, dim, range(*slice(start, end, step).indices(_shape(source)[dim]))
-
-
-def _shape(node) -> tuple[int, ...] | None:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    dim %= len(shape_of(source))
+    return source, dim, range(*slice(start, end, step).indices(shape_of(source)[dim]))
 
 
 def _axis_above(view: Node, dim: int) -> tuple[int, int, bool] | None:
     """Where an axis of a view comes from: the source's axis, its entries an index, and whether it begins there."""
-    inside, shape = _shape(view.args[0]), _shape(view)
+    inside, shape = shape_of(view.args[0]), shape_of(view)
     if 0 in shape or shape[dim] == 1:
         return None
     before = math.prod(shape[:dim])
@@ -150,7 +146,7 @@ def _order(node: Node) -> list[int]:
     """Which axis of its source each axis of a permutation or transposition is."""
     if node.target is aten.permute.default:
         return [d % len(node.args[1]) for d in node.args[1]]
-    dims = list(range(len(_shape(node))))
+    dims = list(range(len(shape_of(node))))
     a, b = node.args[1], node.args[2]
     dims[a], dims[b] = dims[b], dims[a]
     return dims
@@ -163,17 +159,11 @@ class _Hoist:
         self.graph, self.node = graph, node
 
     def call(self, target, *args, **kwargs) -> Node:
-        new = self.graph.call_function(target, args, kwargs)
-        new.stack_trace = self.node.stack_trace
-        values, options = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        fake = next(v.fake_mode for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Tensor))
-        with fake, torch.no_grad():
-            new.meta["val"] = target(*values, **options)
-        return new
+        return call(self.graph, self.node, target, *args, **kwargs)
 
     def select(self, source: Node, dim: int, index: int) -> Node | None:
         """One index of an axis, taken where the axis was made."""
-        if source.op != "call_function" or _shape(source) is None:
+        if source.op != "call_function" or shape_of(source) is None:
             return None
         if is_a(source.target, "same"):
             return self.select(source.args[0], dim, index)
@@ -199,22 +189,22 @@ class _Hoist:
         return inner and self.call(aten.permute.default, inner, rest)
 
     def _unsqueeze(self, source: Node, dim: int, index: int) -> Node | None:
-        at = source.args[1] % len(_shape(source))
+        at = source.args[1] % len(shape_of(source))
         if at == dim:
             return None
         inner = self.select(source.args[0], dim - (at < dim), index)
         return inner and self.call(aten.unsqueeze.default, inner, at - (dim < at))
 
     def _squeeze(self, source: Node, dim: int, index: int) -> Node | None:
-        inner_shape = _shape(source.args[0])
+        inner_shape = shape_of(source.args[0])
         dims = source.args[1] if isinstance(source.args[1], list | tuple) else [source.args[1]]
         gone = {d % len(inner_shape) for d in dims if inner_shape[d] == 1}
         kept = [i for i in range(len(inner_shape)) if i not in gone]
         inner = self.select(source.args[0], kept[dim], index)
-        return inner and self.call(aten.reshape.default, inner, [n for i, n in enumerate(_shape(source)) if i != dim])
+        return inner and self.call(aten.reshape.default, inner, [n for i, n in enumerate(shape_of(source)) if i != dim])
 
     def _view(self, source: Node, dim: int, index: int) -> Node | None:
-        shape = _shape(source)
+        shape = shape_of(source)
         found = _axis_above(source, dim)
         if found is None:
             return None
@@ -231,15 +221,15 @@ class _Hoist:
     def _cut(self, source: Node, dim: int, start: int, stop: int) -> Node:
         """The piece of a view's source that becomes the indices ``start`` to ``stop`` of one of the view's axes."""
         axis, each, starts = _axis_above(source, dim)
-        inner, shape = source.args[0], _shape(source)
+        inner, shape = source.args[0], shape_of(source)
         if not starts:
-            around = [*shape[:dim], shape[dim] * each, *_shape(inner)[axis + 1 :]]
+            around = [*shape[:dim], shape[dim] * each, *shape_of(inner)[axis + 1 :]]
             inner, axis = self.call(aten.reshape.default, inner, around), dim
         return self.call(aten.slice.Tensor, inner, axis, start * each, stop * each)
 
     def narrow(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
         """Neighboring indices of an axis, taken where a view made the axis."""
-        if source.op != "call_function" or _shape(source) is None:
+        if source.op != "call_function" or shape_of(source) is None:
             return None
         target, args = source.target, source.args
         if is_a(target, "same"):
@@ -254,7 +244,7 @@ class _Hoist:
                 inner = self._cut(source, dim, start, stop)
             else:
                 inner = self.narrow(args[0], axis, start, stop) if starts else None
-            shape = [stop - start if i == dim else n for i, n in enumerate(_shape(source))]
+            shape = [stop - start if i == dim else n for i, n in enumerate(shape_of(source))]
             return inner and self.call(aten.reshape.default, inner, shape)
         return None
 
@@ -267,22 +257,22 @@ class _Hoist:
 
     def _cat(self, source: Node, dim: int, index: int) -> Node | None:
         tensors = source.args[0]
-        joined = (source.args[1] if len(source.args) > 1 else 0) % len(_shape(source))
-        if joined != dim or any(len(_shape(t)) != len(_shape(source)) for t in tensors):
+        joined = (source.args[1] if len(source.args) > 1 else 0) % len(shape_of(source))
+        if joined != dim or any(len(shape_of(t)) != len(shape_of(source)) for t in tensors):
             return None
         for tensor in tensors:
-            n = _shape(tensor)[dim]
+            n = shape_of(tensor)[dim]
             if index < n:
                 return self.select(tensor, dim, index) or self.call(aten.select.int, tensor, dim, index)
             index -= n
         return None
 
     def _pointwise(self, source: Node, dim: int, index: int) -> Node | None:
-        shape = _shape(source)
+        shape = shape_of(source)
         gained = False
         parts: dict[Node, Node] = {}
         for tensor in source.all_input_nodes:
-            own = _shape(tensor)
+            own = shape_of(tensor)
             if own is None:
                 return None
             at = dim - (len(shape) - len(own))

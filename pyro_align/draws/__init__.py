@@ -2,6 +2,7 @@
 
 from pyro_align.draws.align import align_draws
 from pyro_align.draws.diagnostics import Modes
+from pyro_align.draws.elsewhere import read_symmetry, relabel
 from pyro_align.draws.result import AlignedDraws, Invariance
 from pyro_align.draws.symmetrized import SymmetrizedELBO, SymmetrizedGuide, symmetrize
 
@@ -12,5 +13,7 @@ __all__ = [
     "SymmetrizedELBO",
     "SymmetrizedGuide",
     "align_draws",
+    "read_symmetry",
+    "relabel",
     "symmetrize",
 ]

@@ -120,17 +120,26 @@ def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
     A mean-field Gaussian over a simplex lives in stick-breaking coordinates: relabeled, it is another law, of which
     draws and densities are known.
     """
-    mixed = posterior.in_unconstrained and any(
-        mixed_axis(symmetry, spec) is not None for spec in posterior.sites.values() if not spec.is_discrete
-    )
-    return _RULES[object](posterior.to_guide()) if mixed else posterior
+    return _by_draws(posterior) if _leaves_family(posterior, symmetry) else posterior
+
+
+def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
+    parts = getattr(posterior, "parts", ())
+    specs = [spec for spec in posterior.sites.values() if not spec.is_discrete]
+    mixed = posterior.in_unconstrained and any(mixed_axis(symmetry, spec) is not None for spec in specs)
+    return mixed or any(_leaves_family(part, symmetry) for part in parts)
+
+
+def _by_draws(posterior: Posterior) -> Posterior:
+    found = _RULES[object](posterior.to_guide())
+    return found.with_labels(posterior.labels) if posterior.labels else found
 
 
 def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
     """The posteriors; where one is known by its draws, all are."""
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
-    return tuple(q if q.known_by_draws else _RULES[object](q.to_guide()) for q in posteriors)
+    return tuple(q if q.known_by_draws else _by_draws(q) for q in posteriors)
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

@@ -151,4 +151,5 @@ def _restricted(p: Permutation, site: str, terms: tuple) -> Permutation:
         symmetry,
         {name: index for name, index in p.indices.items() if name in symmetry.atoms},
         {name: sign for name, sign in p.signs.items() if name in symmetry.signed},
+        {name: matrix for name, matrix in p.rotations.items() if name in symmetry.atoms},
     )

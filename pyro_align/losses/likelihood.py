@@ -80,7 +80,8 @@ def _by_halves(log_likelihood: Tensor) -> Tensor:
     if min(len(half) for half in halves) < 2:
         return log_likelihood.new_full((), torch.nan)
     weights = [len(half) / len(log_likelihood) for half in halves]
-    return sum(w * predictive_pseudo_values(half).mean() for w, half in zip(weights, halves, strict=True))
+    means = [w * predictive_pseudo_values(half).mean() for w, half in zip(weights, halves, strict=True)]
+    return torch.stack(means).sum()
 
 
 def effective_draws(log_likelihood: Tensor) -> Tensor:

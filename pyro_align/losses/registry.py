@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyro_align.errors import BarrierError
 from pyro_align.losses.kl import KL, NegativeELBO
 from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
 from pyro_align.losses.protocol import Label, Loss
 from pyro_align.losses.pyro_elbo import PyroLoss
-from pyro_align.losses.task import ErrorRate, TaskLoss
+from pyro_align.losses.task import ErrorRate, Judge, TaskLoss
 
 if TYPE_CHECKING:
     from pyro_align.model.observations import Layout
@@ -95,7 +95,7 @@ def _read(loss: Any) -> Loss:
     if callable(getattr(loss, "loss", None)):
         return PyroLoss(loss)
     if callable(loss):
-        return TaskLoss(getattr(loss, "__name__", type(loss).__name__), loss)
+        return TaskLoss(getattr(loss, "__name__", type(loss).__name__), cast(Judge, loss))
     raise BarrierError(f"a loss is a name, a callable or a Pyro ELBO object; got {type(loss).__name__}")
 
 

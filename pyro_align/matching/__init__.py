@@ -6,7 +6,6 @@
 from pyro_align.matching.coordinate import Coordinate
 from pyro_align.matching.exhaustive import Exhaustive, elements
 from pyro_align.matching.frank_wolfe import FrankWolfe
-from pyro_align.matching.many import ManyMatch, match_many
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
 from pyro_align.matching.problem import Features, Problem, objective
@@ -21,7 +20,6 @@ __all__ = [
     "Exhaustive",
     "Features",
     "FrankWolfe",
-    "ManyMatch",
     "Match",
     "Matcher",
     "Problem",
@@ -31,7 +29,6 @@ __all__ = [
     "elements",
     "margins",
     "match",
-    "match_many",
     "objective",
     "register",
 ]

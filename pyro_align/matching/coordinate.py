@@ -16,6 +16,7 @@ from pyro_align.matching.annealing import anneal, crowded
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.updates import Update
 
+_TINY = 30_000  # values of all sites up to which slow annealing takes next to no time
 _SMALL = 200_000  # values of all sites up to which annealing takes next to no time
 
 
@@ -29,10 +30,13 @@ class Coordinate(Matcher):
         anneal: Rounds of annealing after the anchored pass, see :mod:`pyro_align.matching.annealing`; never any where
             that pass leaves no doubt, as on relabeled copies. None decides: four where units crowd on few partners,
             as fitted weights do, or where all sites are small; eight on restarts that anneal; else none.
+        prove: Whether to find the best of all relabelings where it is enough to try some thousands, see
+            :mod:`pyro_align.matching.enumeration`.
     """
 
     anchored: bool = True
     anneal: int | None = None
+    prove: bool = True
 
     def search(self, run: Run) -> str:
         updates = make_updates(run.problem)
@@ -48,6 +52,8 @@ class Coordinate(Matcher):
         if run.random_order:
             return 8
         size = sum(shape.numel() for shape in map(torch.Size, run.problem.symmetry.shapes.values()))
+        if size <= _TINY:
+            return 32
         return 4 if size <= _SMALL or crowded(order) else 0
 
 
@@ -65,7 +71,7 @@ def make_updates(problem) -> list[Update]:
         joint = Update(problem, name)
         updates.append(joint)
         family = [n for n, a in atoms.items() if n == name or name in a.within]
-        if len(family) > 1 and not (joint.exact and set(family) == set(joint.tree)):
+        if len(family) > 1 and not joint.solves(family):
             updates += [Update(problem, n, joint=False) for n in family]
     return updates
 

@@ -50,7 +50,7 @@ class Exhaustive(Matcher):
                     },
                 )
         run.record()
-        return "converged"
+        return "optimal"
 
 
 def elements(symmetry: Symmetry) -> Iterator[Permutation]:

@@ -77,8 +77,6 @@ class FrankWolfe(Matcher):
             for point in points:
                 point.move(length)
             made = True
-            if run.progress is not None:
-                run.progress(-1 - step, slope)
         return made
 
 

@@ -64,7 +64,8 @@ class Run:
         """Notes the value at the end of a sweep; the first entry is that of the start."""
         self.history.append(self.value)
         if self.progress is not None:
-            self.progress(len(self.history) - 1, self.value)
+            # rises are summed up from an unknown start, so what is shown is computed
+            self.progress(len(self.history) - 1, self.problem.objective(self.labels.permutation()))
 
     @property
     def sweeps(self) -> int:
@@ -95,7 +96,7 @@ class Matcher(ABC):
         """Improves ``run.labels``.
 
         Returns:
-            ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
+            ``"optimal"``, ``"converged"``, ``"max_sweeps"`` or ``"time_limit"``.
         """
 
 

@@ -47,8 +47,6 @@ class Problem:
     def __init__(self, symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, odd=None):
         if not isinstance(symmetry, Symmetry):
             symmetry = bound(symmetry, {s: f[0].shape for s, f in fixed.items()}, of="features", error=MatchError)
-        if symmetry.rotated:
-            raise MatchError(f"the atoms {sorted(symmetry.rotated)} are rotated, which no matcher can follow yet")
         self.symmetry = symmetry
         self._fixed, self._moving = fixed, moving
         self._read_odd = _read_odd(symmetry, odd)
@@ -64,6 +62,11 @@ class Problem:
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
         self.all_blocks, self.blocks = symmetry_blocks(symmetry, self._odd)
+
+    @property
+    def odd(self) -> Mapping[str, tuple[bool, ...]]:
+        """Site -> which of its features change sign with signed units."""
+        return self._odd
 
     @property
     def work_dtype(self) -> torch.dtype:
@@ -187,9 +190,9 @@ def objective(
 
 def _read_odd(symmetry: Symmetry, odd):
     if odd is None:
-        if symmetry.signed:
+        if marked := sorted(symmetry.signed | symmetry.rotated):
             raise MatchError(
-                f"the atoms {sorted(symmetry.signed)} have signs, so odd= must say which features change sign with "
+                f"the atoms {marked} have signs or are rotated, so odd= must say which features change sign with "
                 "them, one bool per feature: for locations and scales odd=(True, False)"
             )
         return lambda site, count: (False,) * count

@@ -19,13 +19,15 @@ class Match:
         objective: Its exact objective: sum over sites and features of ``<fixed, permutation moving>``.
         history: Objective at the start of the sweeps and after each; never falls.
         sweeps: Sweeps done.
-        status: ``"converged"`` (a local optimum, or the best of all for ``exhaustive``), ``"max_sweeps"``,
-            ``"time_limit"`` or ``"interrupted"``. The permutation is valid whatever the status.
+        status: ``"optimal"`` (no relabeling is better: all were tried, or one assignment settles each atom),
+            ``"converged"`` (a local optimum), or cut short: ``"max_sweeps"``, ``"time_limit"`` or ``"interrupted"``.
+            The permutation is valid whatever the status.
         seconds: Wall time by part: ``gain``, ``assignment``, ``rest``.
         matcher: The matcher's name.
         seed: The seed it ran with.
         loss: What ``select`` gave for the permutation, where it was given.
         margins: Atom -> what each unit's second-best partner would cost, ``(*outer sizes, size)``, where asked for.
+        rises: How much each restart raised the best objective before it; empty where there was none.
     """
 
     permutation: Permutation
@@ -38,7 +40,13 @@ class Match:
     seed: int = 0
     loss: float | None = None
     margins: Mapping[str, Tensor] | None = field(default=None, compare=False)
+    rises: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         parts = ", ".join(f"{k} {v:.3g} s" for k, v in self.seconds.items())
-        return f"{self.matcher}: objective {self.objective:.8g}, {self.status} after {self.sweeps} sweeps ({parts})"
+        text = f"{self.matcher}: objective {self.objective:.8g}, {self.status} after {self.sweeps} sweeps ({parts})"
+        if self.rises:
+            text += (
+                f"; {sum(r > 0 for r in self.rises)} of {len(self.rises)} restarts raised it, by {sum(self.rises):.3g}"
+            )
+        return text

@@ -23,6 +23,9 @@ from pyro_align.matching.starts import kick
 from pyro_align.matching.updates import Update
 from pyro_align.symmetry.element import Permutation
 
+_SMALL = 30_000  # values of all sites up to which each search is followed by kicks
+_KICKS, _SHARE = 20, 0.15  # how many, and the share of units that each shuffles: see benchmarks/optimum.py
+
 
 def waves(restarts: int, size: int = 1) -> Iterator[range]:
     """The numbers of the searches, wave by wave; the first search is a wave of its own.
@@ -45,12 +48,14 @@ class Task:
         random_order: Whether an anchored pass takes a random order, and annealing a random temperature.
         generator: The search's randomness; None while the task travels.
         matcher: Another matcher than the caller's, or None.
+        improve: Whether a small problem is searched on with kicks.
     """
 
     start: Permutation | None
     random_order: bool
     generator: torch.Generator | None
     matcher: Matcher | None = None
+    improve: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Searches:
 
     def first(self, init: Permutation | None, generator: torch.Generator) -> Task:
         """The search from the caller's start."""
-        return Task(init, False, generator)
+        return Task(init, False, generator, improve=init is None)
 
     def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
         """The k-th restart.
@@ -115,7 +120,28 @@ class Searches:
         run.random_order, run.progress = task.random_order, self.report
         with torch.no_grad():
             found = _search(task.matcher or self.matcher, run, task.start, self.seed)
+            if task.improve and self.matcher.name == "coordinate" and found.status == "converged":
+                found = self._kicked(found, task.generator)
         return replace(found, matcher=self.matcher.name)
+
+    def _kicked(self, found: Match, generator: torch.Generator) -> Match:
+        """Iterated local search, where the sites are so small that it takes next to no time."""
+        symmetry = self.problem.symmetry
+        apart = any(outer not in symmetry.atoms for atom in symmetry.atoms.values() for outer in atom.within)
+        if apart or sum(math.prod(shape) for shape in symmetry.shapes.values()) > _SMALL:
+            return found  # what is nested in a fixed atom falls apart into problems of its own
+        for _ in range(_KICKS):
+            if self.clock.expired:
+                return replace(found, status="time_limit")
+            start = kick(found.permutation, _SHARE, generator)
+            run = Run(self.problem, start_labels(self.problem, start), self.clock, generator, self.max_sweeps, False)
+            tried = _search(self.matcher, run, start, self.seed)
+            if tried.objective > found.objective + self.problem.rounding * abs(found.objective):
+                history = (*found.history, tried.objective)
+                found = replace(tried, history=history, sweeps=found.sweeps + 1)
+            if tried.status == "interrupted":
+                return replace(found, status="interrupted")
+        return found
 
 
 def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> Match:

@@ -89,8 +89,6 @@ class Sinkhorn(Matcher):
                 if then < best:
                     best = then
                     run.labels.replace(trial.indices, trial.signs)
-                if run.progress is not None:
-                    run.progress(-step, best)
         return "converged"
 
     def _scores(self, run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -10,10 +10,13 @@ import torch
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
+from pyro_align.matching.coordinate import Coordinate
+from pyro_align.matching.enumeration import best_of_cover, least_cover
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import Matcher, as_matcher, print_progress
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
+from pyro_align.matching.rotations import match_rotated
 from pyro_align.matching.searches import Searches, waves
 from pyro_align.matching.starts import named_start
 from pyro_align.symmetry.element import Permutation
@@ -41,8 +44,9 @@ def match(
 ) -> Match:
     """Finds a relabeling of ``moving`` that makes it most like ``fixed``.
 
-    Maximizes the sum over sites and features of ``<fixed, P moving>``. In general this is NP-hard; all matchers but
-    ``exhaustive`` end in a local optimum.
+    Maximizes the sum over sites and features of ``<fixed, P moving>``. In general this is NP-hard, and a search ends in
+    a local optimum. Where some thousands of tries are enough to be sure, the best of all is found, and ``status`` says
+    so.
 
     Args:
         symmetry: The group.
@@ -78,7 +82,7 @@ def match(
         >>> found.permutation.indices["unit"]
         tensor([1, 2, 0])
         >>> found.objective, found.status
-        (4.0, 'converged')
+        (4.0, 'optimal')
     """
     chosen = as_matcher(matcher)
     if max_sweeps < 0 or restarts < 0 or wave < 1 or (time_limit is not None and not time_limit > 0):
@@ -94,22 +98,44 @@ def match(
     generator = torch.Generator().manual_seed(seed)
     if isinstance(init, str):
         init = named_start(problem, init, generator)
+    if problem.symmetry.rotated:
+        if not isinstance(chosen, Coordinate):
+            raise MatchError(f"matcher '{chosen.name}' does not follow rotations; use 'coordinate'")
+        limits = {"seed": seed, "max_sweeps": max_sweeps, "restarts": restarts, "select": select, "report": report}
+        best = match_rotated(problem, init, clock, **limits)
+        return replace(best, seconds=clock.seconds())
     searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
+    cover = least_cover(problem) if isinstance(chosen, Coordinate) and chosen.prove and max_sweeps else None
+    if cover and select is None and (element := best_of_cover(problem, cover, clock)) is not None:
+        value = problem.objective(element)
+        if report is not None:
+            report(0, value)
+        best = Match(element, value, (value,), 0, "optimal", matcher=chosen.name, seed=seed)
+        return _finished(problem, best, clock, with_margins)
     best: Match | None = None
+    rises: list[float] = []
+    if cover == () and select is None:  # one search settles every atom
+        restarts = 0
     for numbers in waves(restarts, wave):
         tasks = [searches.first(init, generator) if best is None else searches.restart(k, init, best) for k in numbers]
         for found in searches.run(tasks, executor):
             if select is not None:
                 found = replace(found, loss=float(select(found.permutation)))
+            if best is not None:
+                rises.append(max(0.0, found.objective - best.objective))
             best = found if best is None or _better(found, best) else best
             if found.status in ("interrupted", "time_limit"):
                 best = replace(best, status=found.status)
                 break
         if best.status in ("interrupted", "time_limit"):
             break
-    if with_margins:
-        best = replace(best, margins=margins(problem, best.permutation))
-    return replace(best, seconds=clock.seconds())
+    status = "optimal" if cover == () and best.status == "converged" and select is None else best.status
+    return _finished(problem, replace(best, status=status, rises=tuple(rises)), clock, with_margins)
+
+
+def _finished(problem: Problem, found: Match, clock: Clock, with_margins: bool) -> Match:
+    judged = margins(problem, found.permutation) if with_margins else None
+    return replace(found, margins=judged, seconds=clock.seconds())
 
 
 def _better(a: Match, b: Match) -> bool:

@@ -77,8 +77,6 @@ class StraightThrough(Matcher):
             if float(value.detach()) < best:
                 best = float(value.detach())
                 run.labels.replace(labels.indices, labels.signs)
-            if run.progress is not None:
-                run.progress(-step, best)
             if optimizer is None or not value.requires_grad:
                 break
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ large enough it makes it convex, so that the linearisation is a lower bound and 
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Collection, Set
 
 import torch
 from torch import Tensor
@@ -76,6 +76,10 @@ class Update:
         self.spoken, self.wanted = False, 1.0
         self._alike = False
         self._seen: dict[str, int] | None = None
+
+    def solves(self, family: Collection[str]) -> bool:
+        """Whether one move finds the best relabeling of all atoms of a family, the others held."""
+        return self.exact and set(family) == set(self.tree)
 
     def usable(self, ready: Set[str]) -> list[Part]:
         """The linear parts whose other atoms are all in ``ready``."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyro
@@ -22,6 +21,7 @@ from pyro_align.errors import TraceError
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.guards import LOCK
+from pyro_align.model.learnables import module_tensors, with_tensors
 from pyro_align.model.normals import LOG_TWO_PI, has_mask, normal_prior, unwrapped
 
 Message = dict[str, Any]
@@ -35,7 +35,6 @@ def run(
     *,
     subsamples: Mapping[str, Tensor] | None = None,
     max_plate_nesting: int | None = None,
-    own: Mapping[str, Tensor] | None = None,
 ) -> Trace:
     """Runs the model with its latent sites at ``values`` and validation off.
 
@@ -47,15 +46,11 @@ def run(
         subsamples: Plate -> its subsample; others are drawn.
         max_plate_nesting: Where given, discrete latents without a value hold their whole support along dims left of
             that many plates; None samples them.
-        own: Parameter of a model that is a module -> value: no message of Pyro's answers for these.
 
     Returns:
         The trace, without log probabilities.
     """
     tracer, substitute = TraceMessenger(), SubstituteMessenger(values, subsamples)
-    if own:
-        model = partial(torch.func.functional_call, model, dict(own))
-        args, kwargs = (args, dict(kwargs)), {}
     with LOCK, pyro.validation_enabled(False), tracer:
         if max_plate_nesting is None:
             with substitute, NoValidationMessenger():
@@ -121,11 +116,14 @@ def record(
     max_plate_nesting: int | None = None,
 ) -> Records:
     """A run's messages, sorted; arguments as in :func:`run`. Parameters of the model are values like any other."""
-    own: dict[str, Tensor] = {}
-    if isinstance(model, nn.Module):
-        names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        own = {name: value for name, value in values.items() if name in names}
-    trace = run(model, args, kwargs, values, max_plate_nesting=max_plate_nesting, own=own)
+    records = Records(run(model, args, kwargs, values, max_plate_nesting=max_plate_nesting))
+    placed = {*records.latent, *records.data, *records.answered}
+    if placed.issuperset(values):
+        return records
+    own = {name: values[name] for name in module_tensors(model) if name in values and name not in placed}
+    if not own:
+        return records
+    trace = run(with_tensors(model, own), args, kwargs, values, max_plate_nesting=max_plate_nesting)
     return Records(trace, parameters=frozenset(own))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from pyro_align.model.reached import reached_modules
@@ -75,3 +77,39 @@ def module_tensors(model: Callable) -> dict[str, Tensor]:
 def learnables(model: Callable) -> dict[str, Tensor]:
     """:func:`module_tensors`, and the (unconstrained) parameters of the param store as it now is."""
     return {**pyro.get_param_store()._params, **module_tensors(model)}
+
+
+def with_tensors(model: Callable, values: Mapping[str, Tensor]) -> Callable:
+    """A model that runs with tensors of its modules at other values; the modules stay as they are.
+
+    Args:
+        model: The model: a module, a method of one, or a function over modules.
+        values: Name, as in :func:`module_tensors`, -> value.
+    """
+    caller, named = _Caller(model), {}
+    for i, (prefix, module) in enumerate(_roots(model)):
+        caller.add_module(str(i), module)
+        own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        for name in values:
+            inner = name.removeprefix(prefix)
+            if name.startswith(prefix) and inner in own and name not in named.values():
+                named[f"{i}.{inner}"] = name
+    given = {place: values[name] for place, name in named.items()}
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():  # pyro.module says of values that they are not trained
+            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+            return torch.func.functional_call(caller, given, args, kwargs)
+
+    return run
+
+
+class _Caller(nn.Module):
+    """Holds the modules that a model reaches, and calls the model."""
+
+    def __init__(self, model: Callable):
+        super().__init__()
+        self.__dict__["_model"] = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import Guide, LowRankNormal, Posterior, SiteSpec, check_distinct, read_guide
@@ -64,7 +64,7 @@ class Path:
     def length(self) -> float:
         """The path's length: the Wasserstein-2 distance from start to end, in the coordinates of the family."""
         if self.coupling == "low_rank":
-            return self.start.distance_low_rank(self.end)
+            return cast(LowRankNormal, self.start).distance_low_rank(self.end)
         return self.start.distance(self.end)
 
     @cached_property
@@ -79,7 +79,7 @@ class Path:
             ValueError: ``tau`` lies outside [0, 1].
         """
         if self.coupling == "low_rank":
-            return self.start.displace_low_rank(self.end, tau)
+            return cast(LowRankNormal, self.start).displace_low_rank(self.end, tau)
         return self.start.displace(self.end, tau)
 
     def __call__(self, tau: float) -> Guide:
@@ -129,7 +129,8 @@ def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Pa
         'AutoNormal'
     """
     check_distinct(guide_a, guide_b)
-    return Path(*alike(read_guide(guide_a), read_guide(guide_b)), coupling)
+    start, end = alike(read_guide(guide_a), read_guide(guide_b))
+    return Path(start, end, coupling)
 
 
 @dataclass(frozen=True, eq=False)

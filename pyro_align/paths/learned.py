@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class BentPath:
         ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
         ...         _ = guide(y)
         ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, kind="chain", steps=5)
+        >>> path = learn_path(model, fit(), fit(), y, kind="chain", max_steps=5)
         >>> len(path.losses), type(path(0.5)).__name__
         (5, 'AutoNormal')
     """
@@ -147,8 +147,8 @@ def learn_path(
     guide_b: Any,
     *args: Any,
     kind: str = "bezier",
-    steps: int = 500,
-    lr: float = 0.01,
+    max_steps: int = 500,
+    learning_rate: float = 0.01,
     batch_size: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
@@ -163,8 +163,8 @@ def learn_path(
         guide_b: The guide at ``tau = 1``; align it first.
         *args: The model's arguments.
         kind: ``"bezier"``, a quadratic Bezier curve, or ``"chain"``, two straight pieces.
-        steps: Steps of Adam; each takes one tau and one draw, the learning rate falls to a hundredth.
-        lr: Its learning rate.
+        max_steps: Steps of Adam; each takes one tau and one draw, the learning rate falls to a hundredth.
+        learning_rate: Its learning rate.
         batch_size: Data in each step's batch, drawn anew without replacement from all tensors in the arguments that are
             as long as the first; None takes all data. The batch stands for all data, be it that the model scales its
             likelihood itself (``plate("data", size, subsample=x)``) or not. A model that subsamples by itself
@@ -192,32 +192,29 @@ def learn_path(
         ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
         ...         _ = guide(y)
         ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, steps=5)
+        >>> path = learn_path(model, fit(), fit(), y, max_steps=5)
         >>> path.kind
         'bezier'
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
     batches = Batches.of(args, kwargs, batch_size)
     check_distinct(guide_a, guide_b)
-    start, end = read_guide(guide_a), read_guide(guide_b)
-    for q in (start, end):
-        if not isinstance(q, MeanFieldNormal):
-            raise GuideError(f"learn_path needs mean-field Gaussians, got {type(q).__name__}")
+    start, end = _mean_field(guide_a), _mean_field(guide_b)
     start.check_compatible(end)
     density = Density(model, args, kwargs)
     if density.enumerated:
         raise GuideError(f"learn_path cannot sum out the discrete sites {density.enumerated}; marginalize them")
-    middle = start.displace(end, 0.5)
+    middle = cast(MeanFieldNormal, start.displace(end, 0.5))
     leaves = {k: (m.clone().requires_grad_(), s.log().requires_grad_()) for k, (m, s) in _moments(middle).items()}
     ends, generator, losses = (_moments(start), _moments(end)), torch.Generator().manual_seed(seed), []
     flat = [t for pair in leaves.values() for t in pair]
-    optimizer = torch.optim.Adam(flat, lr=lr)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / steps))
+    optimizer = torch.optim.Adam(flat, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / max_steps))
     with untouched(model, seed=seed):
-        for _ in trange(steps, desc="path", disable=not progress):
+        for _ in trange(max_steps, desc="path", disable=not progress):
             tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
             bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
             moments = blend(ends[0], bend, ends[1], tau, kind)
@@ -238,7 +235,8 @@ def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) ->
     else:
         weights = (max(0.0, 1 - 2 * tau), 1 - abs(2 * tau - 1), max(0.0, 2 * tau - 1))
     a, b, c = weights
-    return {k: tuple(a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)) for k in start}
+    mixed = {k: [a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)] for k in start}
+    return {k: (loc, scale) for k, (loc, scale) in mixed.items()}
 
 
 def negative_elbo(
@@ -261,9 +259,12 @@ def negative_elbo(
         values[name] = spec.constrain(latent)[0]
         volume[name] = spec.log_volume(latent, values[name][None]).sum()
     batch = density.resampled(*batches.draw(generator))
-    nodes = {n: s for n, s in batch.trace(values).nodes.items() if s["type"] == "sample" and not is_subsample(s)}
-    likelihood = sum(nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed)
-    kl = -sum(s["log_prob_sum"] for n, s in nodes.items() if n not in density.observed and n not in q.sites)
+    traced = cast(Mapping[str, Any], batch.trace(values).nodes)
+    nodes = {n: s for n, s in traced.items() if s["type"] == "sample" and not is_subsample(s)}
+    zero = next(iter(values.values())).new_zeros(())
+    likelihood = sum((nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed), zero)
+    others = (s["log_prob_sum"] for n, s in nodes.items() if n not in density.observed and n not in q.sites)
+    kl = zero - sum(others, zero)
     for name, spec in q.sites.items():
         loc, scale = moments[name]
         closed = normal_kl(nodes[name], loc, scale) if spec.is_real else None
@@ -272,6 +273,13 @@ def negative_elbo(
             closed = log_q - nodes[name]["log_prob_sum"]
         kl = kl + closed
     return -likelihood + temperature * kl
+
+
+def _mean_field(guide: Any) -> MeanFieldNormal:
+    q = read_guide(guide)
+    if not isinstance(q, MeanFieldNormal):
+        raise GuideError(f"learn_path needs mean-field Gaussians, got {type(q).__name__}")
+    return q
 
 
 def _moments(q: MeanFieldNormal) -> Moments:

@@ -144,7 +144,7 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
     guides = (guide_a, guide_b, guide_c)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         check_distinct(guides[i], guides[j])
-    corners = tuple(read_guide(guide) for guide in guides)
+    corners = (read_guide(guide_a), read_guide(guide_b), read_guide(guide_c))
     for q in corners:
         if not isinstance(q, MeanFieldNormal | Point):
             raise GuideError(f"a plane needs mean-field Gaussians or point masses, got {type(q).__name__}")
@@ -171,7 +171,7 @@ def _blend(corners: Sequence[Any], weights: Sequence[float]):
 
 
 def _mix(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
+    return torch.stack([weight * tensor for weight, tensor in zip(weights, tensors, strict=True)]).sum(0)
 
 
 def _floor(scales: Sequence[Tensor]) -> Tensor:

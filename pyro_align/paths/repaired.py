@@ -136,9 +136,9 @@ class RepairedPath:
 
         self._moments(q, adjust)
         for layer, (factor, shift) in zip(self.layers, changes, strict=True):
-            q = _scaled(q, *layer.weight, factor)
+            q = _scaled(q, layer.weight, factor)
             if layer.bias is not None:
-                q = _scaled(q, *layer.bias, factor, shift)
+                q = _scaled(q, layer.bias, factor, shift)
         return q
 
 
@@ -203,8 +203,9 @@ def _checked(q: Any) -> MeanFieldNormal:
     return q
 
 
-def _scaled(q: MeanFieldNormal, site: str, axis: int, factor: Tensor, shift: Tensor | None = None) -> MeanFieldNormal:
-    """One site scaled, and its location shifted, unit by unit."""
+def _scaled(q: MeanFieldNormal, where: tuple[str, int], factor: Tensor, shift: Tensor | None = None) -> MeanFieldNormal:
+    """One site scaled along an axis, and its location shifted, unit by unit."""
+    site, axis = where
     loc, scale = q.marginal(site)
     shape = [-1 if i == axis else 1 for i in range(loc.dim())]
     by = factor.to(loc).reshape(shape)

@@ -7,7 +7,7 @@ Signs multiply, and rotations are one contraction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,16 +44,23 @@ def act(blocks: Sequence[Block], value: Tensor, tables: Tables, *, batch_dims: i
     if not moving:
         return value
     if len(blocks) == 1:
-        return _relabeled(blocks[0], blocks[0].view(value, batch_dims), tables, batch_dims, signs).reshape(value.shape)
+        return act_on_block(blocks[0], blocks[0].view(value, batch_dims), tables, batch_dims, signs).reshape(
+            value.shape
+        )
     out = value.clone()
     for block in moving:
         here, there = (block.view(t, batch_dims) for t in (out, value))
-        here.copy_(_relabeled(block, there, tables, batch_dims, signs))
+        here.copy_(act_on_block(block, there, tables, batch_dims, signs))
     return out
 
 
-def _relabeled(block: Block, value: Tensor, tables: Tables, batch_dims: int, signs: bool) -> Tensor:
+def act_on_block(
+    block: Block, value: Tensor, tables: Tables, batch_dims: int, signs: bool, held: Collection[int] = ()
+) -> Tensor:
+    """The relabeled piece, but for the dimensions in ``held``, which stay as they are."""
     for i, dim, _ in block.gathers(()):
+        if i in held:
+            continue
         if (index := tables.indices.get(dim.name)) is not None:
             index = index.to(value.device)
             if dim.outer:

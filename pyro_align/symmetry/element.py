@@ -128,7 +128,7 @@ class Permutation:
             raise SymmetryError(
                 f"site '{site}': expected shape (*{batch_dims} batch axes, *{expected}), got {tuple(value.shape)}"
             )
-        return act(self.symmetry.blocks(site), value, self._moving, batch_dims=batch_dims, signs=signs)
+        return act(self.symmetry.blocks(site), value, self.moving, batch_dims=batch_dims, signs=signs)
 
     def flat_index(self, site: str) -> Tensor:
         """For every element of a site's flattened value, the flat position it comes from, ``(numel,)`` int64.
@@ -149,7 +149,7 @@ class Permutation:
         return None if bool((sign > 0).all()) else sign
 
     @cached_property
-    def _moving(self) -> Tables:
+    def moving(self) -> Tables:
         """The tables of the atoms that move."""
         return Tables(
             {k: v for k, v in self.indices.items() if not _keeps_order(v)},
@@ -212,7 +212,7 @@ class Permutation:
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        moving = self._moving
+        moving = self.moving
         return not (moving.indices or moving.signs or moving.rotations)
 
     def __eq__(self, other: object) -> bool:
@@ -228,7 +228,7 @@ class Permutation:
             and same(self.rotations, other.rotations, lambda a, b: torch.allclose(a, b, rtol=0, atol=_SAME))
         )
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def moved(self) -> dict[str, int]:
         """Atom -> number of its units that change place or sign, or of its dimensions that are rotated."""

@@ -89,7 +89,7 @@ def _names(sites: dict[str, list[Term]], wanted: set[Var]) -> dict[Var, str]:
     for var, found in occurrences.items():
         if var in wanted:
             best = min(found, key=lambda o: (o.axis > 0, o.axis == 0 and o.leaf is not None))
-            names[var] = _unique(best.name, names.values())
+            names[var] = unique_name(best.name, names.values())
     return names
 
 
@@ -108,7 +108,7 @@ class _Occurrence:
         return f"{base}{axis}" + ("" if self.leaf is None else f"/{self.leaf}")
 
 
-def _unique(name: str, taken: Collection[str]) -> str:
+def unique_name(name: str, taken: Collection[str]) -> str:
     """The name, or the first of ``name:2``, ``name:3``, ... that is not taken."""
     numbered = (f"{name}:{k}" for k in itertools.count(2))
     return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)

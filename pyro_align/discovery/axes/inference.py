@@ -15,6 +15,7 @@ from pyro_align.discovery.axes.causes import Cause
 from pyro_align.discovery.axes.reshape import reshape
 from pyro_align.discovery.axes.terms import ONE, Term, Var
 from pyro_align.discovery.constants import constant_axes
+from pyro_align.discovery.gauge import without_factors
 from pyro_align.discovery.registry import rule
 from pyro_align.discovery.supports import restrict
 from pyro_align.discovery.tracing import TracedGraph
@@ -114,7 +115,7 @@ class Inference(Domain):
     """The axes of every tensor of a traced graph.
 
     Attributes:
-        traced: The graph.
+        traced: The graph that was read: the one given, without Cholesky factors that are a matter of gauge.
         constants: Its constants.
         sites: Site -> one term per axis.
         tensors: Axes of every tensor in the graph that depends on a site, and of those met on the way.
@@ -124,8 +125,8 @@ class Inference(Domain):
     rules = rule
 
     def __init__(self, traced: TracedGraph):
-        self.traced = traced
-        self.constants = Constants(traced)
+        self.traced, self._copies = without_factors(traced)
+        self.constants = Constants(self.traced)
         self.sites: dict[str, list[Term]] = {
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()
         }
@@ -138,11 +139,11 @@ class Inference(Domain):
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
         with causes.blaming(Cause("operation")):
-            walk(traced, self, self.constants)
+            walk(self.traced, self, self.constants)
 
     def tensor_of(self, node: Node):
         """What a node that depends on sites or data stands for: an :class:`AxisTensor`, or a list of them."""
-        return self._tensor_of.get(node)
+        return self._tensor_of.get(self._copies.get(node, node))
 
     # -- the domain ------------------------------------------------------------------------------------------------
 

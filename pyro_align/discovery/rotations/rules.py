@@ -259,6 +259,16 @@ def inverse(call, a, **kwargs):
     return [call.along(a), Outcome()]
 
 
+@rotation_rule("aten._linalg_slogdet", "aten._linalg_det")
+def determinant(call, a):
+    """``|P A Q'|`` is ``|A|`` up to its sign, which is lost where both sides are rotated alike or it is not used."""
+    used = {user.args[1] for user in call.node.users}
+    alike = all(places(a.axes[-2], var) == places(a.axes[-1], var) for var in a.states)
+    if call.carried(a, range(a.ndim - 2)) or not _all(a, VECTOR) or (0 in used and not alike):
+        return [None for _ in call.shapes]
+    return [Outcome() for _ in call.shapes]
+
+
 @rotation_rule("aten.linalg_solve_triangular")
 def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
     """``L^-1 B``: linear in ``B`` along the other axis."""

@@ -192,7 +192,18 @@ def in_order(q: DenseNormal, sites: Mapping[str, SiteSpec]) -> DenseNormal:
 
 def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:
     """The relabeling of the rows of a flat tensor, or None where nothing moves."""
-    index, sign = Relabeling(p, sites).flat(list(sites))
+    action = Relabeling(p, sites)
+    if p.moving.rotations:
+
+        def rotate(rows: Tensor, *, signs: bool = True) -> Tensor:
+            parts = []
+            for name, part in split_flat(sites, rows.reshape(len(rows), -1).T).items():
+                moved = action.unconstrained(name, part, batch_dims=1, signs=signs)
+                parts.append(moved.reshape(len(part), -1))
+            return torch.cat(parts, dim=-1).T.reshape(rows.shape)
+
+        return rotate
+    index, sign = action.flat(list(sites))
     if sign is None and torch.equal(index, torch.arange(len(index), device="cpu")):
         return None
 

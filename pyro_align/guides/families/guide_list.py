@@ -62,8 +62,6 @@ class Independent(Posterior):
     def divergences(self) -> tuple[str, ...]:
         return tuple(d for d in self.parts[0].divergences if all(d in part.divergences for part in self.parts))
 
-    in_unconstrained = True
-
     @property
     def has_density(self) -> bool:
         return all(part.has_density for part in self.parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from pyro_align.guides.pyro_state.copies import private_copy
 from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.sites import SiteSpec
+from pyro_align.model.learnables import module_tensors, with_tensors
 
 
 @register_guide(nn.Module)
@@ -104,7 +105,7 @@ class GuideAndModel:
 
     Attributes:
         guide: The guide.
-        model: The model, with parameters of its own.
+        model: The model, with parameters of its own: a copy of the module, or a :class:`ModelAt`.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -132,7 +133,7 @@ class GuideAndModel:
     """
 
     guide: Any
-    model: nn.Module = field(repr=False)
+    model: Callable = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide."""
@@ -142,7 +143,39 @@ class GuideAndModel:
 @register_guide(GuideAndModel)
 def read_guide_and_model(both: GuideAndModel) -> Independent:
     """The guide's posterior and a point mass at the model's parameters."""
-    return Independent((read_guide(both.guide), read_network(both.model)), _write_both)
+    read = _read_model_at if type(both.model) is ModelAt else _read_model
+    if isinstance(both.model, nn.Module):
+        read = read_network
+    return Independent((read_guide(both.guide), read(both.model)), _write_both)
+
+
+def _read_model(model: Callable) -> Point:
+    """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
+    points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
+    if not points:
+        raise GuideError("parameters: the model reaches no modules with parameters")
+    return Point(_sites(points), points, lambda q: ModelAt(model, {k: v.raw for k, v in q.points.items()}))
+
+
+class ModelAt:
+    """A model with the tensors of its modules at other values; the modules themselves stay as they are.
+
+    Attributes:
+        model: The model.
+        tensors: Name -> value.
+    """
+
+    def __init__(self, model: Callable, tensors: Mapping[str, Tensor]):
+        self.model, self.tensors = model, dict(tensors)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        return with_tensors(self.model, self.tensors)(*args, **kwargs)
+
+
+def _read_model_at(model: ModelAt) -> Point:
+    points = {k: RawParameter(v.clone()) for k, v in model.tensors.items()}
+    return Point(_sites(points), points, lambda q: ModelAt(model.model, {k: v.raw for k, v in q.points.items()}))
 
 
 def _write_both(q: Independent) -> GuideAndModel:
@@ -153,10 +186,10 @@ def beside(guide: Any, model: Any) -> GuideAndModel:
     """A guide together with its model's parameters.
 
     Raises:
-        GuideError: The model is no module, or there is a module already.
+        GuideError: The model is not callable, or there is one already.
     """
-    if not isinstance(model, nn.Module):
-        raise GuideError(f"parameters: expected the model, a PyroModule or nn.Module, got {type(model).__name__}")
+    if not callable(model):
+        raise GuideError(f"parameters: expected the model, a module or a callable, got {type(model).__name__}")
     if isinstance(guide, GuideAndModel):
         raise GuideError("parameters: the guide comes with its model already")
     return GuideAndModel(guide, model)

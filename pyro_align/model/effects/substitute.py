@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_align.errors import TraceError
 
@@ -48,6 +49,15 @@ class SubstituteMessenger(Messenger):
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+        elif self._is_weight(msg):  # it keeps its value, and need not enter the store
+            msg["value"] = msg["args"][1]
+            msg["done"] = True
+
+    @staticmethod
+    def _is_weight(msg) -> bool:
+        """Whether a ``pyro.param`` statement registers a module's own weight, of which the store has no other value."""
+        own = msg["args"][1] if len(msg["args"]) > 1 else None
+        return isinstance(own, nn.Parameter) and pyro.get_param_store()._params.get(msg["name"], own) is own
 
     def _rows(self, msg, value: Tensor) -> tuple[tuple[int, Tensor], ...]:
         """Axis, from the right, and rows of each subsampled plate of which the value has all data."""

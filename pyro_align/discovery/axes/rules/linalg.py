@@ -14,6 +14,21 @@ def inverse(call, a, **kwargs):
     return [[*batch, a.axes[-1], a.axes[-2]], list(batch)]
 
 
+@rule("aten._linalg_slogdet", "aten._linalg_det")
+def determinant(call, a):
+    """Rows and columns may be relabeled alike; where its sign is not used, each as they like."""
+    last = 1 if call.name == "_linalg_det" else 2
+    used = {user.args[1] for user in call.node.users}
+    if max(used, default=0) >= last:
+        raise call.unsupported("the factors")
+    batch = list(a.axes[:-2])
+    if 0 in used:
+        call.merge(a.axes[-2], a.axes[-1])
+    for axis in a.axes[-2:]:
+        call.witness([*batch, axis])
+    return [list(batch) if i < last else call.fixed(shape) for i, shape in enumerate(call.shapes)]
+
+
 @rule("aten.linalg_solve_triangular")
 def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
     """``L^-1 B``: the triangle keeps the order of its axes, and so of the one it is solved along."""

@@ -16,6 +16,14 @@ def inverse(call, a, **kwargs):
     return [SignTensor(a.ids.mT), call.even(call.shapes[1])]
 
 
+@sign_rule("aten._linalg_slogdet", "aten._linalg_det")
+def determinant(call, a):
+    """``|D A E| = |D| |A| |E|``."""
+    a = _by_rows_and_columns(call, a)
+    sign = call.multiply_along(SignTensor(a.ids.diagonal(dim1=-2, dim2=-1)), [-1])
+    return [sign, *(call.even(shape) for shape in call.shapes[1:])]
+
+
 @sign_rule("aten.linalg_cholesky_ex")
 def cholesky(call, a, **kwargs):
     """``D A D = (D L D) (D L D)^T``, and ``D L D`` is the triangle with the positive diagonal."""

@@ -1,0 +1,199 @@
+"""Signs that no unit carries: of single indices on axes that keep their order, and of whole sites.
+
+The loadings and the scores of a single factor change sign together, and so does each of several factors whose order a
+prior fixes. Every index of every fixed axis gets an unknown, and the graph says which may change sign together, as for
+units. What the signs of units do not make already becomes an atom of size one: it has no order, but a sign.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_align.axes import Atom, Axis, Fixed, Odd, Product, Sum
+from pyro_align.discovery.axes.assemble import unique_name
+from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.signs.domain import SignDomain
+from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
+from pyro_align.discovery.walk import walk
+from pyro_align.symmetry.group import Symmetry
+
+ENTRIES = 100_000  # of all sites together; larger models are not looked at
+UNKNOWNS = 512  # indices of fixed axes; beyond, a site changes sign as a whole or not at all
+EXHAUSTIVE = 10  # dimensions of the space of solutions up to which all are compared
+
+Turns = Mapping[str, Sequence[Tensor]]  # site -> for each axis, which of its indices change sign
+
+
+@on_host
+def add_loose_signs(symmetry: Symmetry, inference: Inference, *, real: Collection[str]) -> Symmetry:
+    """The symmetry with an atom of size one for every sign that no unit carries.
+
+    Args:
+        symmetry: What was found so far, with the signs of its units.
+        inference: The axes of the traced graph.
+        real: Sites whose values may change sign: their support is all real numbers.
+    """
+    shapes = symmetry.shapes
+    sites = [site for site, terms in symmetry.sites.items() if site in real and terms]
+    if not sites or sum(torch.Size(shape).numel() for shape in shapes.values()) > ENTRIES:
+        return symmetry
+    unknowns = list(_unknowns(symmetry, sites))
+    parities = Parities()
+    ids = {site: _ids(parities, site, shapes[site], unknowns) for site in shapes}
+    walk(inference.traced, SignDomain(parities, ids.__getitem__), inference.constants)
+    solutions = [_turns(vector, unknowns, shapes) for vector in parities.equations.solutions(len(unknowns))]
+    chosen = _independent(symmetry, solutions, sites)
+    return _with_atoms(symmetry, chosen) if chosen else symmetry
+
+
+def _anonymous(term: Axis) -> bool:
+    return isinstance(term, Atom) and term.fixed and not term.name
+
+
+def _unknowns(symmetry: Symmetry, sites: Sequence[str]) -> Iterator[tuple[str, int, int | None]]:
+    """``(site, axis, index)``; the index is None where all of the site changes sign together."""
+    axes = {site: [i for i, t in enumerate(symmetry.sites[site]) if _anonymous(t)] for site in sites}
+    count = sum(symmetry.shapes[site][i] for site in sites for i in axes[site])
+    for site in sites:
+        if count <= UNKNOWNS and axes[site]:
+            yield from ((site, i, k) for i in axes[site] for k in range(symmetry.shapes[site][i]))
+        else:
+            yield site, (axes[site] or [0])[0], None
+
+
+def _ids(parities: Parities, site: str, shape: tuple[int, ...], unknowns: Sequence[tuple]) -> Tensor:
+    ids = torch.full((), EVEN, dtype=torch.int32).expand(shape)
+    for axis, n in enumerate(shape):
+        along = torch.full((n,), EVEN, dtype=torch.int32)
+        for bit, (name, i, k) in enumerate(unknowns):
+            if (name, i) == (site, axis):
+                along[slice(None) if k is None else k] = parities.number(1 << bit)
+        ids = parities.multiply(ids, along.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
+    return ids
+
+
+def _turns(vector: int, unknowns: Sequence[tuple], shapes: Mapping[str, tuple[int, ...]]) -> Turns:
+    out: dict[str, list[Tensor]] = {}
+    for bit, (site, axis, k) in enumerate(unknowns):
+        if vector >> bit & 1:
+            along = out.setdefault(site, [torch.zeros(n, dtype=torch.bool) for n in shapes[site]])
+            along[axis][slice(None) if k is None else k] = True
+    return out
+
+
+def _pattern(turns: Turns, shapes: Mapping[str, tuple[int, ...]], sites: Sequence[str]) -> int:
+    """The entries that change sign, as the bits of one number: all sites one after the other."""
+    flat = []
+    for site in sites:
+        turned = torch.zeros(shapes[site], dtype=torch.bool)
+        for axis, along in enumerate(turns.get(site, ())):
+            turned = turned ^ along.reshape([-1 if i == axis else 1 for i in range(len(shapes[site]))])
+        flat.append(turned)
+    return _bits(flat)
+
+
+def _bits(turned: Sequence[Tensor]) -> int:
+    return int.from_bytes(np.packbits(torch.cat([t.flatten() for t in turned]).numpy()).tobytes(), "big")
+
+
+def _independent(symmetry: Symmetry, solutions: Sequence[Turns], sites: Sequence[str]) -> list[Turns]:
+    """Solutions that turn as few entries as possible, none of them made by the others and the signs of units."""
+    everywhere = list(symmetry.sites)
+    known = Equations()
+    for pattern in _of_units(symmetry, everywhere):
+        known.require(pattern)
+    options = list(solutions)
+    if len(solutions) <= EXHAUSTIVE:
+        options = []
+        for count in range(1, len(solutions) + 1):
+            options += [_combined(chosen) for chosen in itertools.combinations(solutions, count)]
+    patterns = [_pattern(turns, symmetry.shapes, everywhere) for turns in options]
+    chosen = []
+    for turns, pattern in sorted(zip(options, patterns, strict=True), key=lambda pair: pair[1].bit_count()):
+        if known.reduce(pattern):
+            known.require(pattern)
+            chosen.append(_shortest(turns, symmetry))
+    return sorted(chosen, key=lambda turns: [sites.index(site) for site in turns])
+
+
+def _of_units(symmetry: Symmetry, sites: Sequence[str]) -> Iterator[int]:
+    """The entries that each unit of an atom with signs, or one that is rotated, changes the sign of."""
+    for name, atom in symmetry.atoms.items():
+        if not (atom.odd or atom.rotates):
+            continue
+        shape = (*symmetry.outer_shape(name), atom.size)
+        for unit in itertools.product(*map(range, shape)):
+            signs = torch.ones(shape, dtype=torch.int8)
+            signs[unit] = -1
+            matrices = {name: torch.diag_embed(signs.double())} if atom.rotates else {}
+            element = symmetry.permutation(signs={} if atom.rotates else {name: signs}, rotations=matrices)
+            flat = [
+                (element.apply_site(s, torch.ones(symmetry.shapes[s], dtype=torch.float64)) < 0).flatten()
+                for s in sites
+            ]
+            yield int.from_bytes(np.packbits(torch.cat(flat).numpy()).tobytes(), "big")
+
+
+def _combined(chosen: Sequence[Turns]) -> Turns:
+    out: dict[str, list[Tensor]] = {}
+    for turns in chosen:
+        for site, axes in turns.items():
+            out[site] = [a ^ b for a, b in zip(out[site], axes, strict=True)] if site in out else list(axes)
+    return out
+
+
+def _shortest(turns: Turns, symmetry: Symmetry) -> Turns:
+    """The same change of signs with as few indices named as possible: all indices of two axes cancel."""
+    out = {}
+    for site, axes in turns.items():
+        axes = list(axes)
+        fixed = [i for i, term in enumerate(symmetry.sites[site]) if _anonymous(term)]
+        for a, b in itertools.combinations(fixed, 2):
+            other = [~t if i in (a, b) else t for i, t in enumerate(axes)]
+            if sum(int(t.sum()) for t in other) < sum(int(t.sum()) for t in axes):
+                axes = other
+        if any(bool(t.any()) for t in axes):
+            out[site] = axes
+    return out
+
+
+def _with_atoms(symmetry: Symmetry, chosen: Sequence[Turns]) -> Symmetry:
+    names: list[str] = []
+    for turns in chosen:
+        site, axes = next(iter(turns.items()))
+        axis = next(i for i, t in enumerate(axes) if bool(t.any()))
+        index = "" if bool(axes[axis].all()) else f"[{axis}]/{int(axes[axis].nonzero()[0])}"
+        names.append(unique_name(f"sign of {site}{index}", [*names, *symmetry.atoms]))
+    sites = {}
+    for site, terms in symmetry.sites.items():
+        here = [(name, turns[site]) for name, turns in zip(names, chosen, strict=True) if site in turns]
+        sites[site] = tuple(
+            _marked(term, [(name, axes[i]) for name, axes in here if bool(axes[i].any())])
+            for i, term in enumerate(terms)
+        )
+    return replace(symmetry, sites=sites)
+
+
+def _marked(term: Axis, signs: Sequence[tuple[str, Tensor]]) -> Axis:
+    """An axis with the atoms that change the sign of each of its indices; runs of equal ones together."""
+    if not signs:
+        return term
+    if not _anonymous(term):  # all indices of an axis that carries atoms
+        if isinstance(term, Sum):
+            whole = [(name, torch.ones(1, dtype=torch.bool).expand(along.shape)) for name, along in signs]
+            return Sum(*(_marked(part, whole) for part in term.terms))
+        return Product(*(Odd(name, 1) for name, _ in signs), *(term.factors if isinstance(term, Product) else (term,)))
+    told = [tuple(name for name, along in signs if bool(along[k])) for k in range(term.size)]
+    parts: list[Axis] = []
+    for names, run in itertools.groupby(told):
+        factors: list[Axis] = [Odd(name, 1) for name in names]
+        if (length := len(list(run))) > 1 or not factors:
+            factors.append(Fixed(length))
+        parts.append(factors[0] if len(factors) == 1 else Product(*factors))
+    return parts[0] if len(parts) == 1 else Sum(*parts)
