@@ -81,8 +81,9 @@ def main():
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--draws", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     options = parser.parse_args()
-    for case, scales in CASES.items():
+    for case, scales in ((name, CASES[name]) for name in options.cases):
         generator = torch.Generator().manual_seed(options.seed)
         x, y, path = problem(scales, generator)
         for loss in ("expected_nll", "predictive_nll"):

@@ -152,10 +152,17 @@ def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kw
         prior = _base(nodes[name]["fn"]) if name in nodes else None
         if spec.is_real and isinstance(prior, torch.distributions.Normal):
             loc, scale = (t.double() for t in posterior.marginal(name))
+            if not _broadcasts(prior.batch_shape, loc.shape):
+                continue  # a subsampled plate: the model shows the priors of a part of the values
             q = torch.distributions.Normal(loc, scale, validate_args=False)
             p = torch.distributions.Normal(prior.loc.double(), prior.scale.double(), validate_args=False)
             out[name] = torch.distributions.kl_divergence(q, p).cpu()
     return out
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a shape broadcasts to another one."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _base(fn: Any) -> Any:

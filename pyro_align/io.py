@@ -1,14 +1,8 @@
 """Saving and loading symmetries, permutations, alignments and guides' parameters, in one format without pickle.
 
-A file is a zip archive:
+The layout is that of :mod:`pyro_align.files`; its ``meta`` has a ``kind``, and everything but tensors.
 
-| member | holds |
-|---|---|
-| ``meta.json`` | ``format`` ("pyro_align"), ``version`` (1), ``kind``, and everything but arrays, as JSON |
-| ``arrays/<n>.npy`` | arrays, in NumPy's own format, never with object dtype |
-| ``sha256`` | the digest of all other members, in the order of their names |
-
-In ``meta.json`` an array is ``{"array": n}``, with ``"dtype"`` where NumPy has no such type. An axis term is an atom
+In ``meta`` a tensor is its number. An axis term is an atom
 ``{"atom": name, "size": n, "fixed": ..., "within": [...], "kind": ...}``, ``{"product": [...]}`` or ``{"sum": [...]}``.
 Nothing in a file is ever executed, and what is read is checked as if it were written by hand.
 
@@ -19,30 +13,23 @@ over the same model, which has run once (``like=``): the model itself is code, a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyro_align.alignment.pair import Alignment
 from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
+from pyro_align.files import read_tensors, write_tensors
 from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Certificate, Resting, Symmetry
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason
-
-FORMAT, VERSION = "pyro_align", 1
 
 
 def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
@@ -64,16 +51,15 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
         >>> from pyro_align.io import load, save
         >>> symmetry = Symmetry.from_axes({"w": ("h", None)}, shapes={"w": (4, 2)})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(os.path.join(folder, "p.zip"), symmetry.random(3))
-        ...     p = load(os.path.join(folder, "p.zip"))
+        ...     save(os.path.join(folder, "p.safetensors"), symmetry.random(3))
+        ...     p = load(os.path.join(folder, "p.safetensors"))
         >>> p == symmetry.random(3)
         True
     """
     for kind, (cls, encode, _) in _KINDS.items():
         if isinstance(value, cls):
             arrays: list[Tensor] = []
-            meta = {"format": FORMAT, "version": VERSION, "kind": kind, **encode(value, arrays)}
-            _write(Path(path), meta, arrays)
+            write_tensors(path, {"kind": kind, **encode(value, arrays)}, arrays)
             return
     raise TypeError(
         f"cannot save a {type(value).__name__}; expected a Symmetry, a Permutation, an Alignment or a guide"
@@ -99,99 +85,47 @@ def load(path: str | os.PathLike, *, like: nn.Module | Posterior | None = None) 
         >>> import tempfile, os
         >>> from pyro_align import Symmetry, load, save
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(os.path.join(folder, "s.zip"), Symmetry.from_axes({"w": ("h", None)}, shapes={"w": (4, 2)}))
-        ...     symmetry = load(os.path.join(folder, "s.zip"))
+        ...     file = os.path.join(folder, "s.safetensors")
+        ...     save(file, Symmetry.from_axes({"w": ("h", None)}, shapes={"w": (4, 2)}))
+        ...     symmetry = load(file)
         >>> symmetry.atoms["h"].size
         4
     """
-    meta, arrays = _read(Path(path))
+    meta, arrays = read_tensors(path)
     kind = meta.get("kind")
     if kind not in _KINDS:
         raise FormatError(f"{path}: holds a '{kind}', expected one of {', '.join(_KINDS)}")
-    if kind in ("alignment", "guide") and like is None:
-        raise TypeError(
-            f"{path} holds the parameters of a {meta.get('type')}: pass a guide of that type that has run once, "
-            "load(path, like=guide)"
-        )
+    if kind in ("alignment", "guide"):
+        if like is None:
+            raise TypeError(f"{path} holds {_described(meta, arrays)}")
+        read_guide(like)  # what is wrong with it is no fault of the file
     try:
         return _KINDS[kind][2](meta, arrays, like)
     except FormatError:
         raise
-    except (PyroAlignError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (PyroAlignError, KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: its contents are not a valid {kind} ({type(error).__name__}: {error})") from error
 
 
-# -- the archive -------------------------------------------------------------------------------------------------------
+def _described(meta: Mapping[str, Any], arrays: list[Tensor]) -> str:
+    """What a guide to load into must be."""
+    state = meta["state"] if isinstance(meta.get("state"), Mapping) else {}
+    shapes = ", ".join(f"{name} {tuple(_get(number, arrays).shape)}" for name, number in state.items())
+    return (
+        f"the parameters of a {meta.get('type')} ({shapes}); its model is code, and stays where it is: pass a "
+        f"{meta.get('type')} over the same model that has run once, load(path, like=guide)"
+    )
 
 
-def _write(path: Path, meta: Mapping[str, Any], arrays: list[Tensor]) -> None:
-    members = {"meta.json": json.dumps(meta, indent=1, allow_nan=True).encode()}
-    for i, array in enumerate(arrays):
-        buffer = io.BytesIO()
-        np.save(buffer, _to_numpy(array), allow_pickle=False)
-        members[f"arrays/{i}.npy"] = buffer.getvalue()
-    members["sha256"] = _digest(members).encode()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in members.items():
-                # a fixed date: the same value gives the same bytes
-                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict, list[Tensor]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise FormatError(f"{path}: not a pyro_align file, or truncated or damaged ({error})") from error
-    try:
-        meta = json.loads(members["meta.json"])
-        stated = members.pop("sha256").decode()
-    except (KeyError, ValueError) as error:
-        raise FormatError(f"{path}: not a pyro_align file (it has no readable meta.json and sha256)") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise FormatError(f"{path}: not a pyro_align file")
-    if meta.get("version") != VERSION:
-        raise FormatError(f"{path}: format version {meta.get('version')}, this pyro_align reads {VERSION}; upgrade it")
-    if stated != _digest(members):
-        raise FormatError(f"{path}: its contents do not match their digest: the file was damaged or changed")
-    try:
-        names = [f"arrays/{i}.npy" for i in range(len(members) - 1)]
-        arrays = [np.load(io.BytesIO(members[name]), allow_pickle=False) for name in names]
-    except (KeyError, ValueError, EOFError) as error:
-        raise FormatError(f"{path}: its arrays cannot be read ({error})") from error
-    return meta, [torch.from_numpy(np.array(array)) for array in arrays]
-
-
-def _digest(members: Mapping[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(members):
-        digest.update(f"{name}\0{len(members[name])}\0".encode())
-        digest.update(members[name])
-    return digest.hexdigest()
-
-
-def _to_numpy(array: Tensor) -> np.ndarray:
-    array = array.detach().cpu().contiguous()
-    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()  # float32 holds every bfloat16 exactly
-
-
-def _put(array: Tensor, arrays: list[Tensor]) -> dict[str, Any]:
+def _put(array: Tensor, arrays: list[Tensor]) -> int:
     arrays.append(array)
-    return {"array": len(arrays) - 1, "dtype": str(array.dtype).removeprefix("torch.")}
+    return len(arrays) - 1
 
 
-def _get(entry: Mapping[str, Any], arrays: list[Tensor]) -> Tensor:
-    dtype = getattr(torch, entry["dtype"], None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"unknown dtype {entry['dtype']!r}")
-    return arrays[entry["array"]].to(dtype)
+def _get(number: Any, arrays: list[Tensor]) -> Tensor:
+    if not isinstance(number, int) or not 0 <= number < len(arrays):
+        raise ValueError(f"there is no tensor {number!r}")
+    return arrays[number]
 
 
 # -- symmetries and permutations ---------------------------------------------------------------------------------------

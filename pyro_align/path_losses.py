@@ -145,7 +145,7 @@ class MidpointLoss:
         if not isinstance(start, MeanFieldNormal):
             raise GuideError(f"MidpointLoss needs a mean-field Gaussian, got {type(start).__name__}")
         values = {"start": start, "density": Density(model, args, kwargs), "tau": check_tau(tau)}
-        values |= {"batches": Batches.of(args, kwargs, batch_size), "num_samples": num_samples}
+        values |= {"batches": Batches.of(model, args, kwargs, batch_size), "num_samples": num_samples}
         values |= {"temperature": temperature, "seed": seed}
         draw = {site: value[0] for site, value in start.push(start.noise(1, generator=seed)).items()}
         values["num_data"] = probe(model, args, kwargs, start, draw, seed)[0].full

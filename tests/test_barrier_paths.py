@@ -128,7 +128,7 @@ def test_batches_stand_for_all_data(how):
 
 def test_batches_of_keyword_arguments_leave_the_rest_alone():
     x, y, other = torch.arange(10.0)[:, None], torch.arange(10), torch.arange(3)
-    batches = Batches.of((x,), {"y": y, "other": other, "size": 10}, 4)
+    batches = Batches.of(lambda *args, **kwargs: None, (x,), {"y": y, "other": other, "size": 10}, 4)
     (drawn,), named = batches.draw(torch.Generator().manual_seed(0))
     assert drawn.shape == (4, 1)
     assert torch.equal(drawn[:, 0].long(), named["y"]), "rows stay together"

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELB
 from pyro.infer.autoguide import AutoNormal, init_to_value
 
 from pyro_align.barrier import evaluate_barrier
-from pyro_align.barrier.checkpoint import _piece_bytes
+from pyro_align.barrier.checkpoint import Checkpoint, _piece_bytes, _read
+from pyro_align.barrier.fingerprint import digest_of, fingerprint
 from pyro_align.errors import BarrierError
 from pyro_align.paths.geodesic import displacement
 
@@ -227,9 +231,9 @@ def test_a_folder_of_other_things_is_refused(network, tmp_path):
 def test_a_damaged_piece_is_named(network, tmp_path):
     path, x, y = network
     evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
-    piece = next(tmp_path.glob("*.npz"))
+    piece = next(tmp_path.glob("tau_*"))
     piece.write_bytes(piece.read_bytes()[:50])
-    with pytest.raises(BarrierError, match=r"\.npz' is damaged"):
+    with pytest.raises(BarrierError, match=r"tau_.*' is damaged"):
         evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, checkpoint=tmp_path)
 
 
@@ -262,7 +266,7 @@ def test_room_is_asked_for_as_much_as_pieces_take(network, tmp_path):
         barrier = evaluate_barrier(
             classifier, path, evaluation=sets, taus=3, num_samples=draws, losses=None, checkpoint=folder
         )
-        largest = max(piece.stat().st_size for piece in folder.glob("*.npz"))
+        largest = max(piece.stat().st_size for piece in folder.glob("tau_*"))
         assert largest <= _piece_bytes(barrier.problem) <= 2.5 * largest, draws
 
 
@@ -368,7 +372,7 @@ def test_enumerated_models_by_pyros_loss():
         curve = barrier[name]
         theirs = [loss.loss(model, path(0.5), y) / len(y) for _ in range(40)]
         assert abs(curve.value[1] - np.mean(theirs)) < 4.5 * np.hypot(curve.se[1], np.std(theirs) / 40**0.5), name
-    ours = evaluate_barrier(model, path, y, taus=3, num_samples=40)["elbo"]
+    ours = evaluate_barrier(model, path, y, taus=3, num_samples=40)["negative_elbo"]
     assert abs(ours.value[1] - barrier["enum"].value[1]) < 4.5 * np.hypot(ours.se[1], barrier["enum"].se[1])
 
 
@@ -377,3 +381,180 @@ def test_pyro_losses_take_data_in_one_piece():
     path = make_path(linear, x, y)
     with pytest.raises(BarrierError, match="takes data in one piece; got several batches"):
         evaluate_barrier(linear, path, evaluation={"a": [(x[:6], y[:6]), (x[6:], y[6:])]}, losses=[Trace_ELBO()])
+
+
+# -- what a checkpoint rests on ----------------------------------------------------------------------------------------
+
+
+def power(prediction, observed):
+    return (prediction.amax(-1) - observed).abs() ** EXPONENT
+
+
+EXPONENT = 2.0
+
+
+def scaled(factor):
+    def loss(prediction, observed):
+        return factor * (prediction.argmax(-1) - observed).abs()
+
+    return loss
+
+
+def test_losses_that_differ_but_for_their_names_are_told_apart(network, tmp_path, monkeypatch):
+    path, x, y = network
+    how = {"taus": 3, "num_samples": 4, "checkpoint": tmp_path}
+    evaluate_barrier(classifier, path, x, y, losses={"mine": scaled(1.0), "power": power}, **how)
+    evaluate_barrier(classifier, path, x, y, losses={"mine": scaled(1.0), "power": power}, **how)
+    for other in (scaled(2.0), lambda p, o: (p.argmax(-1) - o).abs(), "expected_nll"):
+        with pytest.raises(BarrierError, match="another evaluation, with other losses"):
+            evaluate_barrier(classifier, path, x, y, losses={"mine": other, "power": power}, **how)
+    monkeypatch.setitem(globals(), "EXPONENT", 3.0)
+    with pytest.raises(BarrierError, match="another evaluation, with other losses"):
+        evaluate_barrier(classifier, path, x, y, losses={"mine": scaled(1.0), "power": power}, **how)
+
+
+def test_digests_are_of_contents():
+    assert digest_of(scaled(1.0)) == digest_of(scaled(1.0)) != digest_of(scaled(2.0))
+    assert digest_of({"a": [torch.ones(2), 1]}) == digest_of({"a": [torch.ones(2), 1]})
+    assert len({digest_of(v) for v in (1, 1.0, True, "1", [1], (1,), {1}, torch.ones(1), np.ones(1), None)}) == 10
+    assert digest_of(torch.ones(2)) != digest_of(torch.ones(1, 2))
+    assert digest_of({"b", "a"}) == digest_of({"a", "b"})
+    assert digest_of(functools.partial(scaled, 1.0)) != digest_of(functools.partial(scaled, 2.0))
+    layer = torch.nn.Linear(2, 2)
+    before = digest_of(layer)
+    with torch.no_grad():
+        layer.bias += 1.0
+    assert digest_of(layer) != before
+    knot: list = []
+    knot.append(knot)
+    assert digest_of(knot) == digest_of(knot)
+
+
+OTHER_PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+from barrier_problems import linear, linear_data, make_path
+from pyro_align.barrier import evaluate_barrier
+import pyro_align.barrier.run as run
+torch.set_default_dtype(torch.float64)
+x, y = linear_data()
+if sys.argv[3] == "again":
+    run.evaluate_tau = lambda *_: sys.exit("evaluated again")
+def model(x, y, link):
+    linear(link(x), y)
+shift = 0.5
+loss = lambda prediction, observed: (prediction - observed).abs() + shift
+options = {"taus": 3, "num_samples": 4, "losses": {"mine": loss}, "checkpoint": sys.argv[1]}
+evaluate_barrier(model, make_path(linear, x, y), x, y, lambda x: x + shift, **options)
+"""
+
+
+def test_another_process_with_functions_among_the_arguments_goes_on(tmp_path):
+    for how in ("first", "again"):
+        command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "run"), str(Path(__file__).parent), how]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_damage_of_a_checkpoint_is_told(tmp_path):
+    x, y = linear_data()
+    path = make_path(linear, x, y)
+    how = {"taus": 3, "num_samples": 2, "losses": ["kl"], "checkpoint": tmp_path}
+    evaluate_barrier(linear, path, x, y, **how)
+    checkpoint = Checkpoint(tmp_path)
+    for file in (tmp_path / "problem.safetensors", next(tmp_path.glob("tau_*"))):
+        content = file.read_bytes()
+        read = checkpoint.read if file.name.startswith("tau_") else (lambda: _read(tmp_path / "problem.safetensors"))
+        for at in range(len(content)):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << at % 8
+            file.write_bytes(bytes(damaged))
+            with pytest.raises(BarrierError, match="damaged"):
+                read()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(BarrierError, match="damaged"):
+            evaluate_barrier(linear, path, x, y, **how)
+        file.write_bytes(content)
+    evaluate_barrier(linear, path, x, y, **how)
+
+
+def test_data_are_read_a_batch_at_a_time(tmp_path):
+    x, y = linear_data(n=40)
+    alive, most = weakref.WeakSet(), []
+
+    class Batches:
+        def __iter__(self):
+            for part in range(10):
+                batch = x[4 * part : 4 * part + 4].clone()
+                alive.add(batch)
+                most.append(len(alive))
+                yield batch, y[4 * part : 4 * part + 4]
+
+    path = make_path(linear, x, y)
+    problem = evaluate_barrier(linear, path, evaluation={"a": Batches()}, taus=3, num_samples=2).problem
+    most.clear()
+    fingerprint(problem)
+    assert max(most) <= 3
+
+
+# -- executors that fail -----------------------------------------------------------------------------------------------
+
+
+class Now:
+    """An executor with futures of its own, as loky's and joblib's are, that runs at once."""
+
+    def __init__(self, fail=None):
+        self.fail, self.seen = fail, []
+
+    def submit(self, work, tau, share):
+        self.seen.append(tau)
+        return _Future(work, tau, share, self.fail)
+
+
+class _Future:
+    def __init__(self, work, tau, share, fail):
+        self.work, self.tau, self.share, self.fail = work, tau, share, fail
+
+    def cancel(self):
+        return False
+
+    def result(self):
+        if self.fail is not None and self.tau == 0.5:
+            raise self.fail
+        return self.work(self.tau, self.share)
+
+
+def test_futures_of_another_kind(network):
+    path, x, y = network
+    same(
+        evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4),
+        evaluate_barrier(classifier, path, x, y, taus=3, num_samples=4, executor=Now(), shards=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BrokenProcessPool("terminated abruptly"), r"tau=0.5 failed: a worker of the executor died \(terminated"),
+        (pickle.PicklingError("no"), r"tau=0.5 failed: .*cannot be sent"),
+        (ZeroDivisionError("odd"), r"tau=0.5 failed: ZeroDivisionError: odd"),
+    ],
+)
+def test_a_task_that_fails_is_named_and_finished_ones_are_kept(network, tmp_path, error, message):
+    path, x, y = network
+    how = {"taus": 5, "num_samples": 4, "checkpoint": tmp_path}
+    with pytest.raises(BarrierError, match=message) as caught:
+        evaluate_barrier(classifier, path, x, y, executor=Now(error), **how)
+    assert caught.value.__cause__ is error
+    assert len(list(tmp_path.glob("tau_*"))) == 4
+    again = Now()
+    evaluate_barrier(classifier, path, x, y, executor=again, **how)
+    assert again.seen == [0.5]
+
+
+def test_an_interrupt_goes_through(network, tmp_path):
+    path, x, y = network
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_barrier(classifier, path, x, y, taus=5, executor=Now(KeyboardInterrupt()), checkpoint=tmp_path)
+    assert len(list(tmp_path.glob("tau_*"))) == 2

@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from barrier_problems import classifier, classifier_data, make_guide
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch.distributions import Normal, kl_divergence
 
-from pyro_align.diagnostics import effective_width
+from pyro_align.diagnostics import effective_width, shares_off_prior
 from pyro_align.errors import PyroAlignError
 from pyro_align.guides import read_guide
 from pyro_align.symmetry.group import Symmetry
@@ -86,3 +86,18 @@ def test_other_families_are_refused(problem):
         guide(x, y)
     with pytest.raises(PyroAlignError, match="needs a mean-field Gaussian"):
         effective_width(guide, symmetry, classifier, x, y)
+
+
+def test_a_subsampled_site_is_left_out():
+    """The model shows the priors of the rows at hand, the guide has them all."""
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0).expand([9]).to_event(1))
+        with pyro.plate("rows", 12, subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(9), torch.ones(9)).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 1.0).to_event(1), obs=x[rows])
+
+    x = torch.randn(12, 9)
+    guide = AutoNormal(model, create_plates=lambda x: pyro.plate("rows", 12, subsample_size=3))
+    guide(x)
+    assert list(shares_off_prior(read_guide(guide), model, (x,), {})) == ["loc"]

@@ -235,14 +235,15 @@ def test_bounds_that_tell_units_apart_are_refused():
 
 
 @pytest.mark.parametrize("make", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-def test_a_simplex_axis_is_refused_with_the_remedy(make):
+def test_a_simplex_axis_leaves_the_family_and_is_wrapped(make):
     def mixture():
         pyro.sample("mix", dist.Dirichlet(torch.ones(3)))
 
     guide = scoped(lambda: make(mixture))
     p = Symmetry.from_axes({"mix": ("k",)}, shapes={"mix": (3,)}).permutation({"k": [2, 0, 1]})
     with pytest.raises(GuideError, match=r"site 'mix', axis 0.*wrap_guide"):
-        permute_guide(guide, p)
+        read_guide(guide).permute(p)
+    assert type(permute_guide(guide, p)).__name__ == "RelabeledGuide"
     wrapped = wrap_guide(guide)
     noise = wrapped.noise(5)
     before, log_prob = wrapped.push_with_log_prob(noise)

@@ -34,6 +34,7 @@ ROOMS = (
     "symmetry",
     "reporting",
     "axes",
+    "files",
     "errors",
 )
 

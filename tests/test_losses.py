@@ -230,3 +230,10 @@ def test_the_log_joint_of_a_subsample_stands_for_all_data():
     point = evaluate_barrier(part, path, x[:10], y[:10], taus=3, num_samples=4).at(0.5)
     seen = point["log_likelihood"]["y"].values.sum(-1)
     assert np.allclose(stats["lp"], stats["log_prior"] + 3 * seen, rtol=1e-5)
+
+
+def test_the_least_effective_number_is_told_by_data_set():
+    x, y = linear_data()
+    barrier = evaluate_barrier(linear, make_path(linear, x, y), x, y, taus=3, num_samples=8)
+    assert np.array_equal(barrier.effective_draws["data"], barrier["predictive_nll"].effective)
+    assert (barrier.effective_draws["data"] <= 8).all()

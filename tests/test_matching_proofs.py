@@ -85,3 +85,23 @@ def test_restarts_say_what_they_found():
     assert len(more.rises) == 6
     assert more.objective == pytest.approx(alone.objective + sum(more.rises))
     assert "of 6 restarts" in str(more)
+
+
+@pytest.mark.parametrize("name", ["two layers", "recurrent", "gates"])
+def test_margins_are_what_the_cheapest_swap_costs(name):
+    """Against the objective itself, also where an atom is on two axes of a site."""
+    case = STRUCTURES[name]
+    symmetry = case.symmetry
+    fixed, moving = (features(symmetry, k) for k in (0, 1))
+    problem = Problem(symmetry, fixed, moving)
+    found = match(symmetry, fixed, moving, with_margins=True)
+    for atom, index in found.permutation.indices.items():
+        n = len(index)
+        for i in range(n):
+            falls = []
+            for k in set(range(n)) - {i}:
+                swapped = index.clone()
+                swapped[[i, k]] = index[[k, i]]
+                other = symmetry.permutation({**found.permutation.indices, atom: swapped})
+                falls.append(found.objective - problem.objective(other))
+            assert float(found.margins[atom][i]) == pytest.approx(min(falls), abs=1e-9)

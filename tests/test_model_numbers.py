@@ -14,6 +14,8 @@ from pyro.infer.autoguide import AutoNormal, init_to_sample
 
 from pyro_align import align, displacement, evaluate_barrier, find_symmetry, learn_path
 from pyro_align.errors import BarrierError, TraceError
+from pyro_align.model.density import Density
+from pyro_align.paths.learned import Batches, negative_elbo
 
 Y = torch.tensor([-2.0, -1.5, 0.3, 1.9, 2.2])
 
@@ -376,3 +378,92 @@ def test_predictive_draws_of_batches_are_independent():
     same = np.corrcoef(noise[:, :10].mean(1), noise[:, 10:20].mean(1))[0, 1]
     assert abs(same) < 0.35
     assert noise.mean(1).std() == pytest.approx(0.7 / math.sqrt(40), rel=0.3)
+
+
+N = 24
+
+
+def by_hand(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)), poutine.scale(scale=N / len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
+
+
+def batches_of(x, y, size):
+    return [(x[lo : lo + size], y[lo : lo + size]) for lo in range(0, len(x), size)]
+
+
+@pytest.mark.parametrize("size", [6, 9, 24])
+def test_batches_that_the_model_scales_by_hand_count_once(size):
+    x, y = linear_data(n=N)
+    path = make_path(subsampled, x, y)
+    whole = evaluate_barrier(subsampled, path, x, y, taus=3, num_samples=5)
+    parts = evaluate_barrier(by_hand, path, evaluation={"data": batches_of(x, y, size)}, taus=3, num_samples=5)
+    assert parts.num_data == {"data": N}
+    for loss in whole.losses:
+        np.testing.assert_allclose(parts[loss].draws, whole[loss].draws, rtol=1e-10, err_msg=loss)
+    lp = [b.at(0.5).sample_stats["lp"].values for b in (parts, whole)]
+    np.testing.assert_allclose(*lp, rtol=1e-10)
+
+
+def test_a_likelihood_to_a_power_is_not_scaled_by_hand():
+    def powered(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)), poutine.scale(scale=2.0):
+            pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
+
+    x, y = linear_data(n=N)
+    path = make_path(subsampled, x, y)
+    whole = evaluate_barrier(powered, path, x, y, taus=3, num_samples=5)
+    parts = evaluate_barrier(powered, path, evaluation={"data": batches_of(x, y, 12)}, taus=3, num_samples=5)
+    np.testing.assert_allclose(parts["negative_elbo"].draws, whole["negative_elbo"].draws, rtol=1e-10)
+    expected = 2 * whole["expected_nll"].draws + whole["kl"].draws
+    np.testing.assert_allclose(whole["negative_elbo"].draws, expected, rtol=1e-10)
+
+
+def in_a_plate(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", N, subsample=x):
+        pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
+
+
+@pytest.mark.parametrize("model", [subsampled, by_hand, in_a_plate])
+def test_a_batch_of_a_learned_path_counts_for_all_data(model):
+    x, y = linear_data(n=N)
+    x, y = x[:1].expand(N, 3).contiguous(), y[:1].expand(N).contiguous()  # every batch says the same
+    path = make_path(subsampled, x, y)
+    q = path.start if hasattr(path, "start") else path.posterior(0.0)
+    moments = {"w": q.marginal("w")}
+    losses = []
+    for size in (None, 6):
+        batches = Batches.of(model, (x, y), {}, size)
+        generator = torch.Generator().manual_seed(0)
+        losses.append(negative_elbo(Density(model, (x, y)), q, moments, 1.0, generator, batches))
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_plates_of_different_subsamples_are_scaled_each_by_its_own():
+    def model(a, b, few=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("first", 20, subsample_size=few and 2) as i:
+            pyro.sample("a", dist.Normal(m, 1.0), obs=a[i])
+        with pyro.plate("second", 6, subsample_size=few and 3) as i:
+            pyro.sample("b", dist.Normal(m, 1.0), obs=b[i])
+
+    a, b = torch.full((20,), 0.5), torch.full((6,), -2.0)
+    path = make_path(model, a, b)
+    part, whole = (evaluate_barrier(model, path, a, b, few, taus=3, num_samples=5) for few in (True, None))
+    for loss in ("kl", "negative_elbo"):
+        np.testing.assert_allclose(part[loss].draws, whole[loss].draws, rtol=1e-10, err_msg=loss)
+
+
+def test_paths_are_learned_on_enumerated_models():
+    path = make_path(marginal_mixture)
+    q = path.posterior(0.3)
+    moments = {name: q.marginal(name) for name in q.sites}
+    losses = []
+    for model in (marginal_mixture, mixture):
+        density, generator = Density(model), torch.Generator().manual_seed(0)
+        losses.append(negative_elbo(density, q, moments, 0.7, generator, Batches.of(model, (), {}, None)))
+    torch.testing.assert_close(*losses)
+    assert learn_path(mixture, path(0.0), path(1.0), max_steps=2)(0.5) is not None

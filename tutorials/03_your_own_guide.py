@@ -186,7 +186,7 @@ for name, end in {"as fitted": flow_b, "aligned": flows.guide}.items():
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "aligned.zip"
+    file = Path(folder) / "aligned.safetensors"
     pyro_align.save(file, alignment)
     like = first.to_guide()  # in another process: an AutoNormal(model) that has run once
     again = pyro_align.load(file, like=like)

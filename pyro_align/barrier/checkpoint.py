@@ -1,30 +1,27 @@
 """Finished pieces in a folder, so that an evaluation that was killed goes on where it stopped.
 
-A piece is written under another name, flushed to the disk and renamed, so that it is there whole or not at all. A file
-with a fingerprint of model, path, data and options keeps pieces of another problem from being taken for this one's.
+A piece is there whole or not at all, under a digest. A file with the fingerprint of model, path, data, losses and
+options keeps pieces of another problem from being taken for this one's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
+from pyro_align.barrier.fingerprint import fingerprint
 from pyro_align.barrier.problem import Piece, Problem
-from pyro_align.errors import BarrierError
+from pyro_align.errors import BarrierError, FormatError
+from pyro_align.files import clear_unfinished, read_tensors, write_tensors
 from pyro_align.losses.protocol import Estimate
 
-_HEAD = "problem.json"
+_HEAD, _PIECE = "problem.safetensors", "tau_{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,18 @@ class Checkpoint:
         head = checkpoint.folder / _HEAD
         try:
             checkpoint.folder.mkdir(parents=True, exist_ok=True)
+            clear_unfinished(checkpoint.folder)
             if not head.exists():
                 if any(p for p in checkpoint.folder.iterdir() if not p.name.startswith(".")):
                     raise BarrierError(f"checkpoint: the folder '{folder}' is not empty and not a checkpoint")
-                checkpoint._put(_HEAD, lambda file: file.write(json.dumps(mark, indent=1).encode()))
+                write_tensors(head, {"kind": "evaluation", **mark}, [])
             with tempfile.TemporaryFile(dir=checkpoint.folder) as file:  # fails now rather than after the first piece
                 file.write(bytes(taus * _piece_bytes(problem)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise BarrierError(f"checkpoint: the folder '{folder}' cannot be written: {error}") from error
-        there = json.loads(head.read_text())
+        there, _ = _read(head)
         differing = [key for key in mark if there.get(key) != mark[key]]
         if differing:
             raise BarrierError(
@@ -78,17 +76,18 @@ class Checkpoint:
         Raises:
             BarrierError: The folder cannot be written any more.
         """
-        arrays: dict[str, Any] = {"log_prior": piece.log_prior, "log_q": piece.log_q}
-        names: dict[str, Any] = {"tau": piece.tau, "vectorized": piece.vectorized, "num_data": dict(piece.num_data)}
-        names["evaluations"] = list(piece.likelihood)
-        names["estimates"] = [[*key, one.drift, one.effective] for key, one in piece.estimates.items()]
-        arrays |= {f"draws{i}": one.draws for i, one in enumerate(piece.estimates.values())}
-        arrays |= {f"likelihood{i}": value for i, value in enumerate(piece.likelihood.values())}
-        arrays["names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
+        arrays = [piece.log_prior, piece.log_q, *piece.likelihood.values()]
+        estimates = []
+        for key, one in piece.estimates.items():
+            estimates.append([*key, one.drift, one.effective, one.fragile is not None])
+            arrays += [one.draws] if one.fragile is None else [one.draws, one.fragile]
+        meta = {"tau": piece.tau, "vectorized": piece.vectorized, "num_data": dict(piece.num_data)}
+        meta |= {"estimates": estimates, "evaluations": list(piece.likelihood)}
         try:
-            self._put(f"{float(piece.tau).hex()}.npz", lambda file: np.savez(file, **arrays))
+            path = self.folder / _PIECE.format(float(piece.tau).hex())
+            write_tensors(path, meta, [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
         except OSError as error:
-            kept = len(list(self.folder.glob("*.npz")))
+            kept = len(self._pieces())
             raise BarrierError(
                 f"checkpoint: tau={piece.tau:g} cannot be written to '{self.folder}': {error}; the {kept} taus before "
                 "it are kept: make room, and run the same again"
@@ -96,78 +95,38 @@ class Checkpoint:
 
     def read(self) -> dict[float, Piece]:
         """Tau -> piece, of all pieces there."""
-        pieces = [_read_piece(path) for path in sorted(self.folder.glob("*.npz"))]
+        pieces = [_read_piece(path) for path in self._pieces()]
         return {piece.tau: piece for piece in pieces}
 
-    def _put(self, name: str, write) -> None:
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    def _pieces(self) -> list[Path]:
+        return sorted(self.folder.glob(_PIECE.format("*")))
 
 
 def _piece_bytes(problem: Problem) -> int:
     """What a piece takes in a file, at most: its arrays over draws, and names and headers."""
-    arrays = 2 + len(problem.data) * (1 + len(problem.losses))
-    return 8 * problem.num_samples * arrays + 512 * (arrays + 2) + 2048
+    arrays = 2 + len(problem.data) * (2 + len(problem.losses))  # a predictive loss has two
+    names = sum(map(len, problem.losses)) + sum(len(data.name) for data in problem.data) * (1 + len(problem.losses))
+    return 8 * problem.num_samples * arrays + 130 * arrays + 2 * names + 1024
+
+
+def _read(path: Path) -> tuple[Mapping, list[np.ndarray]]:
+    try:
+        meta, tensors = read_tensors(path)
+    except (FormatError, OSError) as error:
+        raise BarrierError(f"checkpoint: the file '{path}' is damaged ({error}); delete it and run again") from error
+    return meta, [tensor.numpy() for tensor in tensors]
 
 
 def _read_piece(path: Path) -> Piece:
+    meta, arrays = _read(path)
+    rest = iter(arrays)
     try:
-        with path.open("rb") as handle, np.load(handle) as file:
-            names = json.loads(file["names"].tobytes())
-            return Piece(
-                tau=names["tau"],
-                estimates={
-                    (evaluation, loss): Estimate(file[f"draws{i}"], drift, effective)
-                    for i, (evaluation, loss, drift, effective) in enumerate(names["estimates"])
-                },
-                likelihood={name: file[f"likelihood{i}"] for i, name in enumerate(names["evaluations"])},
-                log_prior=file["log_prior"],
-                log_q=file["log_q"],
-                num_data=names["num_data"],
-                vectorized=names["vectorized"],
-            )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BarrierError(f"checkpoint: the file '{path}' is damaged ({error}); delete it and run again") from error
-
-
-def fingerprint(problem: Problem) -> dict[str, str]:
-    """What decides the figures: the path's draws, the data, the model's log joint at one draw, and the options."""
-    model = hashlib.sha256()
-    for data in problem.data:
-        for args, kwargs in data.batches():
-            values = {k: v[:1] for k, v in problem.path.posterior(0.5).push(problem.noise).items()}
-            draws = problem.runner(values, args, kwargs)
-            model.update(draws.log_likelihood.double().cpu().numpy().tobytes())
-            model.update(draws.log_prior.double().cpu().numpy().tobytes())
-            break
-    return {
-        "path": _hash([problem.path.posterior(tau).push(problem.noise) for tau in (0.0, 0.5, 1.0)]),
-        "data": _hash([[data.name, *data.batches()] for data in problem.data]),
-        "model": model.hexdigest(),
-        "losses": ", ".join(problem.losses),
-        "num_samples": str(problem.num_samples),
-        "seed": str(problem.seed),
-        "num_data": str(problem.num_data),
-        "temperature": float(problem.temperature).hex(),
-        "chunk and memory": f"{problem.chunk}, {problem.max_memory}",
-    }
-
-
-def _hash(tree: Any) -> str:
-    out = hashlib.sha256()
-    for leaf in tree_flatten(tree)[0]:
-        if isinstance(leaf, Tensor):
-            leaf = leaf.detach().cpu()
-            out.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            out.update(leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            out.update(repr(leaf).encode())
-    return out.hexdigest()
+        log_prior, log_q = next(rest), next(rest)
+        likelihood = {name: next(rest) for name in meta["evaluations"]}
+        estimates = {
+            (evaluation, loss): Estimate(next(rest), drift, effective, next(rest) if fragile else None)
+            for evaluation, loss, drift, effective, fragile in meta["estimates"]
+        }
+        return Piece(meta["tau"], estimates, likelihood, log_prior, log_q, meta["num_data"], meta["vectorized"])
+    except (StopIteration, ValueError, KeyError, TypeError) as error:
+        raise BarrierError(f"checkpoint: the file '{path}' is no piece of an evaluation; delete it") from error

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from pyro_align.errors import BarrierError
+from pyro_align.model.guards import LOCK
 
 BATCH = 1000  # data of a map-style `Dataset` at a time; a DataLoader has its own
 
@@ -33,7 +37,7 @@ class Data:
 
     def batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         """The arguments of each of the model's calls, ``(args, kwargs)``."""
-        for item in _iterator(self.source if self.streamed else (self.source,)):
+        for item in _steady(self.source) if self.streamed else (self.source,):
             if isinstance(item, Mapping):
                 yield (), {**item, **self.kwargs}
             elif isinstance(item, tuple | list):
@@ -69,10 +73,58 @@ def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[D
     return [_read_one(str(name), source, kwargs) for name, source in evaluation.items()]
 
 
-def _iterator(source: Iterable) -> Iterator:
-    """``iter(source)`` that leaves the RNG alone: a DataLoader draws a seed for its workers, needed or not."""
-    with torch.random.fork_rng(devices=[]):
-        return iter(source)
+def digest(args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """By which a batch is known again: the shapes and sums of its tensors."""
+    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    real = [t for t in tensors if not t.is_complex()]
+    return repr([tuple(t.shape) for t in tensors] + [float(t.sum(dtype=torch.float64)) for t in real])
+
+
+def _steady(source: Iterable) -> Iterator:
+    """One pass over batches, with the same random state in every pass, which leaves that of the process alone.
+
+    Augmentations and samplers draw from it, and so does a DataLoader for its workers; every tau must see the same data.
+    """
+    samplers = (source, getattr(source, "sampler", None), getattr(source, "batch_sampler", None))
+    generators = [g for s in samplers if isinstance(g := getattr(s, "generator", None), torch.Generator)]
+    before = [g.get_state() for g in generators]
+    state, iterator = None, None
+    try:
+        while True:
+            with LOCK:
+                outside = _random_state()
+                _set_random_state(state)
+                try:
+                    iterator = iter(source) if iterator is None else iterator
+                    item = next(iterator, _END)
+                finally:
+                    state = _random_state()
+                    _set_random_state(outside)
+            if item is _END:
+                return
+            yield item
+    finally:
+        for generator, value in zip(generators, before, strict=True):
+            generator.set_state(value)
+
+
+_END = object()
+
+
+def _random_state() -> tuple:
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _set_random_state(state: tuple | None) -> None:
+    """Sets the state of all three generators; None seeds them."""
+    if state is None:
+        torch.default_generator.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+    else:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])  # noqa: NPY002
+        random.setstate(state[2])
 
 
 def _read_one(name: str, source: Any, kwargs: Mapping[str, Any]) -> Data:
@@ -92,7 +144,7 @@ def _read_one(name: str, source: Any, kwargs: Mapping[str, Any]) -> Data:
             f"evaluation '{name}': expected a tuple of the model's arguments, a mapping of its keyword arguments or a "
             f"re-iterable of such batches (a DataLoader), got {type(source).__name__}"
         )
-    if _iterator(source) is source:
+    if isinstance(source, Iterator):
         raise BarrierError(
             f"evaluation '{name}': a {type(source).__name__} can be read only once, and every tau reads the data anew; "
             "give a list or a DataLoader"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.barrier.data import Data
+from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.kl import kl_per_draw
@@ -126,10 +126,22 @@ class Problem:
             measure = self.chunk is None and self.on_draws
             options = {"strict": self.on_draws, "measure": measure}
             layout, size = probe(self.model, args, kwargs, posterior, draw, self.seed, **options)
+            self._check_same(data, 0, args, kwargs)
             if measure:
                 self._cache.setdefault("sizes", {})[call_shapes(args, kwargs)] = size
             return layout
         raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
+
+    def _check_same(self, data: Data, number: int, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Refuses data that differ from pass to pass: every tau is to be judged on the same."""
+        if data.streamed:
+            found = digest(args, kwargs)
+            if self._cache.setdefault("digests", {}).setdefault((data.name, number), found) != found:
+                raise BarrierError(
+                    f"evaluation '{data.name}': batch {number} holds other data than when it was read before, and "
+                    "every tau is to be judged on the same; give the batches as a list, or a data set whose randomness "
+                    "is seeded by the index of the item"
+                )
 
     def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None, share=(0, 1)):
         """Runs the model on batches of a data set at one tau: yields each batch's number and :class:`Draws`.
@@ -144,10 +156,11 @@ class Problem:
         """
         posterior = self.path.posterior(tau) if posterior is None else posterior
         values = posterior.push(self.noise) if values is None else values
-        normals = independent_normals(posterior)
+        normals, by_hand = independent_normals(posterior), self.layouts[data.name].by_hand
         for i, (args, kwargs) in enumerate(data.batches()):
             if i % share[1] == share[0]:
-                yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0)
+                self._check_same(data, i, args, kwargs)
+                yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0, by_hand=by_hand)
 
 
 def independent_normals(posterior) -> Normals:

@@ -82,6 +82,15 @@ class Barrier:
         """Draws at each tau."""
         return self.log_q.shape[1]
 
+    @property
+    def effective_draws(self) -> dict[str, np.ndarray]:
+        """Data set -> the least effective number of draws behind any observation, ``(taus,)``."""
+        told = {}
+        for (evaluation, _), curve in self.curves.items():
+            if curve.effective is not None and curve.fragile is not None:
+                told[evaluation] = curve.effective
+        return told
+
     def __getitem__(self, key: str | tuple[str, str]) -> Curve:
         """``barrier["train", "negative_elbo"]``, or ``barrier["negative_elbo"]`` on the first data set."""
         if isinstance(key, str):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,30 +81,74 @@ def curve_of(problem: Problem, pieces: Sequence[Piece], key: tuple[str, str], ta
 def _pieces(
     problem: Problem, taus: Sequence[float], executor: concurrent.futures.Executor | None, shards: int
 ) -> Iterator[Piece]:
+    """The piece of each tau as it is finished; of a task that fails, after those of all tasks that were begun."""
     if executor is None:
         for tau in taus:
             yield evaluate_tau(problem, tau)
         return
     work = partial(_elsewhere, problem, torch.get_default_dtype())
-    futures = [executor.submit(work, tau, (k, shards)) for tau in taus for k in range(shards)]
+    tasks: dict[Any, tuple[float, int]] = {}
+    failure: BarrierError | None = None
     parts: dict[float, list[Part]] = {tau: [] for tau in taus}
     try:
-        for future in concurrent.futures.as_completed(futures):
+        for task in product(taus, range(shards)):
             try:
-                part = future.result()
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
-                if "pickle" not in str(error).lower() and not isinstance(error, pickle.PicklingError):
-                    raise
-                raise BarrierError(
-                    f"the model, path or data cannot be sent to the executor's processes ({error}); define the model "
-                    "at the top level of a module, or leave executor out"
-                ) from error
-            parts[part.tau].append(part)
-            if len(parts[part.tau]) == shards:
-                yield joined(problem, parts.pop(part.tau))
+                tasks[executor.submit(work, task[0], (task[1], shards))] = task
+            except Exception as error:
+                failure = _failure(task, shards, error)
+                break
+        for future in _as_completed(list(tasks)):
+            tau = tasks[future][0]
+            try:
+                parts[tau].append(future.result())
+            except concurrent.futures.CancelledError:
+                continue
+            except Exception as error:
+                failure = failure or _failure(tasks[future], shards, error)
+                _cancel(tasks)
+                continue
+            if len(parts[tau]) == shards:
+                yield joined(problem, parts.pop(tau))
     finally:
-        for future in futures:
-            future.cancel()
+        _cancel(tasks)
+    if failure is not None:
+        raise failure
+
+
+def _cancel(futures: Iterable[Any]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _as_completed(futures: Sequence[Any]) -> Iterator[Any]:
+    """Futures as they are done; those of an executor with futures of its own in their order."""
+    if all(isinstance(future, concurrent.futures.Future) for future in futures):
+        return concurrent.futures.as_completed(futures)
+    return iter(futures)
+
+
+def _failure(task: tuple[float, int], shards: int, error: Exception) -> BarrierError:
+    """One error that says which task failed, and why."""
+    which = f"tau={task[0]:g}" + (f", part {task[1] + 1} of {shards}" if shards > 1 else "")
+    text = str(error).strip()
+    if isinstance(error, BarrierError):
+        why = text
+    elif isinstance(error, pickle.PicklingError) or "pickle" in text.lower():
+        why = (
+            f"the model, path or data cannot be sent to the executor's processes ({text}); define the model at the top "
+            "level of a module, or leave executor out"
+        )
+    elif isinstance(error, concurrent.futures.BrokenExecutor):
+        why = (
+            f"a worker of the executor died ({text}); out of memory is the usual reason: fewer workers, or a max_memory"
+        )
+    else:
+        why = f"{type(error).__name__}: {text}"
+    out = BarrierError(
+        f"executor: {which} failed: {why}. Taus that were finished are in the checkpoint, if there is one"
+    )
+    out.__cause__ = error
+    return out
 
 
 def _elsewhere(problem: Problem, dtype: torch.dtype, tau: float, share: tuple[int, int]) -> Part:

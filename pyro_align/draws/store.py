@@ -6,7 +6,6 @@ Zarr is imported by xarray, here and where draws are opened, and nowhere else.
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import xarray as xr
 from pyro_align.axes import leaves
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
+from pyro_align.files import whole_folder
 
 if TYPE_CHECKING:
     from pyro_align.draws.result import AlignedDraws
@@ -27,22 +27,14 @@ _OF_THE_OLD_STORE = ("chunks", "preferred_chunks", "compressor", "compressors", 
 
 def write_draws(aligned: AlignedDraws, path: str | os.PathLike) -> None:
     """See :meth:`AlignedDraws.to_zarr`."""
-    path = os.fspath(path)
-    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
-        raise FileExistsError(f"'{path}' exists and is not empty; give another path")
-    unfinished = path + ".part"  # a store cut short would read as one of fewer draws
-    try:
+    with whole_folder(path) as folder:  # a store cut short would read as one of fewer draws
+        unfinished = os.fspath(folder)
         for k, (group, dataset) in enumerate(_groups(aligned).items()):
             if k == 0 and group is not None:
                 xr.Dataset(attrs=_root_attrs(aligned)).to_zarr(unfinished, mode="w", consolidated=False)
             for n, part in enumerate(_parts(aligned, group, dataset)):
                 _append(part, unfinished, group, first=n == 0)
         _consolidate(unfinished)
-        if os.path.isdir(path):
-            os.rmdir(path)
-        os.replace(unfinished, path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _groups(aligned: AlignedDraws) -> dict[str | None, xr.Dataset | None]:

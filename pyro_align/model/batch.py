@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -118,11 +119,12 @@ class Runner:
     seed: int = 0
     chunk: int | None = None
     max_memory: int = 2**30
-    sizes: dict[tuple, int] = field(default_factory=dict)
+    sizes: dict[Hashable, int] = field(default_factory=dict)
 
     def __post_init__(self):
         self.many = Many(self.model, self.seed, self.chunk, self.max_memory, self.sizes)
         self._nesting: list[int | None] = []
+        self._parameters: dict[str, Tensor] = {}
 
     @property
     def vectorized(self) -> bool:
@@ -137,6 +139,7 @@ class Runner:
         normals: Normals | None = None,
         predict: bool = False,
         prior: bool = True,
+        by_hand: bool = False,
     ) -> Draws:
         """Runs the model on every draw.
 
@@ -148,34 +151,48 @@ class Runner:
             predict: Whether predictions are wanted.
             prior: Whether the values of the latent sites are wanted; zeros else. They do not depend on the data, so
                 the first batch gives them.
+            by_hand: Whether the model's scales stand for data left out, see
+                :func:`~pyro_align.model.observations.scaled_by_hand`.
         """
         normals, key, aside = Normals() if normals is None else normals, call_shapes(args, kwargs), _Aside()
-        nesting = self.nesting(values, args, kwargs)
 
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-            records = forward.record(self.model, args, kwargs, draw, nesting)
-            return _evaluate(records, draw, normals, predict, prior, aside)
+            return _evaluate(record(draw), draw, normals, predict, prior, aside, by_hand)
 
+        record = self.recorder(values, args, kwargs)
         out = self.many(one, values, key)
         if aside.mask is not None:
             out, aside.target = _observed(out, aside.target, aside.mask)
         return Draws(**out, closed=aside.closed, target=aside.target, mask=aside.mask, stand=aside.stand)
 
-    def nesting(self, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> int | None:
-        """How many dims plates take, where discrete latents are to be enumerated left of them; None where none are."""
+    def recorder(
+        self, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
+    ) -> Callable[[Mapping[str, Tensor]], forward.Records]:
+        """One draw's run, discrete latents enumerated; arguments as for a call."""
         if not self._nesting:  # discrete sites do not come and go with the data
+            stored = set(pyro.get_param_store().keys())
             with untouched(self.model, seed=self.seed), torch.no_grad():
                 records = forward.record(self.model, args, kwargs, {k: v[0] for k, v in values.items()})
             self._nesting.append(records.max_plate_nesting if records.discrete else None)
-        return self._nesting[0]
+            # a parameter that is not in the store would be made anew in every run, which vmap does not allow
+            made = [(n, m) for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in stored]
+            self._parameters = {name: m["value"].detach() for name, m in made}
+        nesting, parameters = self._nesting[0], self._parameters
+        return lambda draw: forward.record(self.model, args, kwargs, {**parameters, **draw}, nesting)
 
 
 def _evaluate(
-    records: forward.Records, draw: dict[str, Tensor], normals: Normals, predict_: bool, prior: bool, aside: _Aside
+    records: forward.Records,
+    draw: dict[str, Tensor],
+    normals: Normals,
+    predict_: bool,
+    prior: bool,
+    aside: _Aside,
+    by_hand: bool,
 ) -> dict[str, Tensor]:
     """Everything about one draw."""
     enumerated = Enumerated(records) if any(map(forward.is_enumerated, records.latent.values())) else None
-    data = observations(records, enumerated)
+    data = observations(records, enumerated, by_hand=by_hand)
     terms = latent_terms(records, enumerated) if prior else {}
     zero = data.log_likelihood.new_zeros(())
     depends = frozenset() if enumerated is None else enumerated.depends

@@ -120,7 +120,7 @@ class Density:
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
 
-    def _prototype(self) -> tuple[poutine.Trace, dict[str, constraints.Constraint]]:
+    def _prototype(self) -> tuple[Any, dict[str, constraints.Constraint]]:
         """One run of the model, and the constraints of its parameters, which only the store knows for all of them."""
         try:
             with (
@@ -156,6 +156,12 @@ class Density:
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
         return other
 
+    def run(self, values: Mapping[str, Tensor]) -> Any:
+        """Runs the model at ``values``; as :meth:`trace`, without log probabilities."""
+        nesting = self.max_plate_nesting if self.enumerated else None
+        values = {**self.params, **values}
+        return run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+
     def on(self, args: tuple, kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
         """The same sites with the same data in another dtype."""
         other = copy.copy(self)
@@ -163,7 +169,7 @@ class Density:
         other.params = {name: cast(value) for name, value in self.params.items()}
         return other
 
-    def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
+    def trace(self, values: Mapping[str, Tensor]) -> Any:
         """Runs the model at ``values`` and computes each site's log probability (validation off).
 
         Args:
@@ -173,9 +179,7 @@ class Density:
             A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
             discrete latents that are summed out hold their whole support along dims left of the plates.
         """
-        nesting = self.max_plate_nesting if self.enumerated else None
-        values = {**self.params, **values}
-        trace = run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
+        trace = self.run(values)
         with pyro.validation_enabled(False):
             trace.compute_log_prob()
         return trace
@@ -201,7 +205,7 @@ class Density:
             if node["type"] == "sample" and not is_subsample(node)
         }
 
-    def _total(self, trace: poutine.Trace) -> Tensor:
+    def _total(self, trace: Any) -> Tensor:
         if not self.enumerated:
             total = trace.log_prob_sum()
             return total if isinstance(total, Tensor) else torch.tensor(float(total), device="cpu")

@@ -14,7 +14,7 @@ from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.batch import Runner
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
-from pyro_align.model.forward import Records, masked_log_prob, record
+from pyro_align.model.forward import Records, masked_log_prob
 
 Values = Mapping[str, Tensor]
 
@@ -127,10 +127,10 @@ class DrawDensity:
         mixtures = [s for s in sites if s in self._mixtures()]
         discrete = [s for s in sites if s not in mixtures]
         placed = self._placed(values)
-        nesting = self.runner.nesting(placed, self.args, self.kwargs)
+        record = self.runner.recorder(placed, self.args, self.kwargs)
 
         def one(draw: Values) -> dict[str, Tensor]:
-            records = record(self.model, self.args, self.kwargs, draw, nesting)
+            records = record(draw)
             parts = _marginals(records, discrete) if discrete else []
             parts += [_responsibilities(records.data[s]) for s in mixtures]
             sizes = {p.shape[-1] for p in parts}

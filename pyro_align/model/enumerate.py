@@ -32,7 +32,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     inputs = inputs.split(",")
     summed = "".join(dict.fromkeys(s for dims in inputs for s in dims if s not in output))
     layout = summed + output
-    total = sum(_laid_out(a, dims, layout) for a, dims in zip(operands, inputs, strict=True))
+    first, *others = (_laid_out(a, dims, layout) for a, dims in zip(operands, inputs, strict=True))
+    total = sum(others, first)
     return total.logsumexp(tuple(range(len(summed)))) if summed else total
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pyro_align.errors import TraceError
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
@@ -35,7 +35,7 @@ def run(
     *,
     subsamples: Mapping[str, Tensor] | None = None,
     max_plate_nesting: int | None = None,
-) -> Trace:
+) -> Any:
     """Runs the model with its latent sites at ``values`` and validation off.
 
     Args:
@@ -48,7 +48,7 @@ def run(
             that many plates; None samples them.
 
     Returns:
-        The trace, without log probabilities.
+        The :class:`pyro.poutine.Trace`, without log probabilities.
     """
     tracer, substitute = TraceMessenger(), SubstituteMessenger(values, subsamples)
     with LOCK, pyro.validation_enabled(False), tracer:
@@ -73,7 +73,7 @@ class Records:
         parameters: Names of the model's own parameters that were given values.
     """
 
-    trace: Trace
+    trace: Any
     latent: dict[str, Message] = field(default_factory=dict)
     data: dict[str, Message] = field(default_factory=dict)
     factors: dict[str, Message] = field(default_factory=dict)
@@ -127,6 +127,17 @@ def record(
     return Records(trace, parameters=frozenset(own))
 
 
+def with_rows(args: tuple, kwargs: Mapping[str, Any], full: int, rows: slice | Tensor) -> tuple[tuple, dict[str, Any]]:
+    """A model's arguments on some of the data: these rows of all tensors of that length."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != full:
+            return leaf
+        return leaf[rows.to(leaf.device) if isinstance(rows, Tensor) else rows]
+
+    return tree_map(cut, (tuple(args), dict(kwargs)))
+
+
 def is_enumerated(message: Mapping[str, Any]) -> bool:
     """Whether a latent site of a run holds its whole support."""
     return message["infer"].get("_enumerate_dim") is not None
@@ -174,7 +185,7 @@ def site_log_prob(message: Message) -> Tensor:
     return message["fn"].log_prob(message["value"], *message["args"], **message["kwargs"])
 
 
-def masked_log_prob(message: Message, scale: float | Tensor = 1.0) -> Tensor:
+def masked_log_prob(message: Message, scale: Any = 1.0) -> Tensor:
     """Log probability of one site, its mask applied."""
     return scale_and_mask(site_log_prob(message), scale, message["mask"])
 

@@ -25,7 +25,7 @@ from pyro_align.model.reached import reached_modules
 #: Held by every run of a model; a thread of yours that runs Pyro code beside this package may hold it too.
 LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):  # a child forked while another thread held it would wait forever
-    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)
+    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Layout:
         shape: Their sizes in this run.
         seen: Number of data in this run, masked ones left out.
         full: Number of data that the model stands for; greater than ``seen`` under subsampling.
+        by_hand: Whether the model scales its likelihood by ``full / seen`` without a plate that says so.
         categorical: The observed site whose class probabilities a task loss can judge, or None.
         observed: Names of the observed sites.
     """
@@ -46,6 +47,7 @@ class Layout:
     full: int
     categorical: str | None
     observed: tuple[str, ...]
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,23 @@ class Observations:
     stand: float
 
 
+def scaled_by_hand(whole: Records, part: Records) -> bool:
+    """Whether a model scales its likelihood so that some data stand for all: by N / n for n data, without a plate.
+
+    Args:
+        whole: A run without enumeration.
+        part: One on fewer data.
+    """
+    for name in whole.data:
+        sizes = [math.prod(torch.Size(r.data[name]["fn"].batch_shape)) for r in (whole, part) if name in r.data]
+        scales = [own_scale(r.data[name]) for r in (whole, part) if name in r.data]
+        if len(sizes) < 2 or sizes[0] == sizes[1] or not all(isinstance(s, int | float) for s in scales):
+            return False
+        if not math.isclose(scales[0] * sizes[0], scales[1] * sizes[1], rel_tol=1e-6):
+            return False
+    return bool(whole.data)
+
+
 def latent_terms(records: Records, enumerated: Enumerated | None) -> dict[str, Tensor]:
     """Scaled log probability of each latent and factor site, in nats; sites that share discrete latents as one."""
     messages = {**records.latent, **records.factors}
@@ -82,8 +101,14 @@ def latent_terms(records: Records, enumerated: Enumerated | None) -> dict[str, T
     return terms
 
 
-def observations(records: Records, enumerated: Enumerated | None) -> Observations:
-    """The data of a run, discrete latents summed out for each."""
+def observations(records: Records, enumerated: Enumerated | None, *, by_hand: bool = False) -> Observations:
+    """The data of a run, discrete latents summed out for each.
+
+    Args:
+        records: The run.
+        enumerated: Its sums over discrete latents, or None where it has none.
+        by_hand: Whether scales stand for data left out, as those of subsampling plates do.
+    """
     groups = _groups(records, enumerated)
     if not groups:
         nothing = torch.zeros((), device=_any_device(records))
@@ -94,11 +119,12 @@ def observations(records: Records, enumerated: Enumerated | None) -> Observation
     for names, own in groups:
         first = records.data[names[0]]
         kept = plates or (_in_order(own, first) if enumerated is not None else None)
-        log_prob, scaled = _group_log_prob(records, enumerated, names, kept)
+        log_prob, scaled = _group_log_prob(records, enumerated, names, kept, by_hand)
         parts.append(log_prob)
         masks.append(_group_mask(records, names, kept, log_prob))
-        total = total + scaled
-        count = count + subsampled(first) * log_prob.numel()
+        factor = float(first["scale"]) if by_hand else subsampled(first)
+        total = total + scaled * factor
+        count = count + factor * log_prob.numel()
     stand = count / sum(part.numel() for part in parts)
     masked = any(mask is not None for mask in masks)
     masks = [torch.ones_like(p, dtype=torch.bool) if m is None else m for p, m in zip(parts, masks, strict=True)]
@@ -108,6 +134,7 @@ def observations(records: Records, enumerated: Enumerated | None) -> Observation
         log_likelihood, mask = (t[None] if t.dim() == 0 else t for t in (parts[0], masks[0]))
     else:
         log_likelihood, mask = (torch.cat([t.reshape(-1) for t in ts]) for ts in (parts, masks))
+    total = total if stand == 1 else total / stand
     return Observations(log_likelihood, total, mask if masked else None, plates, stand)
 
 
@@ -120,12 +147,12 @@ def _groups(records: Records, enumerated: Enumerated | None) -> list[tuple[list[
 
 
 def _group_log_prob(
-    records: Records, enumerated: Enumerated | None, names: list[str], plates: tuple[str, ...] | None
+    records: Records, enumerated: Enumerated | None, names: list[str], plates: tuple[str, ...] | None, by_hand: bool
 ) -> tuple[Tensor, Tensor]:
     """Log likelihood of each datum of a group of observed sites, and its scaled sum."""
     message = records.data[names[0]]
     if enumerated is None or names[0] not in enumerated.depends:
-        log_prob, scale = masked_log_prob(message), own_scale(message)
+        log_prob, scale = masked_log_prob(message), 1.0 if by_hand else own_scale(message)
         scaled = log_prob.sum() if isinstance(scale, float | int) and scale == 1 else (log_prob * scale).sum()
         return (log_prob if plates is None else onto_plates(message, log_prob, plates)), scaled
     component = next(c for c in enumerated.components if names[0] in c.data)
@@ -134,6 +161,7 @@ def _group_log_prob(
     log_prob = joint - enumerated.log_prob(component.latent, own)
     messages = {**records.latent, **records.data}
     scale = enumerated.scale(component, [own_scale(messages[n]) for n in component.latent + component.data])
+    scale = 1.0 if by_hand else scale
     scaled = (log_prob * _on(scale, message, own)).sum()
     drop = tuple(i for i, p in enumerate(own) if p not in (plates or own))
     return (log_prob.sum(drop) if drop else log_prob), scaled
@@ -186,7 +214,7 @@ def _in_order(plates: frozenset[str], message: Message) -> tuple[str, ...]:
 # -- predictions -------------------------------------------------------------------------------------------------------
 
 
-def read_layout(records: Records, enumerated: Enumerated | None = None) -> Layout:
+def read_layout(records: Records, enumerated: Enumerated | None = None, *, by_hand: bool = False) -> Layout:
     """The datum's dimensions and the number of data.
 
     Raises:
@@ -197,7 +225,7 @@ def read_layout(records: Records, enumerated: Enumerated | None = None) -> Layou
             f"the model observes no data (latent sites: {list(records.latent)}); pass the observed values with its "
             "arguments, such as evaluate_barrier(model, path, x, y)"
         )
-    data = observations(records, enumerated)
+    data = observations(records, enumerated, by_hand=by_hand)
     shape = tuple(data.log_likelihood.shape)
     seen = math.prod(shape) if data.mask is None else int(data.mask.sum())
     if not seen:
@@ -205,7 +233,7 @@ def read_layout(records: Records, enumerated: Enumerated | None = None) -> Layou
     named = data.plates if len(data.plates) == len(shape) else None
     plates = named or (("datum",) if len(shape) == 1 else tuple(f"datum_dim_{i}" for i in range(len(shape))))
     categorical = _categorical_site(records, math.prod(shape))
-    return Layout(plates, shape, seen, round(seen * data.stand), categorical, tuple(records.data))
+    return Layout(plates, shape, seen, round(seen * data.stand), categorical, tuple(records.data), by_hand)
 
 
 def _categorical_site(records: Records, data: int) -> str | None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_align.errors import BarrierError, TraceError
+from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError
 from pyro_align.model import forward
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.guards import seed_everywhere, untouched
 from pyro_align.model.many import first_line
 from pyro_align.model.memory import Live
-from pyro_align.model.observations import Layout, latent_terms, read_layout
+from pyro_align.model.observations import Layout, latent_terms, read_layout, scaled_by_hand
+from pyro_align.model.reached import reached_modules
 
 
 def probe(
@@ -52,7 +55,9 @@ def probe(
     _check_devices(posterior, args, kwargs)
     try:
         with untouched(model, seed=seed), torch.no_grad():
+            stored = set(pyro.get_param_store().keys())
             records, enumerated = forward.record(model, args, kwargs, draw), None
+            _warn_of_unlearned(model, records, stored.union(draw))
             forward.check_observed(records)
             if strict:
                 _check_sites(records, posterior)
@@ -62,7 +67,8 @@ def probe(
                 if nesting is not None or measure:
                     records = forward.record(model, args, kwargs, draw, nesting)
                 enumerated = None if nesting is None else Enumerated(records)
-                layout = read_layout(records, enumerated)
+                by_hand = _by_hand(model, args, kwargs, draw, seed, records)
+                layout = read_layout(records, enumerated, by_hand=by_hand)
                 if measure:
                     latent_terms(records, enumerated)
             return layout, live.peak if measure else None
@@ -74,6 +80,43 @@ def probe(
     except Exception as error:
         _check_prior_draw(model, args, kwargs, posterior, seed)
         raise BarrierError(_explain(error, posterior, args, kwargs)) from error
+
+
+def _warn_of_unlearned(model: Callable, records: forward.Records, given: set[str]) -> None:
+    """Warns of ``pyro.param`` statements whose learned values are nowhere: the run has made them anew."""
+    made = [n for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in given and "$$$" not in n]
+    if not made:
+        return
+    held = {t.data_ptr() for m in reached_modules(model) for t in m._parameters.values() if t is not None}
+    store = pyro.get_param_store()._params
+    new = [name for name in made if name in store and store[name].data_ptr() not in held]
+    if new:
+        warnings.warn(
+            f"the model's learnable parameters {new} have no value in the param store, and are taken at their initial "
+            "values. If they were learned together with the guide, in a scope of the store or before it was cleared, "
+            "evaluate inside that scope, or load what was saved of it: pyro.get_param_store().load(...)",
+            DiagnosticWarning,
+            stacklevel=2,
+        )
+
+
+def _by_hand(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], draw, seed: int, records: forward.Records
+) -> bool:
+    """Whether the model scales the likelihood of a batch to that of all data, found from half of it."""
+    first = next(iter(records.data.values()), None)
+    scale = 1.0 if first is None else forward.own_scale(first)
+    sizes = () if first is None else torch.as_tensor(first["value"]).shape
+    if isinstance(scale, Tensor) or scale == 1 or not sizes or sizes[0] < 2:
+        return False
+    try:
+        seed_everywhere(seed)
+        whole = forward.record(model, args, kwargs, draw)
+        seed_everywhere(seed)
+        part = forward.record(model, *forward.with_rows(args, kwargs, sizes[0], slice(sizes[0] // 2)), draw)
+    except Exception:  # the model does not run on half of its data: it is not fitted on batches
+        return False
+    return scaled_by_hand(whole, part)
 
 
 def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, seed: int) -> None:

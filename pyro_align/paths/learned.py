@@ -13,16 +13,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import trange
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 from pyro_align.model.density import Density
-from pyro_align.model.forward import is_subsample
+from pyro_align.model.enumerate import Enumerated
+from pyro_align.model.forward import Records, record, with_rows
 from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
+from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -38,15 +40,17 @@ class Batches:
         kwargs: Keyword arguments.
         size: Data in a batch, or None for all of them.
         full: Number of data.
+        by_hand: Whether the model scales a batch's likelihood to that of all data itself, without a plate.
     """
 
     args: tuple
     kwargs: Mapping[str, Any]
     size: int | None
     full: int
+    by_hand: bool = False
 
     @classmethod
-    def of(cls, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
+    def of(cls, model: Callable, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
         """The batches of a model's arguments.
 
         Raises:
@@ -57,24 +61,21 @@ class Batches:
         full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
         if not 1 <= size <= full:
             raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
-        return cls(args, kwargs, size, full)
+        part = with_rows(args, kwargs, full, slice(size))
+        with untouched(model, seed=0), torch.no_grad():
+            by_hand = scaled_by_hand(record(model, args, kwargs, {}), record(model, *part, {}))
+        return cls(args, kwargs, size, full, by_hand)
 
     def draw(self, generator: torch.Generator) -> tuple[tuple, Mapping[str, Any]]:
         """The arguments of one batch."""
         if self.size is None:
             return self.args, self.kwargs
         rows = torch.randperm(self.full, generator=generator)[: self.size]
+        return with_rows(self.args, self.kwargs, self.full, rows)
 
-        def cut(leaf: Any) -> Any:
-            return leaf[rows.to(leaf.device)] if _is_data(leaf) and len(leaf) == self.full else leaf
-
-        return tree_map(cut, (self.args, dict(self.kwargs)))
-
-    def scale(self, site: Mapping[str, Any]) -> float:
-        """How many times the batch's likelihood counts: once where the model's plates stand for all data already."""
-        frames = site["cond_indep_stack"]
-        scaled = any(f.full_size is not None and f.full_size != f.size for f in frames)
-        return 1.0 if self.size is None or scaled else self.full / self.size
+    def scale(self, stand: float) -> float:
+        """How many times a batch's likelihood counts: as the model says, else by its share of the data."""
+        return stand if self.size is None or stand != 1 else self.full / self.size
 
 
 def _is_data(leaf: Any) -> bool:
@@ -200,13 +201,10 @@ def learn_path(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if max_steps < 1:
         raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
-    batches = Batches.of(args, kwargs, batch_size)
     check_distinct(guide_a, guide_b)
     start, end = _mean_field(guide_a), _mean_field(guide_b)
     start.check_compatible(end)
-    density = Density(model, args, kwargs)
-    if density.enumerated:
-        raise GuideError(f"learn_path cannot sum out the discrete sites {density.enumerated}; marginalize them")
+    density, batches = Density(model, args, kwargs), Batches.of(model, args, kwargs, batch_size)
     middle = cast(MeanFieldNormal, start.displace(end, 0.5))
     leaves = {k: (m.clone().requires_grad_(), s.log().requires_grad_()) for k, (m, s) in _moments(middle).items()}
     ends, generator, losses = (_moments(start), _moments(end)), torch.Generator().manual_seed(seed), []
@@ -258,21 +256,20 @@ def negative_elbo(
         latent = (loc + scale * noise[name][0])[None]
         values[name] = spec.constrain(latent)[0]
         volume[name] = spec.log_volume(latent, values[name][None]).sum()
-    batch = density.resampled(*batches.draw(generator))
-    traced = cast(Mapping[str, Any], batch.trace(values).nodes)
-    nodes = {n: s for n, s in traced.items() if s["type"] == "sample" and not is_subsample(s)}
-    zero = next(iter(values.values())).new_zeros(())
-    likelihood = sum((nodes[name]["log_prob_sum"] * batches.scale(nodes[name]) for name in density.observed), zero)
-    others = (s["log_prob_sum"] for n, s in nodes.items() if n not in density.observed and n not in q.sites)
-    kl = zero - sum(others, zero)
+    records = Records(density.resampled(*batches.draw(generator)).run(values))
+    enumerated = Enumerated(records) if density.enumerated else None
+    data = observations(records, enumerated, by_hand=batches.by_hand)
+    terms, kl = latent_terms(records, enumerated), torch.zeros_like(data.total)
     for name, spec in q.sites.items():
         loc, scale = moments[name]
-        closed = normal_kl(nodes[name], loc, scale) if spec.is_real else None
+        known = spec.is_real and name in terms  # the prior depends on no discrete site
+        closed = normal_kl(records.latent[name], loc, scale) if known else None
         if closed is None:
-            log_q = normal_log_prob(loc + scale * noise[name][0], loc, scale) - volume[name]
-            closed = log_q - nodes[name]["log_prob_sum"]
-        kl = kl + closed
-    return -likelihood + temperature * kl
+            kl = kl + normal_log_prob(loc + scale * noise[name][0], loc, scale) - volume[name]
+        else:
+            kl = kl + closed
+            del terms[name]
+    return temperature * (kl - sum(terms.values())) - data.total * batches.scale(data.stand)
 
 
 def _mean_field(guide: Any) -> MeanFieldNormal:

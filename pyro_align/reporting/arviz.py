@@ -8,15 +8,15 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+
+from pyro_align import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -404,9 +404,7 @@ def write_zarr(tree, folder: str | os.PathLike) -> None:
         FileExistsError: The folder holds something.
         ImportError: The package ``zarr`` is not there.
     """
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise FileExistsError(f"the folder '{os.fspath(folder)}' is not empty; give another")
-    _tree(tree).to_zarr(os.fspath(folder), mode="w", consolidated=False, zarr_format=2)
+    files.write_tree(_tree(tree), folder)
 
 
 def write_each(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]) -> None:
@@ -423,13 +421,7 @@ def write_each(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]
         OSError: The folder cannot be written, which is found before the first object is made.
         ImportError: The package ``zarr`` is not there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        for name, make in trees.items():
-            if not (folder / name).exists():
-                write_zarr(make(), Path(part) / name)
-                os.replace(Path(part) / name, folder / name)
+    files.write_trees(folder, {name: lambda make=make: _tree(make()) for name, make in trees.items()})
 
 
 def read_zarr(folder: str | os.PathLike):

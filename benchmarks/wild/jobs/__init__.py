@@ -103,14 +103,15 @@ def run(name: str) -> Outcome:
 
 def _stages(job: Job):
     """Yields each stage with its result, as a user goes through the quick start."""
-    (model, a), (_, b) = fit(job, 0), fit(job, 1)
+    (model, a), (model_b, b) = fit(job, 0), fit(job, 1)
     yield "fit", (a, b)
     options = {"parameters": True} if job.parameters else {}
     symmetry = pyro_align.find_symmetry(model, *job.args, **options)
     yield "find", symmetry
-    alignment = pyro_align.align(a, b, symmetry)
+    learned = {"parameters": (model, model_b)} if job.parameters else {}
+    alignment = pyro_align.align(a, b, symmetry, **learned)
     yield "align", alignment
-    path = pyro_align.displacement(a, alignment.guide)
+    path = alignment.path if job.parameters else pyro_align.displacement(a, alignment.guide)
     yield "displacement", path
     barrier = pyro_align.evaluate_barrier(model, path, *job.args, taus=3, num_samples=4)
     yield "barrier", barrier

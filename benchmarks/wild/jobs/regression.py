@@ -149,11 +149,14 @@ def radon():
 def sparse_gp():
     torch.manual_seed(0)
     x, y = torch.linspace(0.0, 1.0, 12), torch.randn(12)
-    kernel = gp.kernels.RBF(input_dim=1)
-    process = gp.models.VariationalSparseGP(
-        x, y, kernel, Xu=torch.linspace(0.1, 0.9, 4), likelihood=gp.likelihoods.Gaussian(), whiten=True
-    )
-    return Job(process.model, lambda: process.guide, (), elbo=Trace_ELBO, parameters=True)
+
+    def pair():
+        kernel, likelihood = gp.kernels.RBF(input_dim=1), gp.likelihoods.Gaussian()
+        inducing = torch.linspace(0.1, 0.9, 4)
+        process = gp.models.VariationalSparseGP(x, y, kernel, Xu=inducing, likelihood=likelihood, whiten=True)
+        return process.model, process.guide
+
+    return Job(pair=pair, elbo=Trace_ELBO, parameters=True, wrapped=True)
 
 
 @job("Bayesian network over a fixed set of features, heteroskedastic, scalar noise sampled")

@@ -184,8 +184,8 @@ def latent_conditional_field():
 
 
 @program(
-    "negative keywords: a hierarchical Dirichlet over shared components",
-    {"beta": ("k",), "pi": (None, "k"), "loc": ("k",)},
+    "a hierarchical Dirichlet over shared components",
+    {"beta": ("k",), "pi": (None, None, "k"), "loc": ("k",)},
 )
 def hierarchical_dirichlet():
     def model(x):
