@@ -152,7 +152,7 @@ def align_many(
     """
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
-    check_resting(symmetry, *(getattr(guide, "model", None) for guide in guides))
+    check_resting(symmetry, *guides)
     options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
     first = _check_reference(reference, len(posteriors))
     bar = tqdm(desc="align", unit="match", disable=not progress)

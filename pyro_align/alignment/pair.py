@@ -220,7 +220,7 @@ def align(
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
     symmetry = fit_symmetry(symmetry, a)
-    check_resting(symmetry, getattr(guide_a, "model", None), getattr(guide_b, "model", None))
+    check_resting(symmetry, guide_a, guide_b)
     a, b = relabelable(a, symmetry), relabelable(b, symmetry)
     found = match_posteriors(
         a,

@@ -96,19 +96,19 @@ def _pattern(value: Tensor, axis: int) -> tuple[int, ...] | None:
     return () if value.dim() == 2 and is_scaled_identity(value.detach()) else None
 
 
-def check_resting(symmetry: Symmetry, *models: object) -> None:
+def check_resting(symmetry: Symmetry, *guides: object) -> None:
     """Refuses a symmetry that rests on values that have changed.
 
     Args:
         symmetry: The symmetry.
-        models: Models whose tensors are at hand; None is passed over.
+        guides: Guides whose models' tensors are looked at; what has no model is passed over.
 
     Raises:
         SymmetryError: With the tensor, the axis and the atoms.
     """
     if not symmetry.rests:
         return
-    for model in models:
+    for model in map(_model_of, guides):
         if callable(model):
             at_hand = learnables(model)
             for resting in symmetry.rests:
@@ -119,6 +119,13 @@ def check_resting(symmetry: Symmetry, *models: object) -> None:
                         "relabeling them changes the model. Call find_symmetry again on the model as it is now, or "
                         "with parameters=True to relabel such tensors too"
                     )
+
+
+def _model_of(guide: object) -> object:
+    try:
+        return getattr(guide, "model", None)
+    except TypeError:  # copying or unpickling an autoguide takes its model away, and the property then fails
+        return None
 
 
 def _holds(value: Tensor, resting: Resting) -> bool:
