@@ -285,3 +285,14 @@ def test_small_differences_between_constants_are_seen():
         pyro.sample("y", dist.Normal((normal("w", 3) * scales).sum(), 1.0), obs=y)
 
     assert not any(atom.size == 3 for atom in find_symmetry(model, torch.tensor(1.0)).atoms.values())
+
+
+def test_an_infinity_among_constants_is_equal_to_no_finite_number():
+    """Impossible first states of a hidden Markov model have the log of zero."""
+
+    def model(y):
+        first = torch.cat([torch.zeros(1), torch.full((3,), -torch.inf)])
+        pyro.sample("y", dist.Normal(torch.logsumexp(normal("w", 4) + first, 0), 1.0), obs=y)
+
+    found = find_symmetry(model, torch.tensor(1.0))
+    assert [atom.size for atom in found.atoms.values()] == [3]

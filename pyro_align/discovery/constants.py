@@ -66,7 +66,8 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
     """Entries that differ by more than the rounding of a few float64 operations on numbers of their own size."""
     if a.dtype != torch.float64:
         return a != b
-    same = (a - b).abs() <= ROUNDING * torch.maximum(a.abs(), b.abs())
+    largest = torch.maximum(a.abs(), b.abs())
+    same = largest.isfinite() & ((a - b).abs() <= ROUNDING * largest)  # an infinity has no numbers of its own size
     return ~(same | (a == b) | (a.isnan() & b.isnan()))
 
 
