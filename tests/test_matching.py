@@ -511,4 +511,4 @@ def test_an_interrupt_while_restarts_run_elsewhere_keeps_the_best(small):
     with Interrupted(1) as executor:
         found = match(*small, restarts=5, wave=3, executor=executor, matcher=Coordinate(prove=False))
     assert found.status == "interrupted"
-    assert found.objective == match(*small).objective
+    assert found.objective == pytest.approx(match(*small).objective, rel=1e-12)  # a proof adds in another order
