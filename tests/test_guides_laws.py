@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import pickle
+from collections import OrderedDict
 
 import pyro
 import pyro.distributions as dist
@@ -41,6 +42,7 @@ from pyro_align.guides import (
     read_guide,
     registered_guides,
 )
+from pyro_align.guides.families.network import GuideAndModel
 from pyro_align.paths.geodesic import displacement
 from pyro_align.symmetry.group import Symmetry
 
@@ -124,7 +126,7 @@ GUIDES = {
     "AutoStructured, normal": lambda seed: fitted(lambda: AutoStructured(model, conditionals="normal"), seed),
 }
 ELSEWHERE = {  # in the files beside this
-    *(AutoLaplaceApproximation, RelabeledGuide, SampledGuide, list, tuple, dict),
+    *(AutoLaplaceApproximation, RelabeledGuide, SampledGuide, list, tuple, dict, OrderedDict, GuideAndModel),
     *(AutoHierarchicalNormalMessenger, AutoRegressiveMessenger, AutoDiscreteParallel),
 }
 

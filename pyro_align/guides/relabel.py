@@ -79,7 +79,7 @@ class Relabeling:
 def mixed_axis(symmetry: Symmetry, spec: SiteSpec) -> int | None:
     """The first axis that the symmetry relabels and that the site's bijection mixes; None where there is none."""
     terms, mixed = symmetry.sites.get(spec.name, ()), spec.core_event_dims[0]
-    for axis in range(len(terms) - mixed, len(terms)):
+    for axis in range(max(0, len(terms) - mixed), len(terms)):  # none of a site that the symmetry does not name
         if any(not atom.fixed for atom in leaves(terms[axis])):
             return axis
     return None

@@ -106,12 +106,8 @@ def match(
         return replace(best, seconds=clock.seconds())
     searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
     cover = least_cover(problem) if isinstance(chosen, Coordinate) and chosen.prove and max_sweeps else None
-    if cover and select is None and (element := best_of_cover(problem, cover, clock)) is not None:
-        value = problem.objective(element)
-        if report is not None:
-            report(0, value)
-        best = Match(element, value, (value,), 0, "optimal", matcher=chosen.name, seed=seed)
-        return _finished(problem, best, clock, with_margins)
+    if cover and select is None and (proven := _proven(searches, cover)) is not None:
+        return _finished(problem, proven, clock, with_margins)
     best: Match | None = None
     rises: list[float] = []
     if cover == () and select is None:  # one search settles every atom
@@ -131,6 +127,21 @@ def match(
             break
     status = "optimal" if cover == () and best.status == "converged" and select is None else best.status
     return _finished(problem, replace(best, status=status, rises=tuple(rises)), clock, with_margins)
+
+
+def _proven(searches: Searches, cover: tuple[str, ...]) -> Match | None:
+    """The best of a group whose cover can be enumerated; None where time runs out before all of it is seen."""
+    problem, element, status = searches.problem, None, "optimal"
+    try:
+        element = best_of_cover(problem, cover, searches.clock)
+        if element is not None and searches.report is not None:
+            searches.report(0, problem.objective(element))
+    except KeyboardInterrupt:
+        element, status = element or problem.symmetry.identity(), "interrupted"
+    if element is None:
+        return None
+    value = problem.objective(element)
+    return Match(element, value, (value,), 0, status, matcher=searches.matcher.name, seed=searches.seed)
 
 
 def _finished(problem: Problem, found: Match, clock: Clock, with_margins: bool) -> Match:
