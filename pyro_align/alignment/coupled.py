@@ -59,15 +59,14 @@ def match_coupled(
         best = min(elements(symmetry), key=distance)
         return replace(found, permutation=best, status="optimal")
     score = distance if select is None else select
-    best: Match | None = None
-    least, rises = math.inf, []
+    best, least, rises = found, math.inf, []
     for k, start in enumerate(_starts(symmetry, found.permutation, restarts, options.get("seed", 0))):
         start = kick(best.permutation, *start) if isinstance(start, tuple) else start
         ended = _alternate(a, b, symmetry, replace(found, permutation=start), distance, options)
         now = score(ended.permutation)
         if k > 1:
             rises.append(max(0.0, least - now))
-        if best is None or now < least:
+        if k == 0 or now < least:
             best, least = ended, now
         if ended.status in ("interrupted", "time_limit"):
             best = replace(best, status=ended.status)

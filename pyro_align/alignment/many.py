@@ -175,6 +175,7 @@ def align_many(
             if k < len(posteriors):
                 start = _from_reference(posteriors, symmetry, k, match_all, restarts if k == 0 else 0)
             else:
+                assert best is not None  # every posterior has been the reference by now
                 start = _Frame(tuple(kick(p, 0.4, generator) for p in best.permutations), (None,) * len(posteriors))
             frame = _settle(posteriors, start, match_all, max_rounds)
             if best is not None:
