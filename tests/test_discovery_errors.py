@@ -233,3 +233,17 @@ def test_a_symmetry_by_hand_needs_no_graph():
     assert certificate.error <= certificate.tolerance < 1e-6
     with pytest.raises(SymmetryError, match=r"atom 'k' on a\[0\]"):
         certify(SymmetrySpec({"a": ("k",)}), model, x)
+
+
+def test_classes_that_labels_tell_apart_are_no_missed_symmetry():
+    def classifier(x, y):
+        logits = torch.tanh(x @ normal("w1", 3, 4)) @ normal("w2", 4, 3)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    found = find_symmetry(classifier, torch.randn(6, 3), torch.arange(6) % 3)
+    why = found.why("w2", 1)
+    assert [reason.operation for reason in why.reasons] == ["aten.gather.default"]
+    assert why.must
+    assert not found.opaque
+    assert "want of a rule" not in str(found)

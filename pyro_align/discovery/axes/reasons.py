@@ -11,20 +11,11 @@ from pyro_align.discovery.axes.terms import Cat, Term, Var, is_fixed, resolve, v
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason
 
 # Operations that take indices one by one. Where they take all of an axis, what is made of them may well be symmetric.
-_ONE_BY_ONE = frozenset(
-    {
-        "select",
-        "select_copy",
-        "select_scatter",
-        "slice",
-        "slice_scatter",
-        "unbind",
-        "split",
-        "split_with_sizes",
-        "index",
-    }
-    | {"index_select", "gather", "cat", "stack", "as_strided", "view", "reshape", "_unsafe_view", "unfold"}
-)
+# Indexing by a tensor is not among them: the entries of data, such as labels, do tell the indices apart.
+_ONE_BY_ONE = {
+    *("select", "select_copy", "select_scatter", "slice", "slice_scatter", "unbind", "split", "split_with_sizes"),
+    *("cat", "stack", "as_strided", "view", "reshape", "_unsafe_view", "unfold"),
+}
 
 
 def reasons_of(sites: Mapping[str, list[Term]]) -> dict[tuple[str, int], tuple[Reason, ...]]:
