@@ -51,7 +51,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_align).*"),
     # inner types that signatures name and that have no page of their own
-    (r"py:.*", r"pyro_align\.discovery\.(tracing|infer|signs\.parity|signs\.analysis)(\..*)?"),
-    (r"py:.*", r"pyro_align\.guides\.modules\..*"),
-    (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing)(\..*)?"),
+    (r"py:.*", r"pyro_align\.discovery\.(tracing|walk|axes|rotations|signs\.parity|signs\.analysis)(\..*)?"),
+    (r"py:.*", r"pyro_align\.guides\.(pyro_state|features|transport|families\.draws)(\..*)?"),
+    (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing|enumeration)(\..*)?"),
+    (r"py:.*", r"pyro_align\.symmetry\.(blocks|action|reasons|group\.Resting|element\._Module)(\..*)?"),
+    (r"py:.*", r"pyro_align\.(draws\.carried|losses\.protocol\._L)(\..*)?"),
 ]

@@ -138,7 +138,7 @@ class Symmetry:
     ) -> Symmetry:
         """A hand-written symmetry of values whose shapes are known.
 
-        Where they are not, a :class:`~pyro_align.symmetry.SymmetrySpec` waits for them.
+        Where they are not, a :class:`~pyro_align.SymmetrySpec` waits for them.
 
         Args:
             axes: Site -> one entry per axis: an atom's name, None for an axis that keeps its order, a tuple for a
