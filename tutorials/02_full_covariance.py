@@ -20,6 +20,7 @@
 # Laplace approximations, of a small Bayesian network.
 
 # %%
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -31,6 +32,9 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNorma
 from sklearn.datasets import load_diabetes
 
 import pyro_align
+
+# few draws keep this page fast; with more, the warning about their errors goes
+warnings.simplefilter("ignore", pyro_align.errors.DiagnosticWarning)
 
 torch.set_num_threads(1)
 features, progression = (torch.tensor(a).float() for a in load_diabetes(return_X_y=True, scaled=False))

@@ -20,6 +20,7 @@
 
 # %%
 import tempfile
+import warnings
 from pathlib import Path
 
 import pyro
@@ -31,6 +32,9 @@ from pyro.infer.autoguide import AutoIAFNormal
 from sklearn.datasets import load_wine
 
 import pyro_align
+
+# few draws keep this page fast; with more, the warning about their errors goes
+warnings.simplefilter("ignore", pyro_align.errors.DiagnosticWarning)
 
 torch.set_num_threads(1)
 features, cultivar = load_wine(return_X_y=True)
