@@ -111,7 +111,7 @@ class Merged:
         with torch.no_grad():
             values, log_q = posterior.push_with_log_prob(posterior.noise(self.draws, generator=0))
             traces = [density.trace({k: v[s] for k, v in values.items()}) for s in range(self.draws)]
-            logits = torch.stack([trace.nodes["_RETURN"]["value"] for trace in traces])
+            logits = torch.stack([trace.nodes["y"]["fn"].logits for trace in traces])
             return logits.log_softmax(-1), torch.stack([trace.log_prob_sum() for trace in traces]), log_q
 
     def _point(self, parts: Sequence[Posterior], x: Tensor, y: Tensor):

@@ -45,7 +45,7 @@ def sample(lab: Lab, setting: Setting) -> tuple:
 
 def by_activation(lab: Lab, setting: Setting) -> pyro_align.objectives.Activations:
     """Likeness of units by what they do."""
-    return pyro_align.objectives.Activations(*sample(lab, setting), num_draws=8)
+    return pyro_align.objectives.Activations(*sample(lab, setting), num_samples=8)
 
 
 def by_loss(lab: Lab, setting: Setting) -> dict:
@@ -101,7 +101,14 @@ def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objecti
         kind, share = BENT[way]
         everything, temperature = (data.x, data.y, len(data.x)), share * setting.recipe.temperature
         return pyro_align.learn_path(
-            model, a, b, *everything, kind=kind, steps=steps, batch_size=min(256, len(data.x)), temperature=temperature
+            model,
+            a,
+            b,
+            *everything,
+            kind=kind,
+            max_steps=steps,
+            batch_size=min(256, len(data.x)),
+            temperature=temperature,
         )
     path = pyro_align.displacement(a, b)
     return pyro_align.repair(path, model, data.x[:500], data.y[:500]) if way == REPAIRED else path
@@ -165,7 +172,7 @@ def retained(lab: Lab, setting: Setting, path) -> float:
                 pyro_align.model.density.Density(model, (x, data.y[:500])).trace({k: v[s] for k, v in values.items()})
                 for s in range(8)
             ]
-        mean = torch.stack([trace.nodes["_RETURN"]["value"] for trace in logits]).mean(0)
+        mean = torch.stack([trace.nodes["y"]["fn"].logits for trace in logits]).mean(0)
         return float((mean - mean.mean(-1, keepdim=True)).std(0).mean())
 
     return spread(0.5) / (0.5 * (spread(0.0) + spread(1.0)))

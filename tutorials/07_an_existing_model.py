@@ -34,6 +34,7 @@ from pyro.nn.module import to_pyro_module_
 from sklearn.datasets import load_diabetes, load_wine
 
 import pyro_align
+import pyro_align.plots
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 announces its next version on import
