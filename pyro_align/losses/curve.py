@@ -72,7 +72,7 @@ class Curve:
     fragile: np.ndarray | None = None
     label: Label = _KNOWN
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.label is None:
             object.__setattr__(self, "label", label_of(self.loss))
 
