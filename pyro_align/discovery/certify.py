@@ -36,6 +36,17 @@ class DoubleInterpreter(fx.Interpreter):
         return super().call_function(target, *dtypes)
 
 
+class _Attached(DoubleInterpreter):
+    """The same, with gradients through what the trace detached, and through copies."""
+
+    def call_function(self, target, args, kwargs):
+        if target is torch.ops.aten.detach.default:
+            return args[0]
+        if target is torch.ops.aten.copy.default:
+            return args[1].to(args[0].dtype).expand(args[0].shape).clone()
+        return super().call_function(target, args, kwargs)
+
+
 class GraphFunction:
     """The traced function at other site values, in float64: a scalar for a model, all outputs for a module.
 
@@ -53,6 +64,14 @@ class GraphFunction:
         given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._data}
         with torch.no_grad():
             return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
+
+    def differentiable(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What must not change, flattened, as a function that autograd can follow; updated values are left out."""
+        given = {**placed(self.traced, values, double), **self._data}
+        out = _Attached(self.traced.module, garbage_collect_values=True).run(initial_env=given)
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        results = results[: len(results) - len(self.traced.states)]
+        return _flat([t for t in results if t.is_floating_point() or t.is_complex()])
 
     def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
         results = [t for t in pytree.tree_leaves(self.run(values)) if isinstance(t, Tensor)]

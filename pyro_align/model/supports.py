@@ -15,6 +15,11 @@ def is_real(support: constraints.Constraint) -> bool:
     return isinstance(base_support(support), type(constraints.real))
 
 
+def is_elementwise(support: constraints.Constraint) -> bool:
+    """Whether a support says of every entry by itself what it may be."""
+    return base_support(support).event_dim == 0
+
+
 def base_support(support: constraints.Constraint) -> constraints.Constraint:
     """A support without the wrappers that only reinterpret batch axes as event axes."""
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):

@@ -14,6 +14,7 @@ import torch
 from pyro_align.axes import OPEN, Atom, Axis, AxisLike, axis_size, leaves
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.blocks import Block, site_blocks
+from pyro_align.symmetry.completeness import Completeness
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
@@ -31,6 +32,7 @@ class Certificate:
         error: Largest absolute change of the log joint over the trials, in nats.
         tolerance: The change that float64 rounding allows, in nats.
         seed: Seed of the draw and of the relabelings.
+        completeness: How the group compares with all linear symmetries of the model; None where they were not counted.
     """
 
     trials: int
@@ -38,13 +40,15 @@ class Certificate:
     error: float
     tolerance: float
     seed: int
+    completeness: Completeness | None = None
 
     def __str__(self) -> str:
         what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
-        return (
+        text = (
             f"certified by {self.trials} random relabelings: {what} changed by at most "
             f"{self.error:.1e} (rounding allows {self.tolerance:.1e})"
         )
+        return text if self.completeness is None else f"{text}\n{self.completeness}"
 
 
 @dataclass(frozen=True)
