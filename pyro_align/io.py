@@ -31,6 +31,7 @@ from pyro_align.symmetry.completeness import Completeness, Missing
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Certificate, Resting, Symmetry
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason
+from pyro_align.symmetry.scalings import Scaling
 
 
 def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
@@ -164,6 +165,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
         "rests": [dataclasses.asdict(r) for r in symmetry.rests],
+        "scalings": [{"atom": s.atom, "exponents": [list(e) for e in s.exponents]} for s in symmetry.scalings],
         "reasons": [
             {"site": site, "axis": axis, **dataclasses.asdict(reason)}
             for (site, axis), reasons in symmetry.reasons.items()
@@ -182,6 +184,10 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         reasons=_decode_reasons(meta.get("reasons", ())),
         rests=tuple(
             Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
+        ),
+        scalings=tuple(
+            Scaling(s["atom"], tuple((site, axis, k) for site, axis, k in s["exponents"]))
+            for s in meta.get("scalings", ())
         ),
     )
 

@@ -16,7 +16,9 @@ TARGET = torch.randn(N, P, generator=torch.Generator().manual_seed(1), dtype=tor
 
 
 def see(mean, target=TARGET):
-    pyro.sample("y", dist.Normal(mean, 1.0).to_event(mean.dim()), obs=target.reshape(-1)[: mean.numel()].view(mean.shape))
+    pyro.sample(
+        "y", dist.Normal(mean, 1.0).to_event(mean.dim()), obs=target.reshape(-1)[: mean.numel()].view(mean.shape)
+    )
 
 
 def factors(scale=1.0):
@@ -154,6 +156,7 @@ def test_what_is_missing_is_named():
     assert find_symmetry(factors, rotations=True, count=True).certificate.completeness.complete
     scaled = find_symmetry(relu, scope="likelihood", count=True).certificate.completeness
     assert [(m.kind, m.dimension) for m in scaled.missing] == [("scalings", K)]
+    assert find_symmetry(relu, scope="likelihood", scalings=True, count=True).certificate.completeness.complete
 
 
 def test_networks_are_counted_by_their_outputs():

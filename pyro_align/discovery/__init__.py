@@ -27,6 +27,7 @@ from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
+from pyro_align.discovery.scalings import add_scalings
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
@@ -37,7 +38,7 @@ from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
-from pyro_align.model.supports import is_elementwise
+from pyro_align.model.supports import is_cone, is_elementwise
 from pyro_align.symmetry.group import Resting, Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
@@ -67,6 +68,7 @@ def find_symmetry(
     parameters: bool = False,
     signs: bool = False,
     rotations: bool = False,
+    scalings: bool = False,
     count: bool = False,
     trials: int = 3,
     seed: int = 0,
@@ -93,6 +95,9 @@ def find_symmetry(
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
             :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+        scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a linear
+            map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of the
+            joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
         count: Whether to count all linear symmetries of the model, by as many gradients as the matrices along its axes
             have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says whether
             rotations or scalings are missing, and where. A small copy of the model is enough.
@@ -133,6 +138,8 @@ def find_symmetry(
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
         if signs:
             symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+        if scalings:
+            symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
         symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
         symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
         return _counted(symmetry, source, traced, seed) if count else symmetry
@@ -352,6 +359,11 @@ class _Source:
         """Sites whose support is all real numbers, so that their values may change sign."""
         known = {} if self.is_module else self.density.latents
         return [name for name in traced.values if name not in known or known[name].is_real]
+
+    def scalable_sites(self, traced: TracedGraph) -> list[str]:
+        """Sites whose values may be multiplied by any positive number: real ones and positive ones."""
+        cones = {**dict.fromkeys(traced.values, True), **{k: is_cone(v) for k, v in traced.supports.items()}}
+        return [name for name, value in traced.values.items() if cones[name] and value.is_floating_point()]
 
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""

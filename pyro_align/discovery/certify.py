@@ -151,6 +151,7 @@ def certify_function(
         error = max(error, change)
         if not change <= tolerance:
             raise SymmetryError(_blame(symmetry, function, permutation, values, before, tolerance, change))
+        error = max(error, _scaled(symmetry, function, values, generator, tolerance))
     total = float(before.sum()) if before.numel() == 1 else math.nan
     return Certificate(trials, total, error, tolerance, seed)
 
@@ -159,6 +160,25 @@ def _change(function: GraphFunction, permutation: Permutation, values, before: T
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
     check_support(values, moved, function.supports)
     return float((function(moved, permutation.inverse()) - before).abs().max())
+
+
+def _scaled(symmetry: Symmetry, function, values: Mapping[str, Tensor], generator, tolerance: float) -> float:
+    """The change by random scalings of units, where the symmetry has them.
+
+    Raises:
+        SymmetryError: It is more than rounding.
+    """
+    if not symmetry.scalings or not isinstance(function, GraphFunction):
+        return 0.0
+    moved = dict(values)
+    for scaling in symmetry.scalings:
+        noise = torch.randn(symmetry.atoms[scaling.atom].size, generator=generator, dtype=torch.float64, device="cpu")
+        moved = scaling.apply(symmetry.sites, moved, 0.5 * noise)
+    with torch.no_grad():
+        change = float((function.differentiable(moved) - function.differentiable(values)).abs().max())
+    if not change <= tolerance:
+        raise SymmetryError(f"the scalings of units change the model by {change:.3g} (rounding allows {tolerance:.1e})")
+    return change
 
 
 def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance, change) -> str:

@@ -10,7 +10,7 @@ found is named with its sites. Finite groups leave no trace here: relabelings an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -176,7 +176,7 @@ def _gradients(function, values: Values, others: Values, weight: Tensor) -> Valu
 def _tangents(generators: Tensor, slots: Sequence[_Slot], values: Values, shapes) -> Tensor:
     """How the points move under each generator, ``(entries of all points, generators)``."""
     matrices = generators.mT.split([s.size**2 for s in slots], 1)
-    moves = {site: 0.0 for site in values}
+    moves = dict.fromkeys(values, 0.0)
     for slot, m in zip(slots, matrices, strict=True):
         m = m.reshape(-1, 1, slot.size, slot.size)
         flat = m @ slot.flat(values[slot.site])  # (generators, points, size, rest)
@@ -186,7 +186,7 @@ def _tangents(generators: Tensor, slots: Sequence[_Slot], values: Values, shapes
 
 
 def _known(symmetry: Symmetry, slots: Sequence[_Slot], values: Values) -> Tensor:
-    """How the points move under the generators of the group's rotations, where all their axes are covered."""
+    """How the points move under the generators of rotations and scalings, where all their axes are covered."""
     covered = {(s.site, a) for s in slots for a in s.axes}
     moves = []
     for name in symmetry.rotated:
@@ -207,6 +207,13 @@ def _known(symmetry: Symmetry, slots: Sequence[_Slot], values: Values) -> Tensor
                 both = [act(blocks, value, t, batch_dims=1) for t in (ahead, behind)]
                 parts.append((both[0] - both[1]).flatten() / 2)
             moves.append(torch.cat(parts))
+    for scaling in symmetry.scalings:
+        if {(site, axis) for site, axis, _ in scaling.exponents} <= covered:
+            parts = []
+            for site, value in values.items():
+                powers = scaling.powers(symmetry.sites, site)
+                parts.append((value.unsqueeze(-1) * powers).flatten(0, -2))
+            moves += torch.cat(parts).unbind(1)
     return torch.stack(moves, 1) if moves else torch.zeros(sum(v.numel() for v in values.values()), 0).double()
 
 
