@@ -95,12 +95,12 @@ def find_symmetry(
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
             :func:`~pyro_align.axes.Rotated` wherever sites carry them.
-        scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a linear
-            map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of the
+        scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
+            linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of the
             joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
         count: Whether to count all linear symmetries of the model, by as many gradients as the matrices along its axes
-            have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says whether
-            rotations or scalings are missing, and where. A small copy of the model is enough.
+            have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says
+            whether rotations or scalings are missing, and where. A small copy of the model is enough.
         trials: Random relabelings, with random signs and rotations, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.

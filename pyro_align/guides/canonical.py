@@ -1,8 +1,8 @@
 """One scale for units that a likelihood lets grow before a ReLU and shrink behind it.
 
-Two fits of one network may share scale between layers in different ways, for no other reason than how they began. Before
-they are compared each is brought to the same gauge: that of least norm for points, and that of least KL to the prior for
-mean-field posteriors. Either is convex in the logarithms of the scales, and a unit's best scale, the others held, has a
+Two fits of one network may share scale between layers in different ways, for no other reason than how they began.
+Before they are compared each is brought to the same gauge: that of least norm for points, and that of least KL to the
+prior for mean-field posteriors. Either is convex in the logarithms of the scales, and a unit's best scale, the others held, has a
 closed form where its exponents are one.
 """
 
@@ -153,8 +153,8 @@ def _newton(terms: Mapping[float, Tensor], count: Tensor) -> Tensor:
 def _check(q: Posterior, symmetry: Symmetry) -> None:
     if not isinstance(q, Point | MeanFieldNormal):
         raise GuideError(
-            f"{type(q).__name__} has no gauge in closed form; canonical() takes points (AutoDelta, networks, state dicts) "
-            "and mean-field posteriors (AutoNormal, AutoDiagonalNormal)"
+            f"{type(q).__name__} has no gauge in closed form; canonical() takes points (AutoDelta, networks, state "
+            "dicts) and mean-field posteriors (AutoNormal, AutoDiagonalNormal)"
         )
     for scaling in symmetry.scalings:
         for site, _, _ in scaling.exponents:
@@ -167,8 +167,8 @@ def _check(q: Posterior, symmetry: Symmetry) -> None:
                 )
             if not is_real(spec.support):
                 raise GuideError(
-                    f"site '{site}' is scaled with '{scaling.atom}', and its support is {spec.support}: write it as the "
-                    "exponential of a real site"
+                    f"site '{site}' is scaled with '{scaling.atom}', and its support is {spec.support}: write it as "
+                    "the exponential of a real site"
                 )
 
 

@@ -1,7 +1,7 @@
 """Positive scalings of units: what a ReLU lets pass from one layer to the next.
 
-They keep a likelihood and, under the usual priors, not the joint. They are no part of a group's elements: a posterior is
-brought to the one scale that a gauge chooses, by :func:`~pyro_align.canonical`.
+They keep a likelihood and, under the usual priors, not the joint. They are no part of a group's elements: a posterior
+is brought to the one scale that a gauge chooses, by :func:`~pyro_align.canonical`.
 """
 
 from __future__ import annotations

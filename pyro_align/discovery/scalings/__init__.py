@@ -1,7 +1,7 @@
 """Scalings: which units may be made larger before a homogeneous function and smaller behind it.
 
-Once the relabelings are known, one unit of every atom grows by an unknown power at every axis that carries it. The graph
-says how degrees pass from inputs to outputs, and which must agree: the sign analysis, over the rationals.
+Once the relabelings are known, one unit of every atom grows by an unknown power at every axis that carries it. The
+graph says how degrees pass from inputs to outputs, and which must agree: the sign analysis, over the rationals.
 """
 
 from __future__ import annotations
