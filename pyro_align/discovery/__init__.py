@@ -96,8 +96,8 @@ def find_symmetry(
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
             :func:`~pyro_align.axes.Rotated` wherever sites carry them.
         scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
-            linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of the
-            joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
+            linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of
+            the joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
         count: Whether to count all linear symmetries of the model, by as many gradients as the matrices along its axes
             have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says
             whether rotations or scalings are missing, and where. A small copy of the model is enough.

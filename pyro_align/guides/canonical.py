@@ -2,8 +2,8 @@
 
 Two fits of one network may share scale between layers in different ways, for no other reason than how they began.
 Before they are compared each is brought to the same gauge: that of least norm for points, and that of least KL to the
-prior for mean-field posteriors. Either is convex in the logarithms of the scales, and a unit's best scale, the others held, has a
-closed form where its exponents are one.
+prior for mean-field posteriors. Either is convex in the logarithms of the scales, and a unit's
+best scale, the others held, has a closed form where its exponents are one.
 """
 
 from __future__ import annotations
