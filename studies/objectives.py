@@ -23,7 +23,7 @@ KEY = ("data", "hidden", "prior", "temperature", "recipe", "epochs", "objective"
 # at temperature 1 the plain one lets the scales of three wide layers reach the prior before the locations have learned
 RECIPES = {
     "plain": Recipe(),
-    "annealed": Recipe(learning_rate=0.01, gain=0.2, decay=0.5, warmup=0.5, local=True),
+    "annealed": Recipe(learning_rate=0.01, gain=0.2, decay=0.5, warmup=0.5, noise="local"),
 }
 
 REPAIRED = "repaired"
