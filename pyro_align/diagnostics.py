@@ -78,7 +78,12 @@ class EffectiveWidth:
 
 @options_apart
 def effective_width(
-    guide: Any, symmetry: Symmetry | SymmetrySpec, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
+    guide: Any,
+    symmetry: Symmetry | SymmetrySpec,
+    model: Callable[..., Any],
+    *args: Any,
+    threshold: float = 5.0,
+    **kwargs: Any,
 ) -> EffectiveWidth:
     """How many units of each atom have left the prior: those whose KL(q || prior) exceeds a threshold.
 
@@ -130,7 +135,12 @@ def effective_width(
 
 
 def shares_off_prior(
-    posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, nats: float = 0.05
+    posterior: MeanFieldNormal,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    nats: float = 0.05,
 ) -> dict[str, float]:
     """Site -> share of its values whose KL from the prior exceeds ``nats``; needs no symmetry.
 
@@ -141,7 +151,9 @@ def shares_off_prior(
     return {name: float((kl > nats).double().mean()) for name, kl in divergences.items() if kl.numel() >= 8}
 
 
-def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+def _elementwise_kl(
+    posterior: MeanFieldNormal, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """KL of every value of the sites that are Normal under posterior and prior, site-shaped float64 nats."""
     density = Density(model, args, kwargs)
     center = {k: spec.constrain(posterior.marginal(k)[0][None])[0] for k, spec in posterior.sites.items()}
