@@ -58,7 +58,7 @@ _STALE = 24 * 3600.0  # seconds after which nobody writes on an unfinished file 
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write to that appears under its name once it is complete and on the disk."""
     path = Path(path)
     clear_unfinished(path.parent)
@@ -75,7 +75,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder, not made yet, that appears under its name once it is complete.
 
     Raises:
@@ -118,7 +118,7 @@ def _is_left(part: Path) -> bool:
 # -- tensors and JSON under a digest -----------------------------------------------------------------------------------
 
 
-def write_tensors(path: str | os.PathLike, meta: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
+def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
     """Writes tensors, and what JSON can say, to a file; the same values give the same bytes.
 
     Raises:
@@ -181,7 +181,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         raise FormatError(f"{path}: no safetensors file, or damaged ({error})") from error
 
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Any], list[Tensor]]:
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Tensor]]:
     """Reads what :func:`write_tensors` wrote.
 
     Raises:
@@ -255,7 +255,7 @@ def _known() -> str:
 # -- Zarr --------------------------------------------------------------------------------------------------------------
 
 
-def write_tree(tree: Any, folder: str | os.PathLike) -> None:
+def write_tree(tree: Any, folder: str | os.PathLike[str]) -> None:
     """Writes an ``xarray.DataTree`` to a Zarr folder, whole or not at all, with any Zarr that xarray takes.
 
     Raises:
@@ -266,7 +266,7 @@ def write_tree(tree: Any, folder: str | os.PathLike) -> None:
         tree.to_zarr(os.fspath(part), mode="w", consolidated=False, zarr_format=2)
 
 
-def write_trees(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]) -> None:
+def write_trees(folder: str | os.PathLike[str], trees: Mapping[str, Callable[[], Any]]) -> None:
     """Writes trees to Zarr folders within a folder, each made, written and dropped before the next.
 
     What is there is kept, and not made again.
