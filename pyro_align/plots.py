@@ -339,8 +339,8 @@ def plot_stability(stability: Stability, *, ax: Axes | None = None) -> Axes:
     from scipy.cluster.hierarchy import dendrogram, linkage
     from scipy.spatial.distance import squareform
 
-    ax = _pyplot().gca() if ax is None else ax
+    axes: Axes = _pyplot().gca() if ax is None else ax
     tree = linkage(squareform(stability.distances, checks=False), "average")
-    dendrogram(tree, ax=ax, labels=list(stability.names), color_threshold=0, above_threshold_color=COLOURS[1])
-    ax.set_ylabel("W2 distance after alignment")
-    return ax
+    dendrogram(tree, ax=axes, labels=list(stability.names), color_threshold=0, above_threshold_color=COLOURS[1])
+    axes.set_ylabel("W2 distance after alignment")
+    return axes
