@@ -142,7 +142,7 @@ def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objecti
             temperature=temperature,
         )
     path = pyro_align.displacement(a, b)
-    return pyro_align.repair(path, model, data.x[:500], data.y[:500]) if way == REPAIRED else path
+    return pyro_align.repair(model, path, data.x[:500], data.y[:500]) if way == REPAIRED else path
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:

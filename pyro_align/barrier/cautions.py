@@ -51,6 +51,6 @@ def _off_prior(
     for tau in (0.0, 1.0):
         end = barrier.problem.path.posterior(tau)
         if isinstance(end, MeanFieldNormal):
-            width = None if symmetry is None else effective_width(end, symmetry, model, *args, **kwargs)
+            width = None if symmetry is None else effective_width(model, end, symmetry, *args, **kwargs)
             out[tau] = shares_off_prior(end, model, args, kwargs), width
     return out

@@ -193,7 +193,7 @@ def _setting(options: argparse.Namespace, data: Data) -> str:
 
 
 def _widths(guides, symmetry, model, data: Data) -> str:
-    widths = [effective_width(guide, symmetry, model, data.x[:64], data.y[:64]) for guide in guides]
+    widths = [effective_width(model, guide, symmetry, data.x[:64], data.y[:64]) for guide in guides]
     rows = [
         [atom, str(kl.numel()), *(str(width.active[atom]) for width in widths)] for atom, kl in widths[0].kl.items()
     ]

@@ -173,7 +173,7 @@ def check_invariance(
                 f"relabeling changes the {what} of {int(broken.sum())} of {len(old)} draws, first of chain, draw "
                 f"{labels(first)}: {float(old[first]):.6g} became {float(new[first]):.6g} nats (rounding allows "
                 f"{float(tolerance[first]):.1e}). The symmetry is not one of this model and data: find it with "
-                "find_symmetry(model, ...), or check it with certify(symmetry, model, ...)"
+                "find_symmetry(model, ...), or check it with certify(model, symmetry, ...)"
             )
         worst = max(worst, float(change.max())) if len(change) else worst
     return worst

@@ -51,7 +51,7 @@ class RepairedPath:
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> path = repair(displacement(*guides), model, x, y, num_samples=2)
+        >>> path = repair(model, displacement(*guides), x, y, num_samples=2)
         >>> [(layer.weight, layer.bias) for layer in path.layers]
         [(('layer0.weight', 0), ('layer0.bias', 0))]
         >>> type(path(0.5)).__name__
@@ -147,8 +147,8 @@ class RepairedPath:
 
 @options_apart
 def repair(
-    path: Any,
     model: Callable[..., Any],
+    path: Any,
     *args: Any,
     symmetry: Symmetry | SymmetrySpec | None = None,
     num_samples: int = 8,
@@ -163,8 +163,8 @@ def repair(
     network normalizes its activations itself, repair changes nothing that matters.
 
     Args:
-        path: The path; align its ends first.
         model: The Pyro model.
+        path: The path; align its ends first.
         *args: Its arguments: the data over which spreads are measured; a few hundred are plenty.
         symmetry: The model's symmetry; found if it is not given.
         num_samples: Posterior draws over which spreads are measured.
@@ -183,7 +183,7 @@ def repair(
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> len(repair(displacement(*guides), model, x, y).layers)
+        >>> len(repair(model, displacement(*guides), x, y).layers)
         2
     """
     if num_samples < 1:
