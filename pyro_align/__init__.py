@@ -1,7 +1,7 @@
 """Align Bayesian posteriors modulo the symmetries of their model.
 
 The verbs are here; the rest is in public submodules: `axes`, `alignment`, `objectives`, `paths`, `losses`, `barrier`,
-`draws`, `guides`, `diagnostics`, `matching`, `discovery`, `plots`, `io` and `errors`.
+`draws`, `guides`, `diagnostics`, `restarts`, `matching`, `discovery`, `plots`, `io` and `errors`.
 """
 
 from pyro_align.alignment import align, align_many

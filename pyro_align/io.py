@@ -34,7 +34,7 @@ from pyro_align.symmetry.reasons import OpaqueOperation, Reason
 from pyro_align.symmetry.scalings import Scaling
 
 
-def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
+def save(path: str | os.PathLike[str], value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
     """Writes a symmetry, a permutation, an alignment, or a guide's parameters to a file.
 
     The file appears under its name only once it is complete.
@@ -68,7 +68,7 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
     )
 
 
-def load(path: str | os.PathLike, *, like: nn.Module | Posterior | None = None) -> Any:
+def load(path: str | os.PathLike[str], *, like: nn.Module | Posterior | None = None) -> Any:
     """Reads what :func:`save` wrote.
 
     Args:
@@ -302,7 +302,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
     )
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], Callable, Callable]] = {
+_KINDS: dict[str, tuple[type[Any] | tuple[type[Any], ...], Callable[..., Any], Callable[..., Any]]] = {
     "symmetry": (Symmetry, _encode_symmetry, _decode_symmetry),
     "permutation": (Permutation, _encode_permutation, _decode_permutation),
     "alignment": (Alignment, _encode_alignment, _decode_alignment),

@@ -182,8 +182,8 @@ def analyze_signs(
 
 @options_apart
 def certify(
-    symmetry: Symmetry | SymmetrySpec,
     model: Any,
+    symmetry: Symmetry | SymmetrySpec,
     *args: Any,
     parameters: bool = False,
     trials: int = 3,
@@ -193,8 +193,8 @@ def certify(
     """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
 
     Args:
-        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabeled.
         model: A Pyro model or a plain ``torch.nn.Module``.
+        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabeled.
         args: The model's arguments.
         parameters: As for :func:`find_symmetry`.
         trials: Random relabelings to try.
@@ -213,7 +213,7 @@ def certify(
         >>> def model():
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
-        >>> certify(SymmetrySpec({"w": ("unit",)}), model).certificate.trials
+        >>> certify(model, SymmetrySpec({"w": ("unit",)})).certificate.trials
         3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)

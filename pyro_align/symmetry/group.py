@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
 from pyro_align.symmetry.scalings import Scaling
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCOPES = ("joint", "likelihood")
 
@@ -111,7 +114,7 @@ class Symmetry:
     _all_atoms: Mapping[str, Atom] = field(init=False, repr=False)
     _blocks: dict[str, tuple[Block, ...]] = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise SymmetryError(f"scope must be one of {SCOPES}, got {self.scope!r}")
         object.__setattr__(self, "sites", MappingProxyType({k: tuple(v) for k, v in self.sites.items()}))
@@ -131,7 +134,7 @@ class Symmetry:
             if any(a.within for t in terms for a in leaves(t) if not a.fixed):
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
-    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
         reasons = dict(self.reasons)
         return Symmetry, (
             dict(self.sites),
@@ -305,7 +308,7 @@ class Symmetry:
         axis %= len(terms)
         return Why(site, axis, str(terms[axis]), self.reasons.get((site, axis), ()))
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> pd.DataFrame:
         """One row per site and axis as a ``pandas.DataFrame``: site, axis, size, term, atoms."""
         import pandas as pd
 

@@ -61,7 +61,7 @@ def private_copy(guide: PyroModule) -> PyroModule:
     return twin
 
 
-def _shared(modules: list[nn.Module]) -> dict:
+def _shared(modules: list[nn.Module]) -> dict[str, Any]:
     """A memo for deepcopy: models are shared, traces lose the data, tensors inside a graph are detached."""
     memo: dict = {"traces": {}}
     for module in modules:
@@ -103,7 +103,7 @@ def held_modules(guide: Any) -> list[nn.Module]:
     return []
 
 
-def private_callable(guide: Callable) -> Callable:
+def private_callable(guide: Callable[..., Any]) -> Callable[..., Any]:
     """A callable with copies of the modules that it holds; the original stays as it is.
 
     Raises:
@@ -126,15 +126,17 @@ class StoredGuide(PyroModule):
         modules: Modules that the function holds, whose weights are the guide's.
     """
 
-    def __init__(self, function: Callable, parameters: Mapping[str, RawParameter], modules: Sequence[nn.Module] = ()):
+    def __init__(
+        self, function: Callable[..., Any], parameters: Mapping[str, RawParameter], modules: Sequence[nn.Module] = ()
+    ):
         super().__init__()
-        self.held = nn.ModuleList(modules)
+        self.held: nn.ModuleList = nn.ModuleList(modules)
         self._function = function
         self._names = list(parameters)
         for i, parameter in enumerate(parameters.values()):
             write_parameter(self, f"param_{i}", parameter)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = {name: getattr(self, f"param_{i}") for i, name in enumerate(self._names)}
         _ = self.held  # a module's parameters are parameters of the guide: looking at it says so to Pyro
         with _OwnParameters(values, bool(len(self.held))):
