@@ -129,7 +129,7 @@ def effective_width(
             continue
         total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64, device="cpu")
         for site in sites:
-            _add_units(total, name, atom.within, symmetry.sites[site], divergences[site])
+            add_units(total, name, atom.within, symmetry.sites[site], divergences[site])
         kl[name] = total
     return EffectiveWidth(kl, threshold, tuple(s for s in symmetry.sites if s not in divergences))
 
@@ -184,7 +184,7 @@ def _base(fn: Any) -> Any:
     return fn
 
 
-def _add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Axis, ...], kl: Tensor) -> None:
+def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Axis, ...], kl: Tensor) -> None:
     """Adds a site's KLs to the units that its values carry; a value counts once for a unit."""
     places = [coordinates(term) for term in terms]
     earlier: list[Tensor] = []

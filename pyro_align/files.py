@@ -124,25 +124,61 @@ def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors
     Raises:
         FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "version": _VERSION, "sha256": _BLANK}}
-    header["__metadata__"]["meta"] = json.dumps(meta, allow_nan=True)
+    about = {"format": _FORMAT, "version": _VERSION, "sha256": _BLANK, "meta": json.dumps(meta, allow_nan=True)}
+    parts = _laid_out(path, {str(i): tensor for i, tensor in enumerate(tensors)}, about)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    parts[1] = parts[1].replace(_marked(_BLANK), _marked(digest.hexdigest()), 1)
+    with whole_file(path) as file:
+        file.writelines(parts)
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
+    """Writes named tensors, such as a state dict, as ``safetensors.torch.save_file`` does.
+
+    Raises:
+        FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
+    """
+    parts = _laid_out(path, tensors, {"format": "pt"})
+    with whole_file(path) as file:
+        file.writelines(parts)
+
+
+def _laid_out(path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> list[bytes]:
+    """Length of the header, header, and values."""
+    header: dict[str, Any] = {"__metadata__": dict(about)}
     start, contents = 0, []
-    for i, tensor in enumerate(tensors):
+    for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise FormatError(f"{path}: cannot write a tensor of dtype {tensor.dtype}; the format has {_known()}")
         contents.append(tensor_bytes(tensor))
         end = start + len(contents[-1])
-        header[str(i)] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)  # so that values are aligned
-    parts = [len(head).to_bytes(8, "little"), head, *contents]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    parts[1] = head.replace(_marked(_BLANK), _marked(digest.hexdigest()), 1)
-    with whole_file(path) as file:
-        file.writelines(parts)
+    return [len(head).to_bytes(8, "little"), head, *contents]
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Reads the named tensors of a ``safetensors`` file.
+
+    Raises:
+        FormatError: The file is of another format, damaged, or holds dtypes that are not in :data:`DTYPES`.
+    """
+    try:
+        content = Path(path).read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header.pop("__metadata__", None)
+        names = sorted(header, key=lambda name: tuple(header[name]["data_offsets"]))
+        numbered = {str(i): header[name] for i, name in enumerate(names)}
+        return dict(zip(names, _tensors(numbered, bytearray(content[8 + size :])), strict=True))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
+        raise FormatError(f"{path}: no safetensors file, or damaged ({error})") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Tensor]]:

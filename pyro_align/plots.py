@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyro_align.barrier.surface import Surface
     from pyro_align.losses.curve import Curve
     from pyro_align.losses.protocol import Label
+    from pyro_align.restarts import Stability
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -326,3 +327,20 @@ def _names(asked: str | Sequence[str] | None, known: Sequence[str], what: str) -
     if unknown:
         raise ValueError(f"no {what} {unknown}; there are {list(known)}")
     return names
+
+
+def plot_stability(stability: Stability, *, ax: Axes | None = None) -> Axes:
+    """A dendrogram of restarts by their W2 distances after alignment (average linkage): fits that are one join low.
+
+    Args:
+        stability: What :func:`~pyro_align.restarts.stability` found.
+        ax: Where to draw; the current axes by default.
+    """
+    from scipy.cluster.hierarchy import dendrogram, linkage
+    from scipy.spatial.distance import squareform
+
+    axes: Axes = _pyplot().gca() if ax is None else ax
+    tree = linkage(squareform(stability.distances, checks=False), "average")
+    dendrogram(tree, ax=axes, labels=list(stability.names), color_threshold=0, above_threshold_color=COLOURS[1])
+    axes.set_ylabel("W2 distance after alignment")
+    return axes
