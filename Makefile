@@ -41,6 +41,7 @@ lint: $(STAMP)-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/typed.py
 
 format: $(STAMP)-lint
 	$(BIN)/ruff check --fix .
