@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_align.draws.carried import Carried, numbered_from, renumbered
 from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
+from pyro_align.draws.invariance import Invariance
 from pyro_align.draws.labels import Labels
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
@@ -27,28 +28,6 @@ from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
 _SLICE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Invariance:
-    """The numerical proof that relabeling left the model's densities alone.
-
-    Attributes:
-        draws: Number of relabeled draws that were checked.
-        error: Largest change of their log joint, their log likelihood, or the sum over data of log likelihoods with
-            random weights, which tells whether each datum's has changed. In nats.
-        tolerance: Smallest change that would have been refused, in nats.
-    """
-
-    draws: int
-    error: float
-    tolerance: float
-
-    def __str__(self) -> str:
-        return (
-            f"log joint and log likelihood of {self.draws} relabeled draws changed by at most {self.error:.1e} nats "
-            f"(rounding allows {self.tolerance:.1e})"
-        )
 
 
 @dataclass(frozen=True, eq=False)
