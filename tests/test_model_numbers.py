@@ -209,6 +209,47 @@ def test_a_likelihood_that_is_one_event_is_one_datum(model):
     assert error["mse"].value[0] == pytest.approx(float(((w @ x.T).mean(0) - y).square().mean()))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_events_own_axes_are_data_where_asked_for(nested):
+    x, y = linear_data()
+
+    def by_entry(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        fn = dist.Normal((x @ w).unsqueeze(-1), 0.7).to_event(1).to_event(1) if nested else dist.Normal(x @ w, 0.7)
+        obs = y.unsqueeze(-1) if nested else y
+        pyro.sample("y", fn if nested else fn.to_event(1), obs=obs, infer={"data_dims": 1})
+
+    def by_plate(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
+
+    path = make_path(by_plate, x, y)
+    right, found = (evaluate_barrier(m, path, x, y, taus=3, num_samples=5) for m in (by_plate, by_entry))
+    assert found.num_data == {"data": len(x)}
+    for loss, draws in all_draws(right).items():
+        np.testing.assert_allclose(found[loss].draws, draws, rtol=1e-12, err_msg=loss)
+    asked = poutine.infer_config(event, lambda site: {"data_dims": 2} if site["name"] == "y" else {})
+    with pytest.raises(BarrierError, match="site 'y': data_dims is 2, and it has 1 event dims"):
+        evaluate_barrier(asked, path, x, y, taus=3)
+
+
+def test_a_factor_is_likelihood_where_the_model_says_so():
+    x, y = linear_data()
+
+    def by_factor(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.factor("fit", dist.Normal(x @ w, 0.7).log_prob(y).sum())
+
+    path = make_path(event, x, y)
+    said = poutine.infer_config(by_factor, lambda site: {"likelihood": True} if site["name"] == "fit" else {})
+    right, found = (evaluate_barrier(m, path, x, y, taus=3, num_samples=5, temperature=0.1) for m in (event, said))
+    for loss, draws in all_draws(right).items():
+        np.testing.assert_allclose(found[loss].draws, draws, rtol=1e-12, err_msg=loss)
+    with pytest.raises(BarrierError, match="observes no data"):
+        evaluate_barrier(by_factor, path, x, y, taus=3)
+
+
 def masked(x, y, mask, inside=False):
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     with pyro.plate("data", len(x)):

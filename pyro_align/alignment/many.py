@@ -332,6 +332,8 @@ def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: 
         if i not in found:
             found[i] = match_posteriors(center, posterior, symmetry, init=init, **options)
             bar.update()
+        if found[i].status == "interrupted":  # the rounds to come would go on as if nothing had been
+            raise KeyboardInterrupt
     return found
 
 
