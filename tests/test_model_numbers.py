@@ -369,6 +369,8 @@ def test_local_latents_with_the_arguments_of_the_fit(local_fits):
     path = displacement(guides[0], alignment.guide)
     part, whole = (evaluate_barrier(local, path, x, y, n, taus=3, num_samples=200) for n in (4, None))
     assert part.num_data == whole.num_data == {"data": 20}
+    with pytest.raises(TraceError, match=r"site 'z'.*takes its own subsample"):
+        learn_path(local, guides[0], alignment.guide, x, y, batch_size=4, max_steps=2)
     learned = learn_path(local, guides[0], alignment.guide, x, y, 4, max_steps=2)
     assert learned(0.5) is not None
 

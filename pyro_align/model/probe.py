@@ -150,6 +150,7 @@ def _check_sites(records: forward.Records, posterior) -> None:
             raise BarrierError(
                 f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
                 "was the guide fitted to a model of another size?"
+                + (" Draws by chain are given as value.flatten(0, 1)" if given[1:] == expected else "")
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import trange
 
-from pyro_align.errors import GuideError
+from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
@@ -256,7 +256,15 @@ def negative_elbo(
         latent = (loc + scale * noise[name][0])[None]
         values[name] = spec.constrain(latent)[0]
         volume[name] = spec.log_volume(latent, values[name][None]).sum()
-    records = Records(density.resampled(*batches.draw(generator)).run(values))
+    try:
+        records = Records(density.resampled(*batches.draw(generator)).run(values))
+    except TraceError as error:
+        if batches.size is None:
+            raise
+        raise TraceError(
+            f"{error}. batch_size= cuts the model's arguments; a model with latents for each datum takes its own "
+            "subsample, pyro.plate(..., subsample_size=), and no batch_size"
+        ) from error
     enumerated = Enumerated(records) if density.enumerated else None
     data = observations(records, enumerated, by_hand=batches.by_hand)
     terms, kl = latent_terms(records, enumerated), torch.zeros_like(data.total)

@@ -210,8 +210,7 @@ def store_parameters(
         if "$$$" in name:
             raise GuideError(
                 f"the guide registers the module '{name.split('$$$')[0]}' with pyro.module, whose weights live outside "
-                "the param store, and its code does not name it; make the guide a PyroModule that holds the module, or a "
-                "method of it"
+                "the param store, and its code does not name it; make the guide a PyroModule that holds it, or a method"
             )
         if name not in store:
             raise GuideError(f"the guide's parameter '{name}' is not in the param store: fit the guide first")
