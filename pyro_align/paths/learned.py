@@ -7,6 +7,7 @@ between the ends, and is trained on the negative ELBO averaged over tau (Garipov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -201,6 +202,8 @@ def learn_path(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if max_steps < 1:
         raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a finite number >= 0, the weight of the KL; got {temperature!r}")
     check_distinct(guide_a, guide_b)
     start, end = _mean_field(guide_a), _mean_field(guide_b)
     start.check_compatible(end)
