@@ -11,6 +11,7 @@ import torch
 from barrier_problems import linear, linear_data, make_path
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.infer.reparam import LocScaleReparam
 
 from pyro_align import align, displacement, evaluate_barrier, find_symmetry, learn_path
 from pyro_align.errors import BarrierError, TraceError
@@ -248,6 +249,22 @@ def test_a_factor_is_likelihood_where_the_model_says_so():
         np.testing.assert_allclose(found[loss].draws, draws, rtol=1e-12, err_msg=loss)
     with pytest.raises(BarrierError, match="observes no data"):
         evaluate_barrier(by_factor, path, x, y, taus=3)
+
+
+def test_what_a_reparameterization_leaves_behind_is_no_datum():
+    def hierarchy(x, y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 4):
+            group = pyro.sample("group", dist.Normal(loc, 0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(group.sum(), 0.7), obs=y)
+
+    x, y = linear_data()
+    model = poutine.reparam(hierarchy, {"group": LocScaleReparam()})
+    path = make_path(model, x, y)
+    barrier = evaluate_barrier(model, path, x, y, taus=3, num_samples=4)
+    assert barrier.num_data == {"data": len(y)}
+    assert barrier.at(0.5).log_likelihood["y"].shape == (1, 4, len(y))
 
 
 def masked(x, y, mask, inside=False):

@@ -85,6 +85,8 @@ class Records:
                 continue
             if not message["is_observed"]:
                 self.latent[name] = message
+            elif _is_hidden(message):  # what a reparameterization leaves behind, say
+                continue
             elif _is_factor(message["fn"]) and not (message["infer"].get("likelihood") or _in_plates(message)):
                 self.factors[name] = message
             else:
@@ -245,6 +247,14 @@ def site_mask(message: Message) -> Tensor | None:
 def _device(message: Message) -> torch.device:
     value = message["value"]
     return value.device if isinstance(value, Tensor) else torch.device("cpu")
+
+
+def _is_hidden(message: Message) -> bool:
+    """Whether all of an observed site is masked, whatever its value."""
+    fn, hidden = message["fn"], message["mask"] is False
+    while has_mask(fn):
+        hidden, fn = hidden or getattr(fn, "_mask", None) is False, fn.base_dist
+    return hidden
 
 
 def _in_plates(message: Message) -> bool:
