@@ -141,7 +141,7 @@ class Lab:
         if not isinstance(posterior, MeanFieldNormal):
             return []
         data = self.data(setting.data)
-        width = effective_width(posterior, self.symmetry(setting), self.model(setting), data.x[:2], data.y[:2])
+        width = effective_width(self.model(setting), posterior, self.symmetry(setting), data.x[:2], data.y[:2])
         return list(width.active.values())
 
 

@@ -71,13 +71,13 @@ def bayesian_lenet(widths: Sequence[int], *, classes: int = 10, side: int = 28) 
     }
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
-        zero, h = x.new_zeros(()), x.reshape(-1, 1, side, side)
+        zero, h = x.new_zeros(()), x.reshape(-1, 1, side, side).contiguous(memory_format=torch.channels_last)
         for name, shape in shapes.items():
             sd = zero + math.sqrt(2 / math.prod(shape[1:]))
             weight = pyro.sample(f"{name}.weight", dist.Normal(zero, sd).expand(shape).to_event(len(shape)))
             bias = pyro.sample(f"{name}.bias", dist.Normal(zero, sd).expand(shape[:1]).to_event(1))
             if len(shape) == 4:
-                h = F.max_pool2d(torch.relu(F.conv2d(h, weight, bias)), 2)
+                h = torch.relu(F.max_pool2d(F.conv2d(h, weight, bias), 2))  # pooled first: a quarter of the work
                 continue
             h = F.linear(h.flatten(1), weight, bias)
             h = h if name == "dense2" else torch.relu(h)
@@ -150,7 +150,7 @@ def bayesian_resnet(
         return normalized(conv(h, name, *shape), name)
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
-        h = x.reshape(-1, channels, side, side)
+        h = x.reshape(-1, channels, side, side).contiguous(memory_format=torch.channels_last)
         h = activated(unit(h, "stem", widths[0], 3), "stem")
         for stage, width in enumerate(widths):
             for block in range(blocks):

@@ -15,12 +15,12 @@ import pandas as pd
 
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, pair_of_fits, rows
-from studies.objectives import OBJECTIVES, path_after
+from studies.objectives import OBJECTIVES, by_objective, path_after
 from studies.training import Recipe
 from studies.width_depth import KINDS
 
 KEY = (
-    *("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs"),
+    *("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs", "augment"),
     *("seed_a", "seed_b", "alignment"),
 )
 CHANNELS = (16, 32, 64)
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--batch", type=int, default=128, help="data a step")
     made.add_argument("--rate", type=float, default=0.005, help="Adam's step for locations")
     made.add_argument("--gain", type=float, default=1.0, help="factor on He-normal initial locations")
+    made.add_argument("--augment", action="store_true", help="mirror and move training images at random")
     made.add_argument("--taus", type=int, default=5, help="points on the path")
     made.add_argument("--draws", type=int, default=8, help="posterior draws at each")
     made.add_argument("--test", type=int, default=1000, help="test data to evaluate on")
@@ -61,16 +62,18 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         options.pool,
     )
 
-    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, seed_a, seed_b, alignment):
+    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, augment, seed_a, seed_b, alignment):
         steps = {"learning_rate": options.rate, "scale_rate": 0.02, "decay": 0.5}
-        recipe = Recipe(epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide)
+        recipe = Recipe(
+            epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide, augment=augment
+        )
         channels = tuple(max(1, round(width * c)) for c in CHANNELS)
         setting = Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}")
         a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
         path, distance = path_after(lab, setting, a, b, alignment)
         return rows(lab.barrier(setting, path), distance=distance, **common)
 
-    fixed = (options.temperature, options.gain, options.train, options.epochs)
+    fixed = (options.temperature, options.gain, options.train, options.epochs, options.augment)
     cells = [
         dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair, alignment), strict=True))
         for pair in runner.pairs(options.seeds)
@@ -79,8 +82,19 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     ]
     frame = runner.run(runner.Table(options.out / "resnet.csv", KEY), cells, compute)
     runner.write_table(summary(frame), options.out / "resnet_table.md")
+    runner.write_table(by_objective(named(frame)), options.out / "resnet_objectives_table.md")
     draw(frame, options.out / "resnet.png")
     return frame
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a name for each network and fit."""
+    return frame.assign(
+        network=[
+            f"{KINDS[r.guide]}, width {r.width:g}, {r.norm}, {32 // r.pool} px, gain {r.gain:g}, {r.train} x {r.epochs}"
+            for r in frame.itertuples()
+        ]
+    )
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

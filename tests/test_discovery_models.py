@@ -88,7 +88,7 @@ def test_without_priors_the_support_is_kept(prior, event):
     assert not find_symmetry(model, y, scope="likelihood").atoms
     axes = (None,) * (event - 1) + ("k",) if event else ("k",)
     with pytest.raises(SymmetryError, match=r"site 'z'.*support"):
-        certify(SymmetrySpec({"z": axes}, scope="likelihood"), model, y)
+        certify(model, SymmetrySpec({"z": axes}, scope="likelihood"), y)
 
 
 def forgetful(x, y=None):

@@ -186,41 +186,6 @@ def test_scores_of_predictions():
     assert found["ece"] == pytest.approx((abs(1 - 1.8) + abs(2 - 1.6)) / 4, rel=1e-5)
 
 
-def test_local_reparameterisation_has_the_moments_of_drawn_weights():
-    """Mean and variance of a layer's output over draws, against draws of the weights."""
-    import pyro
-    from pyro import poutine
-    from pyro.infer.autoguide import AutoNormal, init_to_sample
-
-    from pyro_align.demo.network import bayesian_mlp
-    from studies.elbo import ClosedFormELBO, LocalReparameterisation, _GuideDraws
-
-    torch.manual_seed(0)
-    model, x, y = bayesian_mlp([3, 2]), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
-    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.5)
-    guide(x, y)
-    with _GuideDraws(mean=True):
-        means = poutine.trace(guide).get_trace(x, y)
-    with torch.no_grad():
-        with LocalReparameterisation(means):
-            local = torch.stack([poutine.replay(model, trace=means)(x, y) for _ in range(4000)])
-        drawn = torch.stack(
-            [poutine.replay(model, trace=poutine.trace(guide).get_trace(x, y))(x, y) for _ in range(4000)]
-        )
-    assert torch.allclose(local.mean(0), drawn.mean(0), atol=0.08)
-    assert torch.allclose(local.std(0), drawn.std(0), rtol=0.08)
-    shared = torch.corrcoef(torch.stack([drawn[:, 0, 0], drawn[:, 1, 0]]))[0, 1]
-    apart = torch.corrcoef(torch.stack([local[:, 0, 0], local[:, 1, 0]]))[0, 1]
-    assert abs(float(apart)) < 0.1 < abs(float(shared))  # drawn anew for each datum
-    losses = [
-        np.mean([ClosedFormELBO(local=local).loss(model, guide, x, y) for _ in range(1500)]) for local in (False, True)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-    with torch.no_grad():
-        pyro_loss = pyro.infer.Trace_ELBO(num_particles=1500).loss(model, guide, x, y)
-    assert losses[0] == pytest.approx(pyro_loss, rel=0.05)
-
-
 @pytest.mark.parametrize(("norm", "blocks"), [("plain", 3), ("group", 1), ("frn", 1)])
 def test_resnet_has_its_layers_and_channels_to_relabel(norm, blocks):
     """A set of channels for each of three streams, and one within each block. Statistics are those of one datum."""

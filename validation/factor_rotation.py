@@ -76,15 +76,22 @@ def factor_model(y: torch.Tensor, factors: int) -> None:
     pyro.factor("y", -0.5 * (scaled.square().sum() - explained + n * log_det), has_rsample=False)
 
 
-def sample(y: torch.Tensor, factors: int, chains: int, draws: int, warmup: int, depth: int) -> dict[str, torch.Tensor]:
-    """NUTS from random starts, one chain after another."""
+def sample(y: torch.Tensor, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """NUTS from random starts, one chain after another; with `--samples`, chains already sampled are read."""
     runs = []
-    for seed in range(chains):
+    for seed in range(options.chains):
+        size = f"{options.factors}_{options.draws}_{options.warmup}_{options.depth}_{seed}"
+        file = options.samples and options.samples / f"{options.part}_{size}.pt"
+        if file and file.exists():
+            runs.append(torch.load(file))
+            continue
         pyro.set_rng_seed(seed)
-        kernel = NUTS(factor_model, jit_compile=True, ignore_jit_warnings=True, max_tree_depth=depth)
-        mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
-        mcmc.run(y, factors)
+        kernel = NUTS(factor_model, jit_compile=True, ignore_jit_warnings=True, max_tree_depth=options.depth)
+        mcmc = MCMC(kernel, num_samples=options.draws, warmup_steps=options.warmup, disable_progbar=True)
+        mcmc.run(y, options.factors)
         runs.append(mcmc.get_samples())
+        if file:
+            torch.save(runs[-1], file)
     return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
 
 
@@ -115,6 +122,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--samples", type=Path, help="a folder that keeps each chain as it ends")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -130,7 +138,7 @@ def main() -> None:
     else:
         y = simulated(options.factors)
     start = time.process_time()
-    draws = sample(y, options.factors, options.chains, options.draws, options.warmup, options.depth)
+    draws = sample(y, options)
     print(f"sampling {time.process_time() - start:.0f} s of CPU")
     print(convergence(y, options.factors, draws).round(3).to_string())
     if options.part == "holzinger":

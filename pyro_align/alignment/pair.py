@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.axes import Fixed, axis_size, leaves
@@ -22,6 +22,9 @@ from pyro_align.paths.geodesic import Path
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ class Alignment:
         """The relabeled guide: of the type of the one given, owning its parameters."""
         return self.posterior.to_guide()
 
-    def summary(self):
+    def summary(self) -> pd.DataFrame:
         """One row per site as a ``pandas.DataFrame``: W2 distance before and after relabeling, and their ratio."""
         import pandas as pd
 
@@ -92,7 +95,7 @@ class Alignment:
         frame.index.name = "site"
         return frame
 
-    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01):
+    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01) -> pd.DataFrame:
         """Which matches mean something: one row per unit as a ``pandas.DataFrame``, indexed by atom and new position.
 
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
@@ -143,7 +146,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry | SymmetrySpec,
     *,
-    parameters: tuple[Callable, Callable] | None = None,
+    parameters: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
@@ -297,7 +300,7 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
     return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
 
 
-def _resized(terms: tuple, spec: SiteSpec | None) -> tuple:
+def _resized(terms: tuple[Any, ...], spec: SiteSpec | None) -> tuple[Any, ...]:
     """A site's terms with the sizes of its plates in the guide: a symmetry found on a subsample knows fewer data."""
     if spec is None or len(terms) != len(spec.shape):
         return terms

@@ -11,7 +11,7 @@ from pyro_align.guides.registry import read_guide, relabelable
 from pyro_align.symmetry.element import Permutation
 
 
-def permute_guide(guide: Any, p: Permutation, *, parameters: Callable | None = None) -> Guide:
+def permute_guide(guide: Any, p: Permutation, *, parameters: Callable[..., Any] | None = None) -> Guide:
     """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
 
     Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.

@@ -37,6 +37,8 @@ class TaskLoss(Loss):
         np.float64(0.5)
     """
 
+    judge: Judge
+
     predicts = True
 
     def __init__(

@@ -75,10 +75,14 @@ class Density:
         TraceError: The model cannot be run with these arguments, or has no latent site.
     """
 
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    seed: int
+
     def __init__(
         self,
-        model: Callable,
-        args: tuple = (),
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         parameters: bool = False,
@@ -90,7 +94,7 @@ class Density:
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
-        self.params = {
+        self.params: dict[Any, Any] = {
             name: node["value"].detach()
             for name, node in prototype.nodes.items()
             if node["type"] == "param" and name not in stored
@@ -116,7 +120,7 @@ class Density:
                 self.enumerated.append(name)
             else:
                 self.latents[name] = _latent(name, node["value"], node["fn"].support, shape=full_shape(node))
-        self.max_plate_nesting = max(dims)
+        self.max_plate_nesting: int = max(dims)
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
 
@@ -150,7 +154,7 @@ class Density:
         """Whether some site is observed that is not merely ``pyro.deterministic``."""
         return bool(set(self.observed) - self._deterministic)
 
-    def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
+    def resampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Density:
         """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
         other = copy.copy(self)
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
@@ -162,7 +166,7 @@ class Density:
         values = {**self.params, **values}
         return run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
 
-    def on(self, args: tuple, kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
+    def on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
         """The same sites with the same data in another dtype."""
         other = copy.copy(self)
         other.args, other.kwargs = tuple(args), dict(kwargs)

@@ -28,8 +28,8 @@ Message = dict[str, Any]
 
 
 def run(
-    model: Callable,
-    args: tuple,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
     *,
@@ -79,7 +79,7 @@ class Records:
     factors: dict[str, Message] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, message in self.trace.nodes.items():
             if message["type"] != "sample" or is_subsample(message) or message["infer"].get("_deterministic"):
                 continue
@@ -111,8 +111,8 @@ class Records:
 
 
 def record(
-    model: Callable,
-    args: tuple,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
     max_plate_nesting: int | None = None,
@@ -129,7 +129,9 @@ def record(
     return Records(trace, parameters=frozenset(own))
 
 
-def with_rows(args: tuple, kwargs: Mapping[str, Any], full: int, rows: slice | Tensor) -> tuple[tuple, dict[str, Any]]:
+def with_rows(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], full: int, rows: slice | Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A model's arguments on some of the data: these rows of all tensors of that length."""
 
     def cut(leaf: Any) -> Any:

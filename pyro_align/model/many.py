@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Many:
         vectorized: Whether vmap is in use; falls to False for good when it fails.
     """
 
-    model: Callable
+    model: Callable[..., Any]
     seed: int = 0
     chunk: int | None = None
     max_memory: int = 2**30

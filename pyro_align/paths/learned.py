@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -44,14 +47,16 @@ class Batches:
         by_hand: Whether the model scales a batch's likelihood to that of all data itself, without a plate.
     """
 
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     size: int | None
     full: int
     by_hand: bool = False
 
     @classmethod
-    def of(cls, model: Callable, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
+    def of(
+        cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int | None
+    ) -> Batches:
         """The batches of a model's arguments.
 
         Raises:
@@ -67,7 +72,7 @@ class Batches:
             by_hand = scaled_by_hand(record(model, args, kwargs, {}), record(model, *part, {}))
         return cls(args, kwargs, size, full, by_hand)
 
-    def draw(self, generator: torch.Generator) -> tuple[tuple, Mapping[str, Any]]:
+    def draw(self, generator: torch.Generator) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments of one batch."""
         if self.size is None:
             return self.args, self.kwargs
@@ -137,14 +142,14 @@ class BentPath:
         moments = blend(_moments(self.start), _moments(self.bend), _moments(self.end), tau, self.kind)
         return _with_moments(self.start, moments)
 
-    def __call__(self, tau: float):
+    def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau``."""
         return self.posterior(tau).to_guide()
 
 
 @options_apart
 def learn_path(
-    model: Callable,
+    model: Callable[..., Any],
     guide_a: Any,
     guide_b: Any,
     *args: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from pyro_align.axes import Axis, AxisLike
 from pyro_align.errors import SymmetryError
@@ -59,7 +60,7 @@ class SymmetrySpec:
         object.__setattr__(self, "sites", MappingProxyType(sites))
         object.__setattr__(self, "scope", scope)
 
-    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
         return _made, (dict(self.sites), self.scope)
 
     def bind(self, shapes: Mapping[str, Iterable[int]]) -> Symmetry:

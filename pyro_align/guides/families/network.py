@@ -146,7 +146,7 @@ class GuideAndModel:
     """
 
     guide: Any
-    model: Callable = field(repr=False)
+    model: Callable[..., Any] = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide."""
@@ -162,7 +162,7 @@ def read_guide_and_model(both: GuideAndModel) -> Independent:
     return Independent((read_guide(both.guide), read(both.model)), _write_both)
 
 
-def _read_model(model: Callable) -> Point:
+def _read_model(model: Callable[..., Any]) -> Point:
     """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
     points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
     if not points:
@@ -178,7 +178,9 @@ class ModelAt:
         tensors: Name -> value.
     """
 
-    def __init__(self, model: Callable, tensors: Mapping[str, Tensor]):
+    tensors: dict[str, Tensor]
+
+    def __init__(self, model: Callable[..., Any], tensors: Mapping[str, Tensor]):
         self.model, self.tensors = model, dict(tensors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -71,7 +71,7 @@ class RelabeledGuide(PyroModule):
         guide: PyroModule,
         sites: Mapping[str, SiteSpec],
         chain: tuple[Permutation, ...],
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         labels: Labels | None = None,
     ):
@@ -81,7 +81,7 @@ class RelabeledGuide(PyroModule):
         self.relabelings = chain
         self._args, self._kwargs, self._labels = args, dict(kwargs or {}), dict(labels or {})
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once; returns site -> relabeled value."""
         acts = [Relabeling(p, self._sites) for p in self.relabelings]
         moves = [label_moves(p, self._sites, self._labels) for p in self.relabelings]
@@ -166,7 +166,7 @@ class Wrapped(KnownByDraws):
 
     sites: Mapping[str, SiteSpec]
     guide: PyroModule = field(repr=False)
-    args: tuple = field(default=(), repr=False)
+    args: tuple[Any, ...] = field(default=(), repr=False)
     kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     chain: tuple[Permutation, ...] = ()
     labels: Labels = field(default_factory=dict)
@@ -252,7 +252,7 @@ def _guide_log_prob(trace: poutine.Trace) -> Tensor:
 
 
 @register_guide(object, runs=True)
-def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
+def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
     """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
 
     Args:
@@ -295,7 +295,7 @@ def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
     return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabelings, guide._labels)
 
 
-def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
+def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
     """One run of a guide, which leaves the guide, the param store and the global random state as they are.
 
     Raises:
@@ -324,7 +324,7 @@ def _named(guide: PyroModule) -> PyroModule:
     return guide
 
 
-def _with_supports(guide: Any, nodes: Mapping[str, dict]) -> dict[str, dict]:
+def _with_supports(guide: Any, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The guide's sites with their priors' supports, where a prototype trace knows them."""
     if not isinstance(guide, PyroModule):
         return dict(nodes)

@@ -62,7 +62,7 @@ def private_copy(guide: PyroModule) -> PyroModule:
     return twin
 
 
-def _shared(modules: list[nn.Module]) -> dict:
+def _shared(modules: list[nn.Module]) -> dict[str, Any]:
     """A memo for deepcopy: models are shared, traces lose the data, tensors inside a graph are detached."""
     memo: dict = {"traces": {}}
     for module in modules:
@@ -104,7 +104,7 @@ def held_modules(guide: Any) -> list[nn.Module]:
     return []
 
 
-def private_callable(guide: Callable) -> Callable:
+def private_callable(guide: Callable[..., Any]) -> Callable[..., Any]:
     """A callable with copies of the modules that it holds; the original stays as it is.
 
     Raises:
@@ -131,13 +131,13 @@ class StoredGuide(PyroModule):
 
     def __init__(
         self,
-        function: Callable,
+        function: Callable[..., Any],
         parameters: Mapping[str, RawParameter],
         modules: Sequence[nn.Module] = (),
         weights: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
-        self.held = nn.ModuleList(modules)
+        self.held: nn.ModuleList = nn.ModuleList(modules)
         self._function = function
         self._names, self._weights = list(parameters), list(weights or {})
         for i, parameter in enumerate(parameters.values()):
@@ -145,7 +145,7 @@ class StoredGuide(PyroModule):
         for i, weight in enumerate((weights or {}).values()):
             write_parameter(self, f"weight_{i}", RawParameter(weight, kind="parameter"))
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = {name: getattr(self, f"param_{i}") for i, name in enumerate(self._names)}
         _ = self.held  # a module's parameters are parameters of the guide: looking at it says so to Pyro
         weights = {name: getattr(self, f"weight_{i}") for i, name in enumerate(self._weights)}
