@@ -90,7 +90,8 @@ class Density:
     ):
         if not callable(model):
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
-        self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
+        self.model: Callable[..., Any] = model
+        self.args, self.kwargs, self.seed = tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.

@@ -181,7 +181,8 @@ class ModelAt:
     tensors: dict[str, Tensor]
 
     def __init__(self, model: Callable[..., Any], tensors: Mapping[str, Tensor]):
-        self.model, self.tensors = model, dict(tensors)
+        self.model: Callable[..., Any] = model
+        self.tensors = dict(tensors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
