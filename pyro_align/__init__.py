@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyro_align.alignment import align, align_many
     from pyro_align.barrier import evaluate_barrier, evaluate_plane
     from pyro_align.diagnostics import effective_width
-    from pyro_align.discovery import certify, find_symmetry
+    from pyro_align.discovery import certify, find_symmetry, find_symmetry_of_density
     from pyro_align.draws import align_draws, symmetrize
     from pyro_align.guides import canonical, mean_field_guide, permute_guide, wrap_guide
     from pyro_align.io import load, save
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate_barrier",
     "evaluate_plane",
     "find_symmetry",
+    "find_symmetry_of_density",
     "learn_path",
     "load",
     "mean_field_guide",
@@ -53,7 +54,7 @@ _HOMES = {
     "pyro_align.alignment": ("align", "align_many"),
     "pyro_align.barrier": ("evaluate_barrier", "evaluate_plane"),
     "pyro_align.diagnostics": ("effective_width",),
-    "pyro_align.discovery": ("certify", "find_symmetry"),
+    "pyro_align.discovery": ("certify", "find_symmetry", "find_symmetry_of_density"),
     "pyro_align.draws": ("align_draws", "symmetrize"),
     "pyro_align.guides": ("canonical", "mean_field_guide", "permute_guide", "wrap_guide"),
     "pyro_align.io": ("load", "save"),

@@ -29,6 +29,7 @@ def negative_elbo(
     *,
     temperature: float | Tensor = 1.0,
     noise: str = "weights",
+    half: bool = False,
 ) -> Tensor:
     """T KL(q || prior) - E_q[log p(y | z)] by one draw, in nats, summed over the data that a batch stands for.
 
@@ -40,11 +41,14 @@ def negative_elbo(
         temperature: Weight T of the KL; 1 is Bayes.
         noise: How weights are drawn: ``"weights"``, once for the batch; ``"flipout"`` or ``"local"``, again for each
             datum, see :class:`LayerNoise`.
+        half: Whether the model multiplies in bfloat16, see ``torch.autocast``; the KL stays as it is.
     """
     values = {k: torch.addcmul(v, scales[k], torch.randn_like(v)) if scales else v for k, v in locs.items()}
     normals = {id(value): (locs[k], scales[k]) for k, value in values.items()} if scales else {}
     layers = LayerNoise(normals, noise) if scales and noise != "weights" else nullcontext()
-    with layers, pyro.validation_enabled(False):
+    kind = next(iter(values.values())).device.type
+    products = torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False)
+    with ChannelsLast(), layers, products, pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
     loss = values[next(iter(values))].new_zeros(())
     for name, site in trace.nodes.items():
@@ -76,6 +80,15 @@ def _divergence(site: dict[str, Any], scale: Tensor | None, loc: Tensor) -> Tens
 def _single(tensor: Tensor) -> Tensor:
     """An expanded scalar as the scalar; any other tensor as it is."""
     return tensor[(0,) * tensor.dim()] if tensor.dim() and not any(tensor.stride()) else tensor
+
+
+class ChannelsLast(TorchFunctionMode):
+    """Lays out the images that convolutions get with channels last, which is faster; what follows keeps the layout."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.conv2d, F.conv2d) and args[0].dim() == 4:
+            args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 class LayerNoise(TorchFunctionMode):

@@ -71,7 +71,7 @@ def bayesian_lenet(widths: Sequence[int], *, classes: int = 10, side: int = 28) 
     }
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
-        zero, h = x.new_zeros(()), x.reshape(-1, 1, side, side).contiguous(memory_format=torch.channels_last)
+        zero, h = x.new_zeros(()), x.reshape(-1, 1, side, side)
         for name, shape in shapes.items():
             sd = zero + math.sqrt(2 / math.prod(shape[1:]))
             weight = pyro.sample(f"{name}.weight", dist.Normal(zero, sd).expand(shape).to_event(len(shape)))
@@ -150,7 +150,7 @@ def bayesian_resnet(
         return normalized(conv(h, name, *shape), name)
 
     def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
-        h = x.reshape(-1, channels, side, side).contiguous(memory_format=torch.channels_last)
+        h = x.reshape(-1, channels, side, side)
         h = activated(unit(h, "stem", widths[0], 3), "stem")
         for stage, width in enumerate(widths):
             for block in range(blocks):
@@ -162,7 +162,7 @@ def bayesian_resnet(
         features = h.mean((2, 3))
         sd = x.new_tensor(math.sqrt(2 / widths[-1]))
         weight, bias = normal("dense.weight", (classes, widths[-1]), sd), normal("dense.bias", (classes,), sd)
-        logits = F.linear(features, weight, bias)
+        logits = F.linear(features, weight, bias).to(x.dtype)  # of autocast, where there is one
         _observe(logits, y, size)
         return logits
 

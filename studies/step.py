@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,11 @@ class Step:
     Args:
         model: A model ``(x, y, size)`` with Normal priors.
         size: Number of data that a batch stands for.
-        noise: How weights are drawn, see :func:`studies.elbo.negative_elbo`.
+        options: How weights are drawn and multiplied, see :func:`studies.elbo.negative_elbo`.
     """
 
-    def __init__(self, model: Callable, size: int, noise: str = "weights"):
-        self.model, self.size, self.noise = model, size, noise
+    def __init__(self, model: Callable, size: int, **options: Any):
+        self.model, self.size, self.options = model, size, options
         self._graphs: dict[int, Callable] = {}
 
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class Step:
             scales = {site: F.softplus(root) for site, root in made["roots"].items()}
             args = (x, y, self.size)
             with torch.enable_grad():
-                loss = negative_elbo(self.model, args, made["locs"], scales, temperature=temperature, noise=self.noise)
+                loss = negative_elbo(self.model, args, made["locs"], scales, temperature=temperature, **self.options)
                 gradients = torch.autograd.grad(loss, leaves)
             return [loss.detach() / self.size, *gradients]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,6 +45,7 @@ class Recipe:
         noise: How weights are drawn: ``"weights"``, ``"flipout"`` or ``"local"``, see
             :func:`studies.elbo.negative_elbo`.
         augment: Whether training images, of three channels, are mirrored and moved at random.
+        half: Whether the network multiplies in bfloat16.
     """
 
     epochs: int = 300
@@ -57,11 +60,12 @@ class Recipe:
     warmup: float = 0.0
     noise: str = "weights"
     augment: bool = False
+    half: bool = False
 
     @property
     def name(self) -> dict[str, object]:
         """What names a fit; later fields only where they are not at their defaults, so that old fits are found."""
-        added = {"gain", "decay", "warmup", "noise", "augment"}
+        added = {"gain", "decay", "warmup", "noise", "augment", "half"}
         return {k: v for k, v in asdict(self).items() if k not in added or v != getattr(Recipe, k)}
 
 
@@ -86,10 +90,19 @@ class Training:
         seed: Seed of initialization, batches and gradient noise.
         recipe: Optimizer settings.
         start: A posterior to start from instead.
+        step: The step of another fit of the same model and recipe, traced already.
     """
 
     def __init__(
-        self, model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, start: Posterior | None = None
+        self,
+        model: Callable,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int,
+        recipe: Recipe,
+        start: Posterior | None = None,
+        step: Step | None = None,
     ):
         self.x, self.y, self.recipe = x, y, recipe
         pyro.set_rng_seed(seed)
@@ -103,9 +116,10 @@ class Training:
             {"params": list(sites.values()), "lr": self._rate(rates[part])} for part, sites in self.parameters.items()
         ]
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=x.is_cuda)
-        self.step = Step(model, len(x), recipe.noise)
+        self.step = step or Step(model, len(x), noise=recipe.noise, half=recipe.half)
         self.captured: Captured | None = None
         self.temperature = torch.tensor(recipe.temperature, dtype=x.dtype, device=x.device)
+        self.loss = torch.zeros((), dtype=x.dtype, device=x.device)
         self.epoch = self.steps = 0
 
     def _rate(self, rate: float) -> float | Tensor:
@@ -116,36 +130,59 @@ class Training:
         """Steps of the whole fit."""
         return self.recipe.epochs * -(-len(self.x) // self.recipe.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """The steps of one pass over the data, as they are taken; each gives its loss in nats per datum."""
+    def __iter__(self) -> Iterator[int]:
+        """One pass over the data; gives the number of steps so far after each. ``loss`` sums over the pass.
+
+        On a GPU steps run on a stream of the fit's own, so that several fits that take turns run at the same time.
+        """
         recipe = self.recipe
         constant = round((1 - recipe.decay) * self.total)
         gamma = 0.01 ** (1 / max(1, self.total - constant))
         order = torch.randperm(len(self.x)).to(self.x.device)
-        if self.x.is_cuda:  # a captured step has one shape: the last batch begins anew
+        if self.x.is_cuda:  # a captured step has one shape: the last batch begins the data again
             order = torch.cat([order, order[: -len(order) % recipe.batch_size]])
+        with self._stream():
+            self.loss.zero_()
         for batch in order.split(recipe.batch_size):
             warm = min(1.0, (self.steps + 1) / max(1.0, recipe.warmup * self.total))
-            self.temperature.fill_(recipe.temperature * warm)
             x = self.x[batch]
-            yield self._update(augmented(x) if recipe.augment else x, self.y[batch])
+            self._update(augmented(x) if recipe.augment else x, self.y[batch], recipe.temperature * warm)
             self.steps += 1
             if self.steps > constant:
-                for group in self.optimizer.param_groups:
-                    group["lr"] *= gamma
+                with self._stream():
+                    for group in self.optimizer.param_groups:
+                        group["lr"] *= gamma
+            yield self.steps
         self.epoch += 1
 
-    def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.is_cuda:
-            if self.captured is None:
-                self.captured = Captured(self.step, self.parameters, self.optimizer, x, y, self.temperature)
-            return self.captured(x, y)
-        loss = self.step(self.parameters, x, y, self.temperature)
-        self.optimizer.step()
-        return loss
+    def _stream(self) -> AbstractContextManager:
+        return nullcontext() if self.captured is None else torch.cuda.stream(self.captured.stream)
+
+    def _update(self, x: Tensor, y: Tensor, temperature: float) -> None:
+        if x.is_cuda and self.captured is None:
+            self.captured = Captured(self.step, self.parameters, self.optimizer, x, y, self.temperature)
+        with self._stream():
+            self.temperature.fill_(temperature)
+        if self.captured is not None:
+            loss = self.captured(x, y)
+        else:
+            loss = self.step(self.parameters, x, y, self.temperature)
+            self.optimizer.step()
+        with self._stream():
+            self.loss += loss
+
+    def mean_loss(self, count: int) -> float:
+        """The mean loss of the last pass, of ``count`` steps, in nats per datum."""
+        self._wait()
+        return float(self.loss) / count
+
+    def _wait(self) -> None:
+        if self.captured is not None:
+            self.captured.stream.synchronize()
 
     def posterior(self) -> Posterior:
         """What the parameters say now."""
+        self._wait()
         with torch.no_grad():
             tensors = {"locs": {k: v.clone() for k, v in self.parameters["locs"].items()}}
             if "roots" in self.parameters:
@@ -154,6 +191,7 @@ class Training:
 
     def state(self) -> dict[str, object]:
         """All that is needed to go on later, random state included."""
+        self._wait()
         return {
             "parameters": self.parameters,
             "optimizer": self.optimizer.state_dict(),
@@ -205,13 +243,13 @@ def fit(
         before = held["seconds"]
     started, reported = time.process_time(), time.monotonic()
     while training.epoch < recipe.epochs:
-        loss = float(sum(loss.clone() for loss in training)) / -(-len(x) // recipe.batch_size)
+        count = len(list(training))
         seconds = before + time.process_time() - started
         if checkpoint is not None:
             _write(checkpoint, {**training.state(), "seconds": seconds})
         if time.monotonic() - reported > 15 or training.epoch == recipe.epochs:
             reported = time.monotonic()
-            done = f"epoch {training.epoch}, {loss:.4f} nats/datum, {seconds:.0f} s"
+            done = f"epoch {training.epoch}, {training.mean_loss(count):.4f} nats/datum, {seconds:.0f} s"
             print(f"{label}: {done}", file=sys.stderr, flush=True)
     return training.posterior()
 
@@ -270,8 +308,7 @@ class Fits:
             recipe: Optimizer settings.
             what: Everything else that names the fit (data set, architecture, prior): JSON values.
         """
-        name = json.dumps({**what, **recipe.name, "seed": seed, "size": len(x)}, sort_keys=True)
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
+        name, path = self._name(seed, recipe, what, len(x))
         if not path.exists():
             label = " ".join(str(v) for v in what.values()) + f" T={recipe.temperature:g} seed {seed}"
             now = path.with_suffix(".now")
@@ -280,6 +317,58 @@ class Fits:
             _write(path, {"name": name, "seconds": seconds, "tensors": tensors_of(posterior)})
             now.unlink()
         return self._load(path, model, x, y, recipe)
+
+    def together(
+        self,
+        model: Callable,
+        x: Tensor,
+        y: Tensor,
+        *,
+        jobs: Sequence[tuple[int, Recipe]],
+        what: dict[str, object],
+        seconds: float,
+    ) -> int:
+        """Fits several seeds and recipes side by side, a step of each in turn, for as many passes as time allows.
+
+        On a GPU they run at the same time. They share one stream of random numbers, so a fit depends on its company.
+
+        Args:
+            model: The model.
+            x: Inputs.
+            y: Classes.
+            jobs: Seed and recipe of each fit; recipes have the greatest number of passes, no warmup, and no decay in
+                the first pass, which is timed.
+            what: Everything else that names the fits.
+            seconds: How long all of it may take.
+
+        Returns:
+            The number of passes, which is that of the recipes by which the fits are kept.
+        """
+        started, steps = time.monotonic(), {}
+        fits = []
+        for seed, recipe in jobs:
+            fits.append(Training(model, x, y, seed=seed, recipe=recipe, step=steps.get(recipe)))
+            steps[recipe] = fits[-1].step
+        passes, done = max(recipe.epochs for _, recipe in jobs), 0
+        while done < passes:
+            for count, _ in enumerate(itertools.zip_longest(*fits), 1):
+                if done == 0 and count == 1:
+                    began = time.monotonic()  # the first step of each fit is traced and captured
+            losses = " ".join(f"{f.mean_loss(count):.4f}" for f in fits)
+            done, spent = done + 1, time.monotonic() - started
+            print(f"pass {done}: {losses}, {spent:.0f} s", file=sys.stderr, flush=True)
+            if done == 1:
+                passes = max(1, min(passes, int((seconds - spent) / (time.monotonic() - began)) + 1))
+                for f in fits:
+                    f.recipe = replace(f.recipe, epochs=passes)
+        for f, (seed, _) in zip(fits, jobs, strict=True):
+            name, path = self._name(seed, f.recipe, what, len(x))
+            _write(path, {"name": name, "seconds": spent / len(fits), "tensors": tensors_of(f.posterior())})
+        return passes
+
+    def _name(self, seed: int, recipe: Recipe, what: dict[str, object], size: int) -> tuple[str, Path]:
+        name = json.dumps({**what, **recipe.name, "seed": seed, "size": size}, sort_keys=True)
+        return name, self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
 
     def _load(self, path: Path, model: Callable, x: Tensor, y: Tensor, recipe: Recipe) -> Fit:
         held = torch.load(path, map_location=self.device, weights_only=True)

@@ -64,7 +64,7 @@ def test_gradients_are_those_of_pyro_in_expectation(name, noise):
                 for _ in range(draws)
             ]
         )
-    step, ours = Step(model, 20, noise), []
+    step, ours = Step(model, 20, noise=noise), []
     for _ in range(draws):
         loss = step(tensors, x, y, torch.tensor(1.0))
         ours.append(flat([leaf.grad for leaf in leaves]))
@@ -121,7 +121,7 @@ def test_an_interrupted_fit_goes_on(guide, tmp_path):
     whole = training.tensors_of(training.fit(model, x, y, seed=0, recipe=recipe))
     half = training.Training(model, x, y, seed=0, recipe=recipe)
     for _ in range(2):
-        assert len([float(loss) for loss in half]) == 4
+        assert len(list(half)) == 4
     path = tmp_path / "fit.now"
     torch.save({**half.state(), "seconds": 1.0}, path)
     torch.manual_seed(9)
@@ -165,3 +165,16 @@ def test_augmented_images_are_mirrored_and_moved():
     assert torch.equal(moved[:, 2], 3 * moved[:, 0])
     small = training.augmented(torch.ones(50, 3 * 8 * 8)).view(50, 3, 64).sum(-1)
     assert set(small.unique().tolist()) == {49.0, 56.0, 64.0}  # a quarter of the side, a quarter of the move
+
+
+def test_bfloat16_is_near():
+    """The network's products only; parameters and gradients stay as they are."""
+    model, x, y = problem("lenet")
+    x, leaves = x.float(), {}
+    torch.set_default_dtype(torch.float32)
+    for half in (False, True):
+        training_ = training.Training(model, x, y, seed=0, recipe=training.Recipe(guide="delta", half=half))
+        training_.step(training_.parameters, x, y, torch.tensor(0.1))
+        leaves[half] = flat([v.grad for v in training_.parameters["locs"].values()])
+    assert leaves[True].dtype == torch.float32
+    assert 0 < float((leaves[True] - leaves[False]).norm() / leaves[False].norm()) < 0.05

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shlex
 import struct
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from studies import (  # noqa: E402
     convolutional,
     data,
     families,
+    gpu,
     inference,
     merging,
     mnist,
@@ -121,6 +123,21 @@ def test_a_study_runs_and_resumes(name, folder, tmp_path, capsys):
     again = STUDIES[name].main(arguments)
     assert "done" not in capsys.readouterr().err
     assert np.allclose(again[figure], first[figure])
+
+
+@pytest.mark.slow
+def test_the_run_for_a_gpu_fits_what_time_allows(folder, tmp_path, capsys):
+    """Width by width, posteriors and points side by side; what it prints measures the same fits again."""
+    small = "--device cpu --train 32 --batch 16 --pool 4 --norm plain --taus 3 --draws 2 --test 12 --evaluate 10"
+    common = ["--data-dir", str(folder), "--out", str(tmp_path), *small.split()]
+    gpu.main(["--widths", "0.125", "0.25", "--passes", "3", "--minutes", "1", *common])
+    commands = [line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m studies.resnet")]
+    assert len(commands) == 2
+    again = resnet.main(shlex.split(commands[-1])[3:])
+    assert "done" not in capsys.readouterr().err
+    assert set(again["width"]) == {0.125, 0.25}
+    assert set(again["guide"]) == {"normal", "delta"}
+    assert np.isfinite(again["barrier"]).all()
 
 
 def test_idx_files_are_read_as_they_are(folder):

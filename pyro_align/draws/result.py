@@ -258,8 +258,9 @@ class AlignedDraws:
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
         of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, whether rotations are
         left (``continuous``, see :attr:`continuous`), and in the last row the number of ``modes`` left and of draws
-        ``flagged``, and the fraction of ``ambiguous`` draws, see :meth:`ambiguous`. Non-finite draws are left out of
-        R-hat and ESS. One site is held in memory at a time.
+        ``flagged``, and two fractions of the draws: those ``ambiguous``, see :meth:`ambiguous`, in which labels are
+        settled by noise, so that posterior means by unit are biased; and those ``improved`` by a second search, see
+        :attr:`improved`. Non-finite draws are left out of R-hat and ESS. One site is held in memory at a time.
 
         Args:
             modes: Whether to look for modes.
