@@ -33,8 +33,8 @@ from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
-from pyro_align.model.density import Density, first_line
+from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
+from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
