@@ -7,7 +7,7 @@ The verbs are here; the rest is in public submodules: `axes`, `alignment`, `obje
 from pyro_align.alignment import align, align_many
 from pyro_align.barrier import evaluate_barrier, evaluate_plane
 from pyro_align.diagnostics import effective_width
-from pyro_align.discovery import certify, find_symmetry
+from pyro_align.discovery import certify, find_symmetry, find_symmetry_of_density
 from pyro_align.draws import align_draws, symmetrize
 from pyro_align.guides import canonical, mean_field_guide, permute_guide, wrap_guide
 from pyro_align.io import load, save
@@ -32,6 +32,7 @@ __all__ = [
     "evaluate_barrier",
     "evaluate_plane",
     "find_symmetry",
+    "find_symmetry_of_density",
     "learn_path",
     "load",
     "mean_field_guide",

@@ -18,6 +18,7 @@ from pyro_align.alignment.pair import fit_symmetry, match_posteriors
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
+from pyro_align.guides.families.network import by_axes
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.matching.starts import kick
 from pyro_align.objectives import Activations, build_objective
@@ -153,6 +154,7 @@ def align_many(
         >>> aligned.status, len(aligned.guides)
         ('converged', 3)
     """
+    guides = [by_axes(guide, symmetry) for guide in guides]
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
     check_resting(symmetry, *guides)
@@ -337,6 +339,8 @@ def _run(
         if i not in found:
             found[i] = match_posteriors(center, posterior, symmetry, init=init, **options)
             bar.update()
+        if found[i].status == "interrupted":  # the rounds to come would go on as if nothing had been
+            raise KeyboardInterrupt
     return found
 
 

@@ -21,6 +21,7 @@ from pyro_align.discovery.axes.checking import check_rule
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.certify import GraphFunction, ModelFunction, certify_function
 from pyro_align.discovery.count import count_linear
+from pyro_align.discovery.density import find_symmetry_of_density
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
@@ -32,8 +33,8 @@ from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
-from pyro_align.model.density import Density, first_line
+from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
+from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
@@ -52,6 +53,7 @@ __all__ = [
     "check_sign_rule",
     "contraction",
     "find_symmetry",
+    "find_symmetry_of_density",
     "probe_activations",
     "probe_preactivations",
     "rotation_rule",

@@ -20,11 +20,13 @@ class PyroLoss(GuideLoss):
         name: Name of the loss; the object's type by default.
     """
 
+    name: str
+
     elbo: Any
 
     def __init__(self, elbo: Any, name: str | None = None):
         self.elbo, self.name = elbo, name or type(elbo).__name__
-        self.label = Label(self.name, NATS)
+        self.label: Label = Label(self.name, NATS)
 
     def values(
         self,

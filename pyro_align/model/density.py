@@ -19,7 +19,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_align.errors import PyroAlignError, TraceError
+from pyro_align.errors import PyroAlignError, TraceError, first_line
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.forward import Records, check_observed, is_subsample, run
@@ -90,7 +90,8 @@ class Density:
     ):
         if not callable(model):
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
-        self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
+        self.model: Callable[..., Any] = model
+        self.args, self.kwargs, self.seed = tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
@@ -255,11 +256,6 @@ def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
     return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param, value.detach())
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _describe(value: object) -> str:
