@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat
+from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat, product
 
 ROUNDING = 1e-14  # relative; four orders below what the certificate tells from rounding
 
@@ -39,8 +39,18 @@ def _term(value: Tensor, axis: int) -> Term:
     if len(lengths) == 1:
         return Uniform(n)
     if len(lengths) == n:
-        return Var(n, fixed=True)
+        return _in_turn(value, axis) or Var(n, fixed=True)
     return concat([Uniform(k) if k > 1 else Var(1, fixed=True) for k in lengths])
+
+
+def _in_turn(value: Tensor, axis: int) -> Term | None:
+    """The axis of slices that come again in turn, 1 2 3 1 2 3: the rounds are alike."""
+    n = value.shape[axis]
+    moved = value.movedim(axis, 0)
+    for period in range(2, n // 2 + 1):
+        if n % period == 0 and not bool(_differ(moved[period:], moved[:-period]).any()):
+            return product([Uniform(n // period), Var(period, fixed=True)])
+    return None
 
 
 def runs(value: Tensor, axis: int) -> list[int]:

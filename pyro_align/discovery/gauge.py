@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
+from pyro_align.discovery.copying import copied, finish
 from pyro_align.discovery.graphs import call, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
@@ -41,19 +41,9 @@ def without_factors(traced: TracedGraph) -> tuple[TracedGraph, dict[Node, Node]]
     """
     if not any(node.target in FACTORS for node in traced.module.graph.nodes):
         return traced, {}
-    graph, copies = Graph(), {}
-    out = graph.graph_copy(traced.module.graph, copies)
-    original = next(node for node in traced.module.graph.nodes if node.op == "output")
-    graph.output(out).meta.update(original.meta)
-    module = GraphModule(traced.module, graph)
-    copied = replace(
-        traced,
-        module=module,
-        nodes={name: tuple(copies[n] for n in nodes) for name, nodes in traced.nodes.items()},
-        data={copies[n]: value for n, value in traced.data.items()},
-    )
-    _Rewriting(module, Constants(copied)).run()
-    return copied, copies
+    copy, copies = copied(traced)
+    _Rewriting(copy.module, Constants(copy)).run()
+    return copy, copies
 
 
 class _Rewriting:
@@ -80,9 +70,7 @@ class _Rewriting:
                 self.here = node
                 if (found := rules[node.target](node)) is not None:
                     node.replace_all_uses_with(found)
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        self.graph.lint()
-        self.module.recompile()
+        finish(self.module)
 
     # -- what is rewritten -----------------------------------------------------------------------------------------
 

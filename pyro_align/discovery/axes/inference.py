@@ -114,6 +114,10 @@ class AxisCall(Call):
 class Inference(Domain):
     """The axes of every tensor of a traced graph.
 
+    Args:
+        traced: The graph.
+        copies: Where it is a rewritten one, the copy of each node of the graph that was traced.
+
     Attributes:
         traced: The graph that was read: the one given, without Cholesky factors that are a matter of gauge.
         constants: Its constants.
@@ -124,8 +128,9 @@ class Inference(Domain):
 
     rules = rule
 
-    def __init__(self, traced: TracedGraph):
-        self.traced, self._copies = without_factors(traced)
+    def __init__(self, traced: TracedGraph, copies: Mapping[Node, Node] | None = None):
+        self.traced, own = without_factors(traced)
+        self._copies = own if copies is None else {node: own.get(copy, copy) for node, copy in copies.items()}
         self.constants = Constants(self.traced)
         self.sites: dict[str, list[Term]] = {
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()

@@ -52,6 +52,9 @@ def unfold(call, x, dim, size, step):
     if x.ndim == 0:
         return call.fixed(call.shape)
     dim %= x.ndim
+    if size == step and x.shape[dim] == call.shape[dim] * size:  # next to each other
+        windows, inside = call.reshape([x.axes[dim]], (call.shape[dim], size))
+        return [*x.axes[:dim], windows, *x.axes[dim + 1 :], inside]
     call.fix(x.axes[dim])
     windows = call.fresh(call.shape[dim], fixed=True)
     return [*x.axes[:dim], windows, *x.axes[dim + 1 :], call.fresh(size, fixed=True)]
