@@ -220,6 +220,8 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
         return head, tail
     if is_fixed(term):  # nothing moves, so any cut will do
         return _pieces(next(variables(term), None), lead, n // lead)
+    if isinstance(term, Cat) and (parts := _factorize_terms(term, n // lead)) is not None:
+        return parts
     if isinstance(term, Cat):  # equal pieces, one for each index of a leading factor that keeps its order
         head, tail = Var(lead, fixed=True), Var(n // lead)
         pieces = split(term, [n // lead] * lead)
@@ -229,3 +231,18 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
             merge(tail, piece)
         return head, resolve(tail)
     return None
+
+
+def _factorize_terms(term: Cat, inner: int) -> tuple[Term, Term] | None:
+    """``(1 + k) x m`` from ``m + k x m``, where some piece has more than one index of the leading factor."""
+    counts = [size_of(t) // inner for t in term.terms]
+    if any(size_of(t) % inner for t in term.terms) or max(counts) == 1 or len(counts) == sum(counts):
+        return None
+    tail, heads = Var(inner), []
+    for piece, count in zip(term.terms, counts, strict=True):
+        parts = (Var(1, fixed=True), piece) if count == 1 else factorize(piece, count)
+        if parts is None:
+            return None
+        heads.append(parts[0])
+        merge(tail, parts[1])
+    return concat(heads), resolve(tail)

@@ -46,6 +46,16 @@ def over_positions(call, x, *args, **kwargs):
     return [list(axes) for _ in call.shapes] if call.several else axes
 
 
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def max_unpool(call, x, places, size, *args):
+    """Puts entries back to the positions that they were pooled from."""
+    kept = x.ndim - len(size)
+    for t in (*x.axes[kept:], *places.axes[kept:]):
+        call.fix(t)
+    lead = [call.merge(a, b) for a, b in zip(x.axes[:kept], places.axes[:kept], strict=True)]
+    return [*lead, *call.fixed(call.shape[kept:])]
+
+
 @rule("aten.unfold", "aten.unfold_copy")
 def unfold(call, x, dim, size, step):
     """Windows along an axis: their number in its place, and the places within each as a new last axis."""

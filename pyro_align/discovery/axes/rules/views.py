@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_align.discovery.axes.rules.elementwise import expand_to
+from pyro_align.discovery.axes.rules.elementwise import carried, expand_to
 from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
 from pyro_align.discovery.registry import rule
 
@@ -10,19 +10,19 @@ from pyro_align.discovery.registry import rule
 @rule("family.reshape")
 def view(call, x, *args, **kwargs):
     """Splits and joins products."""
-    return call.reshape(x.axes, call.shape)
+    return carried(call, x, call.reshape(x.axes, call.shape))
 
 
 @rule("aten.permute", "aten.permute_copy", family="view")
 def permute(call, x, dims):
     """Reorders axes."""
-    return [x.axes[d] for d in dims]
+    return carried(call, x, [x.axes[d] for d in dims])
 
 
 @rule("aten.t", "aten.t_copy", family="view")
 def t(call, x):
     """Reverses at most two axes."""
-    return list(reversed(x.axes))
+    return carried(call, x, list(reversed(x.axes)))
 
 
 @rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", family="view")
@@ -31,7 +31,7 @@ def transpose(call, x, a, b):
     out = list(x.axes)
     if out:
         out[a], out[b] = out[b], out[a]
-    return out
+    return carried(call, x, out)
 
 
 @rule("aten.unsqueeze", "aten.unsqueeze_copy", family="view")
@@ -39,7 +39,7 @@ def unsqueeze(call, x, dim):
     """Adds an axis of size one."""
     out = list(x.axes)
     out.insert(dim % (x.ndim + 1), ONE)
-    return out
+    return carried(call, x, out)
 
 
 @rule("aten.squeeze", "aten.squeeze_copy", family="view")
@@ -52,13 +52,13 @@ def squeeze(call, x, dim=None):
         if x.ndim
         else []
     )
-    return [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)]
+    return carried(call, x, [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)])
 
 
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to", family="view")
 def expand(call, x, size, **kwargs):
     """New and stretched axes are uniform."""
-    return expand_to(x, call.shape)
+    return carried(call, x, expand_to(x, call.shape))
 
 
 @rule("aten.repeat", family="moves")
@@ -237,6 +237,25 @@ def diagonal(call, x, offset=0, dim1=0, dim2=1):
         call.fix(x.axes[dim2])
         return [*rest, call.fresh(call.shape[-1], fixed=True)]
     return [*rest, call.merge(x.axes[dim1], x.axes[dim2])]
+
+
+@rule("aten.diagonal_scatter", family="moves")
+def diagonal_scatter(call, x, source, offset=0, dim1=0, dim2=1):
+    """Writes the diagonal of a matrix."""
+    dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim
+    out, rest = list(x.axes), [i for i in range(x.ndim) if i not in (dim1, dim2)]
+    for i, t in zip(rest, source.axes, strict=False):
+        out[i] = call.merge(out[i], t)
+    if offset != 0 or x.shape[dim1] != x.shape[dim2]:
+        call.fix(source.axes[-1])
+        out[dim1], out[dim2] = call.pinned(out[dim1]), call.pinned(out[dim2])
+        return out
+    axis = source.axes[-1]
+    if isinstance(resolve(axis), Uniform):  # rows and columns of the diagonal are no longer alike on their own
+        axis = call.fresh(x.shape[dim1])
+    axis = call.merge(call.merge(axis, x.axes[dim1]), x.axes[dim2])
+    out[dim1] = out[dim2] = axis
+    return out
 
 
 @rule("aten.constant_pad_nd")
