@@ -134,10 +134,11 @@ def _trace(function: Callable, values: Mapping[str, Tensor], data: list[Tensor],
             raise type(error)(str(error).split("\n")[0]) from None
         except Exception as error:
             raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
-    _drop_dead_code(module)
     _free_constants(module)
+    _drop_dead_code(module)
     _free_of_strides(module)
     hoist_selections(module)
+    _drop_dead_code(module)
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not all(isinstance(n, int) for n in value.shape):

@@ -235,14 +235,35 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
 
 def _factorize_terms(term: Cat, inner: int) -> tuple[Term, Term] | None:
     """``(1 + k) x m`` from ``m + k x m``, where some piece has more than one index of the leading factor."""
-    counts = [size_of(t) // inner for t in term.terms]
-    if any(size_of(t) % inner for t in term.terms) or max(counts) == 1 or len(counts) == sum(counts):
+    pieces = _multiples(term.terms, inner)
+    if pieces is None or all(size_of(piece) == inner for piece in pieces):
         return None
     tail, heads = Var(inner), []
-    for piece, count in zip(term.terms, counts, strict=True):
-        parts = (Var(1, fixed=True), piece) if count == 1 else factorize(piece, count)
+    for piece in pieces:
+        count = size_of(piece) // inner
+        parts = (Var(1, fixed=True), piece) if count == 1 else _leading(piece, count)
         if parts is None:
             return None
         heads.append(parts[0])
         merge(tail, parts[1])
     return concat(heads), resolve(tail)
+
+
+def _multiples(terms: Sequence[Term], inner: int) -> list[Term] | None:
+    """The terms of a concatenation, joined where it takes several to have a multiple of so many indices."""
+    pieces, waiting = [], []
+    for term in terms:
+        waiting.append(term)
+        if sum(map(size_of, waiting)) % inner == 0:
+            pieces.append(concat(waiting))
+            waiting = []
+    return None if waiting or len(pieces) == 1 else pieces
+
+
+def _leading(term: Term, lead: int) -> tuple[Term, Term] | None:
+    """Splits ``lead`` indices off a factor or a product."""
+    factors = list(factors_of(term))
+    head = factors.pop(0)
+    if size_of(head) == lead:
+        return head, product(factors)
+    return factorize(term, lead) if not factors else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyro_align.discovery.axes.rules.elementwise import carried, expand_to
-from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, has_uniform, is_fixed, resolve, size_of
 from pyro_align.discovery.registry import rule
 
 
@@ -123,6 +123,8 @@ def _sliced(call, axis, n, start, end, step):
     count = len(range(start, end, step))
     if is_fixed(axis):
         pieces = None
+    elif (both := _sides(call, n, start, end, step)) is not None:
+        return call.merge(*call.reshape([axis], both))
     elif step == 1:
         pieces = call.split(axis, [start, end - start, n - end])
         if pieces is not None:
@@ -136,19 +138,29 @@ def _sliced(call, axis, n, start, end, step):
     return call.fresh(count, fixed=True)
 
 
+def _sides(call, n, start, end, step):
+    """The sides of a square matrix, laid out as one axis, of which a slice is the diagonal."""
+    side = step - 1
+    return (side, side) if side > 1 and side * side == n and start == 0 and end == n else None
+
+
 @rule("aten.slice_scatter", family="moves")
 def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
     """Writes one tensor into a piece of another."""
     dim %= x.ndim
     n = x.shape[dim]
     start, end, _ = slice(start, end, step).indices(n)
-    if step != 1:
+    sides = _sides(call, n, start, end, step)
+    if step != 1 and sides is None:
         raise call.unsupported()
-    source_axes = expand_to(source, (*call.shape[:dim], end - start, *call.shape[dim + 1 :]))
+    source_axes = expand_to(source, (*call.shape[:dim], len(range(start, end, step)), *call.shape[dim + 1 :]))
     out = []
     for i in range(x.ndim):
         if i != dim:
             out.append(call.merge(x.axes[i], source_axes[i]))
+            continue
+        if sides is not None:
+            out.append(call.product([_diagonal_axis(call, source_axes[i], call.reshape([x.axes[i]], sides))] * 2))
             continue
         pieces = call.split(x.axes[dim], [start, end - start, n - end])
         if pieces is None:
@@ -250,12 +262,16 @@ def diagonal_scatter(call, x, source, offset=0, dim1=0, dim2=1):
         call.fix(source.axes[-1])
         out[dim1], out[dim2] = call.pinned(out[dim1]), call.pinned(out[dim2])
         return out
-    axis = source.axes[-1]
-    if isinstance(resolve(axis), Uniform):  # rows and columns of the diagonal are no longer alike on their own
-        axis = call.fresh(x.shape[dim1])
-    axis = call.merge(call.merge(axis, x.axes[dim1]), x.axes[dim2])
-    out[dim1] = out[dim2] = axis
+    out[dim1] = out[dim2] = _diagonal_axis(call, source.axes[-1], (x.axes[dim1], x.axes[dim2]))
     return out
+
+
+def _diagonal_axis(call, own, sides):
+    """The axis of rows and columns alike; even of a uniform matrix, they no longer move each on its own."""
+    axis = call.fresh(size_of(own)) if has_uniform(own) else own
+    for side in sides:
+        axis = call.merge(axis, side)
+    return axis
 
 
 @rule("aten.constant_pad_nd")
