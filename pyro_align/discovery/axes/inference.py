@@ -135,6 +135,7 @@ class Inference(Domain):
         sites: Site -> one term per axis.
         tensors: Axes of every tensor in the graph that depends on a site, and of those met on the way.
         opaque: Whether an operation without a rule fixed an axis.
+        kin: Families of sites with equal roles, whose order is not looked at.
     """
 
     rules = rule
@@ -151,6 +152,7 @@ class Inference(Domain):
                 restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
         self.opaque = False
+        self.kin: tuple[tuple[str, ...], ...] = ()
         self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}

@@ -213,7 +213,8 @@ def index_reduce(call, x, dim, index, source, *args, **kwargs):
 @rule("aten.segment_reduce")
 def segment_reduce(call, x, reduce, *, axis=0, **kwargs):
     """Combines neighbors along an axis, segment by segment."""
-    call.fix(x.axes[axis])
+    for t in (x.axes[axis], *(t for a in kwargs.values() if hasattr(a, "axes") for t in a.axes)):
+        call.fix(t)
     return [*x.axes[:axis], call.fresh(call.shape[axis], fixed=True), *x.axes[axis + 1 :]]
 
 

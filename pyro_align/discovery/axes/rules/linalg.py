@@ -123,4 +123,8 @@ def singular_values(call, a, *args, **kwargs):
     batch = list(a.axes[:-2])
     for axis in a.axes[-2:]:
         call.witness([*batch, axis])
-    return [call.fixed(call.shapes[0]), [*batch, call.fresh(call.shapes[1][-1], fixed=True)], call.fixed(call.shapes[2])]
+    return [
+        call.fixed(call.shapes[0]),
+        [*batch, call.fresh(call.shapes[1][-1], fixed=True)],
+        call.fixed(call.shapes[2]),
+    ]

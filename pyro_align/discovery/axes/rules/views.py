@@ -71,9 +71,13 @@ def repeat(call, x, repeats):
 
 @rule("aten.cat", family="moves")
 def cat(call, tensors, dim=0):
-    """Concatenates along one axis, merges the others."""
+    """Concatenates along one axis, merges the others; the same tensor again and again is tiled."""
     tensors = [x for x in tensors if not (x.ndim == 1 and x.shape[0] == 0 and len(call.shape) != 1)]
     dim %= len(call.shape)
+    if len(tensors) > 1 and all(x is tensors[0] for x in tensors):
+        axes = list(tensors[0].axes)
+        axes[dim] = call.product([Uniform(len(tensors)), axes[dim]])
+        return axes
     out = []
     for i in range(len(call.shape)):
         if i == dim:
@@ -100,7 +104,8 @@ def stack(call, tensors, dim=0):
     axes = list(tensors[0].axes)
     for x in tensors[1:]:
         axes = [call.merge(a, b) for a, b in zip(axes, x.axes, strict=True)]
-    axes.insert(dim, call.fresh(len(tensors), fixed=True))
+    same = all(x is tensors[0] for x in tensors)
+    axes.insert(dim, Uniform(len(tensors)) if same else call.fresh(len(tensors), fixed=True))
     return axes
 
 
