@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyro_align.axes import axis_size
-from pyro_align.symmetry.reasons import WHOLE_SITES
 
 if TYPE_CHECKING:
     from pyro_align.symmetry.group import Symmetry
@@ -48,7 +47,7 @@ def symmetry_table(symmetry: Symmetry) -> str:
     lines += ["", text_table(["site", "shape", "axes"], rows)]
     if symmetry.scalings:
         lines += ["", "positive scalings of units: " + "; ".join(map(str, symmetry.scalings))]
-    kin = [o for o in symmetry.opaque if o.operation == WHOLE_SITES]
+    kin = [o for o in symmetry.opaque if o.is_family]
     if names := ", ".join(sorted({o.operation for o in symmetry.opaque if o not in kin})):
         count = sum(any(not r.must for r in reasons) for reasons in symmetry.reasons.values())
         fixed = f"{count} {'axis' if count == 1 else 'axes'}" if count else "axes"

@@ -24,6 +24,11 @@ class OpaqueOperation:
     where: str
     sites: tuple[str, ...] = ()
 
+    @property
+    def is_family(self) -> bool:
+        """Whether it stands for a family of sites instead of an operation."""
+        return self.operation == WHOLE_SITES
+
 
 @dataclass(frozen=True)
 class Reason:
