@@ -28,10 +28,6 @@ def numbers_of_a_site(x):
     observe(torch.tensor(normal("w", 3).numpy() ** 2).sum() * x)
 
 
-def sparse(x):
-    observe(torch.eye(3).to_sparse_csr() @ normal("w", 3, 2) * x)
-
-
 def shape_from_a_site(x):
     w = normal("w", 3)
     pyro.sample("y", dist.Normal(w[w > 0].sum(), 1.0), obs=x)
@@ -43,7 +39,6 @@ def shape_from_a_site(x):
         (looks_at_a_site, "latent site 'w'"),
         (drops_out, r"switch dropout off"),
         (numbers_of_a_site, "latent site 'w'"),
-        (sparse, "cannot be analyzed"),
         (shape_from_a_site, "latent site 'w'"),
     ],
 )
@@ -99,6 +94,14 @@ def test_an_operation_without_a_rule_is_named_with_its_line():
     assert [o.operation for o in found.opaque] == ["aten.linalg_qr.default"]
     assert "test_discovery_errors.py" in found.opaque[0].where
     assert set(found.opaque[0].sites) == {"w1", "w2"}
+
+
+def test_sparse_matrices_are_looked_at_like_any_other():
+    def model(x):
+        hidden = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]).to_sparse_csr() @ normal("w", 3, 4)
+        observe(torch.tanh(hidden) @ normal("v", 4))
+
+    assert {name: atom.size for name, atom in find_symmetry(model, torch.randn(2)).atoms.items()} == {"v": 4, "w/0": 2}
 
 
 def test_every_fixed_axis_has_its_reason():
