@@ -68,7 +68,7 @@ TRICKS: dict[str, Callable] = {
     "alike anchors": _put(updates.Update, _anchor_alike=lambda *_: None),
     "prices before assignments": _put(assignment, _EASY=-1.0),
     "no solver where the argmax is a permutation": lambda: _all(
-        patch.object(room, "assign", _solve_all) for room in (updates, nested, population)
+        patch.object(room, "assign", _solve_all) for room in (updates, nested)
     ),
     "gains kept while neighbors stand still": _put(evidence.Evidence, __init__=_unkept),
     "products over moved units alone": _put(parts.Part, moved=lambda *_: None),

@@ -184,7 +184,7 @@ def align(
             place of the divergence: a :class:`~pyro_align.objectives.PathLoss`, say.
         with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
         seed: Seed of the matcher.
-        progress: Whether to print one line per sweep to standard error.
+        progress: Whether to show a progress bar with the objective.
 
     Returns:
         The alignment; ``alignment.guide`` is the relabeled guide.

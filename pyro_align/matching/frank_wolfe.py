@@ -32,11 +32,11 @@ class FrankWolfe(Matcher):
     """Frank-Wolfe on all atoms jointly, rounded and polished.
 
     Attributes:
-        steps: Largest number of steps.
+        max_steps: Largest number of steps.
         tolerance: Ends when a step can gain no more than this share of the objective's present size.
     """
 
-    steps: int = 100
+    max_steps: int = 100
     tolerance: float = 1e-4
 
     def search(self, run: Run) -> str:
@@ -56,7 +56,7 @@ class FrankWolfe(Matcher):
         """Returns whether any step was made: without one the start is best left alone."""
         vertex = run.labels.copy()
         made = False
-        for step in range(min(self.steps, run.max_sweeps)):
+        for step in range(min(self.max_steps, run.max_sweeps)):
             if run.clock.expired:
                 break
             with run.clock("assignment"):

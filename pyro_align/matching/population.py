@@ -13,17 +13,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from pyro_align.matching.assignment import FAINT, assign
+from pyro_align.matching.assignment import FAINT
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_TINY = 7_000  # values up to which the first search has three members, and kicks
+_THREE, _KICKED = 7_000, 3_000  # values up to which the first search has three members, not two, and kicks the best
 _SURE = 0.9  # largest entry of every row above which annealing has made up its mind
 _WARMEST, _COLDEST = 1.2, 0.1  # temperatures, in standard deviations of a member's gains
 _ROUNDS = 10  # of annealing
@@ -93,7 +95,7 @@ def search(run: Run) -> bool:
     if run.random_order:
         waves, count = (1, 8) if run.anchored else (3, 8)
     else:
-        waves, count = int(_size(run.problem) <= _TINY), 4
+        waves, count = int(_size(run.problem) <= _KICKED), 4
     for wave in range(-1 if run.anchored else 0, max(waves, 1)):
         if run.clock.expired:
             return False
@@ -216,9 +218,9 @@ class Population:
             if reward:  # as in updates.py: for a large enough reward the linearized gain is a lower bound
                 stay = one_hot(index, gain.shape[-1]).to(gain.dtype) if stay is None else stay
                 unit = (gain.amax(2) - _picked(gain, index)).mean(1).view(-1, 1, 1) if unit is None else unit
-                new = assign(gain + reward * unit * stay)
+                new = _assigned(gain + reward * unit * stay)
             else:
-                new = assign(gain)
+                new = _assigned(gain)
             trial = Members({**members.indices, name: new}, dict(members.signs))
             if sign is not None:
                 trial.signs[name] = _best_sign(parts[1], new)
@@ -240,7 +242,7 @@ class Population:
         The first search has two or three members and takes atoms as they come; restarts four, from random temperatures
         and with atoms in random order.
         """
-        spread = [0.7, 1.0, 1.4] if _size(run.problem) <= _TINY else [0.8, 1.2]
+        spread = [0.7, 1.0, 1.4] if _size(run.problem) <= _THREE else [0.8, 1.2]
         names, warmest = list(self.sizes), torch.tensor(spread, dtype=torch.float64)
         if run.random_order:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
@@ -267,7 +269,7 @@ class Population:
 
     def _harden(self, name: str, parts: Parts, into: Members) -> tuple[Tensor, Tensor]:
         gain = _total(parts)
-        into.indices[name] = index = assign(gain)
+        into.indices[name] = index = _assigned(gain)
         matrix = one_hot(index, gain.shape[-1]).to(gain.dtype)
         if name not in self.signed:
             return matrix, matrix
@@ -300,6 +302,12 @@ def soften(parts: Parts, heat: Tensor, price: Tensor | None) -> tuple[tuple[Tens
     matrix = kernel.mul_(row).mul_(column)
     paid = scale * column.log()
     return (matrix, matrix if lean is None else matrix * lean.tanh_()), -paid if price is None else price - paid
+
+
+def _assigned(gain: Tensor) -> Tensor:
+    """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
+    found = [linear_sum_assignment(g, maximize=True)[1] for g in gain.double().cpu().numpy()]
+    return torch.from_numpy(np.stack(found)).to(gain.device)
 
 
 def _relabeled(term: Term, members: Members) -> Tensor:
