@@ -43,8 +43,8 @@ DEFAULT = ["mlp-512", "resnet20-x1", "resnet20-x4", "lstm-512", "vgg16"]
 def main() -> None:
     options = read_options()
     torch.set_num_threads(1)
-    if options.ablate:
-        return ablate(options.networks or NETWORKS, KINDS_ABLATED)
+    if options.ablate is not None:
+        return ablate(options.networks or NETWORKS, KINDS_ABLATED, options.ablate)
     rows = []
     for name in options.networks or DEFAULT:
         network = problems.NETWORKS[name]()
@@ -67,7 +67,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=None)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--ablate", action="store_true", help="switch each speed trick off in turn, see ablation.py")
+    parser.add_argument(
+        "--ablate", nargs="*", default=None, metavar="TRICK", help="switch speed tricks off in turn, see ablation.py"
+    )
     parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
     parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
     parser.add_argument("--restarts", type=int, default=0, help="also run with this many restarts")
