@@ -120,9 +120,7 @@ def medium(seeds) -> None:
 
 def draws(seeds, count: int = 200, hidden: int = 8, noise: float = 0.5) -> None:
     """Draws of a tanh network with two layers, each relabeled and flipped at random, against the labels planted."""
-    print(
-        "| method | restarts | planted labels | farther than planted | a second search improved |\n|---|---|---|---|---|"
-    )
+    print("| method | restarts | planted labels | farther than planted | improved |\n|---|---|---|---|---|")
     shapes = {"w1": (hidden, 2), "b1": (hidden,), "w2": (hidden, hidden), "b2": (hidden,), "w3": (1, hidden)}
     a, b = Odd("a"), Odd("b")
     axes = {"w1": (a, None), "b1": (a,), "w2": (b, a), "b2": (b,), "w3": (None, b)}
