@@ -1,15 +1,15 @@
 """Align Bayesian posteriors modulo the symmetries of their model.
 
 The verbs are here; the rest is in public submodules: `axes`, `alignment`, `objectives`, `paths`, `losses`, `barrier`,
-`draws`, `guides`, `diagnostics`, `matching`, `discovery`, `plots`, `io` and `errors`.
+`draws`, `guides`, `diagnostics`, `restarts`, `matching`, `discovery`, `plots`, `io` and `errors`.
 """
 
 from pyro_align.alignment import align, align_many
 from pyro_align.barrier import evaluate_barrier, evaluate_plane
 from pyro_align.diagnostics import effective_width
-from pyro_align.discovery import certify, find_symmetry
+from pyro_align.discovery import certify, find_symmetry, find_symmetry_of_density
 from pyro_align.draws import align_draws, symmetrize
-from pyro_align.guides import mean_field_guide, permute_guide, wrap_guide
+from pyro_align.guides import canonical, mean_field_guide, permute_guide, wrap_guide
 from pyro_align.io import load, save
 from pyro_align.model.effects.permute import permute_model
 from pyro_align.paths import displacement, learn_path, repair
@@ -25,12 +25,14 @@ __all__ = [
     "align",
     "align_draws",
     "align_many",
+    "canonical",
     "certify",
     "displacement",
     "effective_width",
     "evaluate_barrier",
     "evaluate_plane",
     "find_symmetry",
+    "find_symmetry_of_density",
     "learn_path",
     "load",
     "mean_field_guide",

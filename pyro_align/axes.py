@@ -13,9 +13,9 @@ that is rotated as a whole (:func:`Rotated`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Atom:
     within: tuple[str, ...] = ()
     kind: Kind = "permutation"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise SymmetryError(f"atom '{self.name}': kind must be one of {get_args(Kind)}, got {self.kind!r}")
 
@@ -115,7 +115,7 @@ class Sum:
 
 
 Axis = Atom | Product | Sum
-AxisLike = Axis | str | int | None | tuple | list
+AxisLike = Axis | str | int | None | tuple[Any, ...] | list[Any]
 
 
 def Fixed(size: int | None = None) -> Atom:
@@ -201,7 +201,7 @@ def leaves(axis: Axis) -> Iterator[Atom]:
         yield from leaves(child)
 
 
-def map_atoms(axis: Axis, function) -> Axis:
+def map_atoms(axis: Axis, function: Callable[[Atom], Axis]) -> Axis:
     """The same term with every atom replaced by ``function(atom)``."""
     if isinstance(axis, Atom):
         return function(axis)

@@ -42,7 +42,7 @@ class EffectiveWidth:
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).active
+        >>> effective_width(model, guide, find_symmetry(model, x, y), x, y).active
         {'layer0': 8}
     """
 
@@ -78,7 +78,12 @@ class EffectiveWidth:
 
 @options_apart
 def effective_width(
-    guide: Any, symmetry: Symmetry | SymmetrySpec, model: Callable, *args: Any, threshold: float = 5.0, **kwargs: Any
+    model: Callable[..., Any],
+    guide: Any,
+    symmetry: Symmetry | SymmetrySpec,
+    *args: Any,
+    threshold: float = 5.0,
+    **kwargs: Any,
 ) -> EffectiveWidth:
     """How many units of each atom have left the prior: those whose KL(q || prior) exceeds a threshold.
 
@@ -86,9 +91,9 @@ def effective_width(
     weights. Where a prior depends on other latents, it is taken at their posterior means.
 
     Args:
+        model: The model with the priors.
         guide: A mean-field Gaussian guide, or a posterior read from one.
         symmetry: The symmetry whose atoms are counted.
-        model: The model with the priors.
         *args: The model's arguments.
         threshold: KL in nats above which a unit counts as active.
         **kwargs: The model's keyword arguments.
@@ -104,7 +109,7 @@ def effective_width(
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(guide, find_symmetry(model, x, y), model, x, y).active
+        >>> effective_width(model, guide, find_symmetry(model, x, y), x, y).active
         {'layer0': 8}
     """
     posterior = read_guide(guide)
@@ -124,13 +129,18 @@ def effective_width(
             continue
         total = torch.zeros((*symmetry.outer_shape(name), atom.size), dtype=torch.float64, device="cpu")
         for site in sites:
-            _add_units(total, name, atom.within, symmetry.sites[site], divergences[site])
+            add_units(total, name, atom.within, symmetry.sites[site], divergences[site])
         kl[name] = total
     return EffectiveWidth(kl, threshold, tuple(s for s in symmetry.sites if s not in divergences))
 
 
 def shares_off_prior(
-    posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, nats: float = 0.05
+    posterior: MeanFieldNormal,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    nats: float = 0.05,
 ) -> dict[str, float]:
     """Site -> share of its values whose KL from the prior exceeds ``nats``; needs no symmetry.
 
@@ -141,7 +151,9 @@ def shares_off_prior(
     return {name: float((kl > nats).double().mean()) for name, kl in divergences.items() if kl.numel() >= 8}
 
 
-def _elementwise_kl(posterior: MeanFieldNormal, model: Callable, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+def _elementwise_kl(
+    posterior: MeanFieldNormal, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """KL of every value of the sites that are Normal under posterior and prior, site-shaped float64 nats."""
     density = Density(model, args, kwargs)
     center = {k: spec.constrain(posterior.marginal(k)[0][None])[0] for k, spec in posterior.sites.items()}
@@ -172,7 +184,7 @@ def _base(fn: Any) -> Any:
     return fn
 
 
-def _add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Axis, ...], kl: Tensor) -> None:
+def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Axis, ...], kl: Tensor) -> None:
     """Adds a site's KLs to the units that its values carry; a value counts once for a unit."""
     places = [coordinates(term) for term in terms]
     earlier: list[Tensor] = []

@@ -58,7 +58,7 @@ _STALE = 24 * 3600.0  # seconds after which nobody writes on an unfinished file 
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write to that appears under its name once it is complete and on the disk."""
     path = Path(path)
     clear_unfinished(path.parent)
@@ -75,7 +75,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder, not made yet, that appears under its name once it is complete.
 
     Raises:
@@ -118,34 +118,70 @@ def _is_left(part: Path) -> bool:
 # -- tensors and JSON under a digest -----------------------------------------------------------------------------------
 
 
-def write_tensors(path: str | os.PathLike, meta: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
+def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
     """Writes tensors, and what JSON can say, to a file; the same values give the same bytes.
 
     Raises:
         FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "version": _VERSION, "sha256": _BLANK}}
-    header["__metadata__"]["meta"] = json.dumps(meta, allow_nan=True)
-    start, contents = 0, []
-    for i, tensor in enumerate(tensors):
-        if tensor.dtype not in _NAMES:
-            raise FormatError(f"{path}: cannot write a tensor of dtype {tensor.dtype}; the format has {_known()}")
-        contents.append(tensor_bytes(tensor))
-        end = start + len(contents[-1])
-        header[str(i)] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # so that values are aligned
-    parts = [len(head).to_bytes(8, "little"), head, *contents]
+    about = {"format": _FORMAT, "version": _VERSION, "sha256": _BLANK, "meta": json.dumps(meta, allow_nan=True)}
+    parts = _laid_out(path, {str(i): tensor for i, tensor in enumerate(tensors)}, about)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    parts[1] = head.replace(_marked(_BLANK), _marked(digest.hexdigest()), 1)
+    parts[1] = parts[1].replace(_marked(_BLANK), _marked(digest.hexdigest()), 1)
     with whole_file(path) as file:
         file.writelines(parts)
 
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Any], list[Tensor]]:
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
+    """Writes named tensors, such as a state dict, as ``safetensors.torch.save_file`` does.
+
+    Raises:
+        FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
+    """
+    parts = _laid_out(path, tensors, {"format": "pt"})
+    with whole_file(path) as file:
+        file.writelines(parts)
+
+
+def _laid_out(path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> list[bytes]:
+    """Length of the header, header, and values."""
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    start, contents = 0, []
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise FormatError(f"{path}: cannot write a tensor of dtype {tensor.dtype}; the format has {_known()}")
+        contents.append(tensor_bytes(tensor))
+        end = start + len(contents[-1])
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # so that values are aligned
+    return [len(head).to_bytes(8, "little"), head, *contents]
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Reads the named tensors of a ``safetensors`` file.
+
+    Raises:
+        FormatError: The file is of another format, damaged, or holds dtypes that are not in :data:`DTYPES`.
+    """
+    try:
+        content = Path(path).read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header.pop("__metadata__", None)
+        names = sorted(header, key=lambda name: tuple(header[name]["data_offsets"]))
+        numbered = {str(i): header[name] for i, name in enumerate(names)}
+        return dict(zip(names, _tensors(numbered, bytearray(content[8 + size :])), strict=True))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
+        raise FormatError(f"{path}: no safetensors file, or damaged ({error})") from error
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Tensor]]:
     """Reads what :func:`write_tensors` wrote.
 
     Raises:
@@ -219,7 +255,7 @@ def _known() -> str:
 # -- Zarr --------------------------------------------------------------------------------------------------------------
 
 
-def write_tree(tree: Any, folder: str | os.PathLike) -> None:
+def write_tree(tree: Any, folder: str | os.PathLike[str]) -> None:
     """Writes an ``xarray.DataTree`` to a Zarr folder, whole or not at all, with any Zarr that xarray takes.
 
     Raises:
@@ -230,7 +266,7 @@ def write_tree(tree: Any, folder: str | os.PathLike) -> None:
         tree.to_zarr(os.fspath(part), mode="w", consolidated=False, zarr_format=2)
 
 
-def write_trees(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]) -> None:
+def write_trees(folder: str | os.PathLike[str], trees: Mapping[str, Callable[[], Any]]) -> None:
     """Writes trees to Zarr folders within a folder, each made, written and dropped before the next.
 
     What is there is kept, and not made again.

@@ -27,12 +27,14 @@ from pyro_align.files import read_tensors, write_tensors
 from pyro_align.guides import Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.registry import read_again
 from pyro_align.matching import Match
+from pyro_align.symmetry.completeness import Completeness, Missing
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Certificate, Resting, Symmetry
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason
+from pyro_align.symmetry.scalings import Scaling
 
 
-def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
+def save(path: str | os.PathLike[str], value: Symmetry | Permutation | Alignment | Posterior | nn.Module) -> None:
     """Writes a symmetry, a permutation, an alignment, or a guide's parameters to a file.
 
     The file appears under its name only once it is complete.
@@ -66,7 +68,7 @@ def save(path: str | os.PathLike, value: Symmetry | Permutation | Alignment | Po
     )
 
 
-def load(path: str | os.PathLike, *, like: nn.Module | Posterior | None = None) -> Any:
+def load(path: str | os.PathLike[str], *, like: nn.Module | Posterior | None = None) -> Any:
     """Reads what :func:`save` wrote.
 
     Args:
@@ -163,6 +165,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
         "rests": [dataclasses.asdict(r) for r in symmetry.rests],
+        "scalings": [{"atom": s.atom, "exponents": [list(e) for e in s.exponents]} for s in symmetry.scalings],
         "reasons": [
             {"site": site, "axis": axis, **dataclasses.asdict(reason)}
             for (site, axis), reasons in symmetry.reasons.items()
@@ -177,12 +180,27 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
         {site: tuple(_decode_axis(t) for t in terms) for site, terms in meta["sites"].items()},
         scope=meta["scope"],
         opaque=tuple(OpaqueOperation(**{**o, "sites": tuple(o["sites"])}) for o in meta["opaque"]),
-        certificate=None if certificate is None else Certificate(**certificate),
+        certificate=None if certificate is None else _decode_certificate(certificate),
         reasons=_decode_reasons(meta.get("reasons", ())),
         rests=tuple(
             Resting(r["tensor"], r["axis"], tuple(r["runs"]), tuple(r["atoms"])) for r in meta.get("rests", ())
         ),
+        scalings=tuple(
+            Scaling(s["atom"], tuple((site, axis, k) for site, axis, k in s["exponents"]))
+            for s in meta.get("scalings", ())
+        ),
     )
+
+
+def _decode_certificate(entry: Mapping[str, Any]) -> Certificate:
+    count = entry.get("completeness")
+    if count is None:
+        return Certificate(**entry)
+    places = {"left_out": tuple((s, a) for s, a in count["left_out"])}
+    places["missing"] = tuple(
+        Missing(m["kind"], m["dimension"], tuple((s, a) for s, a in m["places"])) for m in count["missing"]
+    )
+    return Certificate(**{**entry, "completeness": Completeness(**{**count, **places})})
 
 
 def _decode_reasons(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], tuple[Reason, ...]]:
@@ -284,7 +302,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
     )
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], Callable, Callable]] = {
+_KINDS: dict[str, tuple[type[Any] | tuple[type[Any], ...], Callable[..., Any], Callable[..., Any]]] = {
     "symmetry": (Symmetry, _encode_symmetry, _decode_symmetry),
     "permutation": (Permutation, _encode_permutation, _decode_permutation),
     "alignment": (Alignment, _encode_alignment, _decode_alignment),

@@ -48,15 +48,15 @@ class Activations:
         4
     """
 
-    model: Callable = field(repr=False)
-    args: tuple = field(repr=False)
+    model: Callable[..., Any] = field(repr=False)
+    args: tuple[Any, ...] = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
     num_samples: int
     seed: int
-    _probes: dict = field(repr=False)
+    _probes: dict[Any, Any] = field(repr=False)
 
     @options_apart
-    def __init__(self, model: Callable, *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
+    def __init__(self, model: Callable[..., Any], *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
         if num_samples < 1:
             raise MatchError(f"num_samples: expected at least 1, got {num_samples}")
         values = {
@@ -92,7 +92,7 @@ class Activations:
         return Features(found, found.__getitem__, (False,))
 
 
-def _standardized(mean: Tensor, square: Tensor, axes: Sequence) -> Tensor:
+def _standardized(mean: Tensor, square: Tensor, axes: Sequence[Any]) -> Tensor:
     """Activations less their mean over data, over their spread over data and draws; units that never vary give 0."""
     samples = [i for i, term in enumerate(axes) if not any(atom.name for atom in leaves(term))]
     center = mean.mean(samples, keepdim=True)
@@ -131,7 +131,12 @@ class Objective:
 
     def finish(self, found: Match) -> Match:
         """What was found, with its relabeling as an element of the group."""
-        return replace(found, permutation=self.as_element(found.permutation))
+        return replace(found, permutation=self.as_element(found.permutation), kept=self.kept)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Atoms on no tensor that has features: nothing says how they match, so they keep their order."""
+        return tuple(name for name in self.group.atoms if name not in self.symmetry.atoms)
 
     def as_element(self, permutation: Permutation) -> Permutation:
         """A relabeling of the tensors with features as an element of the group; all other atoms keep their order."""

@@ -47,8 +47,8 @@ class PathLoss:
         0.5
     """
 
-    model: Callable = field(repr=False)
-    args: tuple = field(repr=False)
+    model: Callable[..., Any] = field(repr=False)
+    args: tuple[Any, ...] = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
     loss: Any
     tau: float
@@ -59,7 +59,7 @@ class PathLoss:
     @options_apart
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         *args: Any,
         loss: Any = "predictive_nll",
         tau: float = 0.5,
@@ -129,7 +129,7 @@ class MidpointLoss:
     @options_apart
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         guide_a: Any,
         *args: Any,
         tau: float = 0.5,

@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from pyro_align.barrier.surface import Surface
     from pyro_align.losses.curve import Curve
     from pyro_align.losses.protocol import Label
+    from pyro_align.restarts import Stability
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "-", "-")
+
+
+def _current(ax: Axes | None, figsize: tuple[float, float] | None = None) -> Axes:
+    """The axes given; else the current ones, or those of a new figure of that size."""
+    if ax is not None:
+        return ax
+    plt = _pyplot()
+    return plt.gca() if figsize is None else plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
 def plot_curve(
@@ -43,7 +52,7 @@ def plot_curve(
         index: Which color, marker and line style.
         level: Level of the band.
     """
-    ax = _pyplot().gca() if ax is None else ax
+    ax = _current(ax)
     color, band = COLOURS[index % len(COLOURS)], curve.band(level)
     style = STYLES[index % len(STYLES)]
     low, high = curve.chord + curve.sign * band.lower, curve.chord + curve.sign * band.upper
@@ -59,7 +68,7 @@ def plot_excess(
     curve: Curve, *, ax: Axes | None = None, label: str | None = None, index: int = 0, level: float = 0.95
 ) -> Axes:
     """One loss's excess over its chord, with the simultaneous band; arguments as in :func:`plot_curve`."""
-    ax = _pyplot().gca() if ax is None else ax
+    ax = _current(ax)
     color, band = COLOURS[index % len(COLOURS)], curve.band(level)
     ax.axhline(0.0, color="0.4", lw=0.8)
     ax.fill_between(curve.taus, band.lower, band.upper, color=color, alpha=0.25, lw=0)
@@ -175,7 +184,7 @@ def plot_plane(
         names: Names of the three posteriors, in the order in which they were given.
         levels: Number of contours.
     """
-    ax = _pyplot().gca() if ax is None else ax
+    ax = _current(ax)
     loss = _names(loss, surface.losses, "loss")[0]
     data = _names(evaluation, surface.evaluations, "data set")[0]
     values = np.where(np.isfinite(surface[data, loss]), surface[data, loss], np.nan)
@@ -224,7 +233,7 @@ def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         table: From :meth:`~pyro_align.barrier.Barrier.loo`.
         ax: Where to draw; the current axes by default.
     """
-    ax = _pyplot().gca() if ax is None else ax
+    ax = _current(ax)
     taus, elpd = table.index.to_numpy(float), table["elpd"].to_numpy(float)
     trusted = table["bad_k"].to_numpy(float) == 0
     ax.errorbar(taus, elpd, yerr=table["dse"].to_numpy(float), color=COLOURS[1], lw=1.6, elinewidth=1.2, capsize=3)
@@ -262,8 +271,7 @@ def plot_site_distances(alignment: Alignment, *, ax: Axes | None = None) -> Axes
             "this alignment has no distances by site: its family has correlations between sites; "
             "alignment.distance_before and alignment.distance are the whole"
         )
-    if ax is None:
-        _, ax = _pyplot().subplots(figsize=(5.2, 1.3 + 0.28 * len(sites)), layout="constrained")
+    ax = _current(ax, figsize=(5.2, 1.3 + 0.28 * len(sites)))
     rows = np.arange(len(sites))
     before, after = np.array(list(sites.values()), float).T
     ax.hlines(rows, np.minimum(before, after), np.maximum(before, after), color="0.65", lw=2, zorder=1)
@@ -319,3 +327,20 @@ def _names(asked: str | Sequence[str] | None, known: Sequence[str], what: str) -
     if unknown:
         raise ValueError(f"no {what} {unknown}; there are {list(known)}")
     return names
+
+
+def plot_stability(stability: Stability, *, ax: Axes | None = None) -> Axes:
+    """A dendrogram of restarts by their W2 distances after alignment (average linkage): fits that are one join low.
+
+    Args:
+        stability: What :func:`~pyro_align.restarts.stability` found.
+        ax: Where to draw; the current axes by default.
+    """
+    from scipy.cluster.hierarchy import dendrogram, linkage
+    from scipy.spatial.distance import squareform
+
+    axes: Axes = _pyplot().gca() if ax is None else ax
+    tree = linkage(squareform(stability.distances, checks=False), "average")
+    dendrogram(tree, ax=axes, labels=list(stability.names), color_threshold=0, above_threshold_color=COLOURS[1])
+    axes.set_ylabel("W2 distance after alignment")
+    return axes

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import pyro_align
 from pyro_align.demo.network import bayesian_mlp
@@ -77,6 +77,12 @@ def make_model(setting: Setting, inputs: int, classes: int) -> Callable:
     return bayesian_mlp(sizes, prior_scale=prior, activation=setting.activation)
 
 
+@lru_cache(maxsize=2)
+def loaded(name: str, folder: str | None, limit: int | None, pool: int, device: str) -> DataSet:
+    """Flat images, averaged over squares of ``pool`` pixels a side; decoded once, whoever asks."""
+    return load(name, folder, limit=limit).pooled(pool).flat().to(device)
+
+
 class Lab:
     """Loads, fits and measures, each thing once.
 
@@ -97,7 +103,7 @@ class Lab:
         self.symmetry = cache(self._symmetry)
 
     def _data(self, name: str) -> DataSet:
-        return load(name, self.options.data_dir, limit=self.limit).pooled(self.pool).flat().to(self.options.device)
+        return loaded(name, self.options.data_dir, self.limit, self.pool, self.options.device)
 
     def model(self, setting: Setting) -> Callable:
         """The Pyro model of a setting."""
@@ -109,6 +115,17 @@ class Lab:
         data = self.data(setting.data)
         what = setting.name if self.pool == 1 else {**setting.name, "pool": self.pool}
         return self.fits(self.model(setting), data.x, data.y, seed=seed, recipe=setting.recipe, what=what)
+
+    def fit_together(self, settings: Sequence[Setting], seeds: Sequence[int], seconds: float) -> int:
+        """Fits a network by several recipes from several seeds side by side; settings may differ in the recipe only.
+
+        Returns:
+            The number of passes for which there was time, see :meth:`studies.training.Fits.together`.
+        """
+        data, first = self.data(settings[0].data), settings[0]
+        what = first.name if self.pool == 1 else {**first.name, "pool": self.pool}
+        jobs = [(seed, setting.recipe) for setting in settings for seed in seeds]
+        return self.fits.together(self.model(first), data.x, data.y, jobs=jobs, what=what, seconds=seconds)
 
     def _symmetry(self, setting: Setting) -> pyro_align.Symmetry:
         data = self.data(setting.data)
@@ -141,7 +158,7 @@ class Lab:
         if not isinstance(posterior, MeanFieldNormal):
             return []
         data = self.data(setting.data)
-        width = effective_width(posterior, self.symmetry(setting), self.model(setting), data.x[:2], data.y[:2])
+        width = effective_width(self.model(setting), posterior, self.symmetry(setting), data.x[:2], data.y[:2])
         return list(width.active.values())
 
 

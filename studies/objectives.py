@@ -10,20 +10,21 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 import pyro_align
 from pyro_align.guides import Posterior
 from pyro_align.matching import Coordinate, Matcher, Sinkhorn, StraightThrough
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, rows
-from studies.training import Recipe
+from studies.training import Recipe, tensors_of, with_tensors
 
 KEY = ("data", "hidden", "prior", "temperature", "recipe", "epochs", "objective", "seed_a", "seed_b")
 
 # at temperature 1 the plain one lets the scales of three wide layers reach the prior before the locations have learned
 RECIPES = {
     "plain": Recipe(),
-    "annealed": Recipe(learning_rate=0.01, gain=0.2, decay=0.5, warmup=0.5, local=True),
+    "annealed": Recipe(learning_rate=0.01, gain=0.2, decay=0.5, warmup=0.5, noise="local"),
 }
 
 REPAIRED = "repaired"
@@ -53,13 +54,38 @@ def by_loss(lab: Lab, setting: Setting) -> dict:
     return {"restarts": 8, "select": pyro_align.objectives.PathLoss(*sample(lab, setting), num_samples=8)}
 
 
+def whole_layer(loc: Tensor, scale: Tensor) -> Tensor:
+    """The norm of a site's moments."""
+    return (loc.square() + scale.square()).sum().sqrt()
+
+
+def each_filter(loc: Tensor, scale: Tensor) -> Tensor:
+    """The norms of the moments of each unit's incoming weights; vectors as :func:`whole_layer`."""
+    if loc.dim() < 2:
+        return whole_layer(loc, scale)
+    return (loc.square() + scale.square()).sum(tuple(range(1, loc.dim())), keepdim=True).sqrt()
+
+
+# before a normalization the scale of weights is arbitrary, and W2 minds it: in units of their norm, it does not
+GAUGES = {"w2, layers of one norm": whole_layer, "w2, filters of one norm": each_filter}
+
+
+def gauged(posterior: Posterior, norm: Callable[[Tensor, Tensor], Tensor]) -> Posterior:
+    """The posterior with every site in units of its norm, which relabeling carries along."""
+    tensors = tensors_of(posterior)
+    scales = tensors.get("scales", {k: torch.zeros_like(v) for k, v in tensors["locs"].items()})
+    unit = {k: norm(v, scales[k]).clamp_min(1e-30) for k, v in tensors["locs"].items()}
+    return with_tensors(
+        posterior, {part: {k: v / unit[k] for k, v in sites.items()} for part, sites in tensors.items()}
+    )
+
+
 def halfway(lab: Lab, setting: Setting, a: Posterior, b: Posterior, matcher: type[Matcher]) -> dict:
     """Descent on the negative ELBO half-way, from the relabeling that is nearest in W2."""
     data, temperature = lab.data(setting.data), setting.recipe.temperature
     everything = (data.x, data.y, len(data.x))
-    loss = pyro_align.objectives.MidpointLoss(
-        lab.model(setting), a, *everything, num_samples=16, temperature=temperature
-    )
+    draws = {"num_samples": 16} if len(data.x) <= 2000 else {"num_samples": 8, "batch_size": 128}
+    loss = pyro_align.objectives.MidpointLoss(lab.model(setting), a, *everything, **draws, temperature=temperature)
     nearest = pyro_align.align(a, b, lab.symmetry(setting))
     return {"matcher": matcher(loss=loss), "init": nearest.permutation}
 
@@ -76,6 +102,7 @@ OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior, Posterior], dict]] = {
     "jeffreys": lambda lab, setting, a, b: {"divergence": "jeffreys"},
     "snr": lambda lab, setting, a, b: {"divergence": "snr"},
     "activations": lambda lab, setting, a, b: {"divergence": by_activation(lab, setting)},
+    **{name: lambda lab, setting, a, b: {} for name in GAUGES},
     "w2, 8 restarts by midpoint loss": lambda lab, setting, a, b: by_loss(lab, setting),
     "snr, 8 restarts by midpoint loss": lambda lab, setting, a, b: {"divergence": "snr", **by_loss(lab, setting)},
     "activations, 8 restarts by midpoint loss": lambda lab, setting, a, b: {
@@ -83,14 +110,18 @@ OBJECTIVES: dict[str, Callable[[Lab, Setting, Posterior, Posterior], dict]] = {
         **by_loss(lab, setting),
     },
     **{f"w2, {kind}": lambda lab, setting, a, b: {} for kind in (REPAIRED, *BENT)},
+    "activations, repaired": lambda lab, setting, a, b: {"divergence": by_activation(lab, setting)},
 }
 
 
 def path_after(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objective: str, steps: int = 2000):
     """The path to a posterior that an objective has aligned (``"none"`` leaves it alone), and the W2 distance to it."""
-    end = b
-    if objective != "none":
-        end = pyro_align.align(a, b, lab.symmetry(setting), **OBJECTIVES[objective](lab, setting, a, b)).posterior
+    end, symmetry = b, lab.symmetry(setting)
+    if objective in GAUGES:
+        found = pyro_align.align(*(gauged(q, GAUGES[objective]) for q in (a, b)), symmetry)
+        end = b.permute(found.permutation)
+    elif objective != "none":
+        end = pyro_align.align(a, b, symmetry, **OBJECTIVES[objective](lab, setting, a, b)).posterior
     return path_between(lab, setting, a, end, objective, steps), a.distance(end)
 
 
@@ -111,7 +142,7 @@ def path_between(lab: Lab, setting: Setting, a: Posterior, b: Posterior, objecti
             temperature=temperature,
         )
     path = pyro_align.displacement(a, b)
-    return pyro_align.repair(path, model, data.x[:500], data.y[:500]) if way == REPAIRED else path
+    return pyro_align.repair(model, path, data.x[:500], data.y[:500]) if way == REPAIRED else path
 
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
@@ -199,6 +230,26 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(made)
+
+
+def by_objective(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per objective, one column per network that three or more have aligned: predictive-NLL test barriers.
+
+    Args:
+        frame: Results of a study, with columns ``network`` and ``alignment``.
+    """
+    frame = frame[(frame["evaluation"] == "test") & (frame["loss"] == "predictive_nll")]
+    several = frame.groupby("network", sort=False)["alignment"].nunique() > 3
+
+    def cell(network: str, alignment: str) -> str:
+        part = frame[(frame["network"] == network) & (frame["alignment"] == alignment)]
+        return f"{figures.spread(part['barrier'], 3)} ± {part['se'].max():.3f}" if len(part) else ""
+
+    made = []
+    for name in ("none", *OBJECTIVES):
+        cells = {network: cell(network, name) for network in several.index[several]}
+        made.append({"objective": figures.LABELS["none"] if name == "none" else name, **cells})
+    return pd.DataFrame([row for row in made if any(list(row.values())[1:])])
 
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from studies import runner
+from studies.objectives import by_objective
 
 STUDIES = ("mnist", "width_depth", "convolutional", "resnet", "families", "priors", "objectives", "merging", "rhat")
 
@@ -19,6 +20,8 @@ def main(folder: str) -> None:
         study = importlib.import_module(f"studies.{name}")
         frame = pd.read_csv(Path(folder) / f"{name}.csv")
         runner.write_table(study.summary(frame), Path(folder) / f"{name}_table.md")
+        if hasattr(study, "named") and len(by_objective(study.named(frame))):
+            runner.write_table(by_objective(study.named(frame)), Path(folder) / f"{name}_objectives_table.md")
         study.draw(frame, Path(folder) if name == "width_depth" else Path(folder) / f"{name}.png")
 
 

@@ -8,6 +8,7 @@ On a GPU, for widths up to that of Git Re-Basin: ``--device cuda --data cifar10_
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Sequence
 
@@ -15,12 +16,12 @@ import pandas as pd
 
 from studies import figures, runner
 from studies.lab import Grid, Lab, Setting, pair_of_fits, rows
-from studies.objectives import OBJECTIVES, path_after
+from studies.objectives import OBJECTIVES, by_objective, path_after
 from studies.training import Recipe
 from studies.width_depth import KINDS
 
 KEY = (
-    *("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs"),
+    *("data", "pool", "norm", "width", "guide", "temperature", "gain", "train", "epochs", "augment"),
     *("seed_a", "seed_b", "alignment"),
 )
 CHANNELS = (16, 32, 64)
@@ -31,8 +32,8 @@ NAMES = {"cifar10_exact": "CIFAR-10, exact subset", "cifar10_jpeg": "JPEG CIFAR-
 GIT_RE_BASIN = {1: 1.37, 2: 0.68, 4: 0.31, 8: 0.25}
 
 
-def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
-    """Runs the study with command line options."""
+def read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line options."""
     made = runner.parser(__doc__.splitlines()[0], seeds=(0, 1))
     made.add_argument("--data", nargs="+", default=["cifar10_exact"], help="cifar10_exact, cifar10_jpeg")
     made.add_argument("--width", type=float, nargs="+", default=[0.25, 0.5, 1], help="multiples of 16, 32, 64 channels")
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     made.add_argument("--batch", type=int, default=128, help="data a step")
     made.add_argument("--rate", type=float, default=0.005, help="Adam's step for locations")
     made.add_argument("--gain", type=float, default=1.0, help="factor on He-normal initial locations")
+    made.add_argument("--augment", action="store_true", help="mirror and move training images at random")
+    made.add_argument("--half", action="store_true", help="fit in bfloat16")
     made.add_argument("--taus", type=int, default=5, help="points on the path")
     made.add_argument("--draws", type=int, default=8, help="posterior draws at each")
     made.add_argument("--test", type=int, default=1000, help="test data to evaluate on")
@@ -54,23 +57,35 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     if options.quick:
         options.width, options.train, options.epochs, options.pool = [0.125], 64, 1, 4
         options.taus, options.draws, options.test, options.evaluate = 3, 2, 20, 10
-    lab = Lab(
-        options,
-        Grid(options.taus, options.draws, train=options.evaluate, test=options.test),
-        options.train,
-        options.pool,
-    )
+    return options
 
-    def compute(data, pool, norm, width, guide, temperature, gain, train, epochs, seed_a, seed_b, alignment):
-        steps = {"learning_rate": options.rate, "scale_rate": 0.02, "decay": 0.5}
-        recipe = Recipe(epochs, options.batch, **steps, temperature=temperature, gain=gain, guide=guide)
-        channels = tuple(max(1, round(width * c)) for c in CHANNELS)
-        setting = Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}")
+
+def lab_of(options: argparse.Namespace) -> Lab:
+    """Where the options say that fits are made and measured."""
+    grid = Grid(options.taus, options.draws, train=options.evaluate, test=options.test)
+    return Lab(options, grid, options.train, options.pool)
+
+
+def setting_of(options: argparse.Namespace, data: str, norm: str, width: float, guide: str) -> Setting:
+    """A network and how it is fitted."""
+    how = {"temperature": options.temperature, "gain": options.gain, "augment": options.augment, "half": options.half}
+    recipe = Recipe(options.epochs, options.batch, options.rate, scale_rate=0.02, decay=0.5, guide=guide, **how)
+    channels = tuple(max(1, round(width * c)) for c in CHANNELS)
+    return Setting(data, channels, recipe=recipe, network=f"resnet20-{norm}")
+
+
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Runs the study with command line options."""
+    options = read(argv)
+    lab = lab_of(options)
+
+    def compute(data, norm, width, guide, seed_a, seed_b, alignment, **_):
+        setting = setting_of(options, data, norm, width, guide)
         a, b, common = pair_of_fits(lab, setting, seed_a, seed_b)
         path, distance = path_after(lab, setting, a, b, alignment)
         return rows(lab.barrier(setting, path), distance=distance, **common)
 
-    fixed = (options.temperature, options.gain, options.train, options.epochs)
+    fixed = (options.temperature, options.gain, options.train, options.epochs, options.augment)
     cells = [
         dict(zip(KEY, (data, options.pool, norm, float(width), guide, *fixed, *pair, alignment), strict=True))
         for pair in runner.pairs(options.seeds)
@@ -79,8 +94,19 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     ]
     frame = runner.run(runner.Table(options.out / "resnet.csv", KEY), cells, compute)
     runner.write_table(summary(frame), options.out / "resnet_table.md")
+    runner.write_table(by_objective(named(frame)), options.out / "resnet_objectives_table.md")
     draw(frame, options.out / "resnet.png")
     return frame
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a name for each network and fit."""
+    return frame.assign(
+        network=[
+            f"{KINDS[r.guide]}, width {r.width:g}, {r.norm}, {32 // r.pool} px, gain {r.gain:g}, {r.train} x {r.epochs}"
+            for r in frame.itertuples()
+        ]
+    )
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -350,7 +350,7 @@ def test_discovery_and_relabeled_models(device):
     x, y = data(device)
     symmetry, p = find_symmetry(network, x, y), UNIT.random(3)
     assert symmetry.sites == find_symmetry(network, *data("cpu")).sites
-    assert certify(symmetry, network, x, y).certificate is not None
+    assert certify(network, symmetry, x, y).certificate is not None
     z = {k: v[0, 0] for k, v in draws_on(device).items()}
 
     def log_joint(model, values):
@@ -442,13 +442,13 @@ def test_learned_repaired_and_plane(device):
     np.testing.assert_allclose(surface["negative_elbo"], expected["negative_elbo"], rtol=1e-9)
     net, inputs, labels = bayesian_mlp([4, 5, 4, 3]), torch.randn(20, 4), torch.arange(20) % 3
     ends = [make_guide(net, inputs, labels, seed=s, scale=0.05) for s in (1, 2)]
-    host = repair(displacement(*ends), net, inputs, labels, num_samples=2)
+    host = repair(net, displacement(*ends), inputs, labels, num_samples=2)
     ends = [make_guide(net, inputs, labels, seed=s, scale=0.05).to(device) for s in (1, 2)]
-    repaired = repair(displacement(*ends), net, inputs.to(device), labels.to(device), num_samples=2)
+    repaired = repair(net, displacement(*ends), inputs.to(device), labels.to(device), num_samples=2)
     check_same(repaired(0.5).state_dict(), host(0.5).state_dict())
     guides = [learned(0.3), plane(a, b, c)(0.2, 0.3), path_through([a, b, c])(0.7), repaired(0.5)]
     assert devices_of([t for guide in guides for t in guide.state_dict().values()]) == {device}
-    width, known = (effective_width(g, UNIT, network, *data(d)) for g, d in ((a, device), (here[0], "cpu")))
+    width, known = (effective_width(network, g, UNIT, *data(d)) for g, d in ((a, device), (here[0], "cpu")))
     assert str(width) == str(known)
 
 

@@ -205,13 +205,13 @@ def test_a_hand_written_symmetry_is_sized_by_the_guide():
     guide = make_guide(AutoNormal, 0)
     alignment = pyro_align.align(guide, make_guide(AutoNormal, 1), by_hand)
     assert alignment.permutation.symmetry.atoms["h"].size == 7
-    assert pyro_align.certify(by_hand, model, X, Y).certificate.error < 1e-9
+    assert pyro_align.certify(model, by_hand, X, Y).certificate.error < 1e-9
 
 
 def test_a_forgotten_site_fails_the_certificate():
     forgotten = SymmetrySpec({"layer0.weight": ("h", None), "layer1.weight": (None, "h")})
     with pytest.raises(SymmetryError, match=r"'h' on layer0.weight\[0\], layer1.weight\[1\].*changes the log joint"):
-        pyro_align.certify(forgotten, model, X, Y)
+        pyro_align.certify(model, forgotten, X, Y)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_units_say_which_matches_mean_something():
     alignment = pyro_align.align(
         guide, pyro_align.permute_guide(guide, symmetry.random(3)), symmetry, with_margins=True
     )
-    units = alignment.units(pyro_align.effective_width(guide, symmetry, plain))
+    units = alignment.units(pyro_align.effective_width(plain, guide, symmetry))
     assert units["distinct"].tolist() == [False, False, True, True, True]
     assert units["active"].tolist() == [True, True, False, True, True]
     assert units.loc[("unit", 4), "partner"] == int(alignment.permutation.indices["unit"][4])

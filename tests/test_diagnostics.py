@@ -27,7 +27,7 @@ def problem():
 
 def test_a_units_kl_is_that_of_all_its_values(problem):
     guide, symmetry, x, y = problem
-    width = effective_width(guide, symmetry, classifier, x, y, threshold=3.0)
+    width = effective_width(classifier, guide, symmetry, x, y, threshold=3.0)
     q = read_guide(guide)
     parts = {k: kl_divergence(Normal(*q.marginal(k)), Normal(0.0, s)) for k, s in (("w1", 1), ("b1", 1), ("w2", 0.7))}
     expected = parts["w1"].sum(0) + parts["b1"] + parts["w2"].sum(1)
@@ -48,7 +48,7 @@ def test_units_at_the_prior_are_not_alive(problem):
         index = (slice(None), slice(0, 4)) if name == "w1" else (slice(0, 4),)
         loc[index], scale[index] = 0.0, prior[name]
         locs[name], scales[name] = loc, q.scales[name].with_value(scale)
-    width = effective_width(replace(q, locs=locs, scales=scales), symmetry, classifier, x, y, threshold=1.0)
+    width = effective_width(classifier, replace(q, locs=locs, scales=scales), symmetry, x, y, threshold=1.0)
     assert width.active == {"hidden": 2}
     assert width.kl["hidden"][:4].abs().max() < 1e-10
 
@@ -61,7 +61,7 @@ def test_a_value_on_two_axes_counts_once():
     y = torch.tensor(1.0)
     guide = make_guide(model, y)
     symmetry = Symmetry.from_axes({"w": ("state", "state")}, shapes={"w": (3, 3)})
-    width = effective_width(guide, symmetry, model, y)
+    width = effective_width(model, guide, symmetry, y)
     kl = kl_divergence(Normal(*read_guide(guide).marginal("w")), Normal(0.0, 1.0))
     assert torch.allclose(width.kl["state"], kl.sum(0) + kl.sum(1) - kl.diagonal())
 
@@ -74,7 +74,7 @@ def test_sites_without_a_closed_form_are_named():
 
     y = torch.tensor(1.0)
     symmetry = Symmetry.from_axes({"w": ("unit",), "s": ("unit",)}, shapes={"w": (3,), "s": (3,)})
-    width = effective_width(make_guide(model, y), symmetry, model, y)
+    width = effective_width(model, make_guide(model, y), symmetry, y)
     assert width.skipped == ("s",)
     assert "without sites s" in str(width)
 
@@ -85,7 +85,7 @@ def test_other_families_are_refused(problem):
         guide = AutoDelta(classifier)
         guide(x, y)
     with pytest.raises(PyroAlignError, match="needs a mean-field Gaussian"):
-        effective_width(guide, symmetry, classifier, x, y)
+        effective_width(classifier, guide, symmetry, x, y)
 
 
 def test_a_subsampled_site_is_left_out():

@@ -173,10 +173,10 @@ def test_a_false_symmetry_does_not_get_its_certificate():
         observe(torch.tanh(x @ normal("w1", 4, 3).T) @ normal("w2", 2, 4).T)
 
     x = torch.randn(5, 3)
-    right = certify(SymmetrySpec({"w1": ("h", None), "w2": (None, "h")}), model, x)
+    right = certify(model, SymmetrySpec({"w1": ("h", None), "w2": (None, "h")}), x)
     assert right.certificate.error <= right.certificate.tolerance
     with pytest.raises(SymmetryError, match=r"'h' on w1\[0\]"):
-        certify(SymmetrySpec({"w1": ("h", None)}), model, x)
+        certify(model, SymmetrySpec({"w1": ("h", None)}), x)
 
 
 def test_nothing_of_the_callers_changes():
@@ -216,7 +216,7 @@ def test_nothing_is_certified_without_a_trial():
 
     for trials in (0, -1):
         with pytest.raises(ValueError, match="trials must be at least 1"):
-            certify(SymmetrySpec({"w1": ("h", None)}), model, torch.randn(5, 3), trials=trials)
+            certify(model, SymmetrySpec({"w1": ("h", None)}), torch.randn(5, 3), trials=trials)
 
 
 def test_a_symmetry_by_hand_needs_no_graph():
@@ -229,10 +229,10 @@ def test_a_symmetry_by_hand_needs_no_graph():
     x = torch.tensor(1.0)
     with pytest.raises(TraceError, match="latent site 'a'"):
         find_symmetry(model, x)
-    certificate = certify(SymmetrySpec({"a": ("k",), "b": ("k",)}), model, x).certificate
+    certificate = certify(model, SymmetrySpec({"a": ("k",), "b": ("k",)}), x).certificate
     assert certificate.error <= certificate.tolerance < 1e-6
     with pytest.raises(SymmetryError, match=r"atom 'k' on a\[0\]"):
-        certify(SymmetrySpec({"a": ("k",)}), model, x)
+        certify(model, SymmetrySpec({"a": ("k",)}), x)
 
 
 def test_classes_that_labels_tell_apart_are_no_missed_symmetry():

@@ -57,7 +57,7 @@ def scores_of_positive_numbers():
 
 
 def signs(model, **options):
-    symmetry = find_symmetry(model, loose_signs=True, **options)
+    symmetry = find_symmetry(model, signs=True, **options)
     assert symmetry.certificate.error <= symmetry.certificate.tolerance
     loose = {name for name, atom in symmetry.atoms.items() if atom.size == 1 and atom.odd}
     return sorted(" ".join(sorted(f"{s}[{i}]" for s, i in symmetry.carriers[name])) for name in loose)
@@ -79,18 +79,14 @@ def test_exactly_the_known_signs(model, expected):
     assert signs(model) == expected
 
 
-@pytest.mark.parametrize("options", [{"signs": True}, {"rotations": True}])
+@pytest.mark.parametrize("options", [{}, {"rotations": True}])
 def test_what_units_make_is_not_counted_twice(options):
     assert signs(free_factors, **options) == []
-
-
-def test_signs_of_units_are_not_counted_twice():
-    assert signs(network, signs=True) == []
-    assert signs(network) == ["w1[0] w2[1]"]  # all units at once, where their own signs are not asked for
+    assert signs(network, **options) == []
 
 
 def test_each_sign_is_an_atom_of_one_unit():
-    symmetry = find_symmetry(ordered_factors, loose_signs=True)
+    symmetry = find_symmetry(ordered_factors, signs=True)
     assert symmetry.log_order == pytest.approx(3 * torch.log(torch.tensor(2.0)).item())
     flip = symmetry.permutation(signs={next(iter(symmetry.atoms)): [-1]})
     values = {"z": torch.ones(N, 3), "w": torch.ones(P, 3)}

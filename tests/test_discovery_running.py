@@ -61,7 +61,7 @@ def test_repair_runs_the_network_once_for_each_draw(monkeypatch):
 
     monkeypatch.setattr(preactivations, "Running", Counted)
     x, y = data()
-    path = repair(displacement(*(make_guide(MODEL, x, y, seed=s) for s in (1, 2))), MODEL, x, y, num_samples=3)
+    path = repair(MODEL, displacement(*(make_guide(MODEL, x, y, seed=s) for s in (1, 2))), x, y, num_samples=3)
     assert len(path.layers) == 2
     path.posterior(0.5)
     assert len(made) == 9, "both ends, and the point"

@@ -18,6 +18,7 @@ ROOMS = (
     "__main__",
     "demo",
     "io",
+    "restarts",
     "alignment",
     "objectives",
     "path_losses",

@@ -10,9 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from barrier_problems import classifier, classifier_data, linear, linear_data, make_path
+from barrier_problems import classifier, classifier_data, linear, linear_data, make_guide, make_path
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDelta
 
-from pyro_align import evaluate_barrier, plots
+from pyro_align import displacement, evaluate_barrier, plots
 from pyro_align.errors import BarrierError
 from pyro_align.losses import Batch, Curve, Estimate, Label, Loss, TaskLoss, Totals, register_loss, registry
 from pyro_align.losses.cautions import curve_cautions
@@ -130,6 +132,49 @@ def test_only_losses_are_registered():
         registry.read_losses("accuracy")
 
 
+# -- calibrated probabilities ------------------------------------------------------------------------------------------
+
+
+def sharper(factor):
+    def model(x, y=None):
+        sites = {"w1": [4, 4], "b1": [4], "w2": [4, 3]}
+        w1, b1, w2 = (pyro.sample(k, dist.Normal(0.0, 1.0).expand(n).to_event(len(n))) for k, n in sites.items())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=factor * (torch.relu(x @ w1 + b1) @ w2)), obs=y)
+
+    return model
+
+
+def test_a_calibrated_loss_does_not_mind_the_scale_of_logits():
+    x, y = classifier_data()
+    losses, options = ["predictive_nll", "calibrated_nll"], {"taus": 3, "num_samples": 2}
+    ends = {factor: make_path(sharper(factor), x, y, scales=(1e-7, 1e-7)) for factor in (1.0, 3.0)}
+    noise = ends[1.0].posterior(0.5).noise(1, generator=torch.Generator().manual_seed(0))
+    draw = {k: v[0] for k, v in ends[1.0].posterior(0.5).push(noise).items()}
+    logits = torch.relu(x @ draw["w1"] + draw["b1"]) @ draw["w2"]
+    y = (logits.argmax(-1) + (torch.arange(len(x)) % 4 == 0)) % 3
+    one, three = (evaluate_barrier(sharper(f), path, x, y, losses=losses, **options) for f, path in ends.items())
+    assert np.allclose(one["calibrated_nll"].value, three["calibrated_nll"].value, atol=1e-4)
+    assert (np.abs(one["predictive_nll"].value - three["predictive_nll"].value) > 0.1).any()
+    assert (three["calibrated_nll"].value <= three["predictive_nll"].value + 1e-6).all()
+    scales = torch.linspace(-3, 3, 4001).exp().tolist()
+    best = min(float(torch.nn.functional.cross_entropy(logits * s, y)) for s in scales)
+    assert one["calibrated_nll"].value[1] == pytest.approx(best, abs=1e-4)
+
+
+def test_a_calibrated_loss_of_batches_is_that_of_the_whole():
+    x, y = classifier_data()
+    path, halves = make_path(classifier, x, y), [(x[:15], y[:15]), (x[15:], y[15:])]
+    sets = {"whole": (x, y), "halves": halves}
+    barrier = evaluate_barrier(classifier, path, evaluation=sets, taus=3, losses=["calibrated_nll"])
+    whole, parts = (barrier[name, "calibrated_nll"] for name in sets)
+    assert np.allclose(whole.draws, parts.draws)
+    assert whole.se.max() > 0, "thirty-two draws differ"
+    assert "calibrated_nll" not in evaluate_barrier(classifier, path, x, y, taus=3, num_samples=2).losses, "on request"
+    with pytest.raises(BarrierError, match="calibrated_nll needs one observed site, with classes"):
+        evaluate_barrier(linear, make_path(linear, *linear_data()), *linear_data(), losses=["calibrated_nll"])
+
+
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +260,21 @@ def test_held_out_data_share_the_posteriors_kl():
     assert np.allclose(alone["negative_elbo"].draws, alone["expected_nll"].draws + alone["kl"].draws, rtol=1e-5)
     first = evaluate_barrier(linear, path, evaluation={"a": sets["train"], "b": sets["test"]}, taus=3, num_samples=8)
     assert np.allclose(first["b", "kl"].draws, barrier["test", "kl"].draws, rtol=1e-6), "else the first says N"
+
+
+def test_held_out_data_share_the_kl_of_pyros_losses():
+    x, y = linear_data(n=30)
+
+    def point(model, init_loc_fn, init_scale):
+        return AutoDelta(model, init_loc_fn)
+
+    path = displacement(*(make_guide(linear, x, y, seed=s, guide_type=point) for s in (1, 2)))
+    sets = {"test": (x[:5], y[:5]), "train": (x[5:], y[5:])}
+    barrier = evaluate_barrier(
+        linear, path, evaluation=sets, taus=3, num_samples=2, losses=["negative_elbo", Trace_ELBO()]
+    )
+    for name in sets:
+        assert np.allclose(barrier[name, "Trace_ELBO"].value, barrier[name, "negative_elbo"].value, rtol=1e-6)
 
 
 def test_the_log_joint_of_a_subsample_stands_for_all_data():

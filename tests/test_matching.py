@@ -64,7 +64,6 @@ def test_sites_without_a_symmetry_are_ignored(small):
         (lambda v: (v[0],), "2 features in fixed=, 1 in moving="),
         (lambda v: v[0], "expected a sequence"),
         (lambda v: (v[0], v[1].T), r"expected shape \(3, 4\).*got \(4, 3\)"),
-        (lambda v: (v[0], v[1].float()), "dtype torch.float32"),
         (lambda v: (v[0], v[1].to(torch.complex128)), "real floating point"),
         (lambda v: (v[0], v[1].long()), "real floating point"),
         (lambda v: (v[0], v[1].to("meta")), "lies on meta"),
@@ -78,6 +77,15 @@ def test_bad_features_are_named(small, tensors, message):
     with pytest.raises(MatchError, match=message) as error:
         match(symmetry, fixed, changed(moving, "w2", tensors(moving["w2"])))
     assert "site 'w2'" in str(error.value)
+
+
+def test_features_of_several_dtypes_are_compared_in_the_widest(small):
+    symmetry, fixed, moving = small
+    narrow = changed(moving, "w2", tuple(v.float() for v in moving["w2"]))
+    found = match(symmetry, fixed, narrow)
+    wide = match(symmetry, fixed, changed(moving, "w2", tuple(v.float().double() for v in moving["w2"])))
+    assert found.permutation == wide.permutation
+    assert found.objective == wide.objective
 
 
 @pytest.mark.parametrize(

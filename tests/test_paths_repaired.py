@@ -47,7 +47,7 @@ def deviation(z):
 @pytest.mark.parametrize("tau", [0.2, 0.5])
 def test_every_unit_has_the_interpolated_mean_and_spread(tau):
     straight = path_of(MODEL, X, Y)
-    path = repair(straight, MODEL, X, Y, num_samples=6)
+    path = repair(MODEL, straight, X, Y, num_samples=6)
     assert [layer.weight for layer in path.layers] == [(f"layer{i}.weight", 0) for i in range(3)]
     ends = [preactivations(straight.posterior(t), 6) for t in (0.0, 1.0)]
     before, after = (preactivations(p.posterior(tau), 6) for p in (straight, path))
@@ -63,7 +63,7 @@ def test_every_unit_has_the_interpolated_mean_and_spread(tau):
 
 def test_the_ends_and_the_output_layer_are_left_alone():
     straight = path_of(MODEL, X, Y)
-    path = repair(straight, MODEL, X, Y)
+    path = repair(MODEL, straight, X, Y)
     for tau in (0.0, 1.0):
         assert path.posterior(tau).distance(straight.posterior(tau)) == 0
     for site in ("layer3.weight", "layer3.bias"):
@@ -75,24 +75,24 @@ def test_the_ends_and_the_output_layer_are_left_alone():
 
 def test_a_path_from_a_posterior_to_itself_needs_no_repair():
     q = read_guide(make_guide(MODEL, X, Y))
-    path = repair(displacement(q, read_guide(make_guide(MODEL, X, Y))), MODEL, X, Y, num_samples=3)
+    path = repair(MODEL, displacement(q, read_guide(make_guide(MODEL, X, Y))), X, Y, num_samples=3)
     assert path.posterior(0.5).distance(q) < 1e-6
 
 
 def test_noise_keeps_its_share():
     """A unit is scaled as a whole: its weights' locations over their standard deviations stay."""
     straight = path_of(MODEL, X, Y)
-    a, b = (p.posterior(0.5).marginal("layer1.weight") for p in (straight, repair(straight, MODEL, X, Y)))
+    a, b = (p.posterior(0.5).marginal("layer1.weight") for p in (straight, repair(MODEL, straight, X, Y)))
     assert torch.allclose(a[0] / a[1], b[0] / b[1])
     factor = b[1] / a[1]
     assert torch.allclose(factor, factor[:, :1].expand_as(factor))
 
 
 def test_barriers_and_pickles():
-    path = repair(path_of(MODEL, X, Y), MODEL, X, Y, num_samples=2)
+    path = repair(MODEL, path_of(MODEL, X, Y), X, Y, num_samples=2)
     barrier = evaluate_barrier(MODEL, path, X, Y, taus=3, num_samples=4)
     assert barrier["negative_elbo"].value.shape == (3,)
-    path = repair(path_of(convolutional, IMAGES, LABELS), convolutional, IMAGES, LABELS, num_samples=2)
+    path = repair(convolutional, path_of(convolutional, IMAGES, LABELS), IMAGES, LABELS, num_samples=2)
     again = pickle.loads(pickle.dumps(path))
     assert again.posterior(0.5).distance(path.posterior(0.5)) == 0
 
@@ -135,7 +135,7 @@ def shared_bias(x, y):
 
 def test_channels_of_convolutions_and_layers_without_bias():
     straight = path_of(convolutional, IMAGES, LABELS)
-    path = repair(straight, convolutional, IMAGES, LABELS, num_samples=3)
+    path = repair(convolutional, straight, IMAGES, LABELS, num_samples=3)
     assert [(layer.weight, layer.bias) for layer in path.layers] == [(("c", 0), None), (("d", 0), ("bias", 0))]
     for site, i in (("c", 1), ("d", 0), ("d", 1)):  # without a bias, only the spread is repaired
         ends = [path.spreads(t)[site][i] for t in (0.0, 1.0)]
@@ -147,7 +147,7 @@ def test_units_that_cannot_be_told_are_left_alone():
     probe = probe_preactivations(recurrent, x, x[:, 0, 0], symmetry=find_symmetry(recurrent, x, x[:, 0, 0]))
     assert probe.layers == (), "a weight used twice, and one with its units on both axes"
     with pytest.raises(GuideError, match="no layer whose units' pre-activations"):
-        repair(path_of(recurrent, x, x[:, 0, 0]), recurrent, x, x[:, 0, 0])
+        repair(recurrent, path_of(recurrent, x, x[:, 0, 0]), x, x[:, 0, 0])
     x = torch.randn(20, 3)
     probe = probe_preactivations(shared_bias, x, x[:, 0], symmetry=find_symmetry(shared_bias, x, x[:, 0]))
     assert probe.layers == (), "a bias that two layers share"
@@ -160,6 +160,6 @@ def test_other_families_are_refused():
             points.append(AutoDelta(MODEL))
             points[-1](X, Y)
     with pytest.raises(GuideError, match="mean-field Gaussians, got Point"):
-        repair(displacement(*points), MODEL, X, Y)
+        repair(MODEL, displacement(*points), X, Y)
     with pytest.raises(ValueError, match="num_samples"):
-        repair(path_of(MODEL, X, Y), MODEL, X, Y, num_samples=0)
+        repair(MODEL, path_of(MODEL, X, Y), X, Y, num_samples=0)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shlex
 import struct
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from studies import (  # noqa: E402
     convolutional,
     data,
     families,
+    gpu,
     inference,
     merging,
     mnist,
@@ -123,6 +125,21 @@ def test_a_study_runs_and_resumes(name, folder, tmp_path, capsys):
     assert np.allclose(again[figure], first[figure])
 
 
+@pytest.mark.slow
+def test_the_run_for_a_gpu_fits_what_time_allows(folder, tmp_path, capsys):
+    """Width by width, posteriors and points side by side; what it prints measures the same fits again."""
+    small = "--device cpu --train 32 --batch 16 --pool 4 --norm plain --taus 3 --draws 2 --test 12 --evaluate 10"
+    common = ["--data-dir", str(folder), "--out", str(tmp_path), *small.split()]
+    gpu.main(["--widths", "0.125", "0.25", "--passes", "3", "--minutes", "1", *common])
+    commands = [line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m studies.resnet")]
+    assert len(commands) == 2
+    again = resnet.main(shlex.split(commands[-1])[3:])
+    assert "done" not in capsys.readouterr().err
+    assert set(again["width"]) == {0.125, 0.25}
+    assert set(again["guide"]) == {"normal", "delta"}
+    assert np.isfinite(again["barrier"]).all()
+
+
 def test_idx_files_are_read_as_they_are(folder):
     images = data.load("mnist", folder)
     assert images.x.shape == (320, 1, 28, 28)
@@ -184,41 +201,6 @@ def test_scores_of_predictions():
     assert found["accuracy"] == 0.75
     assert found["nll"] == pytest.approx(-(np.log(0.9) + np.log(0.1) + 2 * np.log(0.8)) / 4, rel=1e-5)
     assert found["ece"] == pytest.approx((abs(1 - 1.8) + abs(2 - 1.6)) / 4, rel=1e-5)
-
-
-def test_local_reparameterisation_has_the_moments_of_drawn_weights():
-    """Mean and variance of a layer's output over draws, against draws of the weights."""
-    import pyro
-    from pyro import poutine
-    from pyro.infer.autoguide import AutoNormal, init_to_sample
-
-    from pyro_align.demo.network import bayesian_mlp
-    from studies.elbo import ClosedFormELBO, LocalReparameterisation, _GuideDraws
-
-    torch.manual_seed(0)
-    model, x, y = bayesian_mlp([3, 2]), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
-    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.5)
-    guide(x, y)
-    with _GuideDraws(mean=True):
-        means = poutine.trace(guide).get_trace(x, y)
-    with torch.no_grad():
-        with LocalReparameterisation(means):
-            local = torch.stack([poutine.replay(model, trace=means)(x, y) for _ in range(4000)])
-        drawn = torch.stack(
-            [poutine.replay(model, trace=poutine.trace(guide).get_trace(x, y))(x, y) for _ in range(4000)]
-        )
-    assert torch.allclose(local.mean(0), drawn.mean(0), atol=0.08)
-    assert torch.allclose(local.std(0), drawn.std(0), rtol=0.08)
-    shared = torch.corrcoef(torch.stack([drawn[:, 0, 0], drawn[:, 1, 0]]))[0, 1]
-    apart = torch.corrcoef(torch.stack([local[:, 0, 0], local[:, 1, 0]]))[0, 1]
-    assert abs(float(apart)) < 0.1 < abs(float(shared))  # drawn anew for each datum
-    losses = [
-        np.mean([ClosedFormELBO(local=local).loss(model, guide, x, y) for _ in range(1500)]) for local in (False, True)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-    with torch.no_grad():
-        pyro_loss = pyro.infer.Trace_ELBO(num_particles=1500).loss(model, guide, x, y)
-    assert losses[0] == pytest.approx(pyro_loss, rel=0.05)
 
 
 @pytest.mark.parametrize(("norm", "blocks"), [("plain", 3), ("group", 1), ("frn", 1)])

@@ -76,7 +76,7 @@ def model(x, y=None):
 # %%
 unit = pyro_align.axes.Odd("unit")
 by_hand = pyro_align.SymmetrySpec({"w1": (None, unit), "b1": (unit,), "w2": (unit,)})
-symmetry = pyro_align.certify(by_hand, model, x, y)
+symmetry = pyro_align.certify(model, by_hand, x, y)
 print(symmetry)
 
 # %% [markdown]

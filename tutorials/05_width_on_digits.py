@@ -79,7 +79,7 @@ for width in WIDTHS:
     guides = [fit(model, seed) for seed in (0, 1)]
     symmetry = pyro_align.find_symmetry(model, x[:32], y[:32])
     alignment = pyro_align.align(*guides, symmetry)
-    active = pyro_align.effective_width(guides[0], symmetry, model, x[:32], y[:32]).active
+    active = pyro_align.effective_width(model, guides[0], symmetry, x[:32], y[:32]).active
     for name, end in {"before alignment": guides[1], "aligned": alignment.guide}.items():
         barrier = pyro_align.evaluate_barrier(
             model,

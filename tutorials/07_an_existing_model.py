@@ -124,7 +124,7 @@ by_hand = pyro_align.SymmetrySpec(
     }
 )
 try:
-    pyro_align.certify(by_hand, model, train)
+    pyro_align.certify(model, by_hand, train)
 except pyro_align.errors.SymmetryError as error:
     print(error)
 

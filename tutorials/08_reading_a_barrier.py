@@ -163,7 +163,7 @@ for draws in (4, 6, 8, 12, 16):
 
 # %%
 for guide in guides:
-    print(pyro_align.effective_width(guide, symmetry, model, x[:32], y[:32]).active)
+    print(pyro_align.effective_width(model, guide, symmetry, x[:32], y[:32]).active)
 
 # %% [markdown]
 # ## Where is the top?

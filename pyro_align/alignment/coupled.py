@@ -79,7 +79,9 @@ def _few(a: Posterior, symmetry: Symmetry) -> bool:
     return not symmetry.rotated and symmetry.log_order <= math.log(min(_ALL, max(1, _WORK // width**3))) + 1e-9
 
 
-def _starts(symmetry: Symmetry, found: Permutation, restarts: int, seed: int) -> Iterator[Permutation | tuple]:
+def _starts(
+    symmetry: Symmetry, found: Permutation, restarts: int, seed: int
+) -> Iterator[Permutation | tuple[Any, ...]]:
     """The marginals' optimum, the identity, and restarts: a relabeling, or how to kick the best so far."""
     yield found
     if not found.is_identity:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,12 +18,16 @@ from pyro_align.alignment.pair import fit_symmetry, match_posteriors
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
+from pyro_align.guides.families.network import by_axes
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.matching.starts import kick
 from pyro_align.objectives import Activations, build_objective
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide
 
 _ROUNDING = 1e-9  # relative falls below this are none
 
@@ -72,12 +76,12 @@ class ManyAlignments:
     falls: tuple[float, ...] = ()
 
     @cached_property
-    def guides(self) -> tuple:
+    def guides(self) -> tuple[Any, ...]:
         """The relabeled guides, each of the type of the one given."""
         return tuple(q.to_guide() for q in self.posteriors)
 
     @cached_property
-    def center_guide(self):
+    def center_guide(self) -> Guide:
         """The center as a guide."""
         return self.center.to_guide()
 
@@ -150,6 +154,7 @@ def align_many(
         >>> aligned.status, len(aligned.guides)
         ('converged', 3)
     """
+    guides = [by_axes(guide, symmetry) for guide in guides]
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
     check_resting(symmetry, *guides)
@@ -310,7 +315,9 @@ def _result(posteriors: Sequence[Posterior], frame: _Frame, center: Posterior) -
 # -- running matches ---------------------------------------------------------------------------------------------------
 
 
-def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: tqdm) -> dict[int, Match]:
+def _run(
+    jobs: dict[int, tuple[Any, ...]], options: dict[str, Any], executor: Executor | None, bar: tqdm
+) -> dict[int, Match]:
     """Matches every job; what an executor loses is done here."""
     found: dict[int, Match] = {}
     if executor is not None:
@@ -332,10 +339,12 @@ def _run(jobs: dict[int, tuple], options: dict, executor: Executor | None, bar: 
         if i not in found:
             found[i] = match_posteriors(center, posterior, symmetry, init=init, **options)
             bar.update()
+        if found[i].status == "interrupted":  # the rounds to come would go on as if nothing had been
+            raise KeyboardInterrupt
     return found
 
 
-def _submit(executor: Executor, job: tuple, options: dict) -> Callable[[], Match]:
+def _submit(executor: Executor, job: tuple[Any, ...], options: dict[str, Any]) -> Callable[[], Match]:
     """Sends one match away as plain tensors, which any worker can unpickle; posteriors hold models, which need not."""
     center, posterior, symmetry, init = job
     rest = {k: v for k, v in options.items() if k != "divergence"}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.axes import Fixed, axis_size, leaves
@@ -17,7 +14,7 @@ from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, SiteSpec, check_distinct, read_guide
-from pyro_align.guides.families.network import beside
+from pyro_align.guides.families.network import beside, by_axes
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
@@ -25,6 +22,9 @@ from pyro_align.paths.geodesic import Path
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Alignment:
         """The relabeled guide: of the type of the one given, owning its parameters."""
         return self.posterior.to_guide()
 
-    def summary(self):
+    def summary(self) -> pd.DataFrame:
         """One row per site as a ``pandas.DataFrame``: W2 distance before and after relabeling, and their ratio."""
         import pandas as pd
 
@@ -95,7 +95,7 @@ class Alignment:
         frame.index.name = "site"
         return frame
 
-    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01):
+    def units(self, width: EffectiveWidth | None = None, *, share: float = 0.01) -> pd.DataFrame:
         """Which matches mean something: one row per unit as a ``pandas.DataFrame``, indexed by atom and new position.
 
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
@@ -146,7 +146,7 @@ def align(
     guide_b: Any,
     symmetry: Symmetry | SymmetrySpec,
     *,
-    parameters: tuple[Callable, Callable] | None = None,
+    parameters: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     divergence: str | Activations | Mapping[Any, float] = "w2",
     matcher: str | Matcher = "coordinate",
     init: Permutation | None = None,
@@ -215,7 +215,7 @@ def align(
     if parameters is not None:
         check_distinct(*parameters)
         guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
-    guide_a, guide_b = (_by_shapes(g, symmetry) for g in (guide_a, guide_b))
+    guide_a, guide_b = (by_axes(g, symmetry) for g in (guide_a, guide_b))
     check_distinct(guide_a, guide_b)
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
@@ -286,16 +286,6 @@ def match_posteriors(
     return match_coupled(a, b, symmetry, found, **options) if is_coupled(a, divergence) else found
 
 
-def _by_shapes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
-    """A dict of tensors as what the symmetry's shapes say it is: a state dict, draws, or draws by chain."""
-    if type(guide) is not dict or not isinstance(symmetry, Symmetry):
-        return guide
-    lead = {guide[k].dim() - len(shape) for k, shape in symmetry.shapes.items() if isinstance(guide.get(k), Tensor)}
-    if lead == {0}:
-        return OrderedDict(guide)
-    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
-
-
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:
     """The symmetry with its sizes, checked against a posterior's sites.
 
@@ -310,7 +300,7 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
     return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
 
 
-def _resized(terms: tuple, spec: SiteSpec | None) -> tuple:
+def _resized(terms: tuple[Any, ...], spec: SiteSpec | None) -> tuple[Any, ...]:
     """A site's terms with the sizes of its plates in the guide: a symmetry found on a subsample knows fewer data."""
     if spec is None or len(terms) != len(spec.shape):
         return terms

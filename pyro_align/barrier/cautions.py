@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_align.diagnostics import EffectiveWidth, effective_width, shares_off_prior
 from pyro_align.guides import MeanFieldNormal
@@ -40,7 +40,9 @@ def _collapse(barrier: Barrier, symmetry: Symmetry | None) -> Iterator[str]:
             )
 
 
-def _off_prior(barrier: Barrier, symmetry: Symmetry | None) -> dict[float, tuple[dict, EffectiveWidth | None]]:
+def _off_prior(
+    barrier: Barrier, symmetry: Symmetry | None
+) -> dict[float, tuple[dict[str, Any], EffectiveWidth | None]]:
     """Of either end: site -> share of values that have left the prior, and the effective width."""
     if barrier.problem is None:
         return {}
@@ -49,6 +51,6 @@ def _off_prior(barrier: Barrier, symmetry: Symmetry | None) -> dict[float, tuple
     for tau in (0.0, 1.0):
         end = barrier.problem.path.posterior(tau)
         if isinstance(end, MeanFieldNormal):
-            width = None if symmetry is None else effective_width(end, symmetry, model, *args, **kwargs)
+            width = None if symmetry is None else effective_width(model, end, symmetry, *args, **kwargs)
             out[tau] = shares_off_prior(end, model, args, kwargs), width
     return out

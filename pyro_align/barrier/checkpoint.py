@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, problem: Problem, taus: int = 1) -> Checkpoint:
+    def open(cls, folder: str | os.PathLike[str], problem: Problem, taus: int = 1) -> Checkpoint:
         """The checkpoint of a problem, made where there is none.
 
         Args:
@@ -109,7 +110,7 @@ def _piece_bytes(problem: Problem) -> int:
     return 8 * problem.num_samples * arrays + 130 * arrays + 2 * names + 1024
 
 
-def _read(path: Path) -> tuple[Mapping, list[np.ndarray]]:
+def _read(path: Path) -> tuple[Mapping[str, Any], list[np.ndarray]]:
     try:
         meta, tensors = read_tensors(path)
     except (FormatError, OSError) as error:

@@ -35,7 +35,7 @@ class Data:
     kwargs: Mapping[str, Any]
     streamed: bool = False
 
-    def batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    def batches(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The arguments of each of the model's calls, ``(args, kwargs)``."""
         for item in _steady(self.source) if self.streamed else (self.source,):
             if isinstance(item, Mapping):
@@ -46,7 +46,7 @@ class Data:
                 yield (item,), dict(self.kwargs)
 
 
-def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[Data]:
+def read_data(args: tuple[Any, ...], kwargs: Mapping[str, Any], evaluation: Any) -> list[Data]:
     """The data sets to evaluate on.
 
     Args:
@@ -73,14 +73,14 @@ def read_data(args: tuple, kwargs: Mapping[str, Any], evaluation: Any) -> list[D
     return [_read_one(str(name), source, kwargs) for name, source in evaluation.items()]
 
 
-def digest(args: tuple, kwargs: Mapping[str, Any]) -> str:
+def digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """By which a batch is known again: the shapes and sums of its tensors."""
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     real = [t for t in tensors if not t.is_complex()]
     return repr([tuple(t.shape) for t in tensors] + [float(t.sum(dtype=torch.float64)) for t in real])
 
 
-def _steady(source: Iterable) -> Iterator:
+def _steady(source: Iterable[Any]) -> Iterator:
     """One pass over batches, with the same random state in every pass, which leaves that of the process alone.
 
     Augmentations and samplers draw from it, and so does a DataLoader for its workers; every tau must see the same data.
@@ -111,11 +111,11 @@ def _steady(source: Iterable) -> Iterator:
 _END = object()
 
 
-def _random_state() -> tuple:
+def _random_state() -> tuple[Any, ...]:
     return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
 
 
-def _set_random_state(state: tuple | None) -> None:
+def _set_random_state(state: tuple[Any, ...] | None) -> None:
     """Sets the state of all three generators; None seeds them."""
     if state is None:
         torch.default_generator.manual_seed(0)

@@ -19,14 +19,14 @@ from pyro_align.model.keywords import options_apart
 
 @options_apart
 def evaluate_barrier(
-    model: Callable,
+    model: Callable[..., Any],
     path: Any,
     *args: Any,
     evaluation: Mapping[str, Any] | None = None,
     taus: int | Sequence[float] = 25,
     num_samples: int = 32,
     seed: int = 0,
-    losses: Iterable | Mapping[str, Any] | None = None,
+    losses: Iterable[Any] | Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     num_data: int | None = None,
     chunk: int | None = None,
@@ -35,7 +35,7 @@ def evaluate_barrier(
     tolerance: float | None = None,
     executor: Executor | None = None,
     shards: int = 1,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Barrier:
@@ -71,8 +71,9 @@ def evaluate_barrier(
         losses: Names, :class:`~pyro_align.losses.Loss` objects, callables and Pyro ELBO objects, or a mapping of names
             to these. Default: those above that the model has. A callable ``(prediction, observed) -> loss per
             datum`` gets the posterior mean of the observed distribution's mean (class probabilities for classes). A
-            Pyro ELBO object is evaluated on ``path(tau)``, once per draw, with the same seeds at every tau; the
-            temperature does not touch it.
+            Pyro ELBO object is evaluated on ``path(tau)``, once per draw, with the same seeds at every tau; its KL is
+            divided by N too (sites outside the data's plates are scaled for that), and the temperature does not touch
+            it.
         temperature: Weight T of the KL in the negative ELBO; 1 for Bayes, less for a cold posterior.
         num_data: Number N of data that the posterior was fitted to, by which its KL is divided on every data set. By
             default that of the data set named ``"train"``, or else of the first.
@@ -139,7 +140,7 @@ def evaluate_barrier(
 
 @options_apart
 def evaluate_loss(
-    model: Callable,
+    model: Callable[..., Any],
     path: Any,
     tau: float,
     *args: Any,
@@ -162,7 +163,14 @@ def evaluate_loss(
 
 
 def loss_at(
-    model: Callable, path: Any, tau: float, args: tuple, kwargs: Mapping, *, loss: Any, **options: Any
+    model: Callable[..., Any],
+    path: Any,
+    tau: float,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    loss: Any,
+    **options: Any,
 ) -> float:
     """As :func:`evaluate_loss`, with the model's arguments apart from the options."""
     problem = read_problem(model, path, args, kwargs, losses=[loss], **options)

@@ -18,9 +18,9 @@ MOST_TAUS = 10_000  # each is a pass over all data
 
 
 def read_problem(
-    model: Callable,
+    model: Callable[..., Any],
     path: Any,
-    args: tuple,
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
     evaluation: Mapping[str, Any] | None = None,

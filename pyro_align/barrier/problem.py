@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,13 @@ from pyro_align.losses.sums import Sums, finish, merge, sums_of
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
+from pyro_align.model.effects import TemperMessenger
 from pyro_align.model.guards import untouched
 from pyro_align.model.observations import Layout
 from pyro_align.model.probe import probe
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ class Problem:
         notes: What should be told of the path and of the losses left out.
     """
 
-    model: Callable
+    model: Callable[..., Any]
     path: Any
     data: tuple[Data, ...]
     losses: Mapping[str, Loss]
@@ -80,9 +84,9 @@ class Problem:
     nonfinite: str = "raise"
     num_data: int | None = None
     notes: tuple[str, ...] = ()
-    _cache: dict = field(default_factory=dict, repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # layouts travel with the problem; noise and the runner are made anew where it arrives
         return {k: v for k, v in self.__dict__.items() if k not in ("noise", "runner", "weights")}
 
@@ -132,7 +136,7 @@ class Problem:
             return layout
         raise BarrierError(f"evaluation '{data.name}' holds no batch of data")
 
-    def _check_same(self, data: Data, number: int, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _check_same(self, data: Data, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuses data that differ from pass to pass: every tau is to be judged on the same."""
         if data.streamed:
             found = digest(args, kwargs)
@@ -143,7 +147,16 @@ class Problem:
                     "is seeded by the index of the item"
                 )
 
-    def draws(self, data: Data, tau: float, *, predict: bool = False, posterior=None, values=None, share=(0, 1)):
+    def draws(
+        self,
+        data: Data,
+        tau: float,
+        *,
+        predict: bool = False,
+        posterior: Posterior | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[int, Draws]]:
         """Runs the model on batches of a data set at one tau: yields each batch's number and :class:`Draws`.
 
         Args:
@@ -163,7 +176,7 @@ class Problem:
                 yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0, by_hand=by_hand)
 
 
-def independent_normals(posterior) -> Normals:
+def independent_normals(posterior: Posterior) -> Normals:
     """Location and scale of the sites that are Normals independent of all others under the posterior."""
     if not isinstance(posterior, MeanFieldNormal):
         return Normals()
@@ -279,7 +292,12 @@ def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np
         )
     args, kwargs = batches[0]
     seeds = [(problem.seed + s) % 2**63 for s in range(problem.num_samples)]
-    return loss.values(problem.model, problem.path(tau), args, kwargs, seeds)
+    model, guide, layout = problem.model, problem.path(tau), problem.layouts[data.name]
+    share = layout.full / (problem.num_data or problem.layouts[problem.fitted].full)
+    if share != 1:  # the posterior was fitted to more data or fewer: of its KL, these have their share
+        temper = TemperMessenger(share, plates=layout.plates)
+        model, guide = temper(model), temper(guide)
+    return loss.values(model, guide, args, kwargs, seeds)
 
 
 def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,13 +111,20 @@ class Barrier:
 
         return views.summary(self, level=level, symmetry=symmetry)
 
-    def plot(self, ax: Any = None, *, losses=None, evaluation: str | None = None, level: float = 0.95):
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        losses: str | Sequence[str] | None = None,
+        evaluation: str | None = None,
+        level: float = 0.95,
+    ) -> Any:
         """Draws the curves with bands, endpoints and chords; see :func:`pyro_align.plots.plot_barrier`."""
         from pyro_align import plots
 
         return plots.plot_barrier(self, ax=ax, losses=losses, evaluation=evaluation, level=level)
 
-    def to_arviz(self):
+    def to_arviz(self) -> Any:
         """The curves and their draws as one ArviZ object; see :func:`pyro_align.reporting.arviz.to_arviz`."""
         from pyro_align.reporting import arviz
 
@@ -131,7 +138,7 @@ class Barrier:
         posterior: bool = True,
         predictive: bool = False,
         thin: int = 1,
-    ):
+    ) -> Any:
         """One point of the path as a plain ArviZ object; see :func:`pyro_align.barrier.views.at`."""
         from pyro_align.barrier import views
 
@@ -139,7 +146,7 @@ class Barrier:
 
     def write_points(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         taus: Iterable[float] | None = None,
         *,
         evaluation: str | None = None,

@@ -105,7 +105,7 @@ class _Points:
 
 @options_apart
 def evaluate_plane(
-    model: Callable,
+    model: Callable[..., Any],
     plane: Plane,
     *args: Any,
     evaluation: Mapping[str, Any] | None = None,
@@ -113,7 +113,7 @@ def evaluate_plane(
     margin: float = 0.25,
     num_samples: int = 8,
     seed: int = 0,
-    losses: Iterable | Mapping[str, Any] | None = None,
+    losses: Iterable[Any] | Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     num_data: int | None = None,
     chunk: int | None = None,

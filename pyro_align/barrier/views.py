@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +84,7 @@ def at(
     posterior: bool = True,
     predictive: bool = False,
     thin: int = 1,
-):
+) -> Any:
     """One point of the path as a plain ArviZ object, for ``arviz.loo``, ``arviz.summary`` and the like.
 
     The draws are those of the curves (same noise); ``tau`` need not be one of ``barrier.taus``. It is evaluated again,
@@ -115,7 +115,7 @@ def at(
 
 def write_points(
     barrier: Barrier,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     taus: Iterable[float] | None = None,
     *,
     evaluation: str | None = None,

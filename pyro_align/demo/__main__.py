@@ -6,9 +6,10 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from pyro_align.diagnostics import effective_width
 from pyro_align.discovery import find_symmetry
 from pyro_align.paths.geodesic import displacement
 from pyro_align.reporting.tables import text_table
+
+if TYPE_CHECKING:
+    from pyro_align.barrier.result import Barrier
 
 LOSSES = ("expected_nll", "predictive_nll", "negative_elbo", "error_rate")
 
@@ -189,7 +193,7 @@ def _setting(options: argparse.Namespace, data: Data) -> str:
 
 
 def _widths(guides, symmetry, model, data: Data) -> str:
-    widths = [effective_width(guide, symmetry, model, data.x[:64], data.y[:64]) for guide in guides]
+    widths = [effective_width(model, guide, symmetry, data.x[:64], data.y[:64]) for guide in guides]
     rows = [
         [atom, str(kl.numel()), *(str(width.active[atom]) for width in widths)] for atom, kl in widths[0].kl.items()
     ]
@@ -198,7 +202,7 @@ def _widths(guides, symmetry, model, data: Data) -> str:
     return text_table(head, rows, right=(1, 2, 3)) + "\n" + note
 
 
-def barrier_table(barriers) -> str:
+def barrier_table(barriers: Mapping[str, Barrier]) -> str:
     """Rows before and after, one column per loss: the barrier, its 95% interval, and the tau where it is."""
     first = next(iter(barriers.values()))
     losses = [loss for loss in LOSSES if loss in first.losses]
@@ -221,7 +225,7 @@ def _accuracies(barriers) -> str:
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def write(barriers, out: Path) -> None:
+def write(barriers: Mapping[str, Barrier], out: Path) -> None:
     """One netCDF file and one figure."""
     import matplotlib
 

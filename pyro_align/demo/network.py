@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -47,7 +48,7 @@ def bayesian_mlp(
     return model
 
 
-def he_initialization(site: dict) -> Tensor:
+def he_initialization(site: dict[str, Any]) -> Tensor:
     """Locations to start a guide from: He-normal weights, zero biases; independent seeds start apart.
 
     Drawn on the CPU, so that a seed gives the same start on every device.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -37,7 +38,14 @@ class Recipe:
 
 
 def fit(
-    model: Callable, x: Tensor, y: Tensor, *, seed: int, recipe: Recipe, label: str = "fit", progress: bool = True
+    model: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+    recipe: Recipe,
+    label: str = "fit",
+    progress: bool = True,
 ) -> AutoNormal:
     """Fits a mean-field normal guide, with parameters of its own.
 

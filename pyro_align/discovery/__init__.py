@@ -20,22 +20,26 @@ from pyro_align.discovery.axes.assemble import assemble
 from pyro_align.discovery.axes.checking import check_rule
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.certify import GraphFunction, ModelFunction, certify_function
+from pyro_align.discovery.count import count_linear
+from pyro_align.discovery.density import find_symmetry_of_density
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
+from pyro_align.discovery.scalings import add_scalings
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
-from pyro_align.model.density import Density, first_line
+from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
+from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
+from pyro_align.model.supports import is_cone, is_elementwise
 from pyro_align.symmetry.group import Resting, Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
@@ -49,6 +53,7 @@ __all__ = [
     "check_sign_rule",
     "contraction",
     "find_symmetry",
+    "find_symmetry_of_density",
     "probe_activations",
     "probe_preactivations",
     "rotation_rule",
@@ -65,7 +70,8 @@ def find_symmetry(
     parameters: bool = False,
     signs: bool = False,
     rotations: bool = False,
-    loose_signs: bool = False,
+    scalings: bool = False,
+    count: bool = False,
     trials: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -85,12 +91,18 @@ def find_symmetry(
         parameters: Whether learnable ``pyro.param`` and module parameters and buffers are sites too; otherwise they
             are constants, and fix what they tell apart.
         signs: Whether to look for units that may change sign too (of an odd activation, of a factor): their atoms are
-            then odd (:func:`~pyro_align.axes.Odd`) at the axes along which values change sign with them.
+            then odd (:func:`~pyro_align.axes.Odd`) at the axes along which values change sign with them. Signs that no
+            unit carries, of single indices on axes that keep their order and of whole sites, are atoms of size one;
+            they are looked for in models of up to 100,000 entries.
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
             :func:`~pyro_align.axes.Rotated` wherever sites carry them.
-        loose_signs: Whether to look for signs that no unit carries as well: of single indices on axes that keep their
-            order, and of whole sites. Each is an atom of size one. Models of up to 100,000 entries.
+        scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
+            linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of
+            the joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
+        count: Whether to count all linear symmetries of the model, by as many gradients as the matrices along its axes
+            have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says
+            whether rotations or scalings are missing, and where. A small copy of the model is enough.
         trials: Random relabelings, with random signs and rotations, in the certificate.
         seed: Seed of the certificate's draw and relabelings.
         kwargs: The model's keyword arguments.
@@ -126,10 +138,13 @@ def find_symmetry(
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-        if loose_signs:
+        if signs:
             symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+        if scalings:
+            symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
         symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
-        return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+        symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+        return _counted(symmetry, source, traced, seed) if count else symmetry
 
 
 @options_apart
@@ -167,8 +182,8 @@ def analyze_signs(
 
 @options_apart
 def certify(
-    symmetry: Symmetry | SymmetrySpec,
     model: Any,
+    symmetry: Symmetry | SymmetrySpec,
     *args: Any,
     parameters: bool = False,
     trials: int = 3,
@@ -178,8 +193,8 @@ def certify(
     """Binds a hand-written symmetry to a model and checks it: the same certificate that discovery ends with.
 
     Args:
-        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabeled.
         model: A Pyro model or a plain ``torch.nn.Module``.
+        symmetry: The symmetry, with or without sizes; sites that it does not name are not relabeled.
         args: The model's arguments.
         parameters: As for :func:`find_symmetry`.
         trials: Random relabelings to try.
@@ -198,7 +213,7 @@ def certify(
         >>> def model():
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
-        >>> certify(SymmetrySpec({"w": ("unit",)}), model).certificate.trials
+        >>> certify(model, SymmetrySpec({"w": ("unit",)})).certificate.trials
         3
     """
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
@@ -304,6 +319,17 @@ class _Source:
         given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
         return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
 
+    def random_values(self, traced: TracedGraph, seed: int) -> dict[str, Tensor]:
+        """Another draw, for the completeness count: real values around zero, positive ones positive."""
+        if not self.is_module:
+            return self.generic_values(traced, seed, 1.0)
+        generator, out = torch.Generator().manual_seed(seed), {}
+        for name, value in traced.values.items():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value.device)
+            positive = value.numel() > 0 and bool((value >= 0).all()) and bool((value > 0).any())
+            out[name] = noise.mul(0.3).exp() if positive else noise / max(1, value.shape[1:].numel()) ** 0.5
+        return out
+
     # -- without a graph -------------------------------------------------------------------------------------------
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -335,6 +361,11 @@ class _Source:
         """Sites whose support is all real numbers, so that their values may change sign."""
         known = {} if self.is_module else self.density.latents
         return [name for name in traced.values if name not in known or known[name].is_real]
+
+    def scalable_sites(self, traced: TracedGraph) -> list[str]:
+        """Sites whose values may be multiplied by any positive number: real ones and positive ones."""
+        cones = {**dict.fromkeys(traced.values, True), **{k: is_cone(v) for k, v in traced.supports.items()}}
+        return [name for name, value in traced.values.items() if cones[name] and value.is_floating_point()]
 
     def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
         """The model itself, run again at new values, must agree with its graph."""
@@ -422,6 +453,24 @@ def _without_graph(symmetry: Symmetry | SymmetrySpec, source: _Source, *, trials
     values = source.generic(seed)
     function = ModelFunction(source.total, source.supports(), source.model, values)
     return replace(symmetry, certificate=certify_function(symmetry, function, values, trials=trials, seed=seed))
+
+
+def _counted(symmetry: Symmetry, source: _Source, traced: TracedGraph, seed: int) -> Symmetry:
+    """The symmetry with the completeness count in its certificate."""
+    free = [
+        name
+        for name, value in traced.values.items()
+        if value.is_floating_point() and (name not in traced.supports or is_elementwise(traced.supports[name]))
+    ]
+    completeness = count_linear(
+        GraphFunction(traced).differentiable,
+        symmetry,
+        lambda k: source.random_values(traced, k),
+        sites=[name for name in free if name in symmetry.sites],
+        seed=seed,
+    )
+    assert symmetry.certificate is not None
+    return replace(symmetry, certificate=replace(symmetry.certificate, completeness=completeness))
 
 
 def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, *, trials: int, seed: int) -> Symmetry:

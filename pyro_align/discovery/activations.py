@@ -77,18 +77,33 @@ def _named(term: Axis):
 
 
 def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
-    """Sources of the operands of contractions that depend on data and on sites."""
+    """Sources of the operands of sums of products that depend on data and on sites."""
     on_data = dependents(traced, traced.data)
     on_sites = dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
     found: dict[Node, None] = {}
     for node in traced.module.graph.nodes:
-        if node.op != "call_function" or not is_a(node.target, "contraction"):
+        if not _sums_products(node):
             continue
         for source in node.all_input_nodes:
             source = viewed(source)
             if source in on_data and source in on_sites and isinstance(inference.tensor_of(source), AxisTensor):
                 found[source] = None
     return [node for node in traced.module.graph.nodes if node in found]
+
+
+def _sums_products(node: Node) -> bool:
+    """Whether a node is a contraction, or a product whose entries are then summed, as ``h @ w`` is for a vector."""
+    if node.op != "call_function" or is_a(node.target, "contraction"):
+        return node.op == "call_function"
+    if not is_a(node.target, "multiply") or len(node.all_input_nodes) < 2:
+        return False
+    followers = list(node.users)
+    while followers:
+        user = followers.pop()
+        if user.op == "call_function" and is_a(user.target, "sum"):
+            return True
+        followers += user.users if is_view(user) else ()
+    return False
 
 
 def is_view(node: Node) -> bool:

@@ -36,6 +36,17 @@ class DoubleInterpreter(fx.Interpreter):
         return super().call_function(target, *dtypes)
 
 
+class _Attached(DoubleInterpreter):
+    """The same, with gradients through what the trace detached, and through copies."""
+
+    def call_function(self, target, args, kwargs):
+        if target is torch.ops.aten.detach.default:
+            return args[0]
+        if target is torch.ops.aten.copy.default:
+            return args[1].to(args[0].dtype).expand(args[0].shape).clone()
+        return super().call_function(target, args, kwargs)
+
+
 class GraphFunction:
     """The traced function at other site values, in float64: a scalar for a model, all outputs for a module.
 
@@ -53,6 +64,14 @@ class GraphFunction:
         given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._data}
         with torch.no_grad():
             return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
+
+    def differentiable(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What must not change, flattened, as a function that autograd can follow; updated values are left out."""
+        given = {**placed(self.traced, values, double), **self._data}
+        out = _Attached(self.traced.module, garbage_collect_values=True).run(initial_env=given)
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        results = results[: len(results) - len(self.traced.states)]
+        return _flat([t for t in results if t.is_floating_point() or t.is_complex()])
 
     def __call__(self, values: Mapping[str, Tensor], back: Permutation | None = None) -> Tensor:
         results = [t for t in pytree.tree_leaves(self.run(values)) if isinstance(t, Tensor)]
@@ -132,6 +151,7 @@ def certify_function(
         error = max(error, change)
         if not change <= tolerance:
             raise SymmetryError(_blame(symmetry, function, permutation, values, before, tolerance, change))
+        error = max(error, _scaled(symmetry, function, values, generator, tolerance))
     total = float(before.sum()) if before.numel() == 1 else math.nan
     return Certificate(trials, total, error, tolerance, seed)
 
@@ -140,6 +160,25 @@ def _change(function: GraphFunction, permutation: Permutation, values, before: T
     moved = {**values, **permutation.apply({k: v for k, v in values.items() if k in permutation.symmetry.sites})}
     check_support(values, moved, function.supports)
     return float((function(moved, permutation.inverse()) - before).abs().max())
+
+
+def _scaled(symmetry: Symmetry, function, values: Mapping[str, Tensor], generator, tolerance: float) -> float:
+    """The change by random scalings of units, where the symmetry has them.
+
+    Raises:
+        SymmetryError: It is more than rounding.
+    """
+    if not symmetry.scalings or not isinstance(function, GraphFunction):
+        return 0.0
+    moved = dict(values)
+    for scaling in symmetry.scalings:
+        noise = torch.randn(symmetry.atoms[scaling.atom].size, generator=generator, dtype=torch.float64, device="cpu")
+        moved = scaling.apply(symmetry.sites, moved, 0.5 * noise)
+    with torch.no_grad():
+        change = float((function.differentiable(moved) - function.differentiable(values)).abs().max())
+    if not change <= tolerance:
+        raise SymmetryError(f"the scalings of units change the model by {change:.3g} (rounding allows {tolerance:.1e})")
+    return change
 
 
 def _blame(symmetry: Symmetry, function, permutation, values, before, tolerance, change) -> str:

@@ -67,3 +67,4 @@ class Registry:
 rule = Registry("axes")
 sign_rule = Registry("signs")
 rotation_rule = Registry("rotations")
+scale_rule = Registry("scalings")

@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.concrete import ConcreteData, is_library
+from pyro_align.discovery.densities import densities_as_operations
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
@@ -71,6 +72,7 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False) -> 
         named = dict(zip(values, sites, strict=True))
         return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
 
+    _fill_caches(density, values)
     captured = module_tensors(density.model) if parameters else {}
     data = [leaves[i] for i in slots]
     module = _trace(function, values, data, density.model, density.seed)
@@ -78,6 +80,12 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False) -> 
     traced = _assemble(module, values, data, captured, params=params)
     supports = {name: site.support for name, site in density.latents.items() if name in traced.values}
     return replace(traced, supports=supports)
+
+
+def _fill_caches(density: Density, values: Mapping[str, Tensor]) -> None:
+    """Runs the model for real: tables that code keeps from its first call must not be a trace's stand-ins."""
+    with contextlib.suppress(Exception), untouched(density.model, seed=density.seed), uncompiled():
+        gradless(density.log_joint, values)
 
 
 def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedGraph:
@@ -250,7 +258,7 @@ def _detach_attributes(module: GraphModule) -> None:
 
 @contextlib.contextmanager
 def _decomposed_kernels():
-    """Attention and recurrent layers as matrix products and elementwise operations, not as fused kernels."""
+    """Attention and recurrent layers as matrix products, not as fused kernels; some log densities as operations."""
     warnings.simplefilter("ignore")
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -259,6 +267,7 @@ def _decomposed_kernels():
             torch.backends.mkldnn.flags(enabled=False),
             torch.backends.cudnn.flags(enabled=False),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            densities_as_operations(),
         ):
             yield
     finally:

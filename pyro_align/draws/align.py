@@ -118,6 +118,9 @@ def align_draws(
         )
     source = read_draws(draws, {site: len(terms) for site, terms in symmetry.sites.items()})
     symmetry = fit_symmetry(symmetry, source)
+    if atom is not None:
+        only_atom(symmetry, atom, "atom=")
+    _named(None if by is None else {by: None}, "by", symmetry.sites)
     if method in BY_ROTATION:
         atom = only_atom(symmetry, atom, "atom=")
         symmetry = rotating(symmetry, atom)

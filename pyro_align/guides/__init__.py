@@ -2,6 +2,7 @@
 
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter
+from pyro_align.guides.canonical import canonical
 from pyro_align.guides.divergences import Divergence, register_divergence
 from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
@@ -45,6 +46,7 @@ __all__ = [
     "SiteSpec",
     "Wrapped",
     "barycenter",
+    "canonical",
     "check_distinct",
     "mean_field_guide",
     "messenger_guide",

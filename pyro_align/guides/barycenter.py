@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def barycenter(posteriors: Sequence[Posterior]) -> Posterior:
 
 
 @singledispatch
-def _barycenter(first: Posterior, posteriors: list) -> Posterior:
+def _barycenter(first: Posterior, posteriors: list[Any]) -> Posterior:
     raise GuideError(
         f"the barycenter of {type(first).__name__} posteriors has no rule; align to a reference instead: "
         "align_many(guides, symmetry, reference=0)"
@@ -43,20 +44,20 @@ def _barycenter(first: Posterior, posteriors: list) -> Posterior:
 
 
 @_barycenter.register
-def _(first: MeanFieldNormal, posteriors: list) -> Posterior:
+def _(first: MeanFieldNormal, posteriors: list[Any]) -> Posterior:
     locs = {k: _mean([q.locs[k] for q in posteriors]) for k in first.sites}
     scales = {k: v.with_value(_mean([q.scales[k].value for q in posteriors])) for k, v in first.scales.items()}
     return replace(first, locs=locs, scales=scales)
 
 
 @_barycenter.register
-def _(first: Point, posteriors: list) -> Posterior:
+def _(first: Point, posteriors: list[Any]) -> Posterior:
     points = {k: v.with_value(_mean([q.points[k].value for q in posteriors])) for k, v in first.points.items()}
     return replace(first, points=points)
 
 
 @_barycenter.register
-def _(first: DenseNormal, posteriors: list) -> Posterior:
+def _(first: DenseNormal, posteriors: list[Any]) -> Posterior:
     if type(first) is not DenseNormal:  # a subfamily, which the barycenter leaves
         return _barycenter.dispatch(object)(first, posteriors)
     members = [in_order(q, first.sites) for q in posteriors]

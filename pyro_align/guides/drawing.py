@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -65,7 +66,7 @@ class SampledGuide(PyroModule):
             return self._posterior
         return replace(self._posterior, draws={k: v.clone() for k, v in self.draws.items()})
 
-    def forward(self, *args, **kwargs) -> Values:
+    def forward(self, *args: Any, **kwargs: Any) -> Values:
         """Draws once; returns site -> value."""
         posterior, name = self._posterior, self._pyro_name
         if self._held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Features(Mapping[str, tuple[Tensor, ...]]):
 
     def __init__(self, sites: Iterable[str], make: Callable[[str], tuple[Tensor, ...]], odd: Odd | Mapping[str, Odd]):
         self._sites, self._make = dict.fromkeys(sites), make
-        self.odd = dict(odd) if isinstance(odd, Mapping) else dict.fromkeys(self._sites, odd)
+        self.odd: dict[str, Odd] = dict(odd) if isinstance(odd, Mapping) else dict.fromkeys(self._sites, odd)
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     def __getitem__(self, site: str) -> tuple[Tensor, ...]:
@@ -54,7 +55,7 @@ class Features(Mapping[str, tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self._sites)
 
-    def __reduce__(self):  # a worker gets the tensors: what makes them cannot be pickled
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker gets the tensors: what makes them cannot be pickled
         return _kept, ({site: self[site] for site in self}, self.odd)
 
 

@@ -118,7 +118,7 @@ class Posterior(ABC):
     max_samples: int | None = None
 
     #: Arguments with which the guide is run when it is read, and its keyword arguments.
-    arguments: tuple[tuple, Mapping[str, Any]] = ((), {})
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
 
     # -- draws -----------------------------------------------------------------------------------------------------
 

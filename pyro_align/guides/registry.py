@@ -21,12 +21,12 @@ from pyro_align.symmetry.group import Symmetry
 Reader = Callable[..., Posterior]
 
 
-_RULES: dict[type, Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
+_RULES: dict[type[Any], Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
 _RUNNING: set[Reader] = set()  # readers that run the guide, and so take its arguments
 _OUTSIDE: dict[str, Reader] = {}  # by dotted name, for types of packages that are not imported here
 
 
-def register_guide(*types: type, runs: bool = False) -> Callable[[Reader], Reader]:
+def register_guide(*types: type[Any], runs: bool = False) -> Callable[[Reader], Reader]:
     """Registers a reader ``guide -> Posterior`` for concrete guide types; subclasses need a registration of their own.
 
     Args:
@@ -61,7 +61,7 @@ def register_outside(*names: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def registered_guides() -> tuple[type, ...]:
+def registered_guides() -> tuple[type[Any], ...]:
     """The guide types that have a rule."""
     return tuple(cls for cls in _RULES if cls not in (object, nn.Module))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ def _fitted(p: Permutation, site: str, shape: tuple[int, ...]) -> Permutation:
     )
 
 
-def _restricted(p: Permutation, site: str, terms: tuple) -> Permutation:
+def _restricted(p: Permutation, site: str, terms: tuple[Any, ...]) -> Permutation:
     """The permutation of one site with these terms."""
     symmetry = replace(p.symmetry, sites={site: terms}, certificate=None)
     return Permutation(

@@ -72,7 +72,7 @@ class Curve:
     fragile: np.ndarray | None = None
     label: Label = _KNOWN
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.label is None:
             object.__setattr__(self, "label", label_of(self.loss))
 
@@ -179,7 +179,7 @@ class Curve:
 
     @cached_property
     def barrier_over_mean(self) -> Peak:
-        """max over tau of L(tau) - [L(0) + L(1)] / 2: the other baseline in use, blind to a slope of the chord."""
+        """max over tau of L(tau) - [L(0) + L(1)] / 2, the other baseline in use, blind to a slope of the chord."""
         rise = self.sign * (self.draws - (self.draws[:1] + self.draws[-1:]) / 2)
         best = _argmax(rise.mean(1))
         return Peak(float(rise[best].mean()), float(_standard_error(rise)[best]), float(self.taus[best]))

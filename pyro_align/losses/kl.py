@@ -18,7 +18,8 @@ class KL(Loss):
     """KL(q || prior) / number of data."""
 
     needs_density = True
-    name, label = "kl", Label("KL to the prior")
+    name: str = "kl"
+    label: Label = Label("KL to the prior")
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
         return Estimate(totals.kl / totals.num_data)
@@ -28,7 +29,8 @@ class NegativeELBO(Loss):
     """E_q[-log p(y | z)] + T KL(q || prior), per datum, with scales and masks as in Pyro's ``Trace_ELBO``."""
 
     needs_density = True
-    name, label = "negative_elbo", Label("negative ELBO")
+    name: str = "negative_elbo"
+    label: Label = Label("negative ELBO")
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
         return Estimate(-totals.likelihood / totals.seen + totals.temperature * totals.kl / totals.num_data)

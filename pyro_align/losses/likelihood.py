@@ -18,7 +18,8 @@ from pyro_align.losses.protocol import Batch, Contribution, Estimate, Label, Los
 class ExpectedNLL(Loss):
     """-E_q log p(y | z), averaged over data."""
 
-    name, label = "expected_nll", Label("expected NLL")
+    name: str = "expected_nll"
+    label: Label = Label("expected NLL")
 
     def contribution(self, batch: Batch) -> Contribution:
         return {"draws": to_numpy(-batch.log_likelihood.sum(1))}
@@ -30,7 +31,8 @@ class ExpectedNLL(Loss):
 class PredictiveNLL(Loss):
     """-log E_q p(y | z) of each datum, averaged over data (the marginalized loss of Rossi et al. 2023, eq. 5)."""
 
-    name, label = "predictive_nll", Label("predictive NLL")
+    name: str = "predictive_nll"
+    label: Label = Label("predictive NLL")
 
     def contribution(self, batch: Batch) -> Contribution:
         log_likelihood = batch.log_likelihood

@@ -170,7 +170,14 @@ class GuideLoss(Loss):
     needs_density = True
 
     @abstractmethod
-    def values(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping, seeds: list[int]) -> np.ndarray:
+    def values(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        seeds: list[int],
+    ) -> np.ndarray:
         """The loss of all data, once with each seed, ``(seeds,)``."""
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:

@@ -20,11 +20,22 @@ class PyroLoss(GuideLoss):
         name: Name of the loss; the object's type by default.
     """
 
+    name: str
+
+    elbo: Any
+
     def __init__(self, elbo: Any, name: str | None = None):
         self.elbo, self.name = elbo, name or type(elbo).__name__
-        self.label = Label(self.name, NATS)
+        self.label: Label = Label(self.name, NATS)
 
-    def values(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping, seeds: list[int]) -> np.ndarray:
+    def values(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        seeds: list[int],
+    ) -> np.ndarray:
         out = []
         for seed in seeds:
             with untouched(model, seed=seed), torch.no_grad():

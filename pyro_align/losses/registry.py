@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pyro_align.errors import BarrierError
+from pyro_align.losses.calibrated import CalibratedNLL
 from pyro_align.losses.kl import KL, NegativeELBO
 from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
 from pyro_align.losses.protocol import Label, Loss
@@ -44,6 +45,7 @@ def register_loss(loss: Loss, *, default: bool = False) -> Loss:
     return loss
 
 
+register_loss(CalibratedNLL())
 for _loss in (ExpectedNLL(), PredictiveNLL(), NegativeELBO(), KL(), ErrorRate()):
     register_loss(_loss, default=True)
 

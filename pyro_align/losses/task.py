@@ -37,6 +37,10 @@ class TaskLoss(Loss):
         np.float64(0.5)
     """
 
+    name: str
+
+    judge: Judge
+
     predicts = True
 
     def __init__(
@@ -49,7 +53,7 @@ class TaskLoss(Loss):
         better: Literal["lower", "higher"] = "lower",
     ):
         self.name, self.judge = name, judge
-        self.label = Label(title or name, unit, better, per_draw=False)
+        self.label: Label = Label(title or name, unit, better, per_draw=False)
 
     def contribution(self, batch: Batch) -> Contribution:
         assert batch.prediction is not None

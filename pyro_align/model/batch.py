@@ -29,7 +29,7 @@ class Normals:
     """
 
     moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    known: dict[str, tuple] = field(default_factory=dict, repr=False)
+    known: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def kl(self, name: str, message: dict[str, Any]) -> Tensor | None:
         """E_q[log q - c log p] of a site, as :func:`pyro_align.model.normals.normal_kl` has it."""
@@ -45,7 +45,7 @@ class Normals:
         return kl
 
 
-def _same(a: tuple, b: tuple) -> bool:
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Whether two priors are equal, number by number; of expanded tensors, the numbers that are there."""
     return all(
         isinstance(x, Tensor) == isinstance(y, Tensor) and (_equal(x, y) if isinstance(x, Tensor) else x == y)
@@ -115,14 +115,14 @@ class Runner:
         sizes: Bytes of one draw's run, by the data's shapes.
     """
 
-    model: Callable
+    model: Callable[..., Any]
     seed: int = 0
     chunk: int | None = None
     max_memory: int = 2**30
     sizes: dict[Hashable, int] = field(default_factory=dict)
 
-    def __post_init__(self):
-        self.many = Many(self.model, self.seed, self.chunk, self.max_memory, self.sizes)
+    def __post_init__(self) -> None:
+        self.many: Many = Many(self.model, self.seed, self.chunk, self.max_memory, self.sizes)
         self._nesting: list[int | None] = []
         self._parameters: dict[str, Tensor] = {}
 
@@ -134,7 +134,7 @@ class Runner:
     def __call__(
         self,
         values: Mapping[str, Tensor],
-        args: tuple,
+        args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         normals: Normals | None = None,
         predict: bool = False,
@@ -166,7 +166,7 @@ class Runner:
         return Draws(**out, closed=aside.closed, target=aside.target, mask=aside.mask, stand=aside.stand)
 
     def recorder(
-        self, values: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
+        self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Callable[[Mapping[str, Tensor]], forward.Records]:
         """One draw's run, discrete latents enumerated; arguments as for a call."""
         if not self._nesting:  # discrete sites do not come and go with the data
@@ -229,6 +229,6 @@ def _observed(out: dict[str, Tensor], target: Tensor | None, mask: Tensor) -> tu
     return out, target
 
 
-def call_shapes(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+def call_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     """The shapes of all tensors among a model's arguments, on which the memory of a run depends."""
     return tuple(tuple(leaf.shape) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))

@@ -19,7 +19,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_align.errors import PyroAlignError, TraceError
+from pyro_align.errors import PyroAlignError, TraceError, first_line
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.forward import Records, check_observed, is_subsample, run
@@ -75,10 +75,14 @@ class Density:
         TraceError: The model cannot be run with these arguments, or has no latent site.
     """
 
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    seed: int
+
     def __init__(
         self,
-        model: Callable,
-        args: tuple = (),
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         parameters: bool = False,
@@ -86,11 +90,12 @@ class Density:
     ):
         if not callable(model):
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
-        self.model, self.args, self.kwargs, self.seed = model, tuple(args), dict(kwargs or {}), seed
+        self.model: Callable[..., Any] = model
+        self.args, self.kwargs, self.seed = tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
         # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
-        self.params = {
+        self.params: dict[Any, Any] = {
             name: node["value"].detach()
             for name, node in prototype.nodes.items()
             if node["type"] == "param" and name not in stored
@@ -116,7 +121,7 @@ class Density:
                 self.enumerated.append(name)
             else:
                 self.latents[name] = _latent(name, node["value"], node["fn"].support, shape=full_shape(node))
-        self.max_plate_nesting = max(dims)
+        self.max_plate_nesting: int = max(dims)
         if not any(not site.is_param for site in self.latents.values()) and not self.latents:
             raise TraceError("the model has no continuous latent site, so there is nothing to relabel")
 
@@ -150,7 +155,7 @@ class Density:
         """Whether some site is observed that is not merely ``pyro.deterministic``."""
         return bool(set(self.observed) - self._deterministic)
 
-    def resampled(self, args: tuple, kwargs: Mapping[str, Any]) -> Density:
+    def resampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Density:
         """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
         other = copy.copy(self)
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
@@ -162,7 +167,7 @@ class Density:
         values = {**self.params, **values}
         return run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
 
-    def on(self, args: tuple, kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
+    def on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
         """The same sites with the same data in another dtype."""
         other = copy.copy(self)
         other.args, other.kwargs = tuple(args), dict(kwargs)
@@ -251,11 +256,6 @@ def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
     return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param, value.detach())
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _describe(value: object) -> str:

@@ -30,14 +30,14 @@ class DrawDensity:
         chunk: Draws that a caller should read and give at a time.
     """
 
-    model: Callable
-    args: tuple = ()
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     chunk: int = 250
 
-    def __post_init__(self):
-        self.density = Density(self.model, self.args, self.kwargs)
-        self.runner = Runner(self.model, self.density.seed)
+    def __post_init__(self) -> None:
+        self.density: Density = Density(self.model, self.args, self.kwargs)
+        self.runner: Runner = Runner(self.model, self.density.seed)
         self._found: tuple[str, ...] | None = None
         self._drawn: dict[tuple, Tensor] = {}
 
@@ -153,7 +153,7 @@ class DrawDensity:
 
 
 def check_invariance(
-    scope: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...], tolerance: Tensor, labels
+    scope: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...], tolerance: Tensor, labels: Sequence[str]
 ) -> float:
     """The largest change of the log joint (but for a symmetry of the likelihood) and of log likelihoods, in nats.
 
@@ -173,7 +173,7 @@ def check_invariance(
                 f"relabeling changes the {what} of {int(broken.sum())} of {len(old)} draws, first of chain, draw "
                 f"{labels(first)}: {float(old[first]):.6g} became {float(new[first]):.6g} nats (rounding allows "
                 f"{float(tolerance[first]):.1e}). The symmetry is not one of this model and data: find it with "
-                "find_symmetry(model, ...), or check it with certify(symmetry, model, ...)"
+                "find_symmetry(model, ...), or check it with certify(model, symmetry, ...)"
             )
         worst = max(worst, float(change.max())) if len(change) else worst
     return worst

@@ -21,7 +21,7 @@ from pyro_align.errors import TraceError
 from pyro_align.model.forward import Message, Records, masked_log_prob
 
 
-def transpose(a: Tensor, axes) -> Tensor:
+def transpose(a: Tensor, axes: Iterable[int]) -> Tensor:
     """The array with its axes reordered."""
     return a.permute(tuple(axes))
 
@@ -37,7 +37,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     return total.logsumexp(tuple(range(len(summed)))) if summed else total
 
 
-tensordot = Tensordot(einsum)
+tensordot: Tensordot = Tensordot(einsum)
 
 
 def _laid_out(a: Tensor, dims: str, layout: str) -> Tensor:
@@ -86,8 +86,8 @@ class Enumerated:
         self._factors = {name: self._packed(m, masked_log_prob(m)) for name, m in messages.items()}
         self._symbols = {name: self._summed.intersection(f._pyro_dims) for name, f in self._factors.items()}
         self._messages = messages
-        self.depends = frozenset(name for name, symbols in self._symbols.items() if symbols)
-        self.components = self._components(messages)
+        self.depends: frozenset[str] = frozenset(name for name, symbols in self._symbols.items() if symbols)
+        self.components: list[Component] = self._components(messages)
 
     def _packed(self, message: Message, value: Tensor) -> Tensor:
         try:

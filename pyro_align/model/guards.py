@@ -54,7 +54,7 @@ def untouched(*roots: object, seed: int | None = None) -> Iterator[None]:
                     state.restore()
 
 
-def gradless(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def gradless(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a function without recording gradients, unless it takes gradients itself and fails for want of them."""
     try:
         with torch.no_grad():

@@ -58,7 +58,7 @@ def takes_keyword(model: Any, name: str) -> bool:
     return _takes(model, name, ())
 
 
-def _takes(model: Any, name: str, seen: tuple) -> bool:
+def _takes(model: Any, name: str, seen: tuple[Any, ...]) -> bool:
     if not callable(model) or any(model is other for other in seen):
         return False
     seen = (*seen, model)
@@ -96,7 +96,7 @@ def _wrapped(function: Any) -> list[Any]:
     return [f for f in found if isinstance(f, _FUNCTIONS)]
 
 
-def _explain(verb: Callable, model: Any, clash: list[str], kwargs: dict[str, Any]) -> str:
+def _explain(verb: Callable[..., Any], model: Any, clash: list[str], kwargs: dict[str, Any]) -> str:
     name = getattr(model, "__name__", type(model).__name__)
     call = verb.__qualname__.removesuffix(".__init__")
     bound = ", ".join(f"{k}={kwargs[k]!r}" if isinstance(kwargs[k], int | float | str) else f"{k}=..." for k in clash)

@@ -29,7 +29,7 @@ def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {n: b for n, b in module.named_buffers() if b.is_floating_point() and n not in unsaved}
 
 
-def _roots(model: Callable) -> list[tuple[str, nn.Module]]:
+def _roots(model: Callable[..., Any]) -> list[tuple[str, nn.Module]]:
     """The outermost modules that a model reaches, each with a prefix for the names of its tensors."""
     reached = reached_modules(model)
     inner = {id(part) for module in reached for part in module.modules() if part is not module}
@@ -64,7 +64,7 @@ def _unwrapped(model: Any) -> Any:
     return model
 
 
-def module_tensors(model: Callable) -> dict[str, Tensor]:
+def module_tensors(model: Callable[..., Any]) -> dict[str, Tensor]:
     """Parameters and saved floating-point buffers of a model's modules, by name."""
     found: dict[str, Tensor] = {}
     for prefix, module in _roots(model):
@@ -74,12 +74,12 @@ def module_tensors(model: Callable) -> dict[str, Tensor]:
     return found
 
 
-def learnables(model: Callable) -> dict[str, Tensor]:
+def learnables(model: Callable[..., Any]) -> dict[str, Tensor]:
     """:func:`module_tensors`, and the (unconstrained) parameters of the param store as it now is."""
     return {**pyro.get_param_store()._params, **module_tensors(model)}
 
 
-def with_tensors(model: Callable, values: Mapping[str, Tensor]) -> Callable:
+def with_tensors(model: Callable[..., Any], values: Mapping[str, Tensor]) -> Callable[..., Any]:
     """A model that runs with tensors of its modules at other values; the modules stay as they are.
 
     Args:
@@ -107,7 +107,7 @@ def with_tensors(model: Callable, values: Mapping[str, Tensor]) -> Callable:
 class _Caller(nn.Module):
     """Holds the modules that a model reaches, and calls the model."""
 
-    def __init__(self, model: Callable):
+    def __init__(self, model: Callable[..., Any]):
         super().__init__()
         self.__dict__["_model"] = model
 

@@ -18,9 +18,11 @@ class Live(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self._seen = 0, 0, set()
+        self.now: int = 0
+        self.peak: int = 0
+        self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {leaf.untyped_storage()._cdata for leaf in tree_flatten((args, kwargs or {}))[0] if _dense(leaf)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_flatten(out)[0]:

@@ -49,7 +49,7 @@ def normal_prior(message: Mapping[str, Any]) -> tuple[Tensor, Tensor, float | Te
     return base.loc, base.scale, message["scale"]
 
 
-def has_mask(fn) -> bool:
+def has_mask(fn: Any) -> bool:
     """Whether a distribution is masked, at any depth."""
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         if type(fn).__name__ == "MaskedDistribution":
@@ -70,7 +70,7 @@ def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -0.5 * (((value - loc) / scale).square() + LOG_TWO_PI).sum() - scale.log().sum()
 
 
-def unwrapped(fn):
+def unwrapped(fn: Any) -> Any:
     """The distribution inside wrappers that only reshape or mask."""
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         fn = fn.base_dist

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -246,7 +247,7 @@ def _categorical_site(records: Records, data: int) -> str | None:
     return name if class_kind(message["fn"]) is not None and cells == data else None
 
 
-def class_kind(fn) -> str | None:
+def class_kind(fn: Any) -> str | None:
     """The kind of a distribution over classes, or None."""
     name = type(unwrapped(fn)).__name__
     if fn.event_shape and name != "OneHotCategorical":

@@ -5,29 +5,31 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError
+from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError, first_line
 from pyro_align.model import forward
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.guards import seed_everywhere, untouched
-from pyro_align.model.many import first_line
 from pyro_align.model.memory import Live
 from pyro_align.model.observations import Layout, latent_terms, read_layout, scaled_by_hand
 from pyro_align.model.reached import reached_modules
 
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Posterior
+
 
 def probe(
-    model: Callable,
-    args: tuple,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    posterior,
+    posterior: Posterior,
     draw: Mapping[str, Tensor],
     seed: int,
     *,
@@ -82,7 +84,7 @@ def probe(
         raise BarrierError(_explain(error, posterior, args, kwargs)) from error
 
 
-def _warn_of_unlearned(model: Callable, records: forward.Records, given: set[str]) -> None:
+def _warn_of_unlearned(model: Callable[..., Any], records: forward.Records, given: set[str]) -> None:
     """Warns of ``pyro.param`` statements whose learned values are nowhere: the run has made them anew."""
     made = [n for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in given and "$$$" not in n]
     if not made:
@@ -101,7 +103,12 @@ def _warn_of_unlearned(model: Callable, records: forward.Records, given: set[str
 
 
 def _by_hand(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], draw, seed: int, records: forward.Records
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draw,
+    seed: int,
+    records: forward.Records,
 ) -> bool:
     """Whether the model scales the likelihood of a batch to that of all data, found from half of it."""
     first = next(iter(records.data.values()), None)
@@ -119,7 +126,9 @@ def _by_hand(
     return scaled_by_hand(whole, part)
 
 
-def _check_prior_draw(model: Callable, args: tuple, kwargs: Mapping[str, Any], posterior, seed: int) -> None:
+def _check_prior_draw(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], posterior, seed: int
+) -> None:
     """After a failure: whether a draw from the prior goes through, and then has other sites or shapes."""
     try:
         with untouched(model, seed=seed), torch.no_grad():
@@ -151,6 +160,7 @@ def _check_sites(records: forward.Records, posterior) -> None:
             raise BarrierError(
                 f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
                 "was the guide fitted to a model of another size?"
+                + (" Draws by chain are given as value.flatten(0, 1)" if given[1:] == expected else "")
             )
 
 
@@ -158,7 +168,7 @@ def _site_shape(fn) -> tuple[int, ...]:
     return tuple(fn.batch_shape) + tuple(fn.event_shape)
 
 
-def _check_devices(posterior, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def _check_devices(posterior, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     for name, value in _tensors(args, kwargs):
         if value.device != torch.device(posterior.device) and value.dim() > 0:
             raise BarrierError(
@@ -167,7 +177,7 @@ def _check_devices(posterior, args: tuple, kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def _explain(error: Exception, posterior, args: tuple, kwargs: Mapping[str, Any]) -> str:
+def _explain(error: Exception, posterior, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     others = [
         f"{name} is {str(v.dtype).removeprefix('torch.')}"
         for name, v in _tensors(args, kwargs)
@@ -186,7 +196,7 @@ def _explain(error: Exception, posterior, args: tuple, kwargs: Mapping[str, Any]
     )
 
 
-def _tensors(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     named = [(f"argument {i}", a) for i, a in enumerate(args)] + [(f"argument '{k}'", v) for k, v in kwargs.items()]
     return [(name, leaf) for name, value in named for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 

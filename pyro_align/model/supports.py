@@ -15,6 +15,21 @@ def is_real(support: constraints.Constraint) -> bool:
     return isinstance(base_support(support), type(constraints.real))
 
 
+def is_elementwise(support: constraints.Constraint) -> bool:
+    """Whether a support says of every entry by itself what it may be."""
+    return base_support(support).event_dim == 0
+
+
+def is_cone(support: constraints.Constraint) -> bool:
+    """Whether the entries of a value may be multiplied by any positive number."""
+    base = base_support(support)
+    zero = (
+        isinstance(base, constraints.greater_than | constraints.greater_than_eq)
+        and not torch.as_tensor(base.lower_bound).any()
+    )
+    return is_real(support) or bool(zero)
+
+
 def base_support(support: constraints.Constraint) -> constraints.Constraint:
     """A support without the wrappers that only reinterpret batch axes as event axes."""
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):

@@ -46,7 +46,7 @@ class Path:
     end: Posterior = field(repr=False)
     coupling: str = "optimal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.start.check_compatible(self.end)
         if self.coupling not in ("optimal", "low_rank"):
             raise ValueError(f"coupling must be 'optimal' or 'low_rank', got {self.coupling!r}")

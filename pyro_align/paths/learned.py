@@ -7,16 +7,17 @@ between the ends, and is trained on the negative ELBO averaged over tau (Garipov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import trange
 
-from pyro_align.errors import GuideError
+from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
@@ -25,6 +26,9 @@ from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -43,14 +47,16 @@ class Batches:
         by_hand: Whether the model scales a batch's likelihood to that of all data itself, without a plate.
     """
 
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     size: int | None
     full: int
     by_hand: bool = False
 
     @classmethod
-    def of(cls, model: Callable, args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Batches:
+    def of(
+        cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int | None
+    ) -> Batches:
         """The batches of a model's arguments.
 
         Raises:
@@ -66,7 +72,7 @@ class Batches:
             by_hand = scaled_by_hand(record(model, args, kwargs, {}), record(model, *part, {}))
         return cls(args, kwargs, size, full, by_hand)
 
-    def draw(self, generator: torch.Generator) -> tuple[tuple, Mapping[str, Any]]:
+    def draw(self, generator: torch.Generator) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments of one batch."""
         if self.size is None:
             return self.args, self.kwargs
@@ -136,14 +142,14 @@ class BentPath:
         moments = blend(_moments(self.start), _moments(self.bend), _moments(self.end), tau, self.kind)
         return _with_moments(self.start, moments)
 
-    def __call__(self, tau: float):
+    def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau``."""
         return self.posterior(tau).to_guide()
 
 
 @options_apart
 def learn_path(
-    model: Callable,
+    model: Callable[..., Any],
     guide_a: Any,
     guide_b: Any,
     *args: Any,
@@ -201,6 +207,8 @@ def learn_path(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if max_steps < 1:
         raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a finite number >= 0, the weight of the KL; got {temperature!r}")
     check_distinct(guide_a, guide_b)
     start, end = _mean_field(guide_a), _mean_field(guide_b)
     start.check_compatible(end)
@@ -256,7 +264,15 @@ def negative_elbo(
         latent = (loc + scale * noise[name][0])[None]
         values[name] = spec.constrain(latent)[0]
         volume[name] = spec.log_volume(latent, values[name][None]).sum()
-    records = Records(density.resampled(*batches.draw(generator)).run(values))
+    try:
+        records = Records(density.resampled(*batches.draw(generator)).run(values))
+    except TraceError as error:
+        if batches.size is None:
+            raise
+        raise TraceError(
+            f"{error}. batch_size= cuts the model's arguments; a model with latents for each datum takes its own "
+            "subsample, pyro.plate(..., subsample_size=), and no batch_size"
+        ) from error
     enumerated = Enumerated(records) if density.enumerated else None
     data = observations(records, enumerated, by_hand=batches.by_hand)
     terms, kl = latent_terms(records, enumerated), torch.zeros_like(data.total)

@@ -18,7 +18,7 @@ def evaluate_networks(
     loss: Callable[[nn.Module], Any],
     *,
     taus: int | Sequence[float] = 25,
-    batches: Iterable | None = None,
+    batches: Iterable[Any] | None = None,
 ) -> pd.DataFrame:
     """A loss of the networks along a path, and how far it rises above the straight line between the ends.
 
@@ -57,7 +57,7 @@ def evaluate_networks(
     return pd.DataFrame({"tau": grid, "loss": losses, "excess": losses - chord})
 
 
-def reset_batch_norm(module: nn.Module, batches: Iterable) -> nn.Module:
+def reset_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """A copy of a network with the running statistics of its batch normalization measured anew.
 
     Between two networks the averaged statistics are those of neither (Jordan et al. 2023); measured on data, they are

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides import MeanFieldNormal, Point, SiteSpec, check_distinct, read_guide
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide, Posterior
 
 FLOOR = 0.1  # outside the triangle, no scale falls below this share of the least of the three corners' scales
 
@@ -83,7 +86,7 @@ class Plane:
         b = (x - c * cx) / ab
         return 1.0 - b - c, b, c
 
-    def posterior(self, x: float, y: float):
+    def posterior(self, x: float, y: float) -> Posterior:
         """The posterior at a point of the plane; the corners are exact.
 
         Raises:
@@ -106,7 +109,7 @@ class Plane:
             total += scales[0].numel()
         return held / total
 
-    def __call__(self, x: float, y: float):
+    def __call__(self, x: float, y: float) -> Guide:
         """A new Pyro guide at a point of the plane."""
         return self.posterior(x, y).to_guide()
 

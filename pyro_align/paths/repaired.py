@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pyro_align.guides import MeanFieldNormal, SiteSpec
 from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide
 
 FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
 
@@ -48,7 +51,7 @@ class RepairedPath:
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> path = repair(displacement(*guides), model, x, y, num_samples=2)
+        >>> path = repair(model, displacement(*guides), x, y, num_samples=2)
         >>> [(layer.weight, layer.bias) for layer in path.layers]
         [(('layer0.weight', 0), ('layer0.bias', 0))]
         >>> type(path(0.5)).__name__
@@ -56,15 +59,15 @@ class RepairedPath:
     """
 
     path: Any
-    model: Callable = field(repr=False)
-    args: tuple = field(repr=False)
+    model: Callable[..., Any] = field(repr=False)
+    args: tuple[Any, ...] = field(repr=False)
     kwargs: Mapping[str, Any] = field(repr=False)
     symmetry: Symmetry = field(repr=False)
     num_samples: int = 8
     seed: int = 0
-    _cache: dict = field(default_factory=dict, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced anew where the path arrives
 
     @property
@@ -73,7 +76,7 @@ class RepairedPath:
         return self.path.sites
 
     @property
-    def layers(self) -> tuple:
+    def layers(self) -> tuple[Any, ...]:
         """Which weight and bias sites set which units' pre-activations, in the order of the network."""
         return self._probe.layers
 
@@ -103,7 +106,7 @@ class RepairedPath:
             self._cache[tau] = self._repaired(_checked(q), tau)
         return self._cache[tau]
 
-    def __call__(self, tau: float):
+    def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau`` that owns its parameters."""
         return self.posterior(tau).to_guide()
 
@@ -112,7 +115,7 @@ class RepairedPath:
         found = self._moments(self.posterior(tau))
         return {layer.weight[0]: moments for layer, moments in zip(self.layers, found, strict=True)}
 
-    def _moments(self, q: MeanFieldNormal, adjust: Callable | None = None) -> list[tuple[Tensor, Tensor]]:
+    def _moments(self, q: MeanFieldNormal, adjust: Callable[..., Any] | None = None) -> list[tuple[Tensor, Tensor]]:
         values = q.push(q.noise(self.num_samples, generator=self.seed))
         return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_samples)), adjust)
 
@@ -144,8 +147,8 @@ class RepairedPath:
 
 @options_apart
 def repair(
+    model: Callable[..., Any],
     path: Any,
-    model: Callable,
     *args: Any,
     symmetry: Symmetry | SymmetrySpec | None = None,
     num_samples: int = 8,
@@ -160,8 +163,8 @@ def repair(
     network normalizes its activations itself, repair changes nothing that matters.
 
     Args:
-        path: The path; align its ends first.
         model: The Pyro model.
+        path: The path; align its ends first.
         *args: Its arguments: the data over which spreads are measured; a few hundred are plenty.
         symmetry: The model's symmetry; found if it is not given.
         num_samples: Posterior draws over which spreads are measured.
@@ -180,7 +183,7 @@ def repair(
         >>> from pyro_align.demo.training import Recipe, fit
         >>> model, x, y = bayesian_mlp([4, 8, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> len(repair(displacement(*guides), model, x, y).layers)
+        >>> len(repair(model, displacement(*guides), x, y).layers)
         2
     """
     if num_samples < 1:

@@ -27,7 +27,7 @@ FEWEST = 25  # draws that ArviZ 1.x fits a tail to
 _CURVES = ("value", "se", "chord", "excess", "excess_se", "effective")
 
 
-def to_arviz(barriers: Barrier | Mapping[str, Barrier]):
+def to_arviz(barriers: Barrier | Mapping[str, Barrier]) -> Any:
     """One barrier, or several under labels such as ``{"before": b0, "after": b1}``, as one ArviZ object.
 
     ``sample_stats`` holds ``loss`` (pseudo-values, whose mean over draws is the curve), ``log_prior`` and ``log_q`` per
@@ -102,7 +102,7 @@ def point_to_arviz(
     predictive: Mapping[str, np.ndarray] | None = None,
     chord: Mapping[str, float] | None = None,
     thin: int = 1,
-):
+) -> Any:
     """One point of a path as an ArviZ object.
 
     Args:
@@ -138,7 +138,7 @@ def point_to_arviz(
     return assemble(groups)
 
 
-def leave_one_out(point, *, correct: bool = False) -> dict[str, float | bool]:
+def leave_one_out(point: Any, *, correct: bool = False) -> dict[str, float | bool]:
     """PSIS leave-one-out of one point of a path, as made by :func:`point_to_arviz`.
 
     Args:
@@ -159,7 +159,7 @@ def leave_one_out(point, *, correct: bool = False) -> dict[str, float | bool]:
     return _figures(point, _psis_loo(point, correct), correct)
 
 
-def guide_shape(point) -> float:
+def guide_shape(point: Any) -> float:
     """Pareto shape of the weights p / q that would make a guide's draws the posterior's (Yao et al. 2018).
 
     Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected. Infinite where some
@@ -344,7 +344,7 @@ def _flat(name: str) -> str:
     return name.replace("/", ".")
 
 
-def assemble(groups: Mapping[str, xr.Dataset]):
+def assemble(groups: Mapping[str, xr.Dataset]) -> Any:
     """The groups as the installed ArviZ's object."""
     arviz = _arviz()
     stamp = {"inference_library": "pyro_align", "created_with_arviz": metadata.version("arviz")}
@@ -390,7 +390,7 @@ def _arviz():
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def write_zarr(tree, folder: str | os.PathLike) -> None:
+def write_zarr(tree: Any, folder: str | os.PathLike[str]) -> None:
     """Writes an ArviZ object to a Zarr folder, one group each; any Zarr that the installed xarray takes.
 
     ``InferenceData.to_zarr`` of ArviZ 0.23 wants Zarr 2, recent releases of xarray want Zarr 3: this goes through
@@ -407,7 +407,7 @@ def write_zarr(tree, folder: str | os.PathLike) -> None:
     files.write_tree(_tree(tree), folder)
 
 
-def write_each(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]) -> None:
+def write_each(folder: str | os.PathLike[str], trees: Mapping[str, Callable[[], Any]]) -> None:
     """Writes ArviZ objects to Zarr folders within a folder, each made, written and dropped before the next.
 
     Each is written under another name and renamed, so that it is there whole or not at all; what is there is kept, and
@@ -424,7 +424,7 @@ def write_each(folder: str | os.PathLike, trees: Mapping[str, Callable[[], Any]]
     files.write_trees(folder, {name: lambda make=make: _tree(make()) for name, make in trees.items()})
 
 
-def read_zarr(folder: str | os.PathLike):
+def read_zarr(folder: str | os.PathLike[str]) -> Any:
     """The ArviZ object in a Zarr folder written by :func:`write_zarr`, in memory.
 
     Returns:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_align.axes import Atom, Axis, Product, Sum, children, leaves, shown_size
 
@@ -30,7 +30,7 @@ HEAD = -1.0  # the row of the letters above the atoms' lines
 WIDEST = 9.0  # cells of the widest axis; longer sums are drawn smaller
 
 
-def pyplot():
+def pyplot() -> Any:
     """``matplotlib.pyplot``, or the advice to install it."""
     try:
         import matplotlib.pyplot as plt

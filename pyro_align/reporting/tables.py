@@ -45,6 +45,8 @@ def symmetry_table(symmetry: Symmetry) -> str:
         for site, terms in symmetry.sites.items()
     ]
     lines += ["", text_table(["site", "shape", "axes"], rows)]
+    if symmetry.scalings:
+        lines += ["", "positive scalings of units: " + "; ".join(map(str, symmetry.scalings))]
     if symmetry.opaque:
         names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
         count = sum(any(not r.must for r in reasons) for reasons in symmetry.reasons.values())

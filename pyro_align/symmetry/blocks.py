@@ -60,7 +60,7 @@ class Block:
 
     site: str
     dims: tuple[Dim, ...]
-    steps: tuple[tuple, ...] = ()
+    steps: tuple[tuple[Any, ...], ...] = ()
     members: tuple[Block, ...] = ()
 
     def view(self, value: Tensor, batch_dims: int = 0) -> Tensor:
@@ -122,7 +122,7 @@ class Block:
         return self.plans[held]
 
     @cached_property
-    def plans(self) -> dict:
+    def plans(self) -> dict[Any, Any]:
         """What has been worked out about the block, by what it is for."""
         return {}
 
@@ -147,7 +147,7 @@ def site_blocks(site: str, terms: Sequence[Axis]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _pieces(term: Axis) -> list[tuple[list[tuple], list[Atom]]]:
+def _pieces(term: Axis) -> list[tuple[list[tuple[Any, ...]], list[Atom]]]:
     """Each way down an axis term: the steps that cut it (dims counted from the axis) and the atoms it leads to."""
     if isinstance(term, Atom):
         return [([], [term])]
@@ -170,7 +170,7 @@ def _pieces(term: Axis) -> list[tuple[list[tuple], list[Atom]]]:
     return found
 
 
-def _shifted(steps: Sequence[tuple], by: int) -> list[tuple]:
+def _shifted(steps: Sequence[tuple[Any, ...]], by: int) -> list[tuple[Any, ...]]:
     return [(kind, dim + by, *rest) for kind, dim, *rest in steps]
 
 

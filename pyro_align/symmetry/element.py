@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Permutation:
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     rotations: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         indices, signs, rotations = {}, {}, {}
         atoms = self.symmetry.atoms
         unknown = sorted({*self.indices, *self.signs, *self.rotations} - set(atoms))
@@ -85,7 +85,7 @@ class Permutation:
         for name, table in {"indices": indices, "signs": signs, "rotations": rotations}.items():
             object.__setattr__(self, name, MappingProxyType(table))
 
-    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
         return Permutation, (self.symmetry, dict(self.indices), dict(self.signs), dict(self.rotations))
 
     # -- the action ------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class Permutation:
         kept = ({k: v for k, v in t.items() if k in atoms} for t in (self.indices, self.signs, self.rotations))
         return Permutation(self.symmetry, *kept)
 
-    def _outer_moves(self, atom: str) -> tuple:
+    def _outer_moves(self, atom: str) -> tuple[Any, ...]:
         """Where each new index of the atoms around ``atom`` comes from, one tensor ``(*outer sizes,)`` per atom."""
         outers = self.symmetry.atoms[atom].within
         if not outers:
@@ -228,7 +228,7 @@ class Permutation:
             and same(self.rotations, other.rotations, lambda a, b: torch.allclose(a, b, rtol=0, atol=_SAME))
         )
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def moved(self) -> dict[str, int]:
         """Atom -> number of its units that change place or sign, or of its dimensions that are rotated."""
@@ -283,7 +283,7 @@ def _rotation(name: str, given, shape: tuple[int, ...]) -> Tensor:
     return matrix.contiguous()
 
 
-def _put(moves: tuple, table: Tensor) -> Tensor:
+def _put(moves: tuple[Any, ...], table: Tensor) -> Tensor:
     out = torch.empty_like(table)
     out[moves] = table
     return out

@@ -7,16 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pyro_align.axes import OPEN, Atom, Axis, AxisLike, axis_size, leaves
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.blocks import Block, site_blocks
+from pyro_align.symmetry.completeness import Completeness
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
+from pyro_align.symmetry.scalings import Scaling
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCOPES = ("joint", "likelihood")
 
@@ -31,6 +36,7 @@ class Certificate:
         error: Largest absolute change of the log joint over the trials, in nats.
         tolerance: The change that float64 rounding allows, in nats.
         seed: Seed of the draw and of the relabelings.
+        completeness: How the group compares with all linear symmetries of the model; None where they were not counted.
     """
 
     trials: int
@@ -38,13 +44,15 @@ class Certificate:
     error: float
     tolerance: float
     seed: int
+    completeness: Completeness | None = None
 
     def __str__(self) -> str:
         what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
-        return (
+        text = (
             f"certified by {self.trials} random relabelings: {what} changed by at most "
             f"{self.error:.1e} (rounding allows {self.tolerance:.1e})"
         )
+        return text if self.completeness is None else f"{text}\n{self.completeness}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Symmetry:
         opaque: Operations that fixed axes only for want of a rule.
         certificate: The numerical check that the symmetry passed, or None where none was made.
         rests: Parameters and buffers whose present values the symmetry takes for constant.
+        scalings: Positive scalings of units that leave the model unchanged too; they are no part of the elements, see
+            :func:`~pyro_align.canonical`.
         reasons: ``(site, axis)`` -> what made the axis, or parts of it, keep their order; see :meth:`why`.
 
     Example:
@@ -100,15 +110,17 @@ class Symmetry:
     certificate: Certificate | None = None
     rests: tuple[Resting, ...] = ()
     reasons: Mapping[tuple[str, int], tuple[Reason, ...]] = field(default_factory=dict)
+    scalings: tuple[Scaling, ...] = ()
     _all_atoms: Mapping[str, Atom] = field(init=False, repr=False)
     _blocks: dict[str, tuple[Block, ...]] = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise SymmetryError(f"scope must be one of {SCOPES}, got {self.scope!r}")
         object.__setattr__(self, "sites", MappingProxyType({k: tuple(v) for k, v in self.sites.items()}))
         object.__setattr__(self, "opaque", tuple(self.opaque))
         object.__setattr__(self, "rests", tuple(self.rests))
+        object.__setattr__(self, "scalings", tuple(self.scalings))
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
         object.__setattr__(self, "_all_atoms", MappingProxyType(collect_atoms(self.sites)))
         object.__setattr__(self, "_blocks", {})
@@ -122,8 +134,17 @@ class Symmetry:
             if any(a.within for t in terms for a in leaves(t) if not a.fixed):
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
-    def __reduce__(self):  # read-only mappings cannot be pickled or copied
-        return Symmetry, (dict(self.sites), self.scope, self.opaque, self.certificate, self.rests, dict(self.reasons))
+    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
+        reasons = dict(self.reasons)
+        return Symmetry, (
+            dict(self.sites),
+            self.scope,
+            self.opaque,
+            self.certificate,
+            self.rests,
+            reasons,
+            self.scalings,
+        )
 
     # -- making one ------------------------------------------------------------------------------------------------
 
@@ -287,7 +308,7 @@ class Symmetry:
         axis %= len(terms)
         return Why(site, axis, str(terms[axis]), self.reasons.get((site, axis), ()))
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> pd.DataFrame:
         """One row per site and axis as a ``pandas.DataFrame``: site, axis, size, term, atoms."""
         import pandas as pd
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from pyro_align.axes import Axis, AxisLike
 from pyro_align.errors import SymmetryError
@@ -59,7 +60,7 @@ class SymmetrySpec:
         object.__setattr__(self, "sites", MappingProxyType(sites))
         object.__setattr__(self, "scope", scope)
 
-    def __reduce__(self):  # read-only mappings cannot be pickled or copied
+    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
         return _made, (dict(self.sites), self.scope)
 
     def bind(self, shapes: Mapping[str, Iterable[int]]) -> Symmetry:
@@ -106,7 +107,8 @@ def bound(
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(
             f"the symmetry relabels sites that the {of} does not have: {missing}; there are {sorted(shapes)}. All "
-            f"sites that carry the same units belong together. Was the symmetry found for this model?"
+            "sites that carry the same units belong together. Was the symmetry found for this model?"
+            + (" Parameters learned beside a guide are given as parameters=" if of == "guide" else "")
         )
     if isinstance(symmetry, SymmetrySpec):
         return symmetry.bind(shapes)

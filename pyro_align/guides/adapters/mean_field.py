@@ -31,7 +31,7 @@ from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.guides.registry import register_outside
 from pyro_align.guides.sites import SiteSpec
 
-EXP = constraints.positive  # its transform is the exponential
+EXP: constraints.Constraint = constraints.positive  # its transform is the exponential
 _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 
 
@@ -39,7 +39,7 @@ _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 
 
 @register_outside("posteriors.vi.diag.VIDiagState")
-def read_vi_diag_state(state) -> MeanFieldNormal:
+def read_vi_diag_state(state: Any) -> MeanFieldNormal:
     """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pyro import poutine
 from torch import Tensor
@@ -14,7 +15,7 @@ from pyro_align.guides.registry import register_outside
 
 
 @register_outside("tyxe.guides.AutoNormal")
-def read_tyxe_auto_normal(guide) -> MeanFieldNormal:
+def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
     """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter.
 
     Raises:

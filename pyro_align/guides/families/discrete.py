@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from pyro.distributions import Bernoulli, OneHotCategorical
@@ -18,7 +19,7 @@ from torch import Tensor
 from pyro_align.guides.divergences import known_divergences
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
@@ -40,7 +41,7 @@ class Discrete(Posterior):
 
     sites: Mapping[str, SiteSpec]
     probs: Mapping[str, RawParameter] = field(repr=False)
-    kinds: Mapping[str, type] = field(repr=False)
+    kinds: Mapping[str, type[Any]] = field(repr=False)
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class Discrete(Posterior):
     def divergences(self) -> tuple[str, ...]:
         return known_divergences()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, parameter in self.probs.items():
             check_finite("probabilities", name, parameter.raw)
 
@@ -144,7 +145,7 @@ class Discrete(Posterior):
         probs = {k: v.with_value(torch.lerp(v.value, other.probs[k].value, tau)) for k, v in self.probs.items()}
         return replace(self, probs=probs)
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.write(self)
 
 

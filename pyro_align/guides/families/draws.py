@@ -167,7 +167,7 @@ class Draws(KnownByDraws):
 
     has_density = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {name: len(value) for name, value in self.draws.items()}
         if len(set(sizes.values())) != 1 or 0 in sizes.values():
             raise GuideError(f"every site needs the same positive number of draws, got {sizes}")
@@ -215,7 +215,7 @@ class Between(KnownByDraws):
     chain: tuple[Permutation, ...] = ()
     labels: Labels = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "labels", {**self.start.labels, **self.labels})
 
     @property

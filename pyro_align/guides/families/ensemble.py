@@ -116,7 +116,7 @@ def _between(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
 
 
 @register_guide(list, tuple)
-def read_ensemble(members: Sequence) -> Ensemble:
+def read_ensemble(members: Sequence[Any]) -> Ensemble:
     """Reads a list of point guides (``AutoDelta``) or of state dicts, one member each.
 
     Raises:

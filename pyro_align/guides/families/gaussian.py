@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.features import Features
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_finite, check_tau, standard_normal
 from pyro_align.symmetry.element import Permutation
@@ -67,7 +67,7 @@ class DenseNormal(Posterior):
     write: Callable[[DenseNormal], object] = field(repr=False)
     stored: object = field(default=None, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, loc in split_flat(self.sites, self.loc).items():
             check_finite("location", name, loc)
         for name, rows in split_flat(self.sites, self.root.T).items():
@@ -119,7 +119,7 @@ class DenseNormal(Posterior):
     is_coupled = True
     in_unconstrained = True
 
-    def coupled_features(self, other: Posterior, p: Permutation):
+    def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
         theirs = in_order(other, self.sites)
         turned = theirs.root @ coupling(self.root, theirs._permute(p).root)
@@ -156,7 +156,7 @@ class DenseNormal(Posterior):
                 f"the posteriors have ranks {self.extra} and {other.extra}; fit both guides with the same rank"
             )
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
 
 
@@ -226,7 +226,9 @@ def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Featur
 # -- noise and draws on flat vectors -----------------------------------------------------------------------------------
 
 
-def normal_noise(sites: Mapping[str, SiteSpec], extra: int, num_samples: int, generator) -> Noise:
+def normal_noise(
+    sites: Mapping[str, SiteSpec], extra: int, num_samples: int, generator: int | torch.Generator | None
+) -> Noise:
     """Standard normal noise per site, and ``extra`` more entries under :data:`RANK_NOISE`."""
     generator = as_generator(generator)
     noise = standard_normal(sites, num_samples, generator)

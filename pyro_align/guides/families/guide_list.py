@@ -19,7 +19,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.families.wrapped import Wrapped
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator
@@ -38,7 +38,7 @@ class Independent(Posterior):
     parts: tuple[Posterior, ...]
     write: Callable[[Independent], object] = field(repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [name for part in self.parts for name in part.sites]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -133,7 +133,7 @@ class Independent(Posterior):
         for here, there in zip(self.parts, other.parts, strict=True):
             here.check_compatible(there)
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.write(self)
 
 

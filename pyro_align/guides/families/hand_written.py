@@ -36,7 +36,7 @@ _AROUND = tuple(
 
 @options_apart
 def mean_field_guide(
-    guide: Any, *args, parameters: Mapping[str, Sequence[str]] | None = None, **kwargs
+    guide: Any, *args: Any, parameters: Mapping[str, Sequence[str]] | None = None, **kwargs: Any
 ) -> MeanFieldNormal:
     """Reads a hand-written mean-field guide.
 
@@ -86,7 +86,7 @@ def mean_field_guide(
     return MeanFieldNormal(sites, {k: v.raw for k, v in locs.items()}, scales, writer)
 
 
-def _from_trace(spec: SiteSpec, node: Mapping, again: Mapping) -> tuple[Tensor, Tensor]:
+def _from_trace(spec: SiteSpec, node: Mapping[str, Any], again: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if any(f.vectorized and (f.full_size or f.size) != f.size for f in node["cond_indep_stack"]):
         raise GuideError(
             f"site '{spec.name}' stands in a subsampled plate, so a trace shows a part of its parameters; name them: "
@@ -141,7 +141,7 @@ def _from_store(spec: SiteSpec, name: str) -> Tensor:
         ) from None
 
 
-def _prototype(nodes: Mapping[str, dict], guide: Any) -> Prototype:
+def _prototype(nodes: Mapping[str, dict[str, Any]], guide: Any) -> Prototype:
     """An ``AutoNormal`` over the sites, without a model: it never needs to look at one again."""
     trace = pyro.poutine.Trace()
     for name, node in nodes.items():

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions import LowRankMultivariateNormal
@@ -29,11 +30,14 @@ from pyro_align.guides.families.gaussian import (
 )
 from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.families.multivariate import dense_writer
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
 from pyro_align.symmetry.element import Permutation
+
+if TYPE_CHECKING:
+    from pyro_align.guides.features import Features
 
 LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits comfortably: 0.5 GB in float64
 
@@ -61,7 +65,7 @@ class LowRankNormal(Posterior):
     is_coupled = True
     in_unconstrained = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
             for name, part in split_flat(self.sites, rows).items():
                 check_finite(what, name, part)
@@ -124,7 +128,7 @@ class LowRankNormal(Posterior):
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    def coupled_features(self, other: Posterior, p: Permutation):
+    def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
         return self.dense().coupled_features(other.dense(), p)
 
@@ -192,7 +196,7 @@ class LowRankNormal(Posterior):
         if here != there:
             raise GuideError(f"the posteriors have ranks {here} and {there}; fit both guides with the same rank")
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.write(self)
 
 

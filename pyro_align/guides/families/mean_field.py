@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.divergences import divergence_of, known_divergences
 from pyro_align.guides.features import Features, squared_distance
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
@@ -52,7 +52,7 @@ class MeanFieldNormal(Posterior):
     def divergences(self) -> tuple[str, ...]:
         return known_divergences()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.sites:
             check_finite("location", name, self.locs[name])
             scale = self.scales[name].value
@@ -132,7 +132,7 @@ class MeanFieldNormal(Posterior):
         scales = {k: v.with_value(torch.lerp(v.value, other.scales[k].value, tau)) for k, v in self.scales.items()}
         return replace(self, locs=locs, scales=scales)
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.write(self)
 
 

@@ -119,7 +119,7 @@ class Messenger(Wrapped):
             )
 
     @property
-    def arguments(self) -> tuple[tuple, Mapping[str, Any]]:
+    def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         return self.args, self.kwargs
 
     def to_guide(self) -> AutoMessenger:

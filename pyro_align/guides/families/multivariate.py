@@ -7,6 +7,7 @@ diagonal in ``scale_tril``; a Laplace approximation keeps buffers, the rows of i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
@@ -16,6 +17,9 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
+
+if TYPE_CHECKING:
+    from pyro_align.guides.posterior import Guide
 
 
 @register_guide(AutoMultivariateNormal)
@@ -44,7 +48,7 @@ class MultivariateWriter:
     prototype: Prototype
     like: dict[str, RawParameter]
 
-    def __call__(self, q: DenseNormal):
+    def __call__(self, q: DenseNormal) -> Guide:
         if isinstance(q.stored, dict) and self._alike(q.stored):
             return self.prototype.build(q.stored)
         scale, tril = self._split(q.tril)

@@ -22,6 +22,8 @@ from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.sites import SiteSpec
 from pyro_align.model.learnables import module_tensors, with_tensors
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 @register_guide(nn.Module)
@@ -58,6 +60,17 @@ def read_state_dict(state: Mapping[str, Tensor]) -> Point:
         raise GuideError("the state dict has no floating-point tensors")
     kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
     return Point(_sites(points), points, _StateDictWriter(kept))
+
+
+def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
+    """A dict of tensors as what the symmetry's axes say it is: a state dict, draws, or draws by chain."""
+    if type(guide) is not dict:
+        return guide
+    sites = symmetry.sites.items()
+    lead = {guide[k].dim() - len(terms) for k, terms in sites if isinstance(guide.get(k), Tensor)}
+    if lead == {0}:
+        return OrderedDict(guide)
+    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
 
 
 def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
@@ -133,7 +146,7 @@ class GuideAndModel:
     """
 
     guide: Any
-    model: Callable = field(repr=False)
+    model: Callable[..., Any] = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide."""
@@ -149,7 +162,7 @@ def read_guide_and_model(both: GuideAndModel) -> Independent:
     return Independent((read_guide(both.guide), read(both.model)), _write_both)
 
 
-def _read_model(model: Callable) -> Point:
+def _read_model(model: Callable[..., Any]) -> Point:
     """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
     points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
     if not points:
@@ -165,8 +178,11 @@ class ModelAt:
         tensors: Name -> value.
     """
 
-    def __init__(self, model: Callable, tensors: Mapping[str, Tensor]):
-        self.model, self.tensors = model, dict(tensors)
+    tensors: dict[str, Tensor]
+
+    def __init__(self, model: Callable[..., Any], tensors: Mapping[str, Tensor]):
+        self.model: Callable[..., Any] = model
+        self.tensors = dict(tensors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
-from pyro_align.guides.posterior import Posterior
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
@@ -39,7 +39,7 @@ class Point(Posterior):
     points: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[Point], object] = field(repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, parameter in self.points.items():
             check_finite("value", name, parameter.value)
 
@@ -105,7 +105,7 @@ class Point(Posterior):
             points[name] = parameter.with_value(value)
         return replace(self, points=points)
 
-    def to_guide(self):
+    def to_guide(self) -> Guide:
         return self.write(self)
 
 

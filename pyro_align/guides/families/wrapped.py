@@ -35,6 +35,7 @@ from pyro_align.guides.pyro_state.copies import (
     held_modules,
     private_callable,
     private_copy,
+    registered_weights,
     runs_model,
     store_parameters,
 )
@@ -70,7 +71,7 @@ class RelabeledGuide(PyroModule):
         guide: PyroModule,
         sites: Mapping[str, SiteSpec],
         chain: tuple[Permutation, ...],
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         labels: Labels | None = None,
     ):
@@ -80,7 +81,7 @@ class RelabeledGuide(PyroModule):
         self.relabelings = chain
         self._args, self._kwargs, self._labels = args, dict(kwargs or {}), dict(labels or {})
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once; returns site -> relabeled value."""
         acts = [Relabeling(p, self._sites) for p in self.relabelings]
         moves = [label_moves(p, self._sites, self._labels) for p in self.relabelings]
@@ -165,7 +166,7 @@ class Wrapped(KnownByDraws):
 
     sites: Mapping[str, SiteSpec]
     guide: PyroModule = field(repr=False)
-    args: tuple = field(default=(), repr=False)
+    args: tuple[Any, ...] = field(default=(), repr=False)
     kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     chain: tuple[Permutation, ...] = ()
     labels: Labels = field(default_factory=dict)
@@ -251,12 +252,12 @@ def _guide_log_prob(trace: poutine.Trace) -> Tensor:
 
 
 @register_guide(object, runs=True)
-def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
+def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
     """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
 
     Args:
-        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` statements, a method of a
-            module, which is then copied.
+        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` and ``pyro.module``
+            statements, a method of a module, which is then copied.
         args: Arguments to run it with; autoguides that have run once do not need any.
         kwargs: Keyword arguments to run it with.
 
@@ -280,9 +281,10 @@ def wrap_guide(guide: Any, *args, **kwargs) -> Wrapped:
     sites = site_specs(_with_supports(guide, nodes), full_plates=False)
     inner = private_copy(guide) if isinstance(guide, PyroModule) else private_callable(guide)
     modules = [] if isinstance(guide, PyroModule) else held_modules(inner)
-    stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules))
+    weights = {} if modules or isinstance(guide, PyroModule) else registered_weights(trace, guide)
+    stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules or weights))
     if stored or not isinstance(guide, PyroModule):
-        inner = StoredGuide(inner, stored, modules)
+        inner = StoredGuide(inner, stored, modules, weights)
     return Wrapped(sites, inner, args, dict(kwargs))
 
 
@@ -293,7 +295,7 @@ def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
     return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabelings, guide._labels)
 
 
-def trace_guide(guide: Any, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
+def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
     """One run of a guide, which leaves the guide, the param store and the global random state as they are.
 
     Raises:
@@ -322,7 +324,7 @@ def _named(guide: PyroModule) -> PyroModule:
     return guide
 
 
-def _with_supports(guide: Any, nodes: Mapping[str, dict]) -> dict[str, dict]:
+def _with_supports(guide: Any, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The guide's sites with their priors' supports, where a prototype trace knows them."""
     if not isinstance(guide, PyroModule):
         return dict(nodes)

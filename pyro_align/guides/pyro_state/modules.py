@@ -117,7 +117,7 @@ def _own(tensor: Tensor) -> Tensor:
 # -- whole modules -----------------------------------------------------------------------------------------------------
 
 
-def is_network(module: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+def is_network(module: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether something is a plain network rather than a guide: a module that does not run with these arguments."""
     if not isinstance(module, nn.Module) or isinstance(module, PyroModule):
         return False
@@ -191,7 +191,7 @@ class Prototype:
         training: Its training flag.
     """
 
-    cls: type
+    cls: type[Any]
     attributes: Mapping[str, Any] = field(repr=False)
     training: bool = True
 
@@ -228,7 +228,7 @@ class Prototype:
         return guide.train(self.training)
 
 
-def latent_nodes(guide: Any) -> dict[str, dict]:
+def latent_nodes(guide: Any) -> dict[str, dict[str, Any]]:
     """The latent sites of a guide's prototype trace.
 
     Raises:
@@ -241,7 +241,7 @@ def latent_nodes(guide: Any) -> dict[str, dict]:
     return {name: {**node, "fn": prior_of(node)} for name, node in nodes.items()}
 
 
-def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
+def latent_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """The sample sites of a trace that are neither observed, nor auxiliary, nor a plate's subsample."""
     return {
         name: node
@@ -259,7 +259,7 @@ def prior_of(node: Mapping[str, Any]) -> Any:
 
 
 def site_specs(
-    nodes: Mapping[str, dict], guide: nn.Module | None = None, *, full_plates: bool = True
+    nodes: Mapping[str, dict[str, Any]], guide: nn.Module | None = None, *, full_plates: bool = True
 ) -> dict[str, SiteSpec]:
     """The sites of a prototype trace.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -17,7 +18,9 @@ from pyro_align.guides.families.multivariate import MultivariateWriter, dense_wr
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, read_parameter
 
 
-def prototype_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mapping[str, tuple]) -> dict[str, dict]:
+def prototype_nodes(
+    guide: PyroModule, latent: Mapping[str, dict[str, Any]], shapes: Mapping[str, tuple[Any, ...]]
+) -> dict[str, dict[str, Any]]:
     """Nodes of a prototype trace for the latent sites: these guides empty theirs.
 
     Raises:
@@ -51,7 +54,7 @@ def prototype_nodes(guide: PyroModule, latent: Mapping[str, dict], shapes: Mappi
     return nodes
 
 
-def dense_writer_over(prototype: Prototype, nodes: Mapping[str, dict]) -> MultivariateWriter:
+def dense_writer_over(prototype: Prototype, nodes: Mapping[str, dict[str, Any]]) -> MultivariateWriter:
     """Writes an ``AutoMultivariateNormal`` over the same sites."""
     trace = poutine.Trace()
     for name, node in nodes.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 from pyro.poutine.enum_messenger import EnumMessenger as _PyroEnumMessenger
 from torch import Tensor
@@ -33,6 +35,6 @@ class EnumMessenger(_PyroEnumMessenger):
         msg["value"] = value
 
 
-def is_enumerable(msg) -> bool:
+def is_enumerable(msg: Mapping[str, Any]) -> bool:
     """Whether a sample message is a latent with finitely many values."""
     return not msg["is_observed"] and getattr(msg["fn"], "has_enumerate_support", False)

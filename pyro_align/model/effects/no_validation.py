@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -17,7 +18,7 @@ class NoValidationMessenger(Messenger):
             msg["fn"] = without_validation(msg["fn"])
 
 
-def without_validation(fn):
+def without_validation(fn: Any) -> Any:
     """A shallow copy of a distribution, and of those inside it, that does not check its arguments."""
     if not isinstance(fn, torch.distributions.Distribution):
         return fn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -18,7 +18,7 @@ from pyro_align.symmetry.element import Permutation
 _NO_SHAPE = torch.Size()
 
 
-def permute_model(model: Callable, permutation: Permutation) -> Callable:
+def permute_model(model: Callable[..., Any], permutation: Permutation) -> Callable[..., Any]:
     """The model whose latent sites are relabeled.
 
     ``log_joint(permute_model(model, p), p.apply(z)) == log_joint(model, z)`` for every ``z`` and every permutation
@@ -50,6 +50,9 @@ def permute_model(model: Callable, permutation: Permutation) -> Callable:
 
 class PermuteMessenger(Messenger):
     """Samples, scores and records relabeled values, and hands the model its own labels back."""
+
+    inverse: Permutation
+    permutation: Permutation
 
     def __init__(self, permutation: Permutation):
         super().__init__()
@@ -83,32 +86,37 @@ class RelabeledDistribution(TorchDistribution):
         inverse: Its inverse.
     """
 
-    arg_constraints: ClassVar[dict] = {}
+    base: TorchDistribution
+    inverse: Permutation
+    permutation: Permutation
+    site: str
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, base: TorchDistribution, site: str, permutation: Permutation, inverse: Permutation):
         self.base, self.site, self.permutation, self.inverse = base, site, permutation, inverse
-        self.has_rsample = base.has_rsample
+        self.has_rsample: bool = base.has_rsample
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def support(self):
+    def support(self) -> Any:
         """The base's support, its bounds relabeled where they differ from entry to entry."""
         return _relabeled_support(self.base.support, self.site, self.shape(), self.permutation)
 
     @property
-    def has_enumerate_support(self):
+    def has_enumerate_support(self) -> bool:
         """Relabeled sites are continuous."""
         return False
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Any, _instance: Any = None) -> RelabeledDistribution:
         """The same distribution over a larger batch."""
         return RelabeledDistribution(self.base.expand(batch_shape), self.site, self.permutation, self.inverse)
 
-    def sample(self, sample_shape=_NO_SHAPE):
+    def sample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, *event_shape)``."""
         return _relabeled(self.site, self.base.sample(sample_shape), self.permutation)
 
-    def rsample(self, sample_shape=_NO_SHAPE):
+    def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """The same, reparameterised."""
         return _relabeled(self.site, self.base.rsample(sample_shape), self.permutation)
 
@@ -117,12 +125,12 @@ class RelabeledDistribution(TorchDistribution):
         return self.base.log_prob(_relabeled(self.site, value, self.inverse))
 
     @property
-    def mean(self):
+    def mean(self) -> Tensor:
         """Mean of the relabeled value."""
         return _relabeled(self.site, self.base.mean, self.permutation)
 
     @property
-    def variance(self):
+    def variance(self) -> Tensor:
         """Variance of the relabeled value; signs do not matter to it."""
         shape = len(self.permutation.symmetry.shapes[self.site])
         variance = self.base.variance

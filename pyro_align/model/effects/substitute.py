@@ -27,7 +27,7 @@ class SubstituteMessenger(Messenger):
     def __init__(self, values: Mapping[str, Tensor], subsamples: Mapping[str, Tensor] | None = None):
         super().__init__()
         self.values = values
-        self.subsamples = subsamples or {}
+        self.subsamples: Mapping[str, Tensor] | dict[str, Tensor] = subsamples or {}
         self._drawn: dict[str, Any] = {}
 
     def _pyro_sample(self, msg):
