@@ -77,7 +77,7 @@ def make_updates(problem) -> list[Update]:
         joint = Update(problem, name)
         updates.append(joint)
         family = [n for n, a in atoms.items() if n == name or name in a.within]
-        if len(family) > 1 and not joint.solves(family):
+        if len(family) > 1 and not joint.move.solves(family):
             updates += [Update(problem, n, joint=False) for n in family]
     return updates
 
@@ -107,7 +107,7 @@ def anchored_pass(
             update.anchor(run.labels, run.clock, ready)
         else:  # nothing speaks for any: leave one as it is and see what that says about the others
             update = waiting[0]
-        ready |= set(update.tree)
+        ready |= set(update.move.tree)
         if order is not None:
             order.append(update)
     return True

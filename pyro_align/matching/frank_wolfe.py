@@ -90,7 +90,7 @@ class _Point:
 
     def __init__(self, update: Update, start: Labels | None):
         self.update, self.problem = update, update.problem
-        whole = [p for p in update.parts if p.linear]
+        whole = [p for p in update.move.parts if p.linear]
         self.linear = Evidence(self.problem, whole, keep=update.linear.keep)
         self.curved = Evidence(self.problem, (p for p in update.curved.parts if not p.carries), keep=False)
         self.gains = self._barycentre_gains() if start is None else self._gains(start)
@@ -107,7 +107,7 @@ class _Point:
         """The relabeling that maximizes a linear function."""
         return solve_tree(
             self.problem.symmetry,
-            self.update.tree,
+            self.update.move.tree,
             gains,
             device=self.problem.device,
             dtype=self.problem.work_dtype,

@@ -165,8 +165,8 @@ def _values(run: Run, updates: Sequence[Update]) -> Iterator[float]:
     """What adds up to the objective: gains that are at hand, as far as they share no block, and the other blocks."""
     problem = run.problem
     left = {*problem.blocks, *(b for b in problem.all_blocks if not b.names)}
-    for update in sorted(updates, key=lambda u: -len(u.parts)):
-        blocks = {part.block for part in update.parts}
+    for update in sorted(updates, key=lambda u: -len(u.move.parts)):
+        blocks = {part.block for part in update.move.parts}
         if blocks <= left and (value := update.value(run.labels)) is not None:
             left -= blocks
             yield value
