@@ -25,7 +25,7 @@ from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_KICKED = (7_000, 3_000)  # values up to which the first search kicks the best once, and twice
+_THREE, _KICKED = 7_000, 3_000  # values up to which the first search has three members, not two, and kicks the best
 _SURE = 0.9  # largest entry of every row above which annealing has made up its mind
 _WARMEST, _COLDEST = 1.2, 0.1  # temperatures, in standard deviations of a member's gains
 _ROUNDS = 10  # of annealing
@@ -95,7 +95,7 @@ def search(run: Run) -> bool:
     if run.random_order:
         waves, count = (2, 8) if run.anchored else (6, 8)
     else:
-        waves, count = sum(_size(run.problem) <= most for most in _KICKED), 4
+        waves, count = int(_size(run.problem) <= _KICKED), 4
     for wave in range(-1 if run.anchored else 0, max(waves, 1)):
         if run.clock.expired:
             return False
@@ -239,10 +239,11 @@ class Population:
     def annealed(self, run: Run) -> Members:
         """Members annealed from matrices in which all partners, and both signs, are equally likely.
 
-        The first search has three members and takes atoms as they come; restarts four, from random temperatures and
-        with atoms in random order.
+        The first search has two or three members and takes atoms as they come; restarts four, from random temperatures
+        and with atoms in random order.
         """
-        names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64)
+        spread = [0.7, 1.0, 1.4] if _size(run.problem) <= _THREE else [0.8, 1.2]
+        names, warmest = list(self.sizes), torch.tensor(spread, dtype=torch.float64)
         if run.random_order:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
             names = [names[k] for k in torch.randperm(len(names), generator=run.generator, device="cpu").tolist()]
