@@ -25,9 +25,10 @@ from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_THREE, _KICKED = 7_000, 3_000  # values up to which the first search has three members, not two, and kicks the best
+_KICKED = 3_000  # values up to which the first search kicks the best
 _SURE = 0.9  # largest entry of every row above which annealing has made up its mind
 _WARMEST, _COLDEST = 1.2, 0.1  # temperatures, in standard deviations of a member's gains
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
 _ROUNDS = 10  # of annealing
 _REWARDS = (0.0, 2.0)  # for standing still, in multiples of the mean gain that a row could still make
 
@@ -108,9 +109,9 @@ def search(run: Run) -> bool:
             population.climb(members)
             values = population.values(members)
         k = int(values.argmax())
-        if wave < 0 and not run.random_order and values[k] - values.min() <= run.problem.rounding * abs(values[k]):
+        if wave < 0 and not run.random_order and values[k] - values.min() <= _ROUNDING * abs(values[k]):
             waves = 0  # wherever the search begins it ends here
-        if values[k] > value + run.problem.rounding * abs(value):
+        if values[k] > value + _ROUNDING * abs(value):
             value, best = float(values[k]), members.take(torch.tensor([k], device=values.device))
             run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (best.indices, best.signs)))
         if wave >= waves - 1:
@@ -140,7 +141,7 @@ def kicked(best: Members, count: int, share: float, generator: torch.Generator) 
 
 
 class Population:
-    """The gains of a problem, for many relabelings at once."""
+    """The gains of a problem, for many relabelings at once; in float32 and up to a factor, as sweeps follow."""
 
     def __init__(self, problem: Problem):
         self.problem, self.signed = problem, problem.symmetry.signed
@@ -148,13 +149,21 @@ class Population:
         self.sizes = {name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken}
         self.terms: dict[str, list[Term]] = {name: [] for name in self.sizes}
         self.constant: dict[str, list[Tensor | None]] = {name: [None, None] for name in self.sizes}
+        self._scales = tuple(self._largest(side) for side in (0, 1))
         for block in problem.blocks:
             for i in block.free:
                 self._cut(block, i, *(j for j in block.free if j != i))
 
+    def _largest(self, side: int) -> float:
+        return (
+            max((float(v[side].abs().max()) for b in self.problem.blocks for v in self.problem.views(b)), default=1)
+            or 1
+        )
+
     def _cut(self, block: Block, i: int, j: int | None = None) -> None:
         name, n = block.dims[i].name, block.dims[i].size
-        for fixed, moving, odd in self.problem.views(block):
+        for *sides, odd in self.problem.views(block):
+            fixed, moving = ((v / scale).float() for v, scale in zip(sides, self._scales, strict=True))
             mine = odd and block.dims[i].odd
             if j is None:
                 gain = (fixed.movedim(i, 0).reshape(n, -1) @ moving.movedim(i, 0).reshape(n, -1).T).unsqueeze(0)
@@ -225,7 +234,7 @@ class Population:
             if sign is not None:
                 trial.signs[name] = _best_sign(parts[1], new)
             after = self.values(trial) if curved else _along(parts, new, trial.signs.get(name))
-            better = ~moved & (after - before > self.problem.rounding * (after.abs() + before.abs()))
+            better = ~moved & (after - before > _ROUNDING * (after.abs() + before.abs()))
             for mine, theirs in ((members.indices, trial.indices), (members.signs, trial.signs)):
                 if name in mine:
                     mine[name] = torch.where(better.unsqueeze(1), theirs[name], mine[name])
@@ -239,15 +248,14 @@ class Population:
     def annealed(self, run: Run) -> Members:
         """Members annealed from matrices in which all partners, and both signs, are equally likely.
 
-        The first search has two or three members and takes atoms as they come; restarts four, from random temperatures
-        and with atoms in random order.
+        The first search has three members and takes atoms as they come; restarts four, from random temperatures and
+        with atoms in random order.
         """
-        spread = [0.7, 1.0, 1.4] if _size(run.problem) <= _THREE else [0.8, 1.2]
-        names, warmest = list(self.sizes), torch.tensor(spread, dtype=torch.float64)
+        names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64)
         if run.random_order:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
             names = [names[k] for k in torch.randperm(len(names), generator=run.generator, device="cpu").tolist()]
-        warmest = (_WARMEST * warmest).to(self.problem.device, self.problem.work_dtype)
+        warmest = (_WARMEST * warmest).to(self.problem.device, torch.float32)
         soft, prices, found = {name: self._uniform(name, len(warmest)) for name in names}, {}, Members()
         step = 0
         while step < _ROUNDS:
@@ -264,7 +272,7 @@ class Population:
 
     def _uniform(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         n, problem = self.sizes[name], self.problem
-        even = torch.full((count, n, n), 1 / n, dtype=problem.work_dtype, device=problem.device)
+        even = torch.full((count, n, n), 1 / n, dtype=torch.float32, device=problem.device)
         return even, torch.zeros_like(even) if name in self.signed else even
 
     def _harden(self, name: str, parts: Parts, into: Members) -> tuple[Tensor, Tensor]:
