@@ -149,7 +149,7 @@ class Population:
         self.sizes = {name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken}
         self.terms: dict[str, list[Term]] = {name: [] for name in self.sizes}
         self.constant: dict[str, list[Tensor | None]] = {name: [None, None] for name in self.sizes}
-        self._scales = tuple(self._largest(side) for side in (0, 1))
+        self.scales = tuple(self._largest(side) for side in (0, 1))
         for block in problem.blocks:
             for i in block.free:
                 self._cut(block, i, *(j for j in block.free if j != i))
@@ -163,7 +163,7 @@ class Population:
     def _cut(self, block: Block, i: int, j: int | None = None) -> None:
         name, n = block.dims[i].name, block.dims[i].size
         for *sides, odd in self.problem.views(block):
-            fixed, moving = ((v / scale).float() for v, scale in zip(sides, self._scales, strict=True))
+            fixed, moving = ((v / scale).float() for v, scale in zip(sides, self.scales, strict=True))
             mine = odd and block.dims[i].odd
             if j is None:
                 gain = (fixed.movedim(i, 0).reshape(n, -1) @ moving.movedim(i, 0).reshape(n, -1).T).unsqueeze(0)
