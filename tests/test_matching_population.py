@@ -12,17 +12,14 @@ from pyro_align.matching.population import Members, Population, fits, kicked, so
 from pyro_align.matching.problem import Problem
 
 TABLES = ("indices", "signs")
-FITTING = []
-for name, case in STRUCTURES.items():
-    if case.symmetry.atoms and fits(
-        Problem(case.symmetry, features(case.symmetry, 0), features(case.symmetry, 1), case.odd)
-    ):
-        FITTING.append(name)
 
 
 def problem_of(name):
     case = STRUCTURES[name]
     return Problem(case.symmetry, features(case.symmetry, 0), features(case.symmetry, 1), case.odd)
+
+
+FITTING = [name for name, case in STRUCTURES.items() if case.symmetry.atoms and fits(problem_of(name))]
 
 
 def members_of(problem, seeds):
