@@ -260,7 +260,7 @@ def test_what_a_reparameterization_leaves_behind_is_no_datum():
             pyro.sample("y", dist.Normal(group.sum(), 0.7), obs=y)
 
     x, y = linear_data()
-    model = poutine.reparam(hierarchy, {"group": LocScaleReparam()})
+    model = poutine.reparam(hierarchy, {"group": LocScaleReparam(centered=0.0)})
     path = make_path(model, x, y)
     barrier = evaluate_barrier(model, path, x, y, taus=3, num_samples=4)
     assert barrier.num_data == {"data": len(y)}

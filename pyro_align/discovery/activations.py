@@ -15,6 +15,7 @@ from torch.fx import Node
 from pyro_align.axes import Axis, leaves
 from pyro_align.discovery.axes.assemble import name_atoms, write_axes
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
@@ -41,7 +42,7 @@ class ActivationProbe:
             traced: The graph.
             symmetry: The model's symmetry, as discovery finds it: the atoms' names are its.
         """
-        inference = Inference(traced)
+        inference = infer(traced)
         atoms, _ = name_atoms(inference)
         axes, nodes = {}, {}
         for node in _activation_nodes(traced, inference):

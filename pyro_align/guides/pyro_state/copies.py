@@ -180,7 +180,7 @@ class _OwnParameters(Messenger):
             msg["done"] = msg["stop"] = True
 
 
-def registered_weights(trace: poutine.Trace, guide: Callable) -> dict[str, Tensor]:
+def registered_weights(trace: poutine.Trace, guide: Callable[..., Any]) -> dict[str, Tensor]:
     """Weights of the modules that a run of a function registers with ``pyro.module``, and that the function reaches."""
     nodes = [node for name, node in trace.nodes.items() if node["type"] == "param" and "$$$" in name]
     registered = {id(node["args"][1]) for node in nodes if len(node["args"]) > 1}
