@@ -3,8 +3,8 @@
 Where the group has one atom, on one axis of each site, an assignment settles a draw. Small groups are searched
 exhaustively. Everywhere else the answer is the best of several local searches: coordinate ascent from an anchored
 start, and from relabelings found by annealing. Draws whose units each have a partner that is nobody else's first choice
-are left at the first, but for the tenth least like the reference; the others are searched a second time, and how many
-that improved tells how far the searches are to be trusted.
+are left at the first; the others are searched a second time, and how many that improved tells how far the searches are
+to be trusted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
 SMALL_GROUP = 120  # groups up to this order are searched exhaustively where one assignment is not the answer
-_LOWEST = 0.1  # fraction of the members, those least like the reference, that are searched again in any case
 _KICK = 0.3  # fraction of the units that a kick moves, and of the signs that it flips
 
 
@@ -185,7 +184,7 @@ class Trial:
     def doubtful(self) -> Tensor:
         """Members in which a unit would rather have another's partner, the others held, ``(units,)`` bool.
 
-        So are the tenth that are least like the reference; where atoms are nested, all.
+        Where atoms are nested, all are.
         """
         symmetry = self.matcher.symmetry
         doubt = torch.full_like(self.score, len(softening(symmetry)) < len(symmetry.atoms), dtype=torch.bool)
@@ -196,8 +195,6 @@ class Trial:
         for name in hard:
             wanted = total_gain(*gains.gain(name, hard)).argmax(2)
             doubt |= (wanted != self.best.indices[name]).any(1)
-        if len(symmetry.atoms) > 1:  # wrong relabelings of two layers may agree with each other
-            doubt |= self.score < self.score.quantile(_LOWEST)
         return doubt
 
 
