@@ -52,7 +52,7 @@ ONLY = {
     "errors": set(),
     "axes": {"torch"},
     "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
-    "matching": {"torch", "numpy", "scipy", "lap"},
+    "matching": {"torch", "numpy", "scipy", "lap", "tqdm"},
 }
 
 # What only these rooms may import: a module is reserved together with everything inside it.

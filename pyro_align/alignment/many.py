@@ -46,7 +46,7 @@ class ManyAlignments:
         distances_before: W2 distance of each pair as given, ``(n, n)``.
         distances: W2 distance of each pair after relabeling, ``(n, n)``.
         history: Mean squared W2 distance to the barycenter after each round; never rises. One entry for a reference.
-        status: ``"converged"`` or ``"max_rounds"``.
+        status: ``"converged"`` (a local optimum: no posterior comes nearer by itself) or ``"max_rounds"``.
         matches: How the last match of each posterior went; None for a reference.
         falls: How much each restart lowered the mean squared distance.
 
@@ -95,8 +95,12 @@ class ManyAlignments:
         before, after = self.distances_before[pairs].mean(), self.distances[pairs].mean()
         return (
             f"{n} posteriors, {self.status} after {len(self.history)} rounds: mean pairwise W2 distance "
-            f"{before:.6g} -> {after:.6g}"
+            f"{before:.6g} -> {after:.6g}{self._restarts()}"
         )
+
+    def _restarts(self) -> str:
+        lowered = sum(fall > 0 for fall in self.falls)
+        return f"; {lowered} of {len(self.falls)} restarts lowered it" if self.falls else ""
 
 
 def align_many(

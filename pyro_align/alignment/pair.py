@@ -69,6 +69,14 @@ class Alignment:
     reference: Posterior | None = field(default=None, repr=False)
 
     @property
+    def status(self) -> str:
+        """That of the match: proven optimal, a local optimum, or cut short (:class:`~pyro_align.matching.Match`).
+
+        ``"optimal"`` is about the divergence that was minimized. ``alignment.match.rises`` has what each restart added.
+        """
+        return self.match.status
+
+    @property
     def path(self) -> Path:
         """The displacement from the posterior that stays to the relabeled one.
 
@@ -177,14 +185,14 @@ def align(
             :class:`~pyro_align.objectives.Activations`, or a mapping of these to positive weights.
         matcher: Name of a matcher, or one configured.
         init: Relabeling to start from.
-        restarts: Further searches from random relabelings; the best is kept.
+        restarts: Further searches, from kicked, random and annealed relabelings; the best is kept.
         max_sweeps: Sweeps over the atoms after which to stop.
         time_limit: Seconds after which to stop with the best so far.
         select: Loss of the path to a relabeled posterior, lower is better, by which to choose among the restarts in
             place of the divergence: a :class:`~pyro_align.objectives.PathLoss`, say.
         with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
         seed: Seed of the matcher.
-        progress: Whether to print one line per sweep to standard error.
+        progress: Whether to show a progress bar with the objective.
 
     Returns:
         The alignment; ``alignment.guide`` is the relabeled guide.
