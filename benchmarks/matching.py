@@ -1,6 +1,7 @@
 """Matching against its peers: CPU seconds, objectives, where the time goes.
 
     python benchmarks/matching.py --networks mlp-512 resnet20-x4 --out matching.json
+    python benchmarks/matching.py --ablate
     python benchmarks/matching.py --peer-python PATH --rebasin   # a Python in which the `rebasin` package is installed
     python benchmarks/matching.py --peer-python PATH --checkouts nnperm=FOLDER pleas=FOLDER git-re-basin=FOLDER
 
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import problems
 import torch
+from ablation import KINDS as KINDS_ABLATED
+from ablation import NETWORKS, ablate
 from peers import plain_form, textbook, textbook_frank_wolfe
 from trained import trained_mlp
 
@@ -40,8 +43,10 @@ DEFAULT = ["mlp-512", "resnet20-x1", "resnet20-x4", "lstm-512", "vgg16"]
 def main() -> None:
     options = read_options()
     torch.set_num_threads(1)
+    if options.ablate is not None:
+        return ablate(options.networks or NETWORKS, KINDS_ABLATED, options.ablate)
     rows = []
-    for name in options.networks:
+    for name in options.networks or DEFAULT:
         network = problems.NETWORKS[name]()
         for kind in options.kinds:
             row = median([compare(name, network, kind, seed, options) for seed in options.seeds])
@@ -59,9 +64,12 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=DEFAULT)
+    parser.add_argument("--networks", nargs="+", choices=sorted(problems.NETWORKS), default=None)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--ablate", nargs="*", default=None, metavar="TRICK", help="switch speed tricks off in turn, see ablation.py"
+    )
     parser.add_argument("--gain", type=float, default=1.0, help="variance of weights times their fan-in")
     parser.add_argument("--noise", type=float, default=0.05, help="planted: noise over each site's root mean square")
     parser.add_argument("--restarts", type=int, default=0, help="also run with this many restarts")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -177,13 +178,25 @@ def gpt2(layers: int = 12, vocabulary: int = 0) -> Network:
     return b.done()
 
 
+def rnn(hidden: int, inputs: int = 6, classes: int = 3) -> Network:
+    """One recurrent layer of an Elman network."""
+    b = _Builder()
+    b.linear("input", "h", None, hidden, inputs)
+    b.linear("recurrent", "h", "h", hidden, hidden)
+    b.linear("classifier", None, "h", classes, hidden)
+    return b.done()
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
+    **{f"mlp-{n}": partial(mlp, n, inputs=12, classes=5) for n in (24, 48, 64)},
+    "rnn-48": lambda: rnn(48),
     "mlp-512": lambda: mlp(512),
     "mlp-2048": lambda: mlp(2048),
     "resnet20-x1": lambda: resnet20(1),
     "resnet20-x4": lambda: resnet20(4),
     "vgg16": vgg16,
     "lstm-512": lstm,
+    "gpt2-2": lambda: gpt2(2),
     "gpt2-stack": gpt2,
     "vit-b16": vit_b16,
 }
@@ -192,6 +205,28 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 def independent(network: Network, seed: int = 0, gain: float = 2.0):
     """Fixed and moving features from two seeds."""
     return network.draw(2 * seed, gain), network.draw(2 * seed + 1, gain)
+
+
+def crowded(network: Network, seed: int = 0):
+    """Fixed and moving features on which many units want the same few partners, as on fitted weights.
+
+    Units differ in how much they weigh, and have a direction in common.
+    """
+    return tuple(_crowd(network, network.draw(2 * seed + k, 1.0), 2 * seed + k) for k in (0, 1))
+
+
+def _crowd(network: Network, values: dict, seed: int) -> dict:
+    generator = torch.Generator().manual_seed(seed + 3000)
+    out = {}
+    for name, (value,) in values.items():
+        if name in network.fan_in:
+            rows, columns = (2 * torch.rand(n, generator=generator).square() for n in value.shape[:2])
+            rows, columns = (v.view(-1, 1, *(1,) * (value.dim() - 2)) for v in (rows, columns))
+            columns = columns.transpose(0, 1)
+            common = 0.3 * rows * columns / math.sqrt(network.fan_in[name])
+            value = value * (0.3 + rows) * (0.3 + columns) + common
+        out[name] = (value,)
+    return out
 
 
 def mean_field(network: Network, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -39,3 +39,8 @@ class ReproducibilityWarning(UserWarning):
 
 class DiagnosticWarning(UserWarning):
     """A result is valid but should not be read at face value."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")

@@ -131,7 +131,12 @@ class Objective:
 
     def finish(self, found: Match) -> Match:
         """What was found, with its relabeling as an element of the group."""
-        return replace(found, permutation=self.as_element(found.permutation))
+        return replace(found, permutation=self.as_element(found.permutation), kept=self.kept)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Atoms on no tensor that has features: nothing says how they match, so they keep their order."""
+        return tuple(name for name in self.group.atoms if name not in self.symmetry.atoms)
 
     def as_element(self, permutation: Permutation) -> Permutation:
         """A relabeling of the tensors with features as an element of the group; all other atoms keep their order."""

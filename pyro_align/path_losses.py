@@ -112,7 +112,7 @@ class MidpointLoss:
         >>> from pyro_align.matching import Sinkhorn
         >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
         >>> a, b = (fit(model, x, y, seed=s, recipe=Recipe(epochs=5), progress=False) for s in (0, 1))
-        >>> matcher = Sinkhorn(loss=MidpointLoss(model, a, x, y, num_samples=4), steps=10)
+        >>> matcher = Sinkhorn(loss=MidpointLoss(model, a, x, y, num_samples=4), max_steps=10)
         >>> align(a, b, find_symmetry(model, x, y), matcher=matcher).match.status
         'converged'
     """

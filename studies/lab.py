@@ -13,7 +13,7 @@ from pyro_align.demo.network import bayesian_mlp
 from pyro_align.diagnostics import effective_width
 from pyro_align.guides import MeanFieldNormal, Posterior
 from studies.data import DataSet, load
-from studies.networks import ard_mlp, bayesian_lenet, bayesian_resnet
+from studies.networks import ard_mlp, bayesian_lenet, bayesian_resnet, bayesian_transformer
 from studies.runner import Row
 from studies.training import Fit, Fits, Recipe
 
@@ -24,12 +24,13 @@ class Setting:
 
     Attributes:
         data: Name of the data set.
-        hidden: Widths of the hidden layers; of a ResNet, of its three stages.
+        hidden: Widths of the hidden layers; of a ResNet, of its three stages; of a transformer, its width, heads,
+            blocks, and hidden units.
         activation: ``"relu"`` or ``"tanh"``.
         prior: ``"fan-in"``, ``"ard"``, or the standard deviation of every prior, as text.
         recipe: Optimizer settings, temperature and guide.
         network: ``"mlp"``; ``"lenet"``, or a ResNet-20 with the normalization ``"resnet20-group"``,
-            ``"resnet20-plain"`` or ``"resnet20-frn"`` (ReLU, fan-in priors).
+            ``"resnet20-plain"`` or ``"resnet20-frn"`` (ReLU, fan-in priors); ``"transformer"``.
     """
 
     data: str
@@ -70,6 +71,10 @@ def make_model(setting: Setting, inputs: int, classes: int) -> Callable:
     kind, _, norm = setting.network.partition("-")
     if kind == "resnet20":
         return bayesian_resnet(setting.hidden, norm=norm, classes=classes, side=math.isqrt(inputs // 3))
+    if setting.network == "transformer":
+        width, heads, layers, hidden = setting.hidden
+        shape = {"heads": heads, "layers": layers, "hidden": hidden, "side": math.isqrt(inputs)}
+        return bayesian_transformer(width, **shape, classes=classes)
     sizes = [inputs, *setting.hidden, classes]
     if setting.prior == "ard":
         return ard_mlp(sizes, activation=setting.activation)

@@ -1,4 +1,5 @@
-"""Networks that the demo lacks: a perceptron with relevance priors, a LeNet, a ResNet without batch statistics."""
+"""Networks that the demo lacks: a perceptron with relevance priors, a LeNet, a ResNet without batch
+statistics, a transformer."""
 
 from __future__ import annotations
 
@@ -163,6 +164,68 @@ def bayesian_resnet(
         sd = x.new_tensor(math.sqrt(2 / widths[-1]))
         weight, bias = normal("dense.weight", (classes, widths[-1]), sd), normal("dense.bias", (classes,), sd)
         logits = F.linear(features, weight, bias).to(x.dtype)  # of autocast, where there is one
+        _observe(logits, y, size)
+        return logits
+
+    return model
+
+
+def bayesian_transformer(
+    width: int = 32,
+    *,
+    heads: int = 2,
+    layers: int = 2,
+    hidden: int = 64,
+    classes: int = 10,
+    side: int = 8,
+    patch: int = 2,
+) -> Callable[..., Tensor]:
+    """A transformer over square patches of one-channel images (Dosovitskiy et al. 2021, in outline).
+
+    Blocks are normalized before attention and before the perceptron by their root mean square, without gains; there
+    are no biases. The residual stream and the dimensions of each head may then be rotated.
+
+    Args:
+        width: Size of the residual stream.
+        heads: Heads of attention, each of ``width / heads`` dimensions.
+        layers: Blocks.
+        hidden: Units of each perceptron.
+        classes: Units of the last layer.
+        side: Height and width of the images.
+        patch: Those of a patch.
+
+    Returns:
+        A model ``(x, y=None, size=None)`` with ``x`` of shape ``(batch, side * side)``. Priors are N(0, 1 / fan_in).
+    """
+    along, size = side // patch, width // heads
+    shapes = {"embedding": (patch * patch, width), "position": (along**2, width), "head": (width, classes)}
+    for i in range(layers):
+        shapes |= {f"block{i}.{part}": (width, heads, size) for part in ("query", "key", "value")}
+        shapes |= {f"block{i}.out": (heads, size, width)}
+        shapes |= {f"block{i}.up": (width, hidden), f"block{i}.down": (hidden, width)}
+
+    def rms(h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+
+    def attention(h: Tensor, w: dict[str, Tensor], block: str) -> Tensor:
+        query, key, value = (
+            torch.einsum("btd,dhk->bhtk", h, w[f"{block}.{part}"]) for part in ("query", "key", "value")
+        )
+        weights = torch.softmax(torch.einsum("bhtk,bhsk->bhts", query, key) / math.sqrt(size), -1)
+        return torch.einsum("bhtk,hkd->btd", torch.einsum("bhts,bhsk->bhtk", weights, value), w[f"{block}.out"])
+
+    def model(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        zero, w = x.new_zeros(()), {}
+        for name, shape in shapes.items():
+            fan_in = 4 if name == "position" else math.prod(shape[:-1]) if name.endswith("out") else shape[0]
+            prior = dist.Normal(zero, zero + fan_in**-0.5)
+            w[name] = pyro.sample(name, prior.expand(shape).to_event(len(shape)))
+        patches = x.reshape(-1, along, patch, along, patch).transpose(2, 3).reshape(-1, along**2, patch * patch)
+        h = patches @ w["embedding"] + w["position"]
+        for i in range(layers):
+            h = h + attention(rms(h), w, f"block{i}")
+            h = h + F.gelu(rms(h) @ w[f"block{i}.up"]) @ w[f"block{i}.down"]
+        logits = rms(h).mean(1) @ w["head"]
         _observe(logits, y, size)
         return logits
 

@@ -11,7 +11,10 @@ import pandas as pd
 from studies import runner
 from studies.objectives import by_objective
 
-STUDIES = ("mnist", "width_depth", "convolutional", "resnet", "families", "priors", "objectives", "merging", "rhat")
+STUDIES = (
+    *("mnist", "width_depth", "convolutional", "resnet", "transformer"),
+    *("families", "priors", "objectives", "merging", "rhat"),
+)
 
 
 def main(folder: str) -> None:

@@ -84,7 +84,8 @@ class Captured:
     def __init__(self, step: Step, parameters: Parameters, optimizer, x: Tensor, y: Tensor, temperature: Tensor):
         self.x, self.y = x.clone(), y.clone()
         self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        leaves = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [(p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items()}) for p in leaves]
 
         def update() -> Tensor:
             loss = step(parameters, self.x, self.y, temperature)
@@ -99,10 +100,10 @@ class Captured:
         with torch.cuda.graph(self.graph, stream=self.stream):
             self.loss = update()
         with torch.no_grad():
-            for p, value in zip((p for g in optimizer.param_groups for p in g["params"]), before, strict=True):
+            for p, (value, state) in zip(leaves, before, strict=True):
                 p.copy_(value)
-                for held in optimizer.state[p].values():
-                    held.zero_()
+                for name, held in optimizer.state[p].items():
+                    held.copy_(state.get(name, torch.zeros_like(held)))
         torch.cuda.synchronize()
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

@@ -112,11 +112,12 @@ def products(r, name):
     return Case(overload(name), (left, left if same else right))
 
 
-@sampler("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm")
+@sampler("aten.addmm", "aten.addmv", "aten.baddbmm", "aten.addr", "aten.addbmm", "aten._sparse_addmm")
 def sums_and_products(r, name):
     i, j, k, b = (r.size() for _ in range(4))
     out, left, right = {
         "addmm": ((i, j), (i, k), (k, j)),
+        "_sparse_addmm": ((i, j), (i, k), (k, j)),
         "addmv": ((i,), (i, k), (k,)),
         "baddbmm": ((b, i, j), (b, i, k), (b, k, j)),
         "addr": ((i, j), (i,), (j,)),
@@ -425,9 +426,36 @@ def scatters(r, name):
     return Case(overload(name), (x, dim, index, source, *rest), constants=(1,) if r.flip() else ())
 
 
+@sampler("aten.index_reduce")
+def index_reductions(r, name):
+    x = r.any(1)
+    dim, n = r.dim(x.ndim), r.size()
+    shape = list(x.shape)
+    shape[dim] = n
+    return Case(overload(name), (x, dim, r.index(x.shape[dim], n), r.tensor(*shape), r.choice(("amax", "prod"))))
+
+
+@sampler("aten.segment_reduce")
+def segments(r, name):
+    lengths = torch.tensor(r.shape(1, 3))
+    x = r.tensor(int(lengths.sum()), *r.shape(0, 2))
+    return Case(overload(name), (x, r.choice(("sum", "max"))), {"lengths": lengths, "axis": 0})
+
+
+@sampler("aten._embedding_bag", "aten._embedding_bag_forward_only")
+def bags(r, name):
+    weight, n = r.any(2, 2), r.choice((2, 3, 4))
+    offsets = torch.tensor([0, r.randrange(n)])
+    given = (weight, r.index(len(weight), n), offsets, False, r.choice((0, 1, 2)))
+    return Case(overload(name), given, constants=(1, 2) if r.flip() else (), outputs=(0,))
+
+
 @sampler("aten.index_put", "aten._unsafe_index_put")
 def index_puts(r, name):
     x = r.any(1)
+    if r.random() < 0.3:
+        mask = r.tensor(*x.shape[: r.randint(1, x.ndim)]) > 0
+        return Case(overload(name), (x, [mask], r.tensor()), constants=(1,) if r.flip() else ())
     used = [r.flip() for _ in range(x.ndim)]
     used[r.randrange(x.ndim)] = True
     n = r.size()
@@ -453,6 +481,34 @@ def matrices(r, name):
     n, batch = r.size(), r.shape(0, 2)
     a = r.tensor(*batch, n, n)
     return Case(overload(name), (a @ a.mT + torch.eye(n) if "cholesky" in name else a + 3 * torch.eye(n),))
+
+
+@sampler("aten._linalg_eigh", "aten._linalg_svd")
+def decompositions(r, name):
+    n, batch = r.size(), r.shape(0, 2)
+    a = r.tensor(*batch, n, n if "eigh" in name else r.size())
+    value = 1 if "svd" in name else 0
+    return Case(overload(name), (a + a.mT if "eigh" in name else a,), outputs=(value,))
+
+
+@sampler("aten._cdist_forward")
+def distances(r, name):
+    batch, columns = r.shape(0, 2), r.size()
+    a, b = (r.tensor(*batch, r.size(), columns) for _ in range(2))
+    return Case(overload(name), (a, b, r.choice((1.0, 2.0)), None))
+
+
+@sampler("aten._pdist_forward")
+def distances_of_pairs(r, name):
+    return Case(overload(name), (r.tensor(r.choice((2, 3, 4)), r.size()), r.choice((1.0, 2.0))))
+
+
+@sampler("aten._trilinear")
+def trilinear(r, name):
+    """``nn.Bilinear``, and sums over fewer axes."""
+    n, i, j, k = (r.size() for _ in range(4))
+    factors = (r.tensor(n, i), r.tensor(k, i, j), r.tensor(n, j))
+    return Case(overload(name), (*factors, [1, 3], [0], [1, 2], r.choice(([2, 3], [2], [3]))))
 
 
 @sampler("aten._linalg_slogdet", "aten._linalg_det")
@@ -559,6 +615,16 @@ def windows(r, name):
     x = r.any(1)
     dim = r.dim(x.ndim)
     return Case(overload(name), (x, dim, r.randint(1, x.shape[dim]), r.choice((1, 2))))
+
+
+@sampler("aten.max_unpool2d", "aten.max_unpool3d")
+def unpooled(r, name):
+    space = int(name[-2])
+    x = r.tensor(*(r.size() for _ in range(r.randint(1, 2))), *([2 * r.choice((1, 2))] * space))
+    pool = torch.nn.functional.max_pool2d if space == 2 else torch.nn.functional.max_pool3d
+    values, places = pool(x, 2, return_indices=True)
+    more = ([2] * 3, [0] * 3) if space == 3 else ()
+    return Case(overload(name), (values, places, list(x.shape[-space:]), *more))
 
 
 @sampler("aten.grid_sampler_2d", "aten.grid_sampler_3d")
@@ -679,8 +745,20 @@ def slices(r, name):
     return Case(overload(name), (x, dim, start, end, r.choice((1, 1, 2, 3))))
 
 
+@sampler("aten.diagonal_scatter")
+def diagonal_scatter(r, name):
+    x = r.any(2, 4)
+    one, two = r.sample(range(x.ndim), 2)
+    offset = r.choice((0, 0, 0, 1)) if x.shape[two] > 1 else 0
+    return Case(overload(name), (x, r.tensor(*x.diagonal(offset, one, two).shape), offset, one, two - x.ndim))
+
+
 @sampler("aten.slice_scatter")
 def slice_scatter(r, name):
+    if r.random() < 0.2:  # the diagonal of a square matrix laid out as one axis
+        n = r.choice((2, 3))
+        rows = r.size()
+        return Case(overload(name), (r.tensor(rows, n * n), r.tensor(rows, n), 1, 0, n * n, n + 1))
     x = r.any(1)
     dim = r.dim(x.ndim)
     start, end = piece(r, x.shape[dim])

@@ -296,7 +296,7 @@ def test_matchers_work_where_the_features_lie(matcher, monkeypatch, device):
         if name.startswith("pyro_align.matching.") and getattr(module, "assign", None) is assign:
             monkeypatch.setattr(module, "assign", watched)
     a, b = (GUIDES["AutoNormal"](seed) for seed in range(2))
-    short = {"sinkhorn": Sinkhorn(steps=10), "straight_through": StraightThrough(steps=5)}.get(matcher, matcher)
+    short = {"sinkhorn": Sinkhorn(max_steps=10), "straight_through": StraightThrough(max_steps=5)}.get(matcher, matcher)
     expected = align(a, b, SYMMETRY, matcher=short).permutation
     seen.clear()
     found = align(a.to(device), b.to(device), SYMMETRY, matcher=short).permutation
@@ -310,7 +310,7 @@ def test_matchers_work_where_the_features_lie(matcher, monkeypatch, device):
     ("matcher", "init"),
     [
         *(("coordinate", init) for init in ("identity", "spectral", "random")),
-        *((m, "spectral") for m in ("frank_wolfe", Sinkhorn(steps=2), StraightThrough(steps=2))),
+        *((m, "spectral") for m in ("frank_wolfe", Sinkhorn(max_steps=2), StraightThrough(max_steps=2))),
     ],
     ids=["coordinate", "spectral", "random", "frank_wolfe", "sinkhorn", "straight_through"],
 )
@@ -392,8 +392,8 @@ def test_align_by_model(device):
             {"divergence": {**weights, Activations(network, x, y): 0.5}},
             {"divergence": weights, "with_margins": True},
             {"restarts": 2, "select": PathLoss(network, x, y, num_samples=3)},
-            {"matcher": Sinkhorn(loss=loss, steps=3)},
-            {"matcher": StraightThrough(loss=loss, steps=3)},
+            {"matcher": Sinkhorn(loss=loss, max_steps=3)},
+            {"matcher": StraightThrough(loss=loss, max_steps=3)},
         ]
 
     for there, expected in zip(options(x, y, a), options(*host, here[0]), strict=True):

@@ -21,8 +21,20 @@ import pyro_align
 from pyro_align import Symmetry
 from pyro_align.errors import DiagnosticWarning, GuideError
 from pyro_align.guides import barycenter, read_guide
+from pyro_align.matching import coordinate
 
 SYMMETRY = Symmetry.from_axes({"w": ("h", None), "v": (None, "h")}, shapes={"w": (6, 3), "v": (2, 6)})
+
+
+def test_an_interrupt_is_not_swallowed(monkeypatch):
+    guides = [make_guide(AutoNormal, seed) for seed in range(3)]
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coordinate, "sweep_until_converged", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pyro_align.align_many(guides, SYMMETRY)
 
 
 def model():

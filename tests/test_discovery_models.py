@@ -6,12 +6,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from problems import normal
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_align import SymmetrySpec, align, align_many, certify, find_symmetry
+from pyro_align import SymmetrySpec, align, align_many, certify, displacement, evaluate_barrier, find_symmetry
 from pyro_align.errors import DiagnosticWarning, SymmetryError, TraceError
 from pyro_align.io import load, save
 
@@ -296,3 +297,58 @@ def test_an_infinity_among_constants_is_equal_to_no_finite_number():
 
     found = find_symmetry(model, torch.tensor(1.0))
     assert [atom.size for atom in found.atoms.values()] == [3]
+
+
+# -- densities and tables that look at values --------------------------------------------------------------------------
+
+
+def stable(y):
+    z = pyro.sample("z", dist.Stable(torch.full((3,), 1.5), torch.zeros(3)).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y)
+
+
+def angles(y):
+    fn = dist.SineBivariateVonMises(torch.zeros(3), torch.zeros(3), 5.0, 6.0, correlation=torch.full((3,), 0.5))
+    z = pyro.sample("z", fn.to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y)
+
+
+@pytest.mark.parametrize("model", [stable, angles])
+def test_priors_whose_densities_look_at_values(model):
+    found = find_symmetry(model, torch.randn(4))
+    assert {name: atom.size for name, atom in found.atoms.items()} == {"z": 3}
+
+
+def test_what_code_keeps_from_a_run_can_be_trained_with():
+    kept = {}
+
+    class Table(dist.Normal):
+        def log_prob(self, value):
+            if "table" not in kept:
+                kept["table"] = torch.arange(3.0)
+            return super().log_prob(value) - kept["table"].sum() * 0
+
+    def model(y):
+        scale = pyro.param("scale", torch.ones(3))
+        w = pyro.sample("w", Table(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal((w * scale).sum(), 1.0), obs=y)
+
+    def guide():
+        with pyro.get_param_store().scope():
+            made = AutoNormal(model, init_loc_fn=init_to_sample)
+            made(y)
+        return made
+
+    y = torch.randn(4)
+    find_symmetry(model, y)
+    assert type(kept["table"]) is torch.Tensor
+    kept.clear()
+    ends = [guide(), guide()]
+    kept.clear()
+    with pytest.warns(DiagnosticWarning, match="initial values"):
+        evaluate_barrier(model, displacement(*ends), y, taus=3, num_samples=4)
+    svi = SVI(model, guide(), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert torch.isfinite(torch.tensor(svi.step(y)))

@@ -1,6 +1,9 @@
 """Draws that no Pyro model made: xarray objects, NumPyro, and the command line."""
 
 import json
+import re
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,15 +57,21 @@ def test_the_command_line_relabels_a_file(ending, run, tmp_path, capsys):
     assert "expected VARIABLE=ATOM" in capsys.readouterr().err
 
 
-def test_a_run_of_numpyro():
-    numpyro = pytest.importorskip("numpyro")
-    import jax
-
-    def model():
-        with numpyro.plate("k", 2):
-            numpyro.sample("mu", numpyro.distributions.Normal(0.0, 1.0))
-
-    kernel = numpyro.infer.NUTS(model)
-    mcmc = numpyro.infer.MCMC(kernel, num_warmup=10, num_samples=20, num_chains=2, progress_bar=False)
-    mcmc.run(jax.random.PRNGKey(0))
-    assert align_draws(mcmc, SymmetrySpec({"mu": ("k",)})).source.shape == (2, 20)
+@pytest.mark.parametrize("library", ["numpyro", "pymc"])
+def test_the_example_of_a_library_runs(library):
+    """The page's code, where the library is there."""
+    pytest.importorskip(library)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "elsewhere.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```{code-block} python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (code,) = (block for block in blocks if f"import {library}" in block)
+    run: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library
+        exec(code, run)
+    aligned = run["aligned"]
+    assert aligned.source.shape == (4, 200)
+    mu = np.sort(np.asarray(aligned.draws["mu"]).mean((0, 1)))
+    assert np.abs(mu - [-3.0, 3.0]).max() < 0.5
+    assert aligned.report(modes=False).loc["mu", "rhat"] < 1.1
+    if library == "pymc":
+        assert "gap" in aligned.carried.moved

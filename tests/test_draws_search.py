@@ -44,6 +44,7 @@ def test_hardly_a_draw_ends_farther_from_the_reference_than_planted(method):
     assert float(farther.double().mean()) <= 0.03  # a third of the draws without annealing
     assert 0 <= aligned.improved <= 0.05
     assert f"a second search improved {aligned.improved:.1%} of the draws" in str(aligned)
+    assert aligned.report(modes=False).loc["(all sites)", "improved"] == aligned.improved
 
 
 def test_atoms_beside_nested_ones_are_searched_too():

@@ -14,7 +14,7 @@ from pyro_align.demo.network import bayesian_mlp, he_initialization
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # studies are scripts of the repository
 
-from studies import training
+from studies import timing, training
 from studies.elbo import LayerNoise, negative_elbo
 from studies.networks import bayesian_lenet
 from studies.step import Step
@@ -178,3 +178,13 @@ def test_bfloat16_is_near():
         leaves[half] = flat([v.grad for v in training_.parameters["locs"].values()])
     assert leaves[True].dtype == torch.float32
     assert 0 < float((leaves[True] - leaves[False]).norm() / leaves[False].norm()) < 0.05
+
+
+def test_steps_are_timed():
+    """Each way to draw weights beside the plain network and Pyro's SVI."""
+    torch.set_default_dtype(torch.float32)
+    with pyro.get_param_store().scope():
+        found = timing.main(["--networks", "LeNet", "--batch", "4", "--repeats", "1"])
+    assert found["step"].is_unique
+    assert len(found) == 6
+    assert (found["CPU seconds"].astype(float) > 0).all()

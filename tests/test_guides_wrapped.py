@@ -313,6 +313,34 @@ def test_methods_of_a_module_are_wrapped_with_a_copy_of_it(handled):
     assert align(a, a.permute(p), symmetry).permutation == p
 
 
+def test_a_function_that_registers_a_module_is_wrapped_with_its_weights():
+    encoder = torch.nn.Linear(2, 4)
+
+    def guide(x):
+        shift = pyro.param("shift", torch.zeros(2))
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, raw = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc + shift, torch.nn.functional.softplus(raw)).to_event(1))
+
+    def prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    SVI(prior, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(X)
+    q = wrap_guide(guide, X)
+    values, weight = q.push(q.noise(3))["z"], encoder.weight.detach().clone()
+    with torch.no_grad():
+        encoder.weight.zero_()
+    assert torch.equal(wrap_guide(q.to_guide(), X).push(q.noise(3))["z"], values)
+    new = q.to_guide()
+    state = state_of(new)
+    SVI(prior, new, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(X)
+    assert all(not torch.equal(v, state[k]) for k, v in state_of(new).items())
+    assert not encoder.weight.any(), "the user's own module is not trained"
+    assert not torch.equal(weight, encoder.weight)
+
+
 def test_a_functions_parameters_are_snapshots():
     _, scope = trained(lambda: by_hand)
     with pyro.get_param_store().scope(scope):

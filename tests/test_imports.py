@@ -5,11 +5,14 @@ A new module or folder of `pyro_align/` gets one line in it, at its height.
 """
 
 import ast
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import pyro_align
 
 PACKAGE = "pyro_align"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
@@ -49,7 +52,7 @@ ONLY = {
     "errors": set(),
     "axes": {"torch"},
     "symmetry": {"torch", "pandas"},  # pandas for `to_dataframe`
-    "matching": {"torch", "numpy", "scipy", "lap"},
+    "matching": {"torch", "numpy", "scipy", "lap", "tqdm"},
 }
 
 # What only these rooms may import: a module is reserved together with everything inside it.
@@ -231,19 +234,32 @@ def test_circles_are_found():
 
 
 def test_the_roof_only_re_exports():
-    """`pyro_align/__init__.py`: a docstring, imports from rooms, a literal version, and `__all__`."""
-    path = ROOT / "__init__.py"
-    allowed, names = (ast.Import, ast.ImportFrom), set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    """`pyro_align/__init__.py`: literals, re-exports for type checkers, and the same names where they are asked for."""
+    literals, shown = {}, {}
+    for node in ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets}
-            ast.literal_eval(node.value)  # setup.cfg and readers take these without running anything
-        else:
-            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            assert isinstance(node, allowed) or is_docstring, f"line {node.lineno}: more than a re-export"
-    assert names == {"__version__", "__all__"}
-    strange = [found for found in imports_of(path) if found.room not in ROOMS or found.room == "demo"]
-    assert not strange, f"imports of something other than a room below: {strange}"
+            literals |= {target.id: ast.literal_eval(node.value) for target in node.targets}
+        elif isinstance(node, ast.If) and isinstance(node.body[0], ast.ImportFrom):
+            shown |= {found.module: tuple(name.name for name in found.names) for found in node.body}
+    assert set(literals) == {"__version__", "__all__", "_HOMES", "_SUBMODULES"}
+    assert literals["_HOMES"] == shown
+    assert sorted([*(name for names in shown.values() for name in names), "__version__"]) == literals["__all__"]
+    assert {home.split(".")[1] for home in shown} | set(literals["_SUBMODULES"]) <= set(ROOMS) - {"demo"}
+    assert set(literals["_SUBMODULES"]) <= set(dir(pyro_align))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pyro_align.nothing  # noqa: B018
+
+
+def test_relabeling_draws_loads_no_more_than_it_needs():
+    """Nor Pyro, nor what finds symmetries: draws of other tools are relabeled by a symmetry that is written down."""
+    code = """
+import sys, numpy, xarray
+from pyro_align.draws import relabel
+relabel(xarray.Dataset({"mu": (("chain", "draw", "k"), numpy.random.rand(2, 9, 3))}), {"mu": ("k",)})
+print([m for m in sys.modules if m in ("pyro", "sympy", "pyro_align.discovery", "pyro_align.guides")])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def test_chains_are_told_by_the_symmetrys_shapes():
     assert flat.permutation == chains.permutation
     assert flat.permutation.indices["unit"].tolist() == [1, 2, 0]
     assert flat.distance == chains.distance < 0.5
+    moved = pyro_align.permute_guide({"w": b.reshape(4, 100, 3)}, flat.permutation)
+    assert torch.equal(read_guide(moved).draws["w"], flat.permutation.apply_site("w", b, batch_dims=1))
 
 
 # -- simplices under mean-field guides ---------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from barrier_problems import classifier, classifier_data, linear, linear_data, make_path
+from barrier_problems import classifier, classifier_data, linear, linear_data, make_guide, make_path
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDelta
 
-from pyro_align import evaluate_barrier, plots
+from pyro_align import displacement, evaluate_barrier, plots
 from pyro_align.errors import BarrierError
 from pyro_align.losses import Batch, Curve, Estimate, Label, Loss, TaskLoss, Totals, register_loss, registry
 from pyro_align.losses.cautions import curve_cautions
@@ -258,6 +260,21 @@ def test_held_out_data_share_the_posteriors_kl():
     assert np.allclose(alone["negative_elbo"].draws, alone["expected_nll"].draws + alone["kl"].draws, rtol=1e-5)
     first = evaluate_barrier(linear, path, evaluation={"a": sets["train"], "b": sets["test"]}, taus=3, num_samples=8)
     assert np.allclose(first["b", "kl"].draws, barrier["test", "kl"].draws, rtol=1e-6), "else the first says N"
+
+
+def test_held_out_data_share_the_kl_of_pyros_losses():
+    x, y = linear_data(n=30)
+
+    def point(model, init_loc_fn, init_scale):
+        return AutoDelta(model, init_loc_fn)
+
+    path = displacement(*(make_guide(linear, x, y, seed=s, guide_type=point) for s in (1, 2)))
+    sets = {"test": (x[:5], y[:5]), "train": (x[5:], y[5:])}
+    barrier = evaluate_barrier(
+        linear, path, evaluation=sets, taus=3, num_samples=2, losses=["negative_elbo", Trace_ELBO()]
+    )
+    for name in sets:
+        assert np.allclose(barrier[name, "Trace_ELBO"].value, barrier[name, "negative_elbo"].value, rtol=1e-6)
 
 
 def test_the_log_joint_of_a_subsample_stands_for_all_data():

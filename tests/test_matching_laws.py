@@ -12,9 +12,9 @@ from pyro_align.symmetry.element import Permutation
 
 # the gradient matchers with few steps: the laws hold from the first
 QUICK = {
-    "frank_wolfe": FrankWolfe(steps=10),
-    "sinkhorn": Sinkhorn(steps=4, iterations=5, round_every=2),
-    "straight_through": StraightThrough(steps=3),
+    "frank_wolfe": FrankWolfe(max_steps=10),
+    "sinkhorn": Sinkhorn(max_steps=4, iterations=5, round_every=2),
+    "straight_through": StraightThrough(max_steps=3),
 }
 SEARCHES = [pytest.param(QUICK.get(name, name), id=name) for name in sorted(MATCHERS) if name != "exhaustive"]
 ALL = [pytest.param(QUICK.get(name, name), id=name) for name in sorted(MATCHERS)]

@@ -11,6 +11,7 @@ import torch
 from barrier_problems import linear, linear_data, make_path
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.infer.reparam import LocScaleReparam
 
 from pyro_align import align, displacement, evaluate_barrier, find_symmetry, learn_path
 from pyro_align.errors import BarrierError, TraceError
@@ -209,6 +210,63 @@ def test_a_likelihood_that_is_one_event_is_one_datum(model):
     assert error["mse"].value[0] == pytest.approx(float(((w @ x.T).mean(0) - y).square().mean()))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_events_own_axes_are_data_where_asked_for(nested):
+    x, y = linear_data()
+
+    def by_entry(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        fn = dist.Normal((x @ w).unsqueeze(-1), 0.7).to_event(1).to_event(1) if nested else dist.Normal(x @ w, 0.7)
+        obs = y.unsqueeze(-1) if nested else y
+        pyro.sample("y", fn if nested else fn.to_event(1), obs=obs, infer={"data_dims": 1})
+
+    def by_plate(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
+
+    path = make_path(by_plate, x, y)
+    right, found = (evaluate_barrier(m, path, x, y, taus=3, num_samples=5) for m in (by_plate, by_entry))
+    assert found.num_data == {"data": len(x)}
+    for loss, draws in all_draws(right).items():
+        np.testing.assert_allclose(found[loss].draws, draws, rtol=1e-12, err_msg=loss)
+    asked = poutine.infer_config(event, lambda site: {"data_dims": 2} if site["name"] == "y" else {})
+    with pytest.raises(BarrierError, match="site 'y': data_dims is 2, and it has 1 event dims"):
+        evaluate_barrier(asked, path, x, y, taus=3)
+
+
+def test_a_factor_is_likelihood_where_the_model_says_so():
+    x, y = linear_data()
+
+    def by_factor(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.factor("fit", dist.Normal(x @ w, 0.7).log_prob(y).sum())
+
+    path = make_path(event, x, y)
+    said = poutine.infer_config(by_factor, lambda site: {"likelihood": True} if site["name"] == "fit" else {})
+    right, found = (evaluate_barrier(m, path, x, y, taus=3, num_samples=5, temperature=0.1) for m in (event, said))
+    for loss, draws in all_draws(right).items():
+        np.testing.assert_allclose(found[loss].draws, draws, rtol=1e-12, err_msg=loss)
+    with pytest.raises(BarrierError, match="observes no data"):
+        evaluate_barrier(by_factor, path, x, y, taus=3)
+
+
+def test_what_a_reparameterization_leaves_behind_is_no_datum():
+    def hierarchy(x, y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 4):
+            group = pyro.sample("group", dist.Normal(loc, 0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(group.sum(), 0.7), obs=y)
+
+    x, y = linear_data()
+    model = poutine.reparam(hierarchy, {"group": LocScaleReparam(centered=0.0)})
+    path = make_path(model, x, y)
+    barrier = evaluate_barrier(model, path, x, y, taus=3, num_samples=4)
+    assert barrier.num_data == {"data": len(y)}
+    assert barrier.at(0.5).log_likelihood["y"].shape == (1, 4, len(y))
+
+
 def masked(x, y, mask, inside=False):
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     with pyro.plate("data", len(x)):
@@ -328,6 +386,8 @@ def test_local_latents_with_the_arguments_of_the_fit(local_fits):
     path = displacement(guides[0], alignment.guide)
     part, whole = (evaluate_barrier(local, path, x, y, n, taus=3, num_samples=200) for n in (4, None))
     assert part.num_data == whole.num_data == {"data": 20}
+    with pytest.raises(TraceError, match=r"site 'z'.*takes its own subsample"):
+        learn_path(local, guides[0], alignment.guide, x, y, batch_size=4, max_steps=2)
     learned = learn_path(local, guides[0], alignment.guide, x, y, 4, max_steps=2)
     assert learned(0.5) is not None
 

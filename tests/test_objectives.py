@@ -1,8 +1,11 @@
 """Activations and combinations of divergences."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from perceptron import MODEL, X, Y, make_guide
+from pyro.infer.autoguide import AutoNormal, init_to_sample
 
 import pyro_align
 from pyro_align.discovery import probe_activations
@@ -54,6 +57,51 @@ def test_activations_recover_a_relabeled_copy(symmetry):
         assert alignment.permutation == hidden.inverse()
         assert alignment.permutation.symmetry is symmetry
         assert alignment.distance == 0.0
+
+
+@pytest.mark.parametrize("last", ["mv", "sum", "einsum"])
+def test_activations_are_found_before_last_weights_that_are_a_vector(last):
+    def model(x):
+        inner = pyro.sample("inner", dist.Normal(0.0, 1.0).expand([3, 6]).to_event(2))
+        middle = pyro.sample("middle", dist.Normal(0.0, 1.0).expand([6, 5]).to_event(2))
+        outer = pyro.sample("outer", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
+        hidden = torch.tanh(torch.tanh(x @ inner) @ middle)
+        products = {"mv": lambda: hidden @ outer, "sum": lambda: (hidden * outer).sum(-1)}
+        mean = products.get(last, lambda: torch.einsum("nh,h->n", hidden, outer))()
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 0.3), obs=x[:, 0])
+
+    x = torch.randn(30, 3)
+    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.05)
+    guide(x)
+    symmetry = pyro_align.find_symmetry(model, x)
+    planted = symmetry.random(3)
+    found = pyro_align.align(
+        guide, pyro_align.permute_guide(guide, planted), symmetry, divergence=Activations(model, x)
+    )
+    assert found.permutation == planted.inverse()
+    assert found.match.kept == ()
+
+
+def test_atoms_without_activations_are_named():
+    def model(x):
+        weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([3, 6]).to_event(2))
+        last = pyro.sample("last", dist.Normal(0.0, 1.0).expand([6, 1]).to_event(2))
+        other = pyro.sample("other", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "y", dist.Normal((torch.tanh(x @ weights) @ last)[:, 0] + other.square().sum(), 1.0), obs=x[:, 0]
+            )
+
+    x = torch.randn(30, 3)
+    with pyro.get_param_store().scope():
+        a = AutoNormal(model, init_loc_fn=init_to_sample)
+        a(x)
+    symmetry = pyro_align.find_symmetry(model, x)
+    b = pyro_align.permute_guide(a, symmetry.random(0))
+    match = pyro_align.align(a, b, symmetry, divergence=Activations(model, x)).match
+    assert match.kept == ("other",)
+    assert "nothing compares the units of other" in str(match)
 
 
 def test_a_combination_is_the_weighted_sum(symmetry):

@@ -46,7 +46,7 @@ def test_gradient_matchers_lower_the_midpoint_loss(symmetry, matcher):
     state = torch.get_rng_state()
     loss = MidpointLoss(MODEL, a, X, Y, num_samples=4)
     nearest = pyro_align.align(a, b, symmetry)
-    found = pyro_align.align(a, b, symmetry, matcher=matcher(loss=loss, steps=40))
+    found = pyro_align.align(a, b, symmetry, matcher=matcher(loss=loss, max_steps=40))
     values = [float(loss(q.posterior.features("w2", "moving"))) for q in (nearest, found)]
     assert values[1] < values[0]
     assert found.distance >= nearest.distance - 1e-9
@@ -55,7 +55,7 @@ def test_gradient_matchers_lower_the_midpoint_loss(symmetry, matcher):
 
 def test_midpoint_loss_refuses_what_it_cannot_blend(symmetry):
     a, b = make_guide(1), make_guide(2)
-    matcher = Sinkhorn(loss=MidpointLoss(MODEL, a, X, Y), steps=1)
+    matcher = Sinkhorn(loss=MidpointLoss(MODEL, a, X, Y), max_steps=1)
     with pytest.raises(MatchError, match=r"'layer0.weight'.*divergence='w2'"):
         pyro_align.align(a, b, symmetry, matcher=matcher, divergence="means")
     with pytest.raises(MatchError, match="num_samples"):

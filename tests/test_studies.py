@@ -29,6 +29,7 @@ from studies import (  # noqa: E402
     priors,
     resnet,
     runner,
+    transformer,
     width_depth,
 )
 
@@ -40,6 +41,7 @@ STUDIES = {
     "objectives": objectives,
     "priors": priors,
     "resnet": resnet,
+    "transformer": transformer,
     "width_depth": width_depth,
 }
 
@@ -103,7 +105,7 @@ def jpeg(image):
     return file.getvalue()
 
 
-LONG = ("families", "resnet")  # over ten seconds
+LONG = ("families", "resnet", "transformer")  # over ten seconds
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in STUDIES])
@@ -220,6 +222,39 @@ def test_resnet_has_its_layers_and_channels_to_relabel(norm, blocks):
     assert torch.allclose(alone, trace.nodes["_RETURN"]["value"][:1], atol=1e-5)
     with pytest.raises(ValueError, match="norm must be"):
         networks.bayesian_resnet((2, 3, 4), norm="batch")
+
+
+def test_transformer_may_be_rotated():
+    """The residual stream, and within each head queries with keys and values with outputs; the rest is permuted."""
+    import pyro_align
+
+    model = networks.bayesian_transformer(4, heads=2, layers=1, hidden=3)
+    symmetry = pyro_align.find_symmetry(model, torch.rand(3, 64), torch.tensor([0, 1, 2]), rotations=True)
+    assert sorted(symmetry.atoms[name].size for name in symmetry.rotated) == [2, 2, 4]
+    assert sorted(atom.size for name, atom in symmetry.atoms.items() if name not in symmetry.rotated) == [2, 3]
+
+
+@pytest.mark.parametrize("gauge", objectives.GAUGES)
+def test_gauges_fix_scales_and_follow_relabeling(gauge):
+    """What a normalization ignores does not count, and the same units correspond as before."""
+    import pyro_align
+    from studies.training import Recipe, blank, tensors_of, with_tensors
+
+    torch.manual_seed(0)
+    model, x, y = (
+        networks.bayesian_resnet((2, 3, 4), norm="plain", blocks=1, side=8),
+        torch.randn(2, 192),
+        torch.arange(2),
+    )
+    posterior, norm = blank(model, x, y, Recipe()), objectives.GAUGES[gauge]
+    symmetry = pyro_align.find_symmetry(model, x, y)
+    p = symmetry.random()
+    there, back = objectives.gauged(posterior.permute(p), norm), objectives.gauged(posterior, norm).permute(p)
+    moments = {part: {k: 3 * v for k, v in sites.items()} for part, sites in tensors_of(posterior).items()}
+    scaled = objectives.gauged(with_tensors(posterior, moments), norm)
+    assert float(there.distance(back)) < 1e-5
+    assert float(scaled.distance(objectives.gauged(posterior, norm))) < 1e-5
+    assert float(there.distance(objectives.gauged(posterior, norm))) > 1
 
 
 def test_starts_are_on_the_device_of_the_prior():

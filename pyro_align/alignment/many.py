@@ -18,6 +18,7 @@ from pyro_align.alignment.pair import fit_symmetry, match_posteriors
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
+from pyro_align.guides.families.network import by_axes
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.matching.starts import kick
 from pyro_align.objectives import Activations, build_objective
@@ -45,7 +46,7 @@ class ManyAlignments:
         distances_before: W2 distance of each pair as given, ``(n, n)``.
         distances: W2 distance of each pair after relabeling, ``(n, n)``.
         history: Mean squared W2 distance to the barycenter after each round; never rises. One entry for a reference.
-        status: ``"converged"`` or ``"max_rounds"``.
+        status: ``"converged"`` (a local optimum: no posterior comes nearer by itself) or ``"max_rounds"``.
         matches: How the last match of each posterior went; None for a reference.
         falls: How much each restart lowered the mean squared distance.
 
@@ -94,8 +95,12 @@ class ManyAlignments:
         before, after = self.distances_before[pairs].mean(), self.distances[pairs].mean()
         return (
             f"{n} posteriors, {self.status} after {len(self.history)} rounds: mean pairwise W2 distance "
-            f"{before:.6g} -> {after:.6g}"
+            f"{before:.6g} -> {after:.6g}{self._restarts()}"
         )
+
+    def _restarts(self) -> str:
+        lowered = sum(fall > 0 for fall in self.falls)
+        return f"; {lowered} of {len(self.falls)} restarts lowered it" if self.falls else ""
 
 
 def align_many(
@@ -153,6 +158,7 @@ def align_many(
         >>> aligned.status, len(aligned.guides)
         ('converged', 3)
     """
+    guides = [by_axes(guide, symmetry) for guide in guides]
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
     check_resting(symmetry, *guides)
@@ -337,6 +343,8 @@ def _run(
         if i not in found:
             found[i] = match_posteriors(center, posterior, symmetry, init=init, **options)
             bar.update()
+        if found[i].status == "interrupted":  # the rounds to come would go on as if nothing had been
+            raise KeyboardInterrupt
     return found
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from pyro_align.alignment.coupled import is_coupled, match_coupled
 from pyro_align.axes import Fixed, axis_size, leaves
@@ -17,7 +14,7 @@ from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, SiteSpec, check_distinct, read_guide
-from pyro_align.guides.families.network import beside
+from pyro_align.guides.families.network import beside, by_axes
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.objectives import Activations, build_objective
@@ -70,6 +67,14 @@ class Alignment:
     match: Match = field(repr=False)
     distance_error: float = 0.0
     reference: Posterior | None = field(default=None, repr=False)
+
+    @property
+    def status(self) -> str:
+        """That of the match: proven optimal, a local optimum, or cut short (:class:`~pyro_align.matching.Match`).
+
+        ``"optimal"`` is about the divergence that was minimized. ``alignment.match.rises`` has what each restart added.
+        """
+        return self.match.status
 
     @property
     def path(self) -> Path:
@@ -180,14 +185,14 @@ def align(
             :class:`~pyro_align.objectives.Activations`, or a mapping of these to positive weights.
         matcher: Name of a matcher, or one configured.
         init: Relabeling to start from.
-        restarts: Further searches from random relabelings; the best is kept.
+        restarts: Further searches, from kicked, random and annealed relabelings; the best is kept.
         max_sweeps: Sweeps over the atoms after which to stop.
         time_limit: Seconds after which to stop with the best so far.
         select: Loss of the path to a relabeled posterior, lower is better, by which to choose among the restarts in
             place of the divergence: a :class:`~pyro_align.objectives.PathLoss`, say.
         with_margins: Whether to compute how sure each unit's match is, for :meth:`Alignment.units`.
         seed: Seed of the matcher.
-        progress: Whether to print one line per sweep to standard error.
+        progress: Whether to show a progress bar with the objective.
 
     Returns:
         The alignment; ``alignment.guide`` is the relabeled guide.
@@ -218,7 +223,7 @@ def align(
     if parameters is not None:
         check_distinct(*parameters)
         guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
-    guide_a, guide_b = (_by_shapes(g, symmetry) for g in (guide_a, guide_b))
+    guide_a, guide_b = (by_axes(g, symmetry) for g in (guide_a, guide_b))
     check_distinct(guide_a, guide_b)
     a, b = alike(read_guide(guide_a), read_guide(guide_b))
     a.check_compatible(b)
@@ -287,16 +292,6 @@ def match_posteriors(
         match(goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **options)
     )
     return match_coupled(a, b, symmetry, found, **options) if is_coupled(a, divergence) else found
-
-
-def _by_shapes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
-    """A dict of tensors as what the symmetry's shapes say it is: a state dict, draws, or draws by chain."""
-    if type(guide) is not dict or not isinstance(symmetry, Symmetry):
-        return guide
-    lead = {guide[k].dim() - len(shape) for k, shape in symmetry.shapes.items() if isinstance(guide.get(k), Tensor)}
-    if lead == {0}:
-        return OrderedDict(guide)
-    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
 
 
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Symmetry:

@@ -71,8 +71,9 @@ def evaluate_barrier(
         losses: Names, :class:`~pyro_align.losses.Loss` objects, callables and Pyro ELBO objects, or a mapping of names
             to these. Default: those above that the model has. A callable ``(prediction, observed) -> loss per
             datum`` gets the posterior mean of the observed distribution's mean (class probabilities for classes). A
-            Pyro ELBO object is evaluated on ``path(tau)``, once per draw, with the same seeds at every tau; the
-            temperature does not touch it.
+            Pyro ELBO object is evaluated on ``path(tau)``, once per draw, with the same seeds at every tau; its KL is
+            divided by N too (sites outside the data's plates are scaled for that), and the temperature does not touch
+            it.
         temperature: Weight T of the KL in the negative ELBO; 1 for Bayes, less for a cold posterior.
         num_data: Number N of data that the posterior was fitted to, by which its KL is divided on every data set. By
             default that of the data set named ``"train"``, or else of the first.

@@ -21,6 +21,7 @@ from pyro_align.losses.sums import Sums, finish, merge, sums_of
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
+from pyro_align.model.effects import TemperMessenger
 from pyro_align.model.guards import untouched
 from pyro_align.model.observations import Layout
 from pyro_align.model.probe import probe
@@ -291,7 +292,12 @@ def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np
         )
     args, kwargs = batches[0]
     seeds = [(problem.seed + s) % 2**63 for s in range(problem.num_samples)]
-    return loss.values(problem.model, problem.path(tau), args, kwargs, seeds)
+    model, guide, layout = problem.model, problem.path(tau), problem.layouts[data.name]
+    share = layout.full / (problem.num_data or problem.layouts[problem.fitted].full)
+    if share != 1:  # the posterior was fitted to more data or fewer: of its KL, these have their share
+        temper = TemperMessenger(share, plates=layout.plates)
+        model, guide = temper(model), temper(guide)
+    return loss.values(model, guide, args, kwargs, seeds)
 
 
 def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:

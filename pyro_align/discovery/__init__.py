@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.axes.assemble import assemble
 from pyro_align.discovery.axes.checking import check_rule
-from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.certify import GraphFunction, ModelFunction, certify_function
 from pyro_align.discovery.count import count_linear
 from pyro_align.discovery.density import find_symmetry_of_density
@@ -33,8 +33,8 @@ from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
-from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError
-from pyro_align.model.density import Density, first_line
+from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
+from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
@@ -132,7 +132,7 @@ def find_symmetry(
     _check_trials(trials)
     with _in_one_sentence():
         traced = source.trace()
-        inference = Inference(traced)
+        inference = infer(traced)
         symmetry = assemble(inference, scope=scope)
         if signs:
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
@@ -176,7 +176,7 @@ def analyze_signs(
     """
     source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     traced = source.trace()
-    inference = Inference(traced)
+    inference = infer(traced)
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
 
 
@@ -266,7 +266,7 @@ def _trace_of(symmetry: Symmetry, model: Any, args: tuple, kwargs: dict[str, Any
     """The graph in which the symmetry's atoms are known by name."""
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
     traced = source.trace()
-    if dict(assemble(Inference(traced), scope=symmetry.scope).sites) != dict(symmetry.sites):
+    if dict(assemble(infer(traced), scope=symmetry.scope).sites) != dict(symmetry.sites):
         raise SymmetryError(
             "activations are found in the model's graph, so they need the symmetry that find_symmetry finds for this "
             "model; the one given has other sites or axes"

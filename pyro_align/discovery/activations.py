@@ -15,6 +15,7 @@ from torch.fx import Node
 from pyro_align.axes import Axis, leaves
 from pyro_align.discovery.axes.assemble import name_atoms, write_axes
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
@@ -41,7 +42,7 @@ class ActivationProbe:
             traced: The graph.
             symmetry: The model's symmetry, as discovery finds it: the atoms' names are its.
         """
-        inference = Inference(traced)
+        inference = infer(traced)
         atoms, _ = name_atoms(inference)
         axes, nodes = {}, {}
         for node in _activation_nodes(traced, inference):
@@ -77,18 +78,33 @@ def _named(term: Axis):
 
 
 def _activation_nodes(traced: TracedGraph, inference: Inference) -> list[Node]:
-    """Sources of the operands of contractions that depend on data and on sites."""
+    """Sources of the operands of sums of products that depend on data and on sites."""
     on_data = dependents(traced, traced.data)
     on_sites = dependents(traced, (node for nodes in traced.nodes.values() for node in nodes))
     found: dict[Node, None] = {}
     for node in traced.module.graph.nodes:
-        if node.op != "call_function" or not is_a(node.target, "contraction"):
+        if not _sums_products(node):
             continue
         for source in node.all_input_nodes:
             source = viewed(source)
             if source in on_data and source in on_sites and isinstance(inference.tensor_of(source), AxisTensor):
                 found[source] = None
     return [node for node in traced.module.graph.nodes if node in found]
+
+
+def _sums_products(node: Node) -> bool:
+    """Whether a node is a contraction, or a product whose entries are then summed, as ``h @ w`` is for a vector."""
+    if node.op != "call_function" or is_a(node.target, "contraction"):
+        return node.op == "call_function"
+    if not is_a(node.target, "multiply") or len(node.all_input_nodes) < 2:
+        return False
+    followers = list(node.users)
+    while followers:
+        user = followers.pop()
+        if user.op == "call_function" and is_a(user.target, "sum"):
+            return True
+        followers += user.users if is_view(user) else ()
+    return False
 
 
 def is_view(node: Node) -> bool:

@@ -47,7 +47,7 @@ _FINDS = {
     Tensor.bincount,
 }
 _SIZED = {torch.arange, torch.linspace, torch.zeros, torch.ones, torch.empty, torch.eye, torch.narrow}
-_SIZED.add(Tensor.narrow)
+_SIZED |= {Tensor.narrow, Tensor.repeat, Tensor.new_zeros, Tensor.new_ones, Tensor.expand, Tensor.view, Tensor.reshape}
 _UNDECIDED = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException, TypeError)
 
 
@@ -76,7 +76,8 @@ class ConcreteData(TorchFunctionMode):
                 return REPLACED[func](*args, **kwargs)
         if func in _SIZED:
             numbers = _Numbers(lambda t: self._known(t, mode.tracer))
-            args, kwargs = numbers(args), numbers(kwargs)
+            own = args[: getattr(Tensor, func.__name__, None) is func]  # of a method, not the tensor itself
+            args, kwargs = (*own, *numbers(args[len(own) :])), numbers(kwargs)
         if func in _LOOKS or func in _FINDS or (func is torch.where and len(args) == 1):
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._known(t, mode.tracer), (args, kwargs))
             with torch.utils._python_dispatch._disable_current_modes():

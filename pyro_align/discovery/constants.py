@@ -7,8 +7,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat
+from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat, product
 
+LARGEST = 1024  # rows of a constant matrix whose blocks are compared
 ROUNDING = 1e-14  # relative; four orders below what the certificate tells from rounding
 
 
@@ -18,6 +19,7 @@ def constant_axes(value: Tensor) -> list[Term]:
     An axis is uniform where all its slices are equal, a concatenation of runs where neighbors are equal, fixed
     otherwise. Two axes along which the tensor is ``a I + b 11'`` may be relabeled together, and share a variable.
     """
+    value = value if value.layout == torch.strided else value.to_dense()
     axes = [_term(value, axis) for axis in range(value.dim())]
     varying = [i for i, t in enumerate(axes) if not isinstance(t, Uniform)]
     if len(varying) == 2 and value.shape[varying[0]] == value.shape[varying[1]]:
@@ -26,7 +28,26 @@ def constant_axes(value: Tensor) -> list[Term]:
             shared = Var(core.shape[0])
             for i in varying:
                 axes[i] = shared
+        elif core.shape[0] <= LARGEST:
+            for i, term in zip(varying, _kronecker(core), strict=True):
+                axes[i] = axes[i] if term is None else term
     return axes
+
+
+def _kronecker(core: Tensor) -> tuple[Term | None, Term | None]:
+    """Rows and columns of a matrix made of blocks, one for those on the diagonal and one for all others."""
+    n = len(core)
+    for size in range(2, n // 2 + 1):
+        if n % size:
+            continue
+        count = n // size
+        blocks = core.view(count, size, count, size).transpose(1, 2)
+        on, off = blocks.diagonal().movedim(-1, 0), blocks[~torch.eye(count, dtype=torch.bool, device=core.device)]
+        if not bool(_differ(on, on[:1]).any()) and not bool(_differ(off, off[:1]).any()):
+            head = Var(count)
+            inside = constant_axes(torch.stack([on[0], off[0]], -1))
+            return product([head, inside[0]]), product([head, inside[1]])
+    return None, None
 
 
 def _term(value: Tensor, axis: int) -> Term:
@@ -39,8 +60,18 @@ def _term(value: Tensor, axis: int) -> Term:
     if len(lengths) == 1:
         return Uniform(n)
     if len(lengths) == n:
-        return Var(n, fixed=True)
+        return _in_turn(value, axis) or Var(n, fixed=True)
     return concat([Uniform(k) if k > 1 else Var(1, fixed=True) for k in lengths])
+
+
+def _in_turn(value: Tensor, axis: int) -> Term | None:
+    """The axis of slices that come again in turn, 1 2 3 1 2 3: the rounds are alike."""
+    n = value.shape[axis]
+    moved = value.movedim(axis, 0)
+    for period in range(2, n // 2 + 1):
+        if n % period == 0 and not bool(_differ(moved[period:], moved[:-period]).any()):
+            return product([Uniform(n // period), Var(period, fixed=True)])
+    return None
 
 
 def runs(value: Tensor, axis: int) -> list[int]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
+from pyro_align.discovery.copying import copied, finish
 from pyro_align.discovery.graphs import call, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
@@ -41,19 +41,9 @@ def without_factors(traced: TracedGraph) -> tuple[TracedGraph, dict[Node, Node]]
     """
     if not any(node.target in FACTORS for node in traced.module.graph.nodes):
         return traced, {}
-    graph, copies = Graph(), {}
-    out = graph.graph_copy(traced.module.graph, copies)
-    original = next(node for node in traced.module.graph.nodes if node.op == "output")
-    graph.output(out).meta.update(original.meta)
-    module = GraphModule(traced.module, graph)
-    copied = replace(
-        traced,
-        module=module,
-        nodes={name: tuple(copies[n] for n in nodes) for name, nodes in traced.nodes.items()},
-        data={copies[n]: value for n, value in traced.data.items()},
-    )
-    _Rewriting(module, Constants(copied)).run()
-    return copied, copies
+    copy, copies = copied(traced)
+    _Rewriting(copy.module, Constants(copy)).run()
+    return copy, copies
 
 
 class _Rewriting:
@@ -70,6 +60,8 @@ class _Rewriting:
     def run(self) -> None:
         rules: dict[Any, Callable[[Node], Node | None]] = {
             aten.sum.dim_IntList: self.sum_,
+            aten.mm.default: self.product_of_solves,
+            aten.bmm.default: self.product_of_solves,
             aten.linalg_solve_triangular.default: self.two_solves,
             aten.cholesky_solve.default: self.cholesky_solve,
             aten.cholesky_inverse.default: self.cholesky_inverse,
@@ -80,9 +72,7 @@ class _Rewriting:
                 self.here = node
                 if (found := rules[node.target](node)) is not None:
                     node.replace_all_uses_with(found)
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        self.graph.lint()
-        self.module.recompile()
+        finish(self.module)
 
     # -- what is rewritten -----------------------------------------------------------------------------------------
 
@@ -93,17 +83,41 @@ class _Rewriting:
 
     def quadratic(self, node: Node, inner: Node, dims: list[int], keepdim: bool) -> Node | None:
         squared = _squared(inner)
-        if squared is None or squared.target is not aten.linalg_solve_triangular.default:
+        if squared is None:
             return None
-        matrix, right = squared.args[:2]
-        rank = len(shape_of(squared))
-        if not _left(squared) or rank - 2 not in [d % rank for d in dims]:
+        shape, vector = shape_of(squared), squared.target is aten.squeeze.dims
+        solved = squared.args[0] if vector else squared
+        if solved.target is not aten.linalg_solve_triangular.default or not _left(solved):
+            return None
+        if vector and shape_of(solved) != (*shape, 1):
+            return None
+        matrix, right = solved.args[:2]
+        rank = len(shape)
+        if rank - (1 if vector else 2) not in [d % rank for d in dims]:
             return None
         precision = self.precision(matrix)
         if precision is None:
             return None
         product = self.call(aten.mul.Tensor, right, self.matmul(precision, right))
+        if vector:
+            product = self.call(aten.squeeze.dims, product, [-1])
         return self.call(aten.sum.dim_IntList, product, dims, keepdim)
+
+    def product_of_solves(self, node: Node) -> Node | None:
+        """``(T^-1 a)' T^-1 b``."""
+        left, right = map(_unchanged, node.args[:2])
+        turned = _transposed(left)
+        first = None if turned is None else _unchanged(turned)
+        both = [n for n in (first, right) if n is not None and n.target is aten.linalg_solve_triangular.default]
+        if len(both) < 2 or not all(map(_left, both)) or both[0].args[0] is not both[1].args[0]:
+            return None
+        if both[0].args[0] in self.constants or (precision := self.precision(both[0].args[0])) is None:
+            return None
+        a, b = (n.args[1] for n in both)
+        lead = len(shape_of(a)) - 2
+        turned = self.call(aten.permute.default, a, [*range(lead), lead + 1, lead])
+        out = self.matmul(turned, self.matmul(precision, b))
+        return out if shape_of(out) == shape_of(node) else self.call(aten.reshape.default, out, list(shape_of(node)))
 
     def log_determinant(self, inner: Node, dims: list[int], keepdim: bool) -> Node | None:
         diagonal = inner.args[0] if inner.target is aten.log.default else None
@@ -274,6 +288,16 @@ def _squared(node: Node) -> Node | None:
     if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
         return node.args[0]
     return node.args[0] if node.target is aten.square.default else None
+
+
+def _unchanged(node: Node) -> Node:
+    """The node of which this one is the same tensor again."""
+    while node.op == "call_function" and isinstance(source := node.args[0] if node.args else None, Node):
+        same = is_a(node.target, "same", "reshape") or node.target is aten.expand.default
+        if not same or shape_of(source) != shape_of(node):
+            break
+        node = source
+    return node
 
 
 def _left(node: Node) -> bool:

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def hoist_selections(module: GraphModule) -> None:
-    """Rewrites the graph in place; nodes keep their ``val``."""
+    """Rewrites the graph in place; nodes keep their ``val``, and those that are no longer used remain."""
     graph = module.graph
     changed = False
     for node in list(graph.nodes):
@@ -46,7 +46,6 @@ def hoist_selections(module: GraphModule) -> None:
             node.replace_all_uses_with(replacement)
             changed = True
     if changed:
-        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         graph.lint()
         module.recompile()
 

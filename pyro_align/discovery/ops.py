@@ -176,6 +176,7 @@ for _name, _equation in {
     contraction(f"aten.{_name}", _equation)
 for _name, _equation in {
     "addmm": "ik,kj->ij",
+    "_sparse_addmm": "ik,kj->ij",
     "addmv": "ik,k->i",
     "baddbmm": "bik,bkj->bij",
     "addr": "i,j->ij",

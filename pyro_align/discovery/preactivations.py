@@ -16,7 +16,8 @@ from torch.fx import Node
 from pyro_align.axes import Atom, Axis, leaves
 from pyro_align.discovery.activations import dependents, is_view, viewed
 from pyro_align.discovery.axes.assemble import name_atoms, write_axes
-from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.axes.inference import AxisTensor
+from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.ops import contraction_of
 from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
@@ -62,7 +63,7 @@ class PreactivationProbe:
             traced: The graph.
             symmetry: The model's symmetry, as discovery finds it: the atoms' names are its.
         """
-        inference, finder = Inference(traced), _Finder(traced, symmetry)
+        inference, finder = infer(traced), _Finder(traced, symmetry)
         atoms, _ = name_atoms(inference)
         found = {}
         for node in traced.module.graph.nodes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_align.axes import leaves
 from pyro_align.discovery.axes.inference import Inference
+from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.axes.terms import resolve, variables
 from pyro_align.discovery.constants import is_scaled_identity, runs
 from pyro_align.discovery.tracing import TracedGraph, attribute
@@ -42,7 +43,7 @@ def find_resting(symmetry: Symmetry, traced: TracedGraph, named: Mapping[int, st
             nodes[name] = (*nodes.get(name, ()), node)
     if not patterns or not symmetry.atoms:
         return ()
-    generic = Inference(replace(traced, values={**traced.values, **values}, nodes={**traced.nodes, **nodes}))
+    generic = infer(replace(traced, values={**traced.values, **values}, nodes={**traced.nodes, **nodes}))
     return _tied(symmetry, generic, patterns)
 
 

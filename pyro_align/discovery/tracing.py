@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.concrete import ConcreteData, is_library
+from pyro_align.discovery.densities import densities_as_operations
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
@@ -32,6 +33,9 @@ _ADVICE = (
     "If the model cannot be written without it, write the symmetry by hand with "
     "SymmetrySpec({site: (axis, ...)}) and certify it, which needs no graph."
 )
+
+_LARGEST = 1 << 22  # entries of a tensor of one number that is looked at like any other constant
+_UNDERSTOOD = ("logaddexp", "logaddexp2", "max_unpool2d", "max_unpool3d")  # as they are, better than decomposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,7 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False) -> 
         named = dict(zip(values, sites, strict=True))
         return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
 
+    _fill_caches(density, values)
     captured = module_tensors(density.model) if parameters else {}
     data = [leaves[i] for i in slots]
     module = _trace(function, values, data, density.model, density.seed)
@@ -78,6 +83,12 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False) -> 
     traced = _assemble(module, values, data, captured, params=params)
     supports = {name: site.support for name, site in density.latents.items() if name in traced.values}
     return replace(traced, supports=supports)
+
+
+def _fill_caches(density: Density, values: Mapping[str, Tensor]) -> None:
+    """Runs the model for real: tables that code keeps from its first call must not be a trace's stand-ins."""
+    with contextlib.suppress(Exception), untouched(density.model, seed=density.seed), uncompiled():
+        gradless(density.log_joint, values)
 
 
 def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedGraph:
@@ -131,10 +142,11 @@ def _trace(function: Callable, values: Mapping[str, Tensor], data: list[Tensor],
             raise type(error)(str(error).split("\n")[0]) from None
         except Exception as error:
             raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
+    _free_constants(module)
     _drop_dead_code(module)
-    _initialize_memory(module)
     _free_of_strides(module)
     hoist_selections(module)
+    _drop_dead_code(module)
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not all(isinstance(n, int) for n in value.shape):
@@ -202,15 +214,28 @@ def _free_of_strides(module: GraphModule) -> None:
     module.recompile()
 
 
-def _initialize_memory(module: GraphModule) -> None:
-    """Zeros in place of uninitialized memory, which a model fills before it reads it but which may not be looked at."""
+def _free_constants(module: GraphModule) -> None:
+    """Tensors of one number stand on their own, whatever tensor their shape was taken from.
+
+    Uninitialized memory, which a model fills before it reads it but which may not be looked at, is taken for zeros.
+    """
     for node in module.graph.nodes:
         kind = getattr(node.target, "_opname", "") if node.op == "call_function" else ""
-        if kind in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"):
+        if (number := _number_of(kind, node)) is not None:
             value = node.meta["val"]
-            node.target, node.args = torch.ops.aten.full.default, (list(value.shape), 0)
+            node.target, node.args = torch.ops.aten.full.default, (list(value.shape), number)
             node.kwargs = {"dtype": value.dtype, "device": value.device}
     module.recompile()
+
+
+def _number_of(kind: str, node: Node) -> float | None:
+    """The number of which a node makes a tensor; None for any other node."""
+    if kind in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"):
+        return 0
+    if kind in ("zeros_like", "new_zeros", "ones_like", "new_ones") and node.meta["val"].numel() <= _LARGEST:
+        return int(kind in ("ones_like", "new_ones"))
+    given = node.args[-1] if kind in ("full_like", "new_full") and len(node.args) > 1 else None
+    return given if isinstance(given, int | float) and node.meta["val"].numel() <= _LARGEST else None
 
 
 def _is_random(node: Node) -> bool:
@@ -250,7 +275,7 @@ def _detach_attributes(module: GraphModule) -> None:
 
 @contextlib.contextmanager
 def _decomposed_kernels():
-    """Attention and recurrent layers as matrix products and elementwise operations, not as fused kernels."""
+    """Attention and recurrent layers as matrix products, not as fused kernels; some log densities as operations."""
     warnings.simplefilter("ignore")
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -259,6 +284,7 @@ def _decomposed_kernels():
             torch.backends.mkldnn.flags(enabled=False),
             torch.backends.cudnn.flags(enabled=False),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            densities_as_operations(),
         ):
             yield
     finally:
@@ -267,7 +293,7 @@ def _decomposed_kernels():
 
 def _decompositions() -> dict:
     aten = torch.ops.aten
-    table = dict(core_aten_decompositions())
+    table = {op: f for op, f in core_aten_decompositions().items() if op._opname not in _UNDERSTOOD}
     table.update(
         get_decompositions(
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_align.axes import AxisLike
 from pyro_align.draws.carried import find_carried
@@ -19,9 +19,11 @@ from pyro_align.draws.sources import Source, read_draws
 from pyro_align.draws.stack import restricted
 from pyro_align.draws.task import Options, Task
 from pyro_align.errors import DiagnosticWarning, SymmetryError
-from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+
+if TYPE_CHECKING:
+    from pyro_align.model.draws import DrawDensity
 
 
 def align_draws(
@@ -118,6 +120,9 @@ def align_draws(
         )
     source = read_draws(draws, {site: len(terms) for site, terms in symmetry.sites.items()})
     symmetry = fit_symmetry(symmetry, source)
+    if atom is not None:
+        only_atom(symmetry, atom, "atom=")
+    _named(None if by is None else {by: None}, "by", symmetry.sites)
     if method in BY_ROTATION:
         atom = only_atom(symmetry, atom, "atom=")
         symmetry = rotating(symmetry, atom)
@@ -193,6 +198,8 @@ def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensit
         if source.model is None or not needed:
             return None
         model, args, kwargs = source.model
+    from pyro_align.model.draws import DrawDensity  # Pyro is loaded where a model is given
+
     density = DrawDensity(model, args, kwargs)
     density.check(source.shapes)
     return density

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch.nn.functional import one_hot
 
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
-from pyro_align.model.draws import DrawDensity
+
+if TYPE_CHECKING:
+    from pyro_align.model.draws import DrawDensity
 
 _LABELS = 1000  # draws whose labels are read at a time
 _KEEP = 1 << 28  # computed probabilities up to this many numbers are kept between passes

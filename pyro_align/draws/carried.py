@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ from pyro_align.axes import Atom, Axis, AxisLike, Fixed, Sum, as_axis, axis_size
 from pyro_align.draws.sources import Source
 from pyro_align.draws.stack import per_unit
 from pyro_align.errors import SymmetryError
-from pyro_align.model.draws import DrawDensity
-from pyro_align.model.guards import untouched
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.terms import fill_sizes
+
+if TYPE_CHECKING:
+    from pyro_align.model.draws import DrawDensity
 
 _SLICE = 1 << 20  # numbers read at a time
 _LOOK = 50  # draws of a chain in which integers are looked for
@@ -276,14 +278,14 @@ def _by_model(source: Source, symmetry: Symmetry, density: DrawDensity | None, n
     for k, draw in enumerate(draws):
         chain, here = k % source.shape[0], slice(draw, draw + 1)
         latents = {s: source.read(s, chain, here)[0] for s in density.density.latents}
-        stored, computed = source.read(name, chain, here)[0], _deterministic(density, name, latents)
+        stored, computed = source.read(name, chain, here)[0], density.deterministic(name, latents)
         if computed is None or computed.shape != stored.shape or not _close(computed, stored):
             return None
         generator = torch.Generator().manual_seed(k)
         for _ in range(_ELEMENTS):
             p = symmetry.random(generator)
             moved = {s: p.apply_site(s, v) if s in symmetry.sites else v for s, v in latents.items()}
-            seen.append((p, computed, _deterministic(density, name, moved)))
+            seen.append((p, computed, density.deterministic(name, moved)))
     for terms in _candidates(symmetry, source.shapes[name]):
         try:
             wider = replace(symmetry, sites={**symmetry.sites, name: terms})
@@ -295,17 +297,6 @@ def _by_model(source: Source, symmetry: Symmetry, density: DrawDensity | None, n
         if all(_close(old, new) for old, new in moved):
             return terms
     return None
-
-
-def _deterministic(density: DrawDensity, name: str, latents: Mapping[str, Tensor]) -> Tensor | None:
-    """What the model's ``pyro.deterministic`` of that name is at one draw; None where there is none."""
-    inner = density.density
-    values = {k: v.to(inner.latents[k].device, inner.latents[k].dtype) for k, v in latents.items()}
-    with untouched(inner.model, seed=inner.seed), torch.no_grad():
-        node = inner.trace(values).nodes.get(name)
-    if node is None or not node.get("infer", {}).get("_deterministic"):
-        return None
-    return node["value"].cpu()
 
 
 def _candidates(symmetry: Symmetry, shape: tuple[int, ...]):

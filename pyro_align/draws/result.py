@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_align.draws.carried import Carried, numbered_from, renumbered
 from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
+from pyro_align.draws.invariance import Invariance
 from pyro_align.draws.labels import Labels
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
@@ -27,28 +28,6 @@ from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
 _SLICE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Invariance:
-    """The numerical proof that relabeling left the model's densities alone.
-
-    Attributes:
-        draws: Number of relabeled draws that were checked.
-        error: Largest change of their log joint, their log likelihood, or the sum over data of log likelihoods with
-            random weights, which tells whether each datum's has changed. In nats.
-        tolerance: Smallest change that would have been refused, in nats.
-    """
-
-    draws: int
-    error: float
-    tolerance: float
-
-    def __str__(self) -> str:
-        return (
-            f"log joint and log likelihood of {self.draws} relabeled draws changed by at most {self.error:.1e} nats "
-            f"(rounding allows {self.tolerance:.1e})"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,8 +258,9 @@ class AlignedDraws:
         Columns: the largest ``rhat`` and smallest bulk ``ess`` among the site's entries before and after, the number
         of ``relabeled`` draws, the mean of the ``transpositions`` from the reference per draw, whether rotations are
         left (``continuous``, see :attr:`continuous`), and in the last row the number of ``modes`` left and of draws
-        ``flagged``, and the fraction of ``ambiguous`` draws, see :meth:`ambiguous`. Non-finite draws are left out of
-        R-hat and ESS. One site is held in memory at a time.
+        ``flagged``, and two fractions of the draws: those ``ambiguous``, see :meth:`ambiguous`, in which labels are
+        settled by noise, so that posterior means by unit are biased; and those ``improved`` by a second search, see
+        :attr:`improved`. Non-finite draws are left out of R-hat and ESS. One site is held in memory at a time.
 
         Args:
             modes: Whether to look for modes.

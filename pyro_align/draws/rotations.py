@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -24,8 +25,10 @@ from pyro_align.draws.methods import Outcome
 from pyro_align.draws.stack import Features
 from pyro_align.draws.units import Units
 from pyro_align.errors import SymmetryError
-from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry.group import Symmetry
+
+if TYPE_CHECKING:
+    from pyro_align.model.draws import DrawDensity
 
 BY_ROTATION = ("procrustes", "varimax")
 _STEPS, _SETTLED = 200, 1e-7  # of Varimax: most steps, and the relative rise of its criterion at which it has ended

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from pyro.infer import MCMC
 from torch import Tensor, nn
 
 from pyro_align.draws.columns import is_stan_csv, join_columns, join_variables, read_stan_csv, read_table
 from pyro_align.draws.shapes import Array, Ranks, as_tensor, by_chain_and_draw, side_by_side
 from pyro_align.errors import GuideError
-from pyro_align.guides import Posterior, read_guide
+
+if TYPE_CHECKING:
+    from pyro_align.guides import Posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
     ranks = ranks or {}
     if isinstance(draws, Source):
         return draws
-    if isinstance(draws, MCMC) or _is_numpyro(draws):
+    if _is_mcmc(draws):
         return _read_mcmc(draws, ranks)
     if hasattr(draws, "draws_xr"):  # CmdStanMCMC
         draws = draws.draws_xr(inc_warmup=False)
@@ -145,6 +146,12 @@ def _read_columns(arrays: Mapping[str, Any], divergent: np.ndarray, ranks: Ranks
     return Source(by_chain_and_draw(arrays, dict.fromkeys(set(ranks) - set(arrays), 0)), divergent)
 
 
+def _is_mcmc(value: Any) -> bool:
+    """Whether a value is a run of Pyro or NumPyro; neither is loaded to find out."""
+    named = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(value).__mro__]
+    return ("pyro", "MCMC") in named or _is_numpyro(value)
+
+
 def _is_numpyro(draws: Any) -> bool:
     return type(draws).__module__.split(".")[0] == "numpyro" and hasattr(draws, "get_samples")
 
@@ -175,7 +182,7 @@ def _read_list(draws: Sequence[Any], ranks: Ranks) -> Source:
         return _read_columns(*read_stan_csv(draws), ranks)
     if all(isinstance(d, Mapping) for d in draws) and _are_members(draws, ranks):
         return _read_state_dicts(draws)
-    if all(isinstance(d, Mapping | pd.DataFrame | MCMC | xr.Dataset) or _is_numpyro(d) for d in draws):
+    if all(isinstance(d, Mapping | pd.DataFrame | xr.Dataset) or _is_mcmc(d) for d in draws):
         return _side_by_side([read_draws(d, ranks) for d in draws])
     return _read_guides(draws)
 
@@ -233,6 +240,8 @@ def _without_plates_of_one(variable: xr.DataArray, rank: int | None) -> xr.DataA
 
 
 def _read_guides(members: Sequence[Any]) -> Source:
+    from pyro_align.guides import read_guide  # Pyro is loaded where guides are given
+
     posteriors = tuple(read_guide(m) for m in members)
     for other in posteriors[1:]:
         posteriors[0].check_compatible(other)

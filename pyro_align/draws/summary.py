@@ -31,28 +31,21 @@ def report(aligned: AlignedDraws, *, modes: bool) -> pd.DataFrame:
         rows[site] = {
             **_figures(before, after),
             "relabeled": int(_moved_by(aligned, atoms).sum()),
-            "transpositions": float(
-                sum(
-                    aligned.transpositions[a].reshape(*aligned.flagged.shape, -1).sum(-1).mean()
-                    for a in atoms
-                    if a in aligned.transpositions
-                )
-            ),
+            "transpositions": _transpositions(aligned, atoms),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     total = {c: (frame[c].min() if c.startswith("ess") else frame[c].max()) for c in frame.columns}
     total["relabeled"] = int(aligned.relabeled.sum())
-    total["transpositions"] = float(
-        sum(v.reshape(*aligned.flagged.shape, -1).sum(-1).mean() for v in aligned.transpositions.values())
-    )
-    frame["modes"] = pd.array([None] * len(frame), dtype="Int64")
-    frame["flagged"] = pd.array([None] * len(frame), dtype="Int64")
-    frame["ambiguous"] = np.nan
+    total["transpositions"] = _transpositions(aligned, list(aligned.symmetry.atoms))
+    for column in ("modes", "flagged"):
+        frame[column] = pd.array([None] * len(frame), dtype="Int64")
+    frame["ambiguous"] = frame["improved"] = np.nan
     frame["continuous"] = [any(a in aligned.continuous for a in _atoms_of(aligned, site)) for site in frame.index]
     frame.loc["(all sites)"] = {
         **total,
         "continuous": bool(aligned.continuous),
         "ambiguous": np.nan if aligned.log_odds is None else float(aligned.ambiguous().mean()),
+        "improved": np.nan if aligned.improved is None else aligned.improved,
         "modes": len(aligned.modes()) if modes else None,
         "flagged": int(aligned.flagged.sum()),
     }
@@ -66,6 +59,12 @@ def _atoms_of(aligned: AlignedDraws, site: str) -> list[str]:
     atoms = [a for a, places in aligned.carried.symmetry.carriers.items() if any(s == site for s, _ in places)]
     labels = [a.name for a in leaves(aligned.carried.labels.get(site, Fixed())) if a.name in aligned.symmetry.atoms]
     return [*dict.fromkeys(atoms + labels)]
+
+
+def _transpositions(aligned: AlignedDraws, atoms: list[str]) -> float:
+    """Swaps of units between a draw and the reference, on average over draws."""
+    counts = [aligned.transpositions[a] for a in atoms if a in aligned.transpositions]
+    return float(sum(v.reshape(*aligned.flagged.shape, -1).sum(-1).mean() for v in counts))
 
 
 def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:

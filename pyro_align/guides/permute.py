@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_align.guides.families.network import beside
+from pyro_align.guides.families.network import beside, by_axes
 from pyro_align.guides.posterior import Guide
 from pyro_align.guides.registry import read_guide, relabelable
 from pyro_align.symmetry.element import Permutation
@@ -17,7 +17,7 @@ def permute_guide(guide: Any, p: Permutation, *, parameters: Callable[..., Any] 
     Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
 
     Args:
-        guide: The guide, or a plain network, or a state dict.
+        guide: The guide, or a plain network, a state dict, or a dict of draws.
         p: The relabeling.
         parameters: The model, where parameters were learned beside the guide: they are relabeled with it, and the
             result is a :class:`~pyro_align.guides.GuideAndModel`.
@@ -39,5 +39,6 @@ def permute_guide(guide: Any, p: Permutation, *, parameters: Callable[..., Any] 
         >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
         True
     """
+    guide = by_axes(guide, p.symmetry)
     q = read_guide(guide if parameters is None else beside(guide, parameters))
     return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()

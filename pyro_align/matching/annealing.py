@@ -79,7 +79,7 @@ def anneal(run: Run, updates: Sequence[Update], steps: int) -> bool:
         Whether it came to its end before the time limit; if not, the relabeling is as before.
     """
     moves = [u for u in updates if u.softens]
-    if steps < 1 or all(u.spoken and u.wanted == 1 for u in moves):
+    if steps < 1 or not doubtful(updates):
         return True
     warmest = _WARMEST
     if run.random_order:
@@ -106,6 +106,11 @@ def anneal(run: Run, updates: Sequence[Update], steps: int) -> bool:
                 soft[name] = soften(gains, name, scale * _temperature(step, steps, update.atom.size, warmest))
     run.labels.replace(trial.indices, trial.signs)
     return True
+
+
+def doubtful(updates: Sequence[Update]) -> bool:
+    """Whether the anchored pass left any doubt: a partner wanted by two units, or an atom for which nothing spoke."""
+    return any(not u.spoken or u.wanted != 1 for u in updates if u.softens)
 
 
 def crowded(updates: Sequence[Update]) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_align.matching.annealing import anneal, crowded
+from pyro_align.matching import population
+from pyro_align.matching.annealing import anneal, crowded, doubtful
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.updates import Update
 
-_TINY = 30_000  # values of all sites up to which slow annealing takes next to no time
 _SMALL = 200_000  # values of all sites up to which annealing takes next to no time
 
 
@@ -28,8 +28,9 @@ class Coordinate(Matcher):
     Attributes:
         anchored: Whether to begin with the anchored pass where no ``init`` is given.
         anneal: Rounds of annealing after the anchored pass, see :mod:`pyro_align.matching.annealing`; never any where
-            that pass leaves no doubt, as on relabeled copies. None decides: four where units crowd on few partners,
-            as fitted weights do, or where all sites are small; eight on restarts that anneal; else none.
+            that pass leaves no doubt, as on relabeled copies. None decides: small problems are searched as a
+            population, see :mod:`pyro_align.matching.population`; others get four where units crowd on few partners,
+            as fitted weights do, or where all sites together are not large; eight on restarts that anneal; else none.
         prove: Whether to find the best of all relabelings where it is enough to try some thousands, see
             :mod:`pyro_align.matching.enumeration`.
     """
@@ -40,10 +41,17 @@ class Coordinate(Matcher):
 
     def search(self, run: Run) -> str:
         updates = make_updates(run.problem)
+        as_population = self.anneal is None and population.fits(run.problem)
         if self.anchored and run.anchored:
             order: list[Update] = []
-            if not (anchored_pass(run, updates, order=order) and anneal(run, order, self._rounds(run, order))):
+            if not anchored_pass(run, updates, order=order):
                 return "time_limit"
+            if not (doubtful(order) or run.random_order):
+                return sweep_until_converged(run, updates)
+            if not (population.search(run) if as_population else anneal(run, order, self._rounds(run, order))):
+                return "time_limit"
+        elif as_population and run.random_order and not population.search(run):
+            return "time_limit"
         return sweep_until_converged(run, updates)
 
     def _rounds(self, run: Run, order: list[Update]) -> int:
@@ -52,8 +60,6 @@ class Coordinate(Matcher):
         if run.random_order:
             return 8
         size = sum(shape.numel() for shape in map(torch.Size, run.problem.symmetry.shapes.values()))
-        if size <= _TINY and not crowded(order):  # where units crowd, slower annealing is no better
-            return 32
         return 4 if size <= _SMALL or crowded(order) else 0
 
 
@@ -71,7 +77,7 @@ def make_updates(problem) -> list[Update]:
         joint = Update(problem, name)
         updates.append(joint)
         family = [n for n, a in atoms.items() if n == name or name in a.within]
-        if len(family) > 1 and not joint.solves(family):
+        if len(family) > 1 and not joint.move.solves(family):
             updates += [Update(problem, n, joint=False) for n in family]
     return updates
 
@@ -101,7 +107,7 @@ def anchored_pass(
             update.anchor(run.labels, run.clock, ready)
         else:  # nothing speaks for any: leave one as it is and see what that says about the others
             update = waiting[0]
-        ready |= set(update.tree)
+        ready |= set(update.move.tree)
         if order is not None:
             order.append(update)
     return True

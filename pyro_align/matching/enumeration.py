@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_align.axes import Atom, map_atoms
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
+from pyro_align.matching.moves import Move
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.updates import Update
 from pyro_align.symmetry.element import Permutation
@@ -88,7 +89,7 @@ def least_cover(problem: Problem) -> tuple[str, ...] | None:
         return None
     forced = {r for edge in edges if len(edge) > 1 for other in edge - set(small) for r in edge - {other}}
     for root in families:
-        if root not in forced and not Update(problem, root).solves(families[root]):
+        if root not in forced and not Move.of(problem, root, joint=True).solves(families[root]):
             if root not in small:
                 return None
             forced.add(root)

@@ -9,7 +9,7 @@ stacked into one product; and a part whose contribution cannot overturn the pres
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -71,65 +71,71 @@ class Evidence:
     def __init__(self, problem: Problem, parts: Iterable[Part], *, keep: bool):
         self.problem, self.parts, self.keep = problem, tuple(parts), keep
         self.gains = Gains()
-        self._seen: dict[int, Labels] = {}  # part -> the relabeling it was added under
+        self._seen: dict[Part, Labels] = {}  # part -> the relabeling it was added under
 
     def bring(self, labels: Labels, parts: Iterable[Part] | None = None) -> Gains:
         """The gains of the parts added so far and of ``parts`` (all, where None), up to date.
 
         Parts that never change and are cheap come along with the first.
         """
-        if not self.keep:
-            self.gains, self._seen = Gains(), {}
-        wanted = {id(p) for p in (self.parts if parts is None else parts)}
         now = labels.copy()
-        if self._outdated(now):
+        wanted = {*self.parts} if parts is None else {*parts}
+        if not self.keep:
+            self._forget()
+        elif self._outdated(now):
             wanted |= self._seen.keys()
-            self.gains, self._seen = Gains(), {}
-        small: dict[tuple[str, bool], list[tuple[Tensor, Tensor]]] = {}
-        for part in self.parts:
-            before = self._seen.get(id(part))
-            if before is None:
-                if not (id(part) in wanted or part.still):
-                    continue
-            elif self._unmoved(part, before, now):
-                continue
-            for fixed, moving, odd in self.problem.views(part.block):
-                key = part.node, part.signed(odd)
-                for run in part.block.runs(fixed, moving):
-                    left, right = part.matrices(*run, now, odd, old=before)
-                    if before is None and part.shape[2] <= SMALL:
-                        small.setdefault(key, []).append((left, right))
-                    else:
-                        self.gains.add(*key, left, right)
-            self._seen[id(part)] = now
-        for key, pairs in small.items():
-            left, right = (torch.cat(side, -1) for side in zip(*pairs, strict=True))
-            self.gains.add(*key, left, right)
+            self._forget()
+        fresh = [p for p in self.parts if p not in self._seen and (p in wanted or p.still)]
+        moved = [(p, b) for p, b in self._seen.items() if not self._unmoved(p, b, now)]
+        for part, before in moved:
+            for key, left, right in self._factors(part, now, before):
+                self.gains.add(*key, left, right)
+        self._add_fresh(fresh, now)
+        self._seen |= dict.fromkeys((*fresh, *(p for p, _ in moved)), now)
         return self.gains
+
+    def _add_fresh(self, parts: Iterable[Part], now: Labels) -> None:
+        """Adds parts for the first time, those of few values per unit in one product."""
+        small: dict[tuple[str, bool], list[tuple[Tensor, Tensor]]] = {}
+        for part in parts:
+            for key, left, right in self._factors(part, now, None):
+                if part.shape[2] <= SMALL:
+                    small.setdefault(key, []).append((left, right))
+                else:
+                    self.gains.add(*key, left, right)
+        for key, pairs in small.items():
+            self.gains.add(*key, *(torch.cat(side, -1) for side in zip(*pairs, strict=True)))
+
+    def _factors(self, part: Part, now: Labels, before: Labels | None) -> Iterator[tuple[tuple, Tensor, Tensor]]:
+        """Atom and parity, and the two factors of the gain, or of how it has changed since ``before``."""
+        for fixed, moving, odd in self.problem.views(part.block):
+            for run in part.block.runs(fixed, moving):
+                yield (part.node, part.signed(odd)), *part.matrices(*run, now, odd, old=before)
+
+    def _forget(self) -> None:
+        self.gains, self._seen = Gains(), {}
 
     def constant(self, labels: Labels) -> Gains:
         """The gains of the parts that stay whatever the other atoms do; those of all others are forgotten."""
         fixed = [p for p in self.parts if not p.moving]
         if len(self._seen) > len(fixed):
-            self.gains, self._seen = Gains(), {}
+            self._forget()
         return self.bring(labels, fixed)
 
     def pending(self, parts: Iterable[Part] | None = None) -> list[Part]:
         """The parts not yet added."""
-        return [p for p in (self.parts if parts is None else parts) if id(p) not in self._seen]
+        return [p for p in (self.parts if parts is None else parts) if p not in self._seen]
 
     def current(self, labels: Labels) -> bool:
         """Whether the gains hold all parts, under this very relabeling."""
         return len(self._seen) == len(self.parts) and all(
-            self._unmoved(part, self._seen[id(part)], labels) for part in self.parts
+            self._unmoved(part, before, labels) for part, before in self._seen.items()
         )
 
     def _outdated(self, now: Labels) -> bool:
         """Whether so much has moved everywhere that new gains cost less than the changes to the old ones."""
         return bool(self._seen) and all(
-            not self._unmoved(p, before, now) and p.moved(before, now) is None
-            for p in self._added()
-            for before in [self._seen[id(p)]]
+            not self._unmoved(p, before, now) and p.moved(before, now) is None for p, before in self._seen.items()
         )
 
     def _unmoved(self, part: Part, before: Labels, now: Labels) -> bool:
@@ -144,7 +150,7 @@ class Evidence:
             index: ``(n,)``, new -> old.
         """
         node = self.parts[0].node
-        left, right = (torch.stack(s).sum(0).sqrt() for s in zip(*(self._norm(p) for p in self._added()), strict=True))
+        left, right = (torch.stack(s).sum(0).sqrt() for s in zip(*(self._norm(p) for p in self._seen), strict=True))
         gain = picked(self.gains.even[node][0], index)
         scale = (left * right[index]).double()
         return float((gain / scale.clamp_min(1e-300)).mean())
@@ -181,9 +187,6 @@ class Evidence:
         bound.scatter_(1, index, -math.inf)
         at = gain.gather(1, index).squeeze(1) + torch.stack(here).sum(0)
         return bool((at > bound.amax(1)).all())
-
-    def _added(self) -> list[Part]:
-        return [p for p in self.parts if id(p) in self._seen]
 
     def _norm(self, part: Part) -> tuple[Tensor, Tensor]:
         """Squared norms of the units of either side."""

@@ -32,11 +32,11 @@ class FrankWolfe(Matcher):
     """Frank-Wolfe on all atoms jointly, rounded and polished.
 
     Attributes:
-        steps: Largest number of steps.
+        max_steps: Largest number of steps.
         tolerance: Ends when a step can gain no more than this share of the objective's present size.
     """
 
-    steps: int = 100
+    max_steps: int = 100
     tolerance: float = 1e-4
 
     def search(self, run: Run) -> str:
@@ -56,7 +56,7 @@ class FrankWolfe(Matcher):
         """Returns whether any step was made: without one the start is best left alone."""
         vertex = run.labels.copy()
         made = False
-        for step in range(min(self.steps, run.max_sweeps)):
+        for step in range(min(self.max_steps, run.max_sweeps)):
             if run.clock.expired:
                 break
             with run.clock("assignment"):
@@ -90,7 +90,7 @@ class _Point:
 
     def __init__(self, update: Update, start: Labels | None):
         self.update, self.problem = update, update.problem
-        whole = [p for p in update.parts if p.linear]
+        whole = [p for p in update.move.parts if p.linear]
         self.linear = Evidence(self.problem, whole, keep=update.linear.keep)
         self.curved = Evidence(self.problem, (p for p in update.curved.parts if not p.carries), keep=False)
         self.gains = self._barycentre_gains() if start is None else self._gains(start)
@@ -107,7 +107,7 @@ class _Point:
         """The relabeling that maximizes a linear function."""
         return solve_tree(
             self.problem.symmetry,
-            self.update.tree,
+            self.update.move.tree,
             gains,
             device=self.problem.device,
             dtype=self.problem.work_dtype,

@@ -9,13 +9,14 @@ returns its status.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm.auto import tqdm
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
@@ -63,9 +64,12 @@ class Run:
     def record(self) -> None:
         """Notes the value at the end of a sweep; the first entry is that of the start."""
         self.history.append(self.value)
+        self.show()
+
+    def show(self) -> None:
+        """Reports the sweep and the exact objective; rises are summed up from an unknown start."""
         if self.progress is not None:
-            # rises are summed up from an unknown start, so what is shown is computed
-            self.progress(len(self.history) - 1, self.problem.objective(self.labels.permutation()))
+            self.progress(self.sweeps, self.problem.objective(self.labels.permutation()))
 
     @property
     def sweeps(self) -> int:
@@ -120,9 +124,21 @@ def as_matcher(matcher: str | Matcher) -> Matcher:
     return MATCHERS[matcher]()
 
 
-def print_progress(sweep: int, objective: float) -> None:
-    """One line a sweep on standard error."""
-    print(f"matching: sweep {sweep}, objective {objective:.8g}", file=sys.stderr)
+@contextmanager
+def reporting(progress: bool | Callable[[int, float], None]) -> Iterator[Callable[[int, float], None] | None]:
+    """What a search calls with (sweep, objective): the caller's own, a progress bar, or nothing."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield None
+    else:
+        with tqdm(desc="match", unit="sweep") as bar:
+
+            def show(sweep: int, objective: float) -> None:
+                bar.set_postfix(objective=f"{objective:.8g}", refresh=False)
+                bar.update(int(sweep > 0))
+
+            yield show
 
 
 def start_labels(problem: Problem, init: Permutation | None) -> Labels:

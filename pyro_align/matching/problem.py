@@ -41,7 +41,7 @@ class Problem:
         blocks: Those that carry a free atom, small ones stacked.
 
     Raises:
-        MatchError: A site is missing, shapes, dtypes or devices differ, a value is not finite.
+        MatchError: A site is missing, shapes or devices differ, a value is not finite.
     """
 
     def __init__(self, symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, odd=None):
@@ -91,7 +91,7 @@ class Problem:
     def features(self, site: str) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a site."""
         pairs = zip(self._fixed[site], self._moving[site], self._odd[site], strict=True)
-        return [(_matrix_dtype(f), _matrix_dtype(m), o) for f, m, o in pairs]
+        return [(self._cast(f), self._cast(m), o) for f, m, o in pairs]
 
     def views(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
@@ -143,7 +143,7 @@ class Problem:
                     raise MatchError(f"site '{site}', feature {k} of {side}=: {wrong}")
         # one product tells of any NaN or infinity on either side; only a suspect one, which may be an overflow, pays
         # for the full check
-        value = sum(inner(_matrix_dtype(f), _matrix_dtype(m)) for f, m in zip(fixed, moving, strict=True))
+        value = sum(inner(self._cast(f), self._cast(m)) for f, m in zip(fixed, moving, strict=True))
         if not math.isfinite(value):
             for side, features in (("fixed", fixed), ("moving", moving)):
                 for k, tensor in enumerate(features):
@@ -153,18 +153,22 @@ class Problem:
         return value
 
     def _wrong(self, value: Tensor, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with a feature; the first one says which device and dtype the others must have."""
+        """What is wrong with a feature; the first one says which device the others must have."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             return f"expected a tensor of real floating point numbers, got {kind}"
         if value.shape != shape:
             return f"expected shape {shape}, as in the symmetry, got {tuple(value.shape)}"
-        self.device, self.dtype = self.device or value.device, self.dtype or value.dtype
+        self.device = self.device or value.device
+        self.dtype = torch.promote_types(self.dtype or value.dtype, value.dtype)
         if value.device != self.device:
             return f"lies on {value.device}, the first site on {self.device}; move one of them"
-        if value.dtype != self.dtype:
-            return f"has dtype {value.dtype}, the first site {self.dtype}; convert one of them"
         return None
+
+    def _cast(self, value: Tensor) -> Tensor:
+        """A feature in the widest dtype there is, and at least float32."""
+        value = value.detach().to(self.dtype)
+        return value if value.dtype in _EXACT else value.float()
 
 
 def objective(
@@ -204,8 +208,3 @@ def _read_odd(symmetry: Symmetry, odd):
         return tuple(bool(o) for o in given)
 
     return read
-
-
-def _matrix_dtype(value: Tensor) -> Tensor:
-    value = value.detach()
-    return value if value.dtype in _EXACT else value.float()

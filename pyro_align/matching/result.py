@@ -28,6 +28,7 @@ class Match:
         loss: What ``select`` gave for the permutation, where it was given.
         margins: Atom -> what each unit's second-best partner would cost, ``(*outer sizes, size)``, where asked for.
         rises: How much each restart raised the best objective before it; empty where there was none.
+        kept: Atoms that the objective says nothing of, such as those without activations on data: their order is kept.
     """
 
     permutation: Permutation
@@ -41,6 +42,7 @@ class Match:
     loss: float | None = None
     margins: Mapping[str, Tensor] | None = field(default=None, compare=False)
     rises: tuple[float, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = ", ".join(f"{k} {v:.3g} s" for k, v in self.seconds.items())
@@ -49,4 +51,6 @@ class Match:
             text += (
                 f"; {sum(r > 0 for r in self.rises)} of {len(self.rises)} restarts raised it, by {sum(self.rises):.3g}"
             )
+        if self.kept:
+            text += f"; nothing compares the units of {', '.join(self.kept)}, which keep their order"
         return text

@@ -17,14 +17,12 @@ import torch
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
+from pyro_align.matching.population import fits
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
 from pyro_align.matching.updates import Update
 from pyro_align.symmetry.element import Permutation
-
-_SMALL = 30_000  # values of all sites up to which each search is followed by kicks
-_KICKS, _SHARE = 20, 0.15  # how many, and the share of units that each shuffles: see benchmarks/optimum.py
 
 
 def waves(restarts: int, size: int = 1) -> Iterator[range]:
@@ -45,17 +43,16 @@ class Task:
 
     Attributes:
         start: Relabeling to start from, or None where the matcher may choose.
-        random_order: Whether an anchored pass takes a random order, and annealing a random temperature.
+        random_order: Whether an anchored pass takes a random order, annealing a random temperature, and a small
+            problem's start is kicked.
         generator: The search's randomness; None while the task travels.
         matcher: Another matcher than the caller's, or None.
-        improve: Whether a small problem is searched on with kicks.
     """
 
     start: Permutation | None
     random_order: bool
     generator: torch.Generator | None
     matcher: Matcher | None = None
-    improve: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,18 +68,20 @@ class Searches:
 
     def first(self, init: Permutation | None, generator: torch.Generator) -> Task:
         """The search from the caller's start."""
-        return Task(init, False, generator, improve=init is None)
+        return Task(init, False, generator)
 
     def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
         """The k-th restart.
 
-        Most shuffle a tenth of the units of the best so far and climb again, which is cheap. Some are annealed from
-        another temperature, more slowly, and give those that follow a better place to begin. The second, for coordinate
-        ascent, is Frank-Wolfe as the caller would run it with the same seed: it is now and then the better of the two,
-        and two restarts or more never end below it.
+        Small problems anneal and kick populations by turns. Elsewhere most shuffle a tenth of the units of the best so
+        far and climb again, which is cheap, and some are annealed from another temperature, more slowly, and give those
+        that follow a better place to begin. The second, for coordinate ascent, is Frank-Wolfe as the caller would run
+        it with the same seed: it is now and then the better of the two, and two restarts or more never end below it.
         """
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
         kind = k % 8
+        if self.matcher.name == "coordinate" and k != 2 and fits(self.problem):
+            return Task(None if k % 2 else best.permutation, True, generator)
         if kind == 0:
             return Task(self.problem.symmetry.random(generator), False, generator)
         if kind in (1, 4):
@@ -120,28 +119,7 @@ class Searches:
         run.random_order, run.progress = task.random_order, self.report
         with torch.no_grad():
             found = _search(task.matcher or self.matcher, run, task.start, self.seed)
-            if task.improve and self.matcher.name == "coordinate" and found.status == "converged":
-                found = self._kicked(found, task.generator)
         return replace(found, matcher=self.matcher.name)
-
-    def _kicked(self, found: Match, generator: torch.Generator) -> Match:
-        """Iterated local search, where the sites are so small that it takes next to no time."""
-        symmetry = self.problem.symmetry
-        apart = any(outer not in symmetry.atoms for atom in symmetry.atoms.values() for outer in atom.within)
-        if apart or sum(math.prod(shape) for shape in symmetry.shapes.values()) > _SMALL:
-            return found  # what is nested in a fixed atom falls apart into problems of its own
-        for _ in range(_KICKS):
-            if self.clock.expired:
-                return replace(found, status="time_limit")
-            start = kick(found.permutation, _SHARE, generator)
-            run = Run(self.problem, start_labels(self.problem, start), self.clock, generator, self.max_sweeps, False)
-            tried = _search(self.matcher, run, start, self.seed)
-            if tried.objective > found.objective + self.problem.rounding * abs(found.objective):
-                history = (*found.history, tried.objective)
-                found = replace(tried, history=history, sweeps=found.sweeps + 1)
-            if tried.status == "interrupted":
-                return replace(found, status="interrupted")
-        return found
 
 
 def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> Match:
@@ -187,8 +165,8 @@ def _values(run: Run, updates: Sequence[Update]) -> Iterator[float]:
     """What adds up to the objective: gains that are at hand, as far as they share no block, and the other blocks."""
     problem = run.problem
     left = {*problem.blocks, *(b for b in problem.all_blocks if not b.names)}
-    for update in sorted(updates, key=lambda u: -len(u.parts)):
-        blocks = {part.block for part in update.parts}
+    for update in sorted(updates, key=lambda u: -len(u.move.parts)):
+        blocks = {part.block for part in update.move.parts}
         if blocks <= left and (value := update.value(run.labels)) is not None:
             left -= blocks
             yield value

@@ -8,32 +8,29 @@ and the rounded relabeling with the lowest loss is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_align.matching.assignment import assign
-from pyro_align.matching.coordinate import anchored_pass, make_updates, sweep_until_converged
+from pyro_align.matching.descent import Descent, Loss, hard_values
 from pyro_align.matching.labels import Labels, aligned
-from pyro_align.matching.matcher import Matcher, Run, register
+from pyro_align.matching.matcher import Run, register
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
-
-Values = Mapping[str, tuple[Tensor, ...]]
-Loss = Callable[[Values], Tensor]
 
 
 @register("sinkhorn")
 @dataclass(frozen=True)
-class Sinkhorn(Matcher):
+class Sinkhorn(Descent):
     """Minimizes a loss over relaxed relabelings by gradient.
 
     Attributes:
         loss: Gets site -> relabeled moving features, differentiable, and returns a scalar. Without one the loss is
             the negative objective, and the result is polished by coordinate ascent.
-        steps: Gradient steps.
+        max_steps: Gradient steps.
         learning_rate: Adam's step size on the scores.
         temperature: Sinkhorn temperature of the scores; lower is closer to a permutation.
         iterations: Row and column normalizations in each projection.
@@ -41,55 +38,29 @@ class Sinkhorn(Matcher):
         round_every: Steps between roundings.
     """
 
-    loss: Loss | None = None
-    steps: int = 100
-    learning_rate: float = 0.1
     temperature: float = 0.3
     iterations: int = 20
     confidence: float = 1.0
     round_every: int = 10
 
-    @property
-    def own_loss(self) -> bool:
-        return self.loss is not None
-
-    def search(self, run: Run) -> str:
-        updates = make_updates(run.problem)
-        if run.anchored and not anchored_pass(run, updates):
-            return "time_limit"
-        loss = self.loss or negative_objective(run.problem)
-        with torch.enable_grad():
-            status = self._descend(run, loss)
-        if self.loss is None:
-            return sweep_until_converged(run, updates)
-        run.record()
-        return status
-
-    def _descend(self, run: Run, loss: Loss) -> str:
-        if not run.labels.indices:
-            return "converged"
+    def descend(self, run: Run, loss: Loss) -> Iterator[tuple[Labels, float] | None]:
         scores, flips = self._scores(run)
         optimizer = torch.optim.Adam([*scores.values(), *flips.values()], lr=self.learning_rate)
-        best = float(loss(hard_values(run.problem, run.labels)).detach())
-        for step in range(1, self.steps + 1):
-            if run.clock.expired:
-                return "time_limit"
+        for step in range(1, self.max_steps + 1):
             soft = {k: project(v / self.temperature, self.iterations) for k, v in scores.items()}
             value = loss(soft_values(run.problem, soft, {k: v.tanh() for k, v in flips.items()}))
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            if step % self.round_every == 0 or step == self.steps:
-                trial = run.labels.copy()
-                trial.replace(
-                    {k: assign(v.detach()) for k, v in scores.items()},
-                    {k: torch.where(v.detach() < 0, -1, 1).to(torch.int8) for k, v in flips.items()},
-                )
-                then = float(loss(hard_values(run.problem, trial)).detach())
-                if then < best:
-                    best = then
-                    run.labels.replace(trial.indices, trial.signs)
-        return "converged"
+            if step % self.round_every and step < self.max_steps:
+                yield None
+                continue
+            trial = run.labels.copy()
+            trial.replace(
+                {k: assign(v.detach()) for k, v in scores.items()},
+                {k: torch.where(v.detach() < 0, -1, 1).to(torch.int8) for k, v in flips.items()},
+            )
+            yield trial, float(loss(hard_values(run.problem, trial)).detach())
 
     def _scores(self, run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Trainable scores ``(*outer sizes, n, n)`` and signs before tanh, that favor the present relabeling."""
@@ -117,26 +88,6 @@ def project(scores: Tensor, iterations: int) -> Tensor:
         scores = scores - scores.logsumexp(-1, keepdim=True)
         scores = scores - scores.logsumexp(-2, keepdim=True)
     return scores.exp()
-
-
-def negative_objective(problem: Problem) -> Loss:
-    """The matchers' own objective as a loss, divided by the fixed side's squared norm."""
-    scale = sum(float(f.square().sum()) for s in problem.symmetry.sites for f, _, _ in problem.features(s)) or 1.0
-
-    def loss(values: Values) -> Tensor:
-        total = sum((f * m).sum() for s in values for (f, _, _), m in zip(problem.features(s), values[s], strict=True))
-        return -total / scale
-
-    return loss
-
-
-def hard_values(problem: Problem, labels: Labels) -> dict[str, tuple[Tensor, ...]]:
-    """The moving features after a relabeling."""
-    permutation = labels.permutation()
-    return {
-        site: tuple(permutation.apply_site(site, m, signs=odd) for _, m, odd in problem.features(site))
-        for site in problem.symmetry.sites
-    }
 
 
 def soft_values(

@@ -13,7 +13,7 @@ from pyro_align.matching.clock import Clock
 from pyro_align.matching.coordinate import Coordinate
 from pyro_align.matching.enumeration import best_of_cover, least_cover
 from pyro_align.matching.margins import margins
-from pyro_align.matching.matcher import Matcher, as_matcher, print_progress
+from pyro_align.matching.matcher import Matcher, as_matcher, reporting
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.rotations import match_rotated
@@ -70,7 +70,7 @@ def match(
             default. The result does not depend on it. Their sweeps are not reported, and an interrupt ends them
             only between restarts.
         with_margins: Whether to compute each unit's margin at the end; see :func:`margins`.
-        progress: True prints one line a sweep to standard error; a callable gets (sweep, objective).
+        progress: True shows a progress bar with the objective; a callable gets (sweep, objective).
 
     Raises:
         MatchError: The features do not fit the symmetry or each other, or an option is out of range.
@@ -94,25 +94,39 @@ def match(
     problem = Problem(symmetry, fixed, moving, odd)
     if isinstance(init, Permutation) and not same_group(init.symmetry, problem.symmetry):
         raise MatchError("init= belongs to another symmetry than the one given")
-    report = print_progress if progress is True else progress or None
     generator = torch.Generator().manual_seed(seed)
     if isinstance(init, str):
         init = named_start(problem, init, generator)
-    if problem.symmetry.rotated:
-        if not isinstance(chosen, Coordinate):
-            raise MatchError(f"matcher '{chosen.name}' does not follow rotations; use 'coordinate'")
-        limits = {"seed": seed, "max_sweeps": max_sweeps, "restarts": restarts, "select": select, "report": report}
-        best = match_rotated(problem, init, clock, **limits)
-        return replace(best, seconds=clock.seconds())
-    searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
-    cover = least_cover(problem) if isinstance(chosen, Coordinate) and chosen.prove and max_sweeps else None
-    if cover and select is None and (proven := _proven(searches, cover)) is not None:
-        return _finished(problem, proven, clock, with_margins)
+    with reporting(progress) as report:
+        if problem.symmetry.rotated:
+            if not isinstance(chosen, Coordinate):
+                raise MatchError(f"matcher '{chosen.name}' does not follow rotations; use 'coordinate'")
+            limits = {"seed": seed, "max_sweeps": max_sweeps, "restarts": restarts, "select": select, "report": report}
+            return replace(match_rotated(problem, init, clock, **limits), seconds=clock.seconds())
+        searches = Searches(problem, chosen, clock, seed, max_sweeps, report)
+        found = _proven_or_searched(searches, init, generator, restarts, select, wave, executor)
+    judged = margins(problem, found.permutation) if with_margins else None
+    return replace(found, margins=judged, seconds=clock.seconds())
+
+
+def _proven_or_searched(
+    searches: Searches,
+    init: Permutation | None,
+    generator: torch.Generator,
+    restarts: int,
+    select: Callable[[Permutation], float] | None,
+    wave: int,
+    executor: Executor | None,
+) -> Match:
+    """The best of all, where few tries prove it, else of the first search and its restarts."""
+    chosen = searches.matcher
+    proves = select is None and isinstance(chosen, Coordinate) and chosen.prove and searches.max_sweeps
+    cover = least_cover(searches.problem) if proves else None
+    if cover and (proven := _proven(searches, cover)) is not None:
+        return proven
     best: Match | None = None
     rises: list[float] = []
-    if cover == () and select is None:  # one search settles every atom
-        restarts = 0
-    for numbers in waves(restarts, wave):
+    for numbers in waves(0 if cover == () else restarts, wave):  # without a cover one search settles every atom
         tasks = [searches.first(init, generator) if best is None else searches.restart(k, init, best) for k in numbers]
         for found in searches.run(tasks, executor):
             if select is not None:
@@ -121,12 +135,10 @@ def match(
                 rises.append(max(0.0, found.objective - best.objective))
             best = found if best is None or _better(found, best) else best
             if found.status in ("interrupted", "time_limit"):
-                best = replace(best, status=found.status)
-                break
-        if best.status in ("interrupted", "time_limit"):
-            break
-    status = "optimal" if cover == () and best.status == "converged" and select is None else best.status
-    return _finished(problem, replace(best, status=status, rises=tuple(rises)), clock, with_margins)
+                return replace(best, status=found.status, rises=tuple(rises))
+    assert best is not None  # there is always a first search
+    status = "optimal" if cover == () and best.status == "converged" else best.status
+    return replace(best, status=status, rises=tuple(rises))
 
 
 def _proven(searches: Searches, cover: tuple[str, ...]) -> Match | None:
@@ -142,11 +154,6 @@ def _proven(searches: Searches, cover: tuple[str, ...]) -> Match | None:
         return None
     value = problem.objective(element)
     return Match(element, value, (value,), 0, status, matcher=searches.matcher.name, seed=searches.seed)
-
-
-def _finished(problem: Problem, found: Match, clock: Clock, with_margins: bool) -> Match:
-    judged = margins(problem, found.permutation) if with_margins else None
-    return replace(found, margins=judged, seconds=clock.seconds())
 
 
 def _better(a: Match, b: Match) -> bool:

@@ -7,52 +7,37 @@ map. The relabeling with the lowest loss is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pyro_align.matching.coordinate import anchored_pass, make_updates, sweep_until_converged
-from pyro_align.matching.matcher import Matcher, Run, register
+from pyro_align.matching.coordinate import make_updates, sweep_until_converged
+from pyro_align.matching.descent import Descent, Loss, hard_values
+from pyro_align.matching.labels import Labels
+from pyro_align.matching.matcher import Run, register
 from pyro_align.matching.problem import Problem
-from pyro_align.matching.sinkhorn import Loss, hard_values, negative_objective
 
 
 @register("straight_through")
 @dataclass(frozen=True)
-class StraightThrough(Matcher):
+class StraightThrough(Descent):
     """Minimizes a loss of relabeled values by straight-through gradients.
 
     Attributes:
         loss: Gets site -> relabeled moving features, differentiable, and returns a scalar. Without one the loss is
             the negative objective, and the result is polished by coordinate ascent.
-        steps: Gradient steps.
+        max_steps: Gradient steps.
         learning_rate: Adam's step size, relative to each feature's root mean square.
-        sweeps: Sweeps of coordinate ascent in each step.
+        max_sweeps: Sweeps of coordinate ascent in each step.
     """
 
-    loss: Loss | None = None
-    steps: int = 50
+    max_steps: int = 50
     learning_rate: float = 0.05
-    sweeps: int = 2
+    max_sweeps: int = 2
 
-    @property
-    def own_loss(self) -> bool:
-        return self.loss is not None
-
-    def search(self, run: Run) -> str:
-        updates = make_updates(run.problem)
-        if run.anchored and not anchored_pass(run, updates):
-            return "time_limit"
-        loss = self.loss or negative_objective(run.problem)
-        with torch.enable_grad():
-            status = self._descend(run, loss)
-        if self.loss is None:
-            return sweep_until_converged(run, updates)
-        run.record()
-        return status
-
-    def _descend(self, run: Run, loss: Loss) -> str:
+    def descend(self, run: Run, loss: Loss) -> Iterator[tuple[Labels, float] | None]:
         problem = run.problem
         sites = {s: problem.features(s) for s in problem.symmetry.sites}
         shadow = {s: [f.clone().requires_grad_() for f, _, _ in features] for s, features in sites.items()}
@@ -66,27 +51,21 @@ class StraightThrough(Matcher):
         ]
         optimizer = torch.optim.Adam(groups) if groups else None
         labels = run.labels.copy()
-        best = float(loss(hard_values(problem, run.labels)).detach())
-        for step in range(1, self.steps + 1):
-            if run.clock.expired:
-                return "time_limit"
-            if step > 1:
+        for step in range(self.max_steps):
+            if step:
                 self._match(run, labels, Problem(problem.symmetry, shadow, moving, odd))
             hard = hard_values(problem, labels)
             value = loss({s: tuple(_straight(h, t) for h, t in zip(hard[s], shadow[s], strict=True)) for s in hard})
-            if float(value.detach()) < best:
-                best = float(value.detach())
-                run.labels.replace(labels.indices, labels.signs)
+            yield labels, float(value.detach())
             if optimizer is None or not value.requires_grad:
                 break
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-        return "converged"
 
     def _match(self, run: Run, labels, problem: Problem) -> None:
         inner = replace(
-            run, problem=problem, labels=labels, max_sweeps=self.sweeps, progress=None, value=0.0, history=[]
+            run, problem=problem, labels=labels, max_sweeps=self.max_sweeps, progress=None, value=0.0, history=[]
         )
         with torch.no_grad():
             sweep_until_converged(inner, make_updates(problem))

@@ -15,18 +15,19 @@ large enough it makes it convex, so that the linearisation is a lower bound and 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Set
+from collections.abc import Iterable, Set
 
 import torch
 from torch import Tensor
 
 from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
 from pyro_align.matching.clock import Clock
-from pyro_align.matching.curvature import is_plain, second_order, swap_curvature
+from pyro_align.matching.curvature import second_order, swap_curvature
 from pyro_align.matching.evidence import Evidence, Gains
 from pyro_align.matching.labels import Labels
+from pyro_align.matching.moves import Move
 from pyro_align.matching.nested import solve_tree
-from pyro_align.matching.parts import Part, find_parts
+from pyro_align.matching.parts import Part
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
 
@@ -54,46 +55,35 @@ class Update:
     def __init__(self, problem: Problem, name: str, *, joint: bool = True):
         self.problem, self.name, self.joint = problem, name, joint
         self.atom = problem.symmetry.atoms[name]
-        found = {block: find_parts(block, name, joint) for block in problem.touching[name]}
-        self.parts = [part for parts in found.values() for part in parts]
-        self.tree = _tree(self.parts) if joint else {name: ()}
-        members = set(self.tree)
-        signed_stem = any(n in problem.symmetry.signed for n, inside in self.tree.items() if inside)
-        self.exact = all(p.linear for p in self.parts) and not signed_stem
-        around = set().union(*(p.block.names for p in self.parts)) if self.parts else set()
-        self.depends = frozenset(around - members if self.exact else around)
-        self.linear = Evidence(problem, (p for p in self.parts if p.linear), keep=joint and not signed_stem)
-        alone = len(self.tree) == 1 and not self.atom.within and name not in problem.symmetry.signed
-        self._single = alone and joint
-        self._curved_blocks = {b for b, parts in found.items() if not all(p.linear for p in parts)}
-        # whether the exact change is known from the gains and the units that move
-        self._plain = alone and joint and all(is_plain(b, name) for b in self._curved_blocks)
-        self.curved = Evidence(problem, (p for p in self.parts if not p.linear), keep=self._plain)
-        self._needs = [(p, p.block.names - members, math.prod(p.shape)) for p in self.linear.parts]
-        self._may_certify = alone and self.exact and self.atom.size >= _WIDE
+        self.move = move = Move.of(problem, name, joint)
+        self.linear = Evidence(problem, (p for p in move.parts if p.linear), keep=joint and not move.flips)
+        self.curved = Evidence(problem, (p for p in move.parts if not p.linear), keep=move.plain)
         holds = any(name in a.within for a in problem.symmetry.atoms.values())
-        self.softens = joint and not holds and not self.atom.within and bool(self.parts)
+        self.softens = joint and not holds and not self.atom.within and bool(move.parts)
         self.spoken, self.wanted = False, 1.0
-        self._alike = False
-        self._seen: dict[str, int] | None = None
+        self._alike = False  # whether the anchored pass looked at one part only
+        self._seen: dict[str, int] | None = None  # versions of the other atoms when the move was last looked for
 
-    def solves(self, family: Collection[str]) -> bool:
-        """Whether one move finds the best relabeling of all atoms of a family, the others held."""
-        return self.exact and set(family) == set(self.tree)
+    @property
+    def _single(self) -> bool:
+        """Whether one assignment is the whole move."""
+        return self.move.alone and self.joint
 
     def usable(self, ready: Set[str]) -> list[Part]:
         """The linear parts whose other atoms are all in ``ready``."""
-        return [part for part, needs, _ in self._needs if needs <= ready]
+        known = {*ready, *self.move.tree}
+        return [part for part in self.linear.parts if part.block.names <= known]
 
     def evidence(self, ready: Set[str]) -> int:
         """Number of values per unit that speak for a partner once the atoms in ``ready`` are settled."""
-        return sum(count for _, needs, count in self._needs if needs <= ready) // max(1, self.atom.size)
+        return sum(math.prod(part.shape) for part in self.usable(ready)) // max(1, self.atom.size)
 
     def anchor(self, labels: Labels, clock: Clock, ready: Set[str]) -> None:
         """Sets the atom by what the settled atoms say, whatever the rest of the objective."""
         parts = self.usable(ready)
         self.spoken, self.wanted = True, 1.0
-        found = self._anchor_alike(labels, clock, parts) if self._may_certify else None
+        wide = self.move.alone and self.move.exact and self.atom.size >= _WIDE
+        found = self._anchor_alike(labels, clock, parts) if wide else None
         if found is None:
             with clock("gain"):
                 gains = self.linear.bring(labels, parts)
@@ -104,8 +94,8 @@ class Update:
         else:
             indices, signs = {self.name: found}, {}
         labels.replace(indices, signs)
-        if self.exact and not self.linear.pending():
-            self._seen = {n: labels.versions[n] for n in self.depends}
+        if self.move.exact and not self.linear.pending():
+            self._seen = {n: labels.versions[n] for n in self.move.depends}
 
     def _anchor_alike(self, labels: Labels, clock: Clock, parts: list[Part]) -> Tensor | None:
         """The assignment by the largest part alone, where it pairs units so alike that this will do to begin with."""
@@ -124,11 +114,11 @@ class Update:
         Returns:
             How much the objective rises; 0 where nothing moved.
         """
-        versions = {n: labels.versions[n] for n in self.depends}
+        versions = {n: labels.versions[n] for n in self.move.depends}
         if versions == self._seen:
             return 0.0
         rise = self._move(labels, clock)
-        self._seen = {n: labels.versions[n] for n in self.depends} if self.exact or not rise else None
+        self._seen = {n: labels.versions[n] for n in self.move.depends} if self.move.exact or not rise else None
         return rise
 
     def gain(self, labels: Labels) -> Tensor:
@@ -141,7 +131,7 @@ class Update:
 
     def value(self, labels: Labels) -> float | None:
         """What the blocks that carry the atom add to the objective, where its gains at hand tell, else None."""
-        if not (self._single and self.exact and self.linear.current(labels)):
+        if not (self._single and self.move.exact and self.linear.current(labels)):
             return None
         return float(self._entries(self.linear.gains.even[self.name], self.name, labels, odd=False).sum())
 
@@ -156,10 +146,10 @@ class Update:
                 self._alike = False
             linear = self.linear.bring(labels)
             gains = linear + self.curved.bring(labels) if self.curved.parts else linear
-        blocks = self._curved_blocks
-        base = self._exact(blocks, labels) if blocks and not self._plain else 0.0
-        known = gains if self._plain else linear
-        rewards = _REWARDS if blocks and len(self.tree) == 1 else (0.0,)
+        blocks = self.move.curved
+        base = self._exact(blocks, labels) if blocks and not self.move.plain else 0.0
+        known = gains if self.move.plain else linear
+        rewards = _REWARDS if blocks and len(self.move.tree) == 1 else (0.0,)
         unit = _mean_slack(gains, labels, self.name) if len(rewards) > 1 else 0.0
         for reward in rewards:
             with clock("assignment"):
@@ -202,13 +192,13 @@ class Update:
         """The swaps that cost least, as flat indices; where their second order is known, those of them that gain."""
         n = self.atom.size
         cheap = cost.flatten().topk(min(_SWAPS, n * (n - 1) // 2), largest=False)
-        if not self._plain:
+        if not self.move.plain:
             return cheap.indices.tolist()
         pairs = cheap.indices // n, cheap.indices % n
-        bent = swap_curvature(self.problem, self._curved_blocks, self.name, labels, pairs)
+        bent = swap_curvature(self.problem, self.move.curved, self.name, labels, pairs)
         return cheap.indices[bent > cheap.values].tolist()
 
-    def _exact(self, blocks: list[Block], labels: Labels) -> float:
+    def _exact(self, blocks: Iterable[Block], labels: Labels) -> float:
         return math.fsum(self.problem.sums.value(b, labels) for b in blocks)
 
     def _rise(self, gains: Gains, old: Labels, new: Labels, base: float) -> float:
@@ -221,18 +211,18 @@ class Update:
             base: What the curved blocks give before, where they are evaluated as a whole.
         """
         rise = size = 0.0
-        for node in self.tree:
+        for node in self.move.tree:
             for table in (gains.even, gains.odd):
                 if node in table:
                     before, after = (self._entries(table[node], node, x, table is gains.odd) for x in (old, new))
                     change = after - before
                     rise += float(change.sum())
                     size += float((after.abs() + before.abs())[change != 0].sum())
-        if self._curved_blocks and self._plain:
-            change = second_order(self.problem, self._curved_blocks, self.name, old, new)
+        if self.move.curved and self.move.plain:
+            change = second_order(self.problem, self.move.curved, self.name, old, new)
             rise, size = rise + change, size + abs(change)
-        elif self._curved_blocks:
-            after = self._exact(self._curved_blocks, new)
+        elif self.move.curved:
+            after = self._exact(self.move.curved, new)
             rise, size = rise + after - base, size + abs(base) + abs(after)
         return rise if rise > self.problem.rounding * size else 0.0
 
@@ -242,7 +232,7 @@ class Update:
 
     def flat_index(self, node: str, labels: Labels) -> Tensor:
         """Index of the chain down to ``node``, flattened: ``(batch, chain size)``."""
-        path = [n for n in (*self.problem.symmetry.atoms[node].within, node) if n in self.tree]
+        path = [n for n in (*self.problem.symmetry.atoms[node].within, node) if n in self.move.tree]
         flat = labels.indices[path[0]].reshape(-1, self.atom.size)
         for name in path[1:]:
             n = self.problem.symmetry.atoms[name].size
@@ -259,7 +249,7 @@ class Update:
             now = labels.indices[self.name].reshape(-1, self.atom.size)
             stay = reward * torch.nn.functional.one_hot(now, self.atom.size)
         indices, signs = solve_tree(
-            self.problem.symmetry, self.tree, gains, device=labels.device, dtype=self.problem.work_dtype, stay=stay
+            self.problem.symmetry, self.move.tree, gains, device=labels.device, dtype=self.problem.work_dtype, stay=stay
         )
         if not self.joint:
             self._carry(indices, signs, labels)
@@ -285,24 +275,6 @@ class Update:
             for tables, old in ((indices, labels.indices), (signs, labels.signs)):
                 if name in old:
                     tables[name] = trial.by_new(name, labels.by_old(name, {self.name}, old[name]), {self.name})
-
-
-def _tree(parts: list[Part]) -> dict[str, tuple[str, ...]]:
-    """Atom -> the atoms directly inside it that move along; outer ones first."""
-    tree: dict[str, dict[str, None]] = {}
-    for part in parts:
-        names = [part.block.dims[i].name for i in part.chain]
-        for name, inside in zip(names, (*names[1:], None), strict=True):
-            tree.setdefault(name, {})
-            if inside is not None:
-                tree[name][inside] = None
-    ordered: dict[str, tuple[str, ...]] = {}
-    waiting = [parts[0].block.dims[parts[0].chain[0]].name] if parts else []
-    while waiting:
-        name = waiting.pop(0)
-        ordered[name] = tuple(tree[name])
-        waiting += ordered[name]
-    return ordered
 
 
 def _mean_slack(gains: Gains, labels: Labels, name: str) -> float:

@@ -19,7 +19,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_align.errors import PyroAlignError, TraceError
+from pyro_align.errors import PyroAlignError, TraceError, first_line
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.forward import Records, check_observed, is_subsample, run
@@ -256,11 +256,6 @@ def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
     return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param, value.detach())
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _describe(value: object) -> str:

@@ -10,11 +10,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_align.errors import SymmetryError, TraceError
+from pyro_align.errors import TraceError
 from pyro_align.model.batch import Runner
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.forward import Records, masked_log_prob
+from pyro_align.model.guards import untouched
 
 Values = Mapping[str, Tensor]
 
@@ -64,6 +65,16 @@ class DrawDensity:
                     f"site '{name}': shape {site.shape} in the model, {tuple(shapes[name])} in the draws; give the "
                     "model's arguments as the sampler had them"
                 )
+
+    def deterministic(self, name: str, latents: Values) -> Tensor | None:
+        """What the model's ``pyro.deterministic`` of that name is at one draw; None where there is none."""
+        inner = self.density
+        values = {k: v.to(inner.latents[k].device, inner.latents[k].dtype) for k, v in latents.items()}
+        with untouched(inner.model, seed=inner.seed), torch.no_grad():
+            node = inner.trace(values).nodes.get(name)
+        if node is None or not node.get("infer", {}).get("_deterministic"):
+            return None
+        return node["value"].cpu()
 
     def log_probs(self, values: Values) -> tuple[Tensor, Tensor]:
         """Log joint and log likelihood of each draw, ``(units,)`` nats each, discrete sites summed out.
@@ -150,33 +161,6 @@ class DrawDensity:
         """The latent sites' draws, where the model runs."""
         latents = self.density.latents
         return {k: v.to(latents[k].device, latents[k].dtype) for k, v in values.items() if k in latents}
-
-
-def check_invariance(
-    scope: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...], tolerance: Tensor, labels: Sequence[str]
-) -> float:
-    """The largest change of the log joint (but for a symmetry of the likelihood) and of log likelihoods, in nats.
-
-    Raises:
-        SymmetryError: A relabeled draw has another log joint or log likelihood than before, in all or of one datum.
-    """
-    worst = 0.0
-    names = ("log joint", "log likelihood", "log likelihood of single data")
-    for what, old, new in zip(names, before, after, strict=True):
-        if what == "log joint" and scope == "likelihood":
-            continue
-        change = torch.where(old == new, 0.0, (new - old).abs())  # equal infinities are no change
-        broken = ~(change <= tolerance)
-        if bool(broken.any()):
-            first = int(broken.nonzero()[0])
-            raise SymmetryError(
-                f"relabeling changes the {what} of {int(broken.sum())} of {len(old)} draws, first of chain, draw "
-                f"{labels(first)}: {float(old[first]):.6g} became {float(new[first]):.6g} nats (rounding allows "
-                f"{float(tolerance[first]):.1e}). The symmetry is not one of this model and data: find it with "
-                "find_symmetry(model, ...), or check it with certify(model, symmetry, ...)"
-            )
-        worst = max(worst, float(change.max())) if len(change) else worst
-    return worst
 
 
 def _responsibilities(message: Mapping[str, Any]) -> Tensor:

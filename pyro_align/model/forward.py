@@ -69,7 +69,7 @@ class Records:
         trace: All messages.
         latent: Latent site -> message, enumerated ones among them.
         data: Observed site -> message.
-        factors: ``pyro.factor`` outside plates -> message.
+        factors: ``pyro.factor`` outside plates -> message; those with ``infer={"likelihood": True}`` are data.
         parameters: Names of the model's own parameters that were given values.
     """
 
@@ -85,10 +85,12 @@ class Records:
                 continue
             if not message["is_observed"]:
                 self.latent[name] = message
-            elif _is_factor(message["fn"]) and not any(f.vectorized for f in message["cond_indep_stack"]):
+            elif _is_hidden(message):  # what a reparameterization leaves behind, say
+                continue
+            elif _is_factor(message["fn"]) and not (message["infer"].get("likelihood") or _in_plates(message)):
                 self.factors[name] = message
             else:
-                self.data[name] = message
+                self.data[name] = _by_entry(message)
 
     @property
     def answered(self) -> list[str]:
@@ -247,6 +249,37 @@ def site_mask(message: Message) -> Tensor | None:
 def _device(message: Message) -> torch.device:
     value = message["value"]
     return value.device if isinstance(value, Tensor) else torch.device("cpu")
+
+
+def _is_hidden(message: Message) -> bool:
+    """Whether all of an observed site is masked, whatever its value."""
+    fn, hidden = message["fn"], message["mask"] is False
+    while has_mask(fn):
+        hidden, fn = hidden or getattr(fn, "_mask", None) is False, fn.base_dist
+    return hidden
+
+
+def _in_plates(message: Message) -> bool:
+    return any(f.vectorized for f in message["cond_indep_stack"])
+
+
+def _by_entry(message: Message) -> Message:
+    """An observed site whose leading event dims are data, where it says so by ``infer={"data_dims": n}``."""
+    dims = message["infer"].get("data_dims", 0)
+    if not dims:
+        return message
+    fn = message["fn"]
+    while type(fn).__name__ == "Independent" and type(fn.base_dist).__name__ == "Independent":
+        inner = fn.base_dist
+        both = fn.reinterpreted_batch_ndims + inner.reinterpreted_batch_ndims
+        fn = type(fn)(inner.base_dist, both, validate_args=False)
+    most = fn.reinterpreted_batch_ndims if type(fn).__name__ == "Independent" else 0
+    if dims > most or _in_plates(message):
+        raise TraceError(
+            f"site '{message['name']}': data_dims is {dims}, and it has {most} event dims made by .to_event()"
+            + (" and plates, whose cells are the data" if _in_plates(message) else "")
+        )
+    return {**message, "fn": type(fn)(fn.base_dist, most - dims, validate_args=False)}
 
 
 def _is_factor(fn) -> bool:

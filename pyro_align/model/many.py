@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.errors import DiagnosticWarning
+from pyro_align.errors import DiagnosticWarning, first_line
 from pyro_align.model.guards import seed_everywhere, untouched
 from pyro_align.model.memory import peak_bytes
 
@@ -62,7 +62,9 @@ class Many:
         if self.vectorized and count > 1:  # one draw alone needs no vectorizing
             try:
                 seed_everywhere(self.seed)  # each chunk, and each draw below, sees the same subsample
-                return torch.func.vmap(one, randomness="same")(chunk)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    return torch.func.vmap(one, randomness="same")(chunk)
             except Exception as error:  # whatever vmap cannot do in a user's model, a loop can
                 failure = error
             rows = self._one_by_one(one, chunk, count)  # what is wrong with the model itself, it says
@@ -110,9 +112,3 @@ class Many:
 def is_batched(value: object) -> bool:
     """Whether a tensor differs between the draws of a vectorized run."""
     return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".") if lines else "no message"

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError
+from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError, first_line
 from pyro_align.model import forward
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.guards import seed_everywhere, untouched
-from pyro_align.model.many import first_line
 from pyro_align.model.memory import Live
 from pyro_align.model.observations import Layout, latent_terms, read_layout, scaled_by_hand
 from pyro_align.model.reached import reached_modules
@@ -161,6 +160,7 @@ def _check_sites(records: forward.Records, posterior) -> None:
             raise BarrierError(
                 f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
                 "was the guide fitted to a model of another size?"
+                + (" Draws by chain are given as value.flatten(0, 1)" if given[1:] == expected else "")
             )
 
 

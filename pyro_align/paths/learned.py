@@ -7,6 +7,7 @@ between the ends, and is trained on the negative ELBO averaged over tau (Garipov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import trange
 
-from pyro_align.errors import GuideError
+from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
@@ -206,6 +207,8 @@ def learn_path(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if max_steps < 1:
         raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a finite number >= 0, the weight of the KL; got {temperature!r}")
     check_distinct(guide_a, guide_b)
     start, end = _mean_field(guide_a), _mean_field(guide_b)
     start.check_compatible(end)
@@ -261,7 +264,15 @@ def negative_elbo(
         latent = (loc + scale * noise[name][0])[None]
         values[name] = spec.constrain(latent)[0]
         volume[name] = spec.log_volume(latent, values[name][None]).sum()
-    records = Records(density.resampled(*batches.draw(generator)).run(values))
+    try:
+        records = Records(density.resampled(*batches.draw(generator)).run(values))
+    except TraceError as error:
+        if batches.size is None:
+            raise
+        raise TraceError(
+            f"{error}. batch_size= cuts the model's arguments; a model with latents for each datum takes its own "
+            "subsample, pyro.plate(..., subsample_size=), and no batch_size"
+        ) from error
     enumerated = Enumerated(records) if density.enumerated else None
     data = observations(records, enumerated, by_hand=batches.by_hand)
     terms, kl = latent_terms(records, enumerated), torch.zeros_like(data.total)

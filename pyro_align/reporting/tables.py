@@ -47,14 +47,17 @@ def symmetry_table(symmetry: Symmetry) -> str:
     lines += ["", text_table(["site", "shape", "axes"], rows)]
     if symmetry.scalings:
         lines += ["", "positive scalings of units: " + "; ".join(map(str, symmetry.scalings))]
-    if symmetry.opaque:
-        names = ", ".join(sorted({o.operation for o in symmetry.opaque}))
+    kin = [o for o in symmetry.opaque if o.is_family]
+    if names := ", ".join(sorted({o.operation for o in symmetry.opaque if o not in kin})):
         count = sum(any(not r.must for r in reasons) for reasons in symmetry.reasons.values())
         fixed = f"{count} {'axis' if count == 1 else 'axes'}" if count else "axes"
         lines += [
             "",
             f"{fixed} fixed, in whole or part, for want of a rule for {names}; symmetry.why(site, axis) says why",
         ]
+    if kin:
+        families = "; ".join(", ".join(o.sites) for o in kin)
+        lines += ["", f"used alike, so they may well change places as wholes, which is not looked for: {families}"]
     if symmetry.rests:
         held = ", ".join(dict.fromkeys(f"{r.tensor}[{r.axis}]" for r in symmetry.rests))
         lines += ["", f"holds only while these stay constant: {held}"]

@@ -180,13 +180,13 @@ def _dim(site: str, leaves: Sequence[Atom], owner: Sequence[int], i: int) -> Dim
         return Dim("", atom.size)
     outer = []
     for name in atom.within:
-        # the nearest one before it on the same axis; else the only one on another axis
+        # the nearest one before it on the same axis; else the only one behind it or on another axis
         before = [j for j in range(i) if owner[j] == owner[i] and leaves[j].name == name]
-        elsewhere = [j for j in range(len(leaves)) if owner[j] != owner[i] and leaves[j].name == name]
+        elsewhere = [j for j in range(len(leaves)) if leaves[j].name == name]
         if not before and len(elsewhere) != 1:
             raise SymmetryError(
                 f"site '{site}': '{atom.name}' is nested in '{name}', so every part of the site that carries it needs "
-                f"'{name}' before it on the same axis, or once on another one; found {len(elsewhere)}"
+                f"'{name}' before it on the same axis, or once elsewhere; found {len(elsewhere)}"
             )
         outer.append(before[-1] if before else elsewhere[0])
     return Dim(atom.name, atom.size, atom.kind, tuple(outer), atom.within)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WHOLE_SITES = "sites of equal role"
+
 
 @dataclass(frozen=True)
 class OpaqueOperation:
     """An operation that fixed axes only for want of a rule: symmetries that pass through it are missed.
+
+    ``"sites of equal role"`` stands for a family of sites that are used alike wherever they are used, such as the
+    experts of a ``ModuleList``: they may well change places as wholes, which no axis says.
 
     Attributes:
         operation: The operation's ATen name.
@@ -18,6 +23,11 @@ class OpaqueOperation:
     operation: str
     where: str
     sites: tuple[str, ...] = ()
+
+    @property
+    def is_family(self) -> bool:
+        """Whether it stands for a family of sites instead of an operation."""
+        return self.operation == WHOLE_SITES
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class Scaling:
                 out = out + exponent * hot.double().reshape(*shape, size)
         return out
 
-    def apply(self, sites: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Tensor], log_scale: Tensor):
+    def apply(
+        self, sites: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Tensor], log_scale: Tensor
+    ) -> dict[str, Tensor]:
         """Site -> value scaled.
 
         Args:

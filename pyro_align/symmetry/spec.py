@@ -107,7 +107,8 @@ def bound(
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(
             f"the symmetry relabels sites that the {of} does not have: {missing}; there are {sorted(shapes)}. All "
-            f"sites that carry the same units belong together. Was the symmetry found for this model?"
+            "sites that carry the same units belong together. Was the symmetry found for this model?"
+            + (" Parameters learned beside a guide are given as parameters=" if of == "guide" else "")
         )
     if isinstance(symmetry, SymmetrySpec):
         return symmetry.bind(shapes)

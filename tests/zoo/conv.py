@@ -336,7 +336,8 @@ def squeeze_and_excitation():
         "b.weight": (("h", "g"), None, None, None),
         "b.bias": (("h", "g"),),
         "c.weight": (None, ("h", "g"), None, None),
-    }
+    },
+    within={"h": "g"},
 )
 def channel_shuffle():
     class Shuffle(nn.Module):

@@ -7,7 +7,7 @@ fails is reported with the first line of its error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyro
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_align
+from pyro_align.guides import read_guide, wrap_guide
 
 STAGES = ("fit", "find", "align", "displacement", "barrier", "summary", "to_arviz", "at", "loo", "plot")
 JOBS: dict[str, Callable[[], Job]] = {}
@@ -34,6 +35,8 @@ class Job:
         rate: Learning rate of Adam.
         parameters: Whether the model has learned parameters that belong to what is aligned.
         wrapped: Whether the guide is a function of the arguments, to be wrapped with them.
+        fitted: What SVI is given in place of the guide, such as one with enumeration.
+        labels: Discrete site -> the atom whose units its values number.
     """
 
     model: Any = None
@@ -44,6 +47,8 @@ class Job:
     rate: float = 0.02
     parameters: bool = False
     wrapped: bool = False
+    fitted: Callable[[Any], Any] = lambda guide: guide
+    labels: Mapping[str, str] | None = None
     pair: Callable[[], tuple[Any, Any]] | None = None
 
 
@@ -78,10 +83,11 @@ def fit(job: Job, seed: int):
     pyro.set_rng_seed(seed)
     with pyro.get_param_store().scope():
         model, guide = job.pair() if job.pair else (job.model, job.guide())
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": job.rate}), job.elbo())
+        svi = SVI(model, job.fitted(guide), pyro.optim.Adam({"lr": job.rate}), job.elbo())
         for _ in range(job.steps):
             svi.step(*job.args)
-        return model, pyro_align.wrap_guide(guide, *job.args) if job.wrapped else guide
+        guide = wrap_guide(guide, *job.args) if job.wrapped else guide
+        return model, read_guide(guide, labels=job.labels) if job.labels else guide
 
 
 def run(name: str) -> Outcome:

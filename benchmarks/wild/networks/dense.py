@@ -135,6 +135,7 @@ network(
     {"lin.weight": (("piece", "h"), None), "lin.bias": (("piece", "h"),), "out.weight": (None, "h")},
     lambda: net(lambda s, x: s.out(s.lin(x).view(6, 3, 4).max(1).values), lin=nn.Linear(3, 12), out=nn.Linear(4, 2)),
     (6, 3),
+    within={"piece": "h"},
 )
 network(
     "glu",

@@ -8,7 +8,7 @@ from benchmarks.wild.catalog import conv, layer, net, network
 from benchmarks.wild.networks.convolutional import IMAGE, pooled
 from pyro_align.axes import Atom
 
-CLASS = Atom("class", fixed=True)
+CLASS, PLACE = Atom("class", fixed=True), Atom("place", 16, fixed=True)
 
 network(
     "circular_padding",
@@ -107,13 +107,14 @@ network(
 network(
     "locally_connected",
     "unfold, a weight for each place, no sharing",
-    {"w": (None, "c", None), "out.weight": (None, ("c", 16))},
+    {"w": (PLACE, "c", None), "out.weight": (None, ("c", PLACE))},
     lambda: net(
         lambda s, x: s.out(torch.tanh(torch.einsum("bkp,pck->bcp", F.unfold(x, 3), s.w)).flatten(1)),
         w=(16, 3, 18),
         out=nn.Linear(48, 2),
     ),
     IMAGE,
+    within={"c": "place"},
 )
 network(
     "convolution_as_unfold",

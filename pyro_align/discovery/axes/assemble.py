@@ -23,7 +23,7 @@ def assemble(inference: Inference, *, scope: str) -> Symmetry:
     atoms, sites = name_atoms(inference)
     axes = {name: write_axes(terms, atoms) for name, terms in sites.items()}
     reasons = reasons_of(sites)
-    return Symmetry(axes, scope=scope, opaque=opaque_of(reasons), reasons=reasons)
+    return Symmetry(axes, scope=scope, opaque=opaque_of(reasons, inference.kin), reasons=reasons)
 
 
 def write_axes(terms: Sequence[Term], atoms: Mapping[Var, Atom]) -> tuple[Axis, ...]:

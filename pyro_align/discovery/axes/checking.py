@@ -133,4 +133,5 @@ class Unfinished(Inference):
     """Inference that does not fix its outputs: they are what the rule speaks of."""
 
     def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:
+        self._fix_places(outputs)
         self.outputs = [out.axes if isinstance(out, AxisTensor) else None for out in outputs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,12 +33,14 @@ class AxisTensor:
         shape: Its shape.
         dtype: Its dtype.
         constant: Returns the value of a tensor that depends on neither sites nor data, and None for any other.
+        places: The axis of which the entries are indices, where they are (what ``argmax`` returns).
     """
 
     axes: list[Term]
     shape: tuple[int, ...]
     dtype: torch.dtype
     constant: Callable[[], Tensor | None] = field(default=lambda: None)
+    places: Term | None = None
 
     @property
     def ndim(self) -> int:
@@ -51,6 +53,15 @@ class AxisCall(Call):
     def __init__(self, inference: Inference, node: Node):
         super().__init__(node)
         self._inference = inference
+        self.places: dict[int, Term] = {}  # outputs whose entries are indices of an axis
+        self._followed: set[int] = set()
+
+    def follow(self, tensor: AxisTensor) -> None:
+        """Says that the rule follows the entries of a tensor of indices; where none does, their axis is fixed."""
+        self._followed.add(id(tensor))
+
+    def follows(self, tensor: Any) -> bool:
+        return id(tensor) in self._followed
 
     merge = staticmethod(unify.merge)
     fix = staticmethod(terms.fix)
@@ -114,18 +125,24 @@ class AxisCall(Call):
 class Inference(Domain):
     """The axes of every tensor of a traced graph.
 
+    Args:
+        traced: The graph.
+        copies: Where it is a rewritten one, the copy of each node of the graph that was traced.
+
     Attributes:
         traced: The graph that was read: the one given, without Cholesky factors that are a matter of gauge.
         constants: Its constants.
         sites: Site -> one term per axis.
         tensors: Axes of every tensor in the graph that depends on a site, and of those met on the way.
         opaque: Whether an operation without a rule fixed an axis.
+        kin: Families of sites with equal roles, whose order is not looked at.
     """
 
     rules = rule
 
-    def __init__(self, traced: TracedGraph):
-        self.traced, self._copies = without_factors(traced)
+    def __init__(self, traced: TracedGraph, copies: Mapping[Node, Node] | None = None):
+        self.traced, own = without_factors(traced)
+        self._copies = own if copies is None else {node: own.get(copy, copy) for node, copy in copies.items()}
         self.constants = Constants(self.traced)
         self.sites: dict[str, list[Term]] = {
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()
@@ -135,6 +152,7 @@ class Inference(Domain):
                 restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
         self.opaque = False
+        self.kin: tuple[tuple[str, ...], ...] = ()
         self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}
@@ -171,6 +189,8 @@ class Inference(Domain):
     def results(self, call: AxisCall, found: list) -> list | None:
         if len(found) < len(call.shapes):
             return None
+        used = (self._tensor_of.get(node) for node in call.node.all_input_nodes)
+        self._fix_places(tensor for tensor in used if not call.follows(tensor))
         out: list[AxisTensor | None] = []
         for value, shape, axes in zip(call.outputs, call.shapes, found, strict=False):
             if shape is None:
@@ -178,12 +198,14 @@ class Inference(Domain):
             elif axes is None or [terms.size_of(t) for t in axes] != list(shape):
                 return None
             else:
-                out.append(AxisTensor(axes, shape, value.dtype))
+                out.append(AxisTensor(axes, shape, value.dtype, places=call.places.get(len(out))))
         self.tensors += [tensor.axes for tensor in out if tensor is not None]
         return out
 
     def without_rule(self, call: AxisCall, sources: Sequence[Any]) -> list:
         causes.reading(Cause("no rule", call.node))
+        call.places = {}
+        self._fix_places(sources)
         for axis in (axis for tensor in sources if isinstance(tensor, AxisTensor) for axis in tensor.axes):
             self.opaque |= not terms.is_fixed(axis)
             terms.fix(axis)
@@ -191,11 +213,18 @@ class Inference(Domain):
 
     def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:
         causes.reading(Cause("output"))
+        self._fix_places(outputs)
         for axis in (axis for out in outputs if isinstance(out, AxisTensor) for axis in out.axes):
             terms.fix(axis)
         for name, out in states.items():
             for axis, own in zip(out.axes, self.sites[name], strict=True):
                 unify.merge(axis, own)
+
+    def _fix_places(self, tensors: Iterable[Any]) -> None:
+        """Numbers that are read as numbers tell the axis apart whose indices they are."""
+        for tensor in tensors:
+            if isinstance(tensor, AxisTensor) and tensor.places is not None:
+                terms.fix(tensor.places)
 
     def axes_of_constant(self, node: Node, shape: tuple[int, ...]) -> list[Term]:
         """What a constant tells apart; variables that are free are new at each call."""
@@ -220,7 +249,7 @@ class _ConstantTensor(AxisTensor):
     """
 
     def __init__(self, inference: Inference, node: Node, like: Tensor):
-        self._inference, self._node, self._axes = inference, node, None
+        self._inference, self._node, self._axes, self.places = inference, node, None, None
         self.shape, self.dtype = tuple(like.shape), like.dtype
 
     def constant(self) -> Tensor | None:  # type: ignore[override]

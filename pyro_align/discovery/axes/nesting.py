@@ -87,10 +87,7 @@ def _cover(term: Term, var: Var) -> int:
 
 
 def _walk(term: Term, beside: dict[Var, int]):
-    """The variables of an axis, each with how often the factors around it tell each other variable.
-
-    A factor to the right counts as ambiguous: an outer index must vary more slowly than what is nested in it.
-    """
+    """The variables of an axis, each with how often the factors around it tell each other variable."""
     if isinstance(term, Var):
         yield term, beside
     elif isinstance(term, Cat):
@@ -103,6 +100,5 @@ def _walk(term: Term, beside: dict[Var, int]):
                 if j == i:
                     continue
                 for var in set(variables(other)):
-                    count = _cover(other, var) if j < i else -1
-                    around[var] = _add(around.get(var, 0), count)
+                    around[var] = _add(around.get(var, 0), _cover(other, var))
             yield from _walk(factor, around)

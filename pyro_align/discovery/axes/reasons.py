@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from pyro_align.discovery.axes.causes import Cause
 from pyro_align.discovery.axes.terms import Cat, Term, Var, is_fixed, resolve, variables
-from pyro_align.symmetry.reasons import OpaqueOperation, Reason
+from pyro_align.symmetry.reasons import WHOLE_SITES, OpaqueOperation, Reason
 
 # Operations that take indices one by one. Where they take all of an axis, what is made of them may well be symmetric.
 # Indexing by a tensor is not among them: the entries of data, such as labels, do tell the indices apart.
@@ -30,14 +30,17 @@ def reasons_of(sites: Mapping[str, list[Term]]) -> dict[tuple[str, int], tuple[R
     return found
 
 
-def opaque_of(reasons: Mapping[tuple[str, int], Iterable[Reason]]) -> tuple[OpaqueOperation, ...]:
-    """The operations that fixed an axis only for want of a rule, with the sites that it belongs to."""
+def opaque_of(
+    reasons: Mapping[tuple[str, int], Iterable[Reason]], kin: Iterable[tuple[str, ...]] = ()
+) -> tuple[OpaqueOperation, ...]:
+    """The operations that fixed an axis only for want of a rule, and sites that might change places as wholes."""
     hit: dict[tuple[str, str], dict[str, None]] = {}
     for (site, _), found in reasons.items():
         for reason in found:
             if not reason.must:
                 hit.setdefault((reason.operation, reason.where), {})[site] = None
-    return tuple(OpaqueOperation(*key, tuple(sites)) for key, sites in hit.items())
+    operations = [OpaqueOperation(*key, tuple(sites)) for key, sites in hit.items()]
+    return (*operations, *(OpaqueOperation(WHOLE_SITES, "", sites) for sites in kin))
 
 
 def _kept(term: Term) -> list[Var]:

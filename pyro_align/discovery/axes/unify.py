@@ -220,6 +220,8 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
         return head, tail
     if is_fixed(term):  # nothing moves, so any cut will do
         return _pieces(next(variables(term), None), lead, n // lead)
+    if isinstance(term, Cat) and (parts := _factorize_terms(term, n // lead)) is not None:
+        return parts
     if isinstance(term, Cat):  # equal pieces, one for each index of a leading factor that keeps its order
         head, tail = Var(lead, fixed=True), Var(n // lead)
         pieces = split(term, [n // lead] * lead)
@@ -229,3 +231,39 @@ def factorize(term: Term, lead: int) -> tuple[Term, Term] | None:
             merge(tail, piece)
         return head, resolve(tail)
     return None
+
+
+def _factorize_terms(term: Cat, inner: int) -> tuple[Term, Term] | None:
+    """``(1 + k) x m`` from ``m + k x m``, where some piece has more than one index of the leading factor."""
+    pieces = _multiples(term.terms, inner)
+    if pieces is None or all(size_of(piece) == inner for piece in pieces):
+        return None
+    tail, heads = Var(inner), []
+    for piece in pieces:
+        count = size_of(piece) // inner
+        parts = (Var(1, fixed=True), piece) if count == 1 else _leading(piece, count)
+        if parts is None:
+            return None
+        heads.append(parts[0])
+        merge(tail, parts[1])
+    return concat(heads), resolve(tail)
+
+
+def _multiples(terms: Sequence[Term], inner: int) -> list[Term] | None:
+    """The terms of a concatenation, joined where it takes several to have a multiple of so many indices."""
+    pieces, waiting = [], []
+    for term in terms:
+        waiting.append(term)
+        if sum(map(size_of, waiting)) % inner == 0:
+            pieces.append(concat(waiting))
+            waiting = []
+    return None if waiting or len(pieces) == 1 else pieces
+
+
+def _leading(term: Term, lead: int) -> tuple[Term, Term] | None:
+    """Splits ``lead`` indices off a factor or a product."""
+    factors = list(factors_of(term))
+    head = factors.pop(0)
+    if size_of(head) == lead:
+        return head, product(factors)
+    return factorize(term, lead) if not factors else None

@@ -22,6 +22,8 @@ from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
 from pyro_align.guides.registry import read_guide, register_guide
 from pyro_align.guides.sites import SiteSpec
 from pyro_align.model.learnables import module_tensors, with_tensors
+from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 @register_guide(nn.Module)
@@ -58,6 +60,17 @@ def read_state_dict(state: Mapping[str, Tensor]) -> Point:
         raise GuideError("the state dict has no floating-point tensors")
     kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
     return Point(_sites(points), points, _StateDictWriter(kept))
+
+
+def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
+    """A dict of tensors as what the symmetry's axes say it is: a state dict, draws, or draws by chain."""
+    if type(guide) is not dict:
+        return guide
+    sites = symmetry.sites.items()
+    lead = {guide[k].dim() - len(terms) for k, terms in sites if isinstance(guide.get(k), Tensor)}
+    if lead == {0}:
+        return OrderedDict(guide)
+    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
 
 
 def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:

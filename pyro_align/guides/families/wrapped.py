@@ -35,6 +35,7 @@ from pyro_align.guides.pyro_state.copies import (
     held_modules,
     private_callable,
     private_copy,
+    registered_weights,
     runs_model,
     store_parameters,
 )
@@ -255,8 +256,8 @@ def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
     """Any guide, known only by its draws and their log densities; every relabeling of it is exact.
 
     Args:
-        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` statements, a method of a
-            module, which is then copied.
+        guide: A guide of any kind: an autoguide, a PyroModule, a function with ``pyro.param`` and ``pyro.module``
+            statements, a method of a module, which is then copied.
         args: Arguments to run it with; autoguides that have run once do not need any.
         kwargs: Keyword arguments to run it with.
 
@@ -280,9 +281,10 @@ def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
     sites = site_specs(_with_supports(guide, nodes), full_plates=False)
     inner = private_copy(guide) if isinstance(guide, PyroModule) else private_callable(guide)
     modules = [] if isinstance(guide, PyroModule) else held_modules(inner)
-    stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules))
+    weights = {} if modules or isinstance(guide, PyroModule) else registered_weights(trace, guide)
+    stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules or weights))
     if stored or not isinstance(guide, PyroModule):
-        inner = StoredGuide(inner, stored, modules)
+        inner = StoredGuide(inner, stored, modules, weights)
     return Wrapped(sites, inner, args, dict(kwargs))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.pyro_state.modules import RawParameter, slim_trace, write_parameter
+from pyro_align.model.learnables import module_tensors, with_tensors
 
 _FRAGILE = ("_model", "master")  # what Pyro's __getstate__ clears on the original
 
@@ -124,23 +125,33 @@ class StoredGuide(PyroModule):
         function: The guide: a function, or a module (a private copy) that has such statements in its code.
         parameters: Name in the code -> parameter, read from the param store.
         modules: Modules that the function holds, whose weights are the guide's.
+        weights: Name, as in :func:`~pyro_align.model.learnables.module_tensors`, -> weight of a module that the
+            function registers and finds outside of itself.
     """
 
     def __init__(
-        self, function: Callable[..., Any], parameters: Mapping[str, RawParameter], modules: Sequence[nn.Module] = ()
+        self,
+        function: Callable[..., Any],
+        parameters: Mapping[str, RawParameter],
+        modules: Sequence[nn.Module] = (),
+        weights: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
         self.held: nn.ModuleList = nn.ModuleList(modules)
         self._function = function
-        self._names = list(parameters)
+        self._names, self._weights = list(parameters), list(weights or {})
         for i, parameter in enumerate(parameters.values()):
             write_parameter(self, f"param_{i}", parameter)
+        for i, weight in enumerate((weights or {}).values()):
+            write_parameter(self, f"weight_{i}", RawParameter(weight, kind="parameter"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = {name: getattr(self, f"param_{i}") for i, name in enumerate(self._names)}
         _ = self.held  # a module's parameters are parameters of the guide: looking at it says so to Pyro
-        with _OwnParameters(values, bool(len(self.held))):
-            return self._function(*args, **kwargs)
+        weights = {name: getattr(self, f"weight_{i}") for i, name in enumerate(self._weights)}
+        function = with_tensors(self._function, weights) if weights else self._function
+        with _OwnParameters(values, bool(len(self.held)) or bool(weights)):
+            return function(*args, **kwargs)
 
 
 def runs_model(guide: Any) -> bool:
@@ -169,6 +180,13 @@ class _OwnParameters(Messenger):
             msg["done"] = msg["stop"] = True
 
 
+def registered_weights(trace: poutine.Trace, guide: Callable[..., Any]) -> dict[str, Tensor]:
+    """Weights of the modules that a run of a function registers with ``pyro.module``, and that the function reaches."""
+    nodes = [node for name, node in trace.nodes.items() if node["type"] == "param" and "$$$" in name]
+    registered = {id(node["args"][1]) for node in nodes if len(node["args"]) > 1}
+    return {name: t for name, t in module_tensors(guide).items() if id(t) in registered} if registered else {}
+
+
 def store_parameters(
     trace: poutine.Trace, own_name: str | None = None, *, owns_modules: bool = False
 ) -> dict[str, RawParameter]:
@@ -177,7 +195,7 @@ def store_parameters(
     Args:
         trace: A run of the guide.
         own_name: Name of the guide, where it is a module.
-        owns_modules: Whether ``pyro.module`` statements are about modules that the guide holds.
+        owns_modules: Whether ``pyro.module`` statements are about modules that the guide holds or reaches.
 
     Raises:
         GuideError: The guide registers a plain ``nn.Module``, whose weights are not the store's alone.
@@ -192,7 +210,7 @@ def store_parameters(
         if "$$$" in name:
             raise GuideError(
                 f"the guide registers the module '{name.split('$$$')[0]}' with pyro.module, whose weights live outside "
-                "the param store; make the guide a PyroModule that holds it, or a method of it"
+                "the param store, and its code does not name it; make the guide a PyroModule that holds it, or a method"
             )
         if name not in store:
             raise GuideError(f"the guide's parameter '{name}' is not in the param store: fit the guide first")

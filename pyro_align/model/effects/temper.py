@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pyro.poutine.messenger import Messenger
 
 
@@ -13,6 +15,7 @@ class TemperMessenger(Messenger):
 
     Args:
         temperature: Weight of the KL, T > 0.
+        plates: Plates whose sites are left as they are.
 
     Raises:
         ValueError: The temperature is not a positive number.
@@ -27,12 +30,12 @@ class TemperMessenger(Messenger):
         0.1
     """
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: float, *, plates: Collection[str] = ()):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature: expected a number > 0, the weight of the KL; got {temperature!r}")
-        self.temperature = temperature
+        self.temperature, self.plates = temperature, frozenset(plates)
 
     def _pyro_sample(self, msg):
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and not any(f.name in self.plates for f in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.temperature

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.axes.terms import ONE, Uniform
+from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
+from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.registry import rule
 
 
@@ -15,10 +16,37 @@ def _tensors(args, kwargs):
 @rule("family.pointwise")
 def pointwise(call, *args, **kwargs):
     """Axes that are lined up by broadcasting are relabeled alike."""
+    if call.name == "eq" and (same := _same_place(call, *args)) is not None:
+        return same
     out = call.broadcast(*_tensors(args, kwargs))
     if any(shape is None or len(shape) != len(out) for shape in call.shapes):
         raise call.unsupported()
     return out if len(call.shapes) == 1 else [list(out) for _ in call.shapes]
+
+
+def _same_place(call, first, second):
+    """``index == arange(n)`` along another axis: that axis is the one of which the index is one."""
+    if not hasattr(second, "axes"):
+        return None
+    index, counted = (first, second) if first.places is not None else (second, first)
+    value = counted.constant()
+    if index.places is None or value is None:
+        return None
+    axis = identity_axis(value, size_of(index.places))
+    if axis is None or (axis >= counted.ndim - index.ndim and index.shape[axis - counted.ndim] != 1):
+        return None
+    call.follow(index)
+    out = call.broadcast(index, call.tensor([Uniform(n) if n != 1 else ONE for n in counted.shape]))
+    out[axis - counted.ndim] = index.places
+    return out
+
+
+def carried(call, x, axes):
+    """The axes of another layout of the tensor's entries, which are indices still if they were."""
+    call.follow(x)
+    if x.places is not None:
+        call.places[0] = x.places
+    return axes
 
 
 @rule("family.same", "family.cast", "aten.view.dtype", "aten._conj", "aten._neg_view")
@@ -26,7 +54,7 @@ def unchanged(call, x, *args, **kwargs):
     """The same tensor again."""
     if x.shape != call.shape:
         raise call.unsupported()
-    return x.axes
+    return carried(call, x, x.axes) if call.name != "view" else x.axes
 
 
 @rule("aten.copy")
@@ -119,10 +147,10 @@ def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
 
 @rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
 def extremum(call, x, dim, keepdim=False):
-    """Values and positions; the positions tell the axis's indices apart."""
-    if x.ndim and positions_used(call):
-        call.fix(x.axes[dim])
+    """Values and positions: which index of the axis it is."""
     out = _reduced(call, x, dim, keepdim)
+    if x.ndim and positions_used(call):
+        call.places[1] = x.axes[dim]
     return [out, list(out)]
 
 

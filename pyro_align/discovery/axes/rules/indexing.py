@@ -14,6 +14,10 @@ _MASKS = (torch.bool, torch.uint8)
 
 def _index_axes(call, index, source_axis, size):
     """Axes that an index tensor gives to the result; fixes the axis it selects from unless it counts through it."""
+    if index.places is not None and size_of(index.places) == size:
+        call.follow(index)
+        call.merge(source_axis, index.places)
+        return list(index.axes)
     value = index.constant()
     if value is not None and value.dtype.is_floating_point is False:
         axis = identity_axis(value, size)
@@ -88,7 +92,18 @@ def gather(call, x, dim, index, **kwargs):
     return out
 
 
-@rule("aten.argsort", "aten.argmax", "aten.argmin")
+@rule("aten.argmax", "aten.argmin")
+def position_of_extremum(call, x, dim=None, keepdim=False):
+    """Which index of the axis it is."""
+    if dim is None and x.ndim != 1:
+        raise call.unsupported("of all entries")
+    axis = x.axes[dim or 0]
+    out = reduce_axes(x, axes_of(dim, x.ndim), keepdim)
+    call.places[0] = axis
+    return out
+
+
+@rule("aten.argsort")
 def positions(call, x, *args, **kwargs):
     """The axis is told apart by where its entries stand."""
     raise call.unsupported()
@@ -96,7 +111,7 @@ def positions(call, x, *args, **kwargs):
 
 @rule("aten.sort")
 def sort(call, x, *args, **kwargs):
-    """Values by size, in whatever order they came; places tell the axis's indices apart."""
+    """Values by size, in whatever order they came, and which index of the axis each is."""
     named = [a for a in args if not isinstance(a, bool)]
     return _ordered(call, x, kwargs.get("dim", named[0] if named else -1))
 
@@ -110,20 +125,20 @@ def topk(call, x, k, dim=-1, largest=True, sorted=True):
 
 
 def _ordered(call, x, dim):
-    if positions_used(call):
-        raise call.unsupported("positions")
     dims = axes_of(dim, x.ndim)
     call.witness(reduce_axes(x, dims, False))  # mixed: nothing may be relabeled anew for each index of the axis
     out = [
         call.fresh(n, fixed=True) if i in dims else t for i, (n, t) in enumerate(zip(call.shape, x.axes, strict=True))
     ]
+    if x.ndim and positions_used(call):
+        call.places[1] = x.axes[dims[0]]
     return [out, list(out)]
 
 
 @rule("aten.scatter.src", "aten.scatter.value", "aten.scatter_add", "aten.scatter_reduce.two")
 def scatter(call, x, dim, index, source, *args, **kwargs):
-    """Writes or adds at places along one axis, which keeps its order; the others are lined up."""
-    if x.ndim == 0:
+    """Writes or adds at places along one axis, which is the one of the places if they are so; others are lined up."""
+    if x.ndim == 0 or (hasattr(source, "places") and source.places is not None):
         raise call.unsupported()
     dim %= x.ndim
     tensors = [x, index, source] if hasattr(source, "axes") else [x, index]
@@ -132,7 +147,11 @@ def scatter(call, x, dim, index, source, *args, **kwargs):
         if i == dim:
             for t in tensors[1:]:
                 call.fix(t.axes[i])
-            out.append(call.pinned(x.axes[i]))
+            if index.places is not None and size_of(index.places) == x.shape[i]:
+                call.follow(index)
+                out.append(call.merge(x.axes[i], index.places))
+            else:
+                out.append(call.pinned(x.axes[i]))
             continue
         if len({t.shape[i] for t in tensors}) > 1:
             raise call.unsupported("part of an axis")
@@ -148,7 +167,7 @@ def index_put(call, x, indices, values, accumulate=False):
     """Writes or adds at places along some axes, which keep their order; the others are lined up."""
     used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
     if any(ix.dtype in _MASKS for _, ix in used):
-        raise call.unsupported("boolean mask")
+        return _masked(call, x, used, values)
     places = [i for i, _ in used]
     for _, ix in used:
         for t in ix.axes:
@@ -167,6 +186,48 @@ def index_put(call, x, indices, values, accumulate=False):
     for i, t in zip(rest, given, strict=True):
         out[i] = call.merge(x.axes[i], t)
     return out
+
+
+def _masked(call, x, used, values):
+    """One number where a mask says so, as ``torch.where`` writes it."""
+    (start, mask), *more = used
+    if more or values.shape not in ((), (1,)):
+        raise call.unsupported("boolean mask")
+    out = list(x.axes)
+    for i, t in enumerate(mask.axes, start):
+        out[i] = call.merge(out[i], t) if x.shape[i] != 1 else ONE
+    return out
+
+
+@rule("aten.index_reduce")
+def index_reduce(call, x, dim, index, source, *args, **kwargs):
+    """Combines slices at places along one axis, which keeps its order; the others are lined up."""
+    dim %= x.ndim
+    for t in (index.axes[0], source.axes[dim]):
+        call.fix(t)
+    others = [call.merge(a, b) for i, (a, b) in enumerate(zip(x.axes, source.axes, strict=True)) if i != dim]
+    others.insert(dim, call.pinned(x.axes[dim]))
+    return others
+
+
+@rule("aten.segment_reduce")
+def segment_reduce(call, x, reduce, *, axis=0, **kwargs):
+    """Combines neighbors along an axis, segment by segment."""
+    for t in (x.axes[axis], *(t for a in kwargs.values() if hasattr(a, "axes") for t in a.axes)):
+        call.fix(t)
+    return [*x.axes[:axis], call.fresh(call.shape[axis], fixed=True), *x.axes[axis + 1 :]]
+
+
+@rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
+def embedding_bag(call, weight, indices, offsets, *args):
+    """Combines rows of a table, bag by bag: features pass."""
+    if any(user.args[1] for user in call.node.users):
+        raise call.unsupported("other than the result")
+    for t in (indices, offsets, *(a for a in args if hasattr(a, "axes"))):
+        for axis in t.axes:
+            call.fix(axis)
+    call.fix(weight.axes[0])
+    return [[call.fresh(call.shape[0], fixed=True), weight.axes[1]], *map(call.fixed, call.shapes[1:])]
 
 
 @rule("aten.tril", "aten.triu", family="moves")

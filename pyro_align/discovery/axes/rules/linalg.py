@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_align.discovery.axes.terms import ONE
 from pyro_align.discovery.registry import rule
 
 
@@ -73,3 +74,57 @@ def trace(call, a):
         call.fix(a.axes[0])
         call.fix(a.axes[1])
     return []
+
+
+@rule("aten._trilinear")
+def trilinear(call, a, b, c, expand_a, expand_b, expand_c, summed, unroll=1):
+    """The product of three tensors with new axes of size one, summed over some."""
+    factors = []
+    for x, new in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        axes = list(x.axes)
+        for i in sorted(new):
+            axes.insert(i, ONE)
+        factors.append(call.tensor(axes))
+    axes = call.broadcast(*factors)
+    call.witness(axes)
+    return [t for i, t in enumerate(axes) if i not in summed]
+
+
+@rule("aten._cdist_forward")
+def distances(call, a, b, *args):
+    """Distances between the rows of two matrices: a sum over columns."""
+    rows, columns = call.tensor(a.axes[-2:]), call.tensor(b.axes[-2:])
+    return [*_leading(call, a, b), *call.contract(rows, "ik", columns, "jk", "ij")]
+
+
+@rule("aten._pdist_forward")
+def distances_of_pairs(call, x, *args):
+    """Distances between all pairs of rows, one after the other."""
+    call.fix(x.axes[0])
+    call.witness(x.axes[1:])
+    return call.fixed(call.shape)
+
+
+@rule("aten._linalg_eigh")
+def eigenvalues(call, a, *args, **kwargs):
+    """Eigenvalues come in order of size, whatever the order of rows and columns."""
+    if any(user.args[1] for user in call.node.users):
+        raise call.unsupported("eigenvectors")
+    batch = list(a.axes[:-2])
+    call.witness([*batch, call.merge(a.axes[-2], a.axes[-1])])
+    return [[*batch, call.fresh(a.shape[-1], fixed=True)], call.fixed(call.shapes[1])]
+
+
+@rule("aten._linalg_svd")
+def singular_values(call, a, *args, **kwargs):
+    """Singular values come in order of size, whatever the order of rows and of columns."""
+    if any(user.args[1] != 1 for user in call.node.users):
+        raise call.unsupported("singular vectors")
+    batch = list(a.axes[:-2])
+    for axis in a.axes[-2:]:
+        call.witness([*batch, axis])
+    return [
+        call.fixed(call.shapes[0]),
+        [*batch, call.fresh(call.shapes[1][-1], fixed=True)],
+        call.fixed(call.shapes[2]),
+    ]

@@ -46,12 +46,25 @@ def over_positions(call, x, *args, **kwargs):
     return [list(axes) for _ in call.shapes] if call.several else axes
 
 
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def max_unpool(call, x, places, size, *args):
+    """Puts entries back to the positions that they were pooled from."""
+    kept = x.ndim - len(size)
+    for t in (*x.axes[kept:], *places.axes[kept:]):
+        call.fix(t)
+    lead = [call.merge(a, b) for a, b in zip(x.axes[:kept], places.axes[:kept], strict=True)]
+    return [*lead, *call.fixed(call.shape[kept:])]
+
+
 @rule("aten.unfold", "aten.unfold_copy")
 def unfold(call, x, dim, size, step):
     """Windows along an axis: their number in its place, and the places within each as a new last axis."""
     if x.ndim == 0:
         return call.fixed(call.shape)
     dim %= x.ndim
+    if size == step and x.shape[dim] == call.shape[dim] * size:  # next to each other
+        windows, inside = call.reshape([x.axes[dim]], (call.shape[dim], size))
+        return [*x.axes[:dim], windows, *x.axes[dim + 1 :], inside]
     call.fix(x.axes[dim])
     windows = call.fresh(call.shape[dim], fixed=True)
     return [*x.axes[:dim], windows, *x.axes[dim + 1 :], call.fresh(size, fixed=True)]

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from pyro_align.discovery.axes.rules.elementwise import expand_to
-from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.axes.rules.elementwise import carried, expand_to
+from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, has_uniform, is_fixed, resolve, size_of
 from pyro_align.discovery.registry import rule
 
 
 @rule("family.reshape")
 def view(call, x, *args, **kwargs):
     """Splits and joins products."""
-    return call.reshape(x.axes, call.shape)
+    return carried(call, x, call.reshape(x.axes, call.shape))
 
 
 @rule("aten.permute", "aten.permute_copy", family="view")
 def permute(call, x, dims):
     """Reorders axes."""
-    return [x.axes[d] for d in dims]
+    return carried(call, x, [x.axes[d] for d in dims])
 
 
 @rule("aten.t", "aten.t_copy", family="view")
 def t(call, x):
     """Reverses at most two axes."""
-    return list(reversed(x.axes))
+    return carried(call, x, list(reversed(x.axes)))
 
 
 @rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", family="view")
@@ -31,7 +31,7 @@ def transpose(call, x, a, b):
     out = list(x.axes)
     if out:
         out[a], out[b] = out[b], out[a]
-    return out
+    return carried(call, x, out)
 
 
 @rule("aten.unsqueeze", "aten.unsqueeze_copy", family="view")
@@ -39,7 +39,7 @@ def unsqueeze(call, x, dim):
     """Adds an axis of size one."""
     out = list(x.axes)
     out.insert(dim % (x.ndim + 1), ONE)
-    return out
+    return carried(call, x, out)
 
 
 @rule("aten.squeeze", "aten.squeeze_copy", family="view")
@@ -52,13 +52,13 @@ def squeeze(call, x, dim=None):
         if x.ndim
         else []
     )
-    return [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)]
+    return carried(call, x, [t for i, t in enumerate(x.axes) if not (i in dims and x.shape[i] == 1)])
 
 
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to", family="view")
 def expand(call, x, size, **kwargs):
     """New and stretched axes are uniform."""
-    return expand_to(x, call.shape)
+    return carried(call, x, expand_to(x, call.shape))
 
 
 @rule("aten.repeat", family="moves")
@@ -71,9 +71,13 @@ def repeat(call, x, repeats):
 
 @rule("aten.cat", family="moves")
 def cat(call, tensors, dim=0):
-    """Concatenates along one axis, merges the others."""
+    """Concatenates along one axis, merges the others; the same tensor again and again is tiled."""
     tensors = [x for x in tensors if not (x.ndim == 1 and x.shape[0] == 0 and len(call.shape) != 1)]
     dim %= len(call.shape)
+    if len(tensors) > 1 and all(x is tensors[0] for x in tensors):
+        axes = list(tensors[0].axes)
+        axes[dim] = call.product([Uniform(len(tensors)), axes[dim]])
+        return axes
     out = []
     for i in range(len(call.shape)):
         if i == dim:
@@ -100,7 +104,8 @@ def stack(call, tensors, dim=0):
     axes = list(tensors[0].axes)
     for x in tensors[1:]:
         axes = [call.merge(a, b) for a, b in zip(axes, x.axes, strict=True)]
-    axes.insert(dim, call.fresh(len(tensors), fixed=True))
+    same = all(x is tensors[0] for x in tensors)
+    axes.insert(dim, Uniform(len(tensors)) if same else call.fresh(len(tensors), fixed=True))
     return axes
 
 
@@ -123,6 +128,8 @@ def _sliced(call, axis, n, start, end, step):
     count = len(range(start, end, step))
     if is_fixed(axis):
         pieces = None
+    elif (both := _sides(call, n, start, end, step)) is not None:
+        return call.merge(*call.reshape([axis], both))
     elif step == 1:
         pieces = call.split(axis, [start, end - start, n - end])
         if pieces is not None:
@@ -136,19 +143,29 @@ def _sliced(call, axis, n, start, end, step):
     return call.fresh(count, fixed=True)
 
 
+def _sides(call, n, start, end, step):
+    """The sides of a square matrix, laid out as one axis, of which a slice is the diagonal."""
+    side = step - 1
+    return (side, side) if side > 1 and side * side == n and start == 0 and end == n else None
+
+
 @rule("aten.slice_scatter", family="moves")
 def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
     """Writes one tensor into a piece of another."""
     dim %= x.ndim
     n = x.shape[dim]
     start, end, _ = slice(start, end, step).indices(n)
-    if step != 1:
+    sides = _sides(call, n, start, end, step)
+    if step != 1 and sides is None:
         raise call.unsupported()
-    source_axes = expand_to(source, (*call.shape[:dim], end - start, *call.shape[dim + 1 :]))
+    source_axes = expand_to(source, (*call.shape[:dim], len(range(start, end, step)), *call.shape[dim + 1 :]))
     out = []
     for i in range(x.ndim):
         if i != dim:
             out.append(call.merge(x.axes[i], source_axes[i]))
+            continue
+        if sides is not None:
+            out.append(call.product([_diagonal_axis(call, source_axes[i], call.reshape([x.axes[i]], sides))] * 2))
             continue
         pieces = call.split(x.axes[dim], [start, end - start, n - end])
         if pieces is None:
@@ -237,6 +254,29 @@ def diagonal(call, x, offset=0, dim1=0, dim2=1):
         call.fix(x.axes[dim2])
         return [*rest, call.fresh(call.shape[-1], fixed=True)]
     return [*rest, call.merge(x.axes[dim1], x.axes[dim2])]
+
+
+@rule("aten.diagonal_scatter", family="moves")
+def diagonal_scatter(call, x, source, offset=0, dim1=0, dim2=1):
+    """Writes the diagonal of a matrix."""
+    dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim
+    out, rest = list(x.axes), [i for i in range(x.ndim) if i not in (dim1, dim2)]
+    for i, t in zip(rest, source.axes, strict=False):
+        out[i] = call.merge(out[i], t)
+    if offset != 0 or x.shape[dim1] != x.shape[dim2]:
+        call.fix(source.axes[-1])
+        out[dim1], out[dim2] = call.pinned(out[dim1]), call.pinned(out[dim2])
+        return out
+    out[dim1] = out[dim2] = _diagonal_axis(call, source.axes[-1], (x.axes[dim1], x.axes[dim2]))
+    return out
+
+
+def _diagonal_axis(call, own, sides):
+    """The axis of rows and columns alike; even of a uniform matrix, they no longer move each on its own."""
+    axis = call.fresh(size_of(own)) if has_uniform(own) else own
+    for side in sides:
+        axis = call.merge(axis, side)
+    return axis
 
 
 @rule("aten.constant_pad_nd")

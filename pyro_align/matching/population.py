@@ -1,0 +1,357 @@
+"""Small problems: many relabelings at once, annealed from different temperatures and kicked, as one batch.
+
+Below some ten thousand values a search spends its time on bookkeeping, not on arithmetic. A population shares the
+bookkeeping: each gain matrix is one batched product, and only the assignments are made one by one. Members begin where
+every partner is equally likely, so that no atom is settled before the others have spoken, and are annealed (graduated
+assignment: Gold & Rangarajan 1996); the best of them is kicked and climbs again (iterated local search: Lourenco,
+Martin & Stuetzle 2003). What this is worth is measured by ``benchmarks/optimum.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import one_hot, softplus
+
+from pyro_align.matching.assignment import FAINT
+from pyro_align.matching.matcher import Run
+from pyro_align.matching.problem import Problem
+from pyro_align.symmetry.blocks import Block
+
+SMALL = 12_000  # values of all sites up to which a population is searched
+_KICKED = 3_000  # values up to which the first search kicks the best
+_SURE = 0.9  # largest entry of every row above which annealing has made up its mind
+_WARMEST, _COLDEST = 1.2, 0.1  # temperatures, in standard deviations of a member's gains
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
+_ROUNDS = 10  # of annealing
+_REWARDS = (0.0, 2.0)  # for standing still, in multiples of the mean gain that a row could still make
+
+Parts = tuple[Tensor | None, Tensor | None]  # even and odd part of gains, (members, n, n)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a block says about an atom, given the atom on its other free axis.
+
+    Attributes:
+        fixed: ``(n, m * rest)``.
+        moving: ``(m, rest * n)``.
+        other: The other atom.
+        odd: Whether the gain counts for or against the unit's sign.
+        flips: Whether the other atom's signs count.
+        first: Whether this is the block's first atom: a block's value is counted once.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    other: str
+    odd: bool
+    flips: bool
+    first: bool
+
+
+@dataclass
+class Members:
+    """Relabelings: atom -> indices and, where it is signed, signs, ``(members, n)`` each."""
+
+    indices: dict[str, Tensor] = field(default_factory=dict)
+    signs: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> Members:
+        """Some of them."""
+        return Members(*({k: v[rows] for k, v in table.items()} for table in (self.indices, self.signs)))
+
+    def put(self, rows: Tensor, other: Members) -> None:
+        """Replaces some of them."""
+        for mine, theirs in ((self.indices, other.indices), (self.signs, other.signs)):
+            for name, table in mine.items():
+                mine[name] = table.index_copy(0, rows, theirs[name])
+
+
+def fits(problem: Problem) -> bool:
+    """Whether a problem is small, has no nested atoms, and no block that carries more than two."""
+    plain = all(len(b.free) <= 2 and not any(b.dims[i].around for i in b.free) for b in problem.blocks)
+    return plain and _size(problem) <= SMALL
+
+
+def search(run: Run) -> bool:
+    """Replaces the relabeling by the best of a population, where that is better.
+
+    Where the search may choose its start the population is annealed to begin with; restarts elsewhere are kicks alone.
+
+    Returns:
+        Whether it came to its end before the time limit.
+    """
+    population = Population(run.problem)
+    if not population.sizes:
+        return True
+    best = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in (run.labels.indices, run.labels.signs)))
+    value = float(population.values(best))
+    if run.random_order:
+        waves, count = (2, 8) if run.anchored else (6, 8)
+    else:
+        waves, count = int(_size(run.problem) <= _KICKED), 4
+    for wave in range(-1 if run.anchored else 0, max(waves, 1)):
+        if run.clock.expired:
+            return False
+        with run.clock("gain"):
+            if wave < 0:
+                members = population.annealed(run)
+            else:
+                share = 0.1 + 0.3 * _draw(run.generator) if run.random_order else 0.15
+                members = kicked(best, count, share, run.generator)
+            population.climb(members)
+            values = population.values(members)
+        k = int(values.argmax())
+        if wave < 0 and not run.random_order and values[k] - values.min() <= _ROUNDING * abs(values[k]):
+            waves = 0  # wherever the search begins it ends here
+        if values[k] > value + _ROUNDING * abs(value):
+            value, best = float(values[k]), members.take(torch.tensor([k], device=values.device))
+            run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (best.indices, best.signs)))
+        if wave >= waves - 1:
+            break
+    return True
+
+
+def _size(problem: Problem) -> int:
+    return sum(math.prod(shape) for shape in problem.symmetry.shapes.values())
+
+
+def _draw(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator, device="cpu", dtype=torch.float64))
+
+
+def kicked(best: Members, count: int, share: float, generator: torch.Generator) -> Members:
+    """Copies of one member in each of which a share of every atom's units, but at least two, are shuffled."""
+    indices = {}
+    for name, index in best.indices.items():
+        n = index.shape[1]
+        k = min(n, max(2, math.ceil(share * n)))
+        picked, order = (torch.rand(count, m, generator=generator, device="cpu").argsort(1)[:, :k] for m in (n, k))
+        picked, order = picked.to(index.device), order.to(index.device)
+        index = index.expand(count, n)
+        indices[name] = index.scatter(1, picked, index.gather(1, picked.gather(1, order)))
+    return Members(indices, {k: v.expand(count, *v.shape[1:]) for k, v in best.signs.items()})
+
+
+class Population:
+    """The gains of a problem, for many relabelings at once; in float32 and up to a factor, as sweeps follow."""
+
+    def __init__(self, problem: Problem):
+        self.problem, self.signed = problem, problem.symmetry.signed
+        spoken = {name for block in problem.blocks if problem.views(block) for name in block.names}
+        self.sizes = {name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken}
+        self.terms: dict[str, list[Term]] = {name: [] for name in self.sizes}
+        self.constant: dict[str, list[Tensor | None]] = {name: [None, None] for name in self.sizes}
+        self.scales = tuple(self._largest(side) for side in (0, 1))
+        for block in problem.blocks:
+            for i in block.free:
+                self._cut(block, i, *(j for j in block.free if j != i))
+
+    def _largest(self, side: int) -> float:
+        return (
+            max((float(v[side].abs().max()) for b in self.problem.blocks for v in self.problem.views(b)), default=1)
+            or 1
+        )
+
+    def _cut(self, block: Block, i: int, j: int | None = None) -> None:
+        name, n = block.dims[i].name, block.dims[i].size
+        for *sides, odd in self.problem.views(block):
+            fixed, moving = ((v / scale).float() for v, scale in zip(sides, self.scales, strict=True))
+            mine = odd and block.dims[i].odd
+            if j is None:
+                gain = (fixed.movedim(i, 0).reshape(n, -1) @ moving.movedim(i, 0).reshape(n, -1).T).unsqueeze(0)
+                self.constant[name][mine] = _sum(self.constant[name][mine], gain)
+                continue
+            other = block.dims[j]
+            left = fixed.movedim((i, j), (0, 1)).reshape(n, -1)
+            right = moving.movedim((j, i), (0, -1)).reshape(other.size, -1)
+            self.terms[name].append(Term(left, right, other.name, mine, odd and other.odd, i < j))
+
+    # -- gains -------------------------------------------------------------------------------------------------------
+
+    def gains(self, name: str, rows: Callable[[Term], Tensor], *, once: bool = False) -> Parts:
+        """What each pair (new, old) of an atom's units adds to the objective.
+
+        Args:
+            name: The atom.
+            rows: Relabels a term's moving side along its other atom, ``(members, m, rest * n)``.
+            once: Whether to leave out the blocks that count for another atom.
+        """
+        parts = list(self.constant[name])
+        for term in self.terms[name]:
+            if term.first or not once:
+                moved = rows(term)
+                gain = term.fixed @ moved.reshape(len(moved), -1, len(term.fixed))
+                parts[term.odd] = _sum(parts[term.odd], gain)
+        return parts[0], parts[1]
+
+    def values(self, members: Members) -> Tensor:
+        """What the blocks with free atoms add to the objective, ``(members,)``."""
+        total = None
+        for name, index in members.indices.items():
+            parts = self.gains(name, lambda term: _relabeled(term, members), once=True)
+            total = _sum(total, _along(parts, index, members.signs.get(name)))
+        assert total is not None  # a problem that fits has an atom
+        return total
+
+    # -- climbing ----------------------------------------------------------------------------------------------------
+
+    def climb(self, members: Members, sweeps: int = 50) -> None:
+        """Coordinate ascent of every member, each until none of its atoms moves."""
+        rows = torch.arange(len(next(iter(members.indices.values()))), device=self.problem.device)
+        while len(rows) and sweeps:
+            part = members.take(rows)
+            moved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+            for name in self.sizes:
+                moved |= self._move(name, part)
+            members.put(rows, part)
+            rows, sweeps = rows[moved], sweeps - 1
+
+    def _move(self, name: str, members: Members) -> Tensor:
+        """Moves one atom of every member where that raises its value; says where, ``(members,)`` bool."""
+        parts = self.gains(name, lambda term: _relabeled(term, members))
+        count, index, sign = len(members.indices[name]), members.indices[name], members.signs.get(name)
+        gain = _total(parts).expand(count, -1, -1)
+        curved = any(term.other == name for term in self.terms[name])
+        before = self.values(members) if curved else _along(parts, index, sign)
+        moved = torch.zeros(count, dtype=torch.bool, device=gain.device)
+        unit = stay = None
+        for reward in _REWARDS if curved else (0.0,):
+            if reward:  # as in updates.py: for a large enough reward the linearized gain is a lower bound
+                stay = one_hot(index, gain.shape[-1]).to(gain.dtype) if stay is None else stay
+                unit = (gain.amax(2) - _picked(gain, index)).mean(1).view(-1, 1, 1) if unit is None else unit
+                new = _assigned(gain + reward * unit * stay)
+            else:
+                new = _assigned(gain)
+            trial = Members({**members.indices, name: new}, dict(members.signs))
+            if sign is not None:
+                trial.signs[name] = _best_sign(parts[1], new)
+            after = self.values(trial) if curved else _along(parts, new, trial.signs.get(name))
+            better = ~moved & (after - before > _ROUNDING * (after.abs() + before.abs()))
+            for mine, theirs in ((members.indices, trial.indices), (members.signs, trial.signs)):
+                if name in mine:
+                    mine[name] = torch.where(better.unsqueeze(1), theirs[name], mine[name])
+            moved |= better
+            if bool(moved.all()):
+                break
+        return moved
+
+    # -- annealing ---------------------------------------------------------------------------------------------------
+
+    def annealed(self, run: Run) -> Members:
+        """Members annealed from matrices in which all partners, and both signs, are equally likely.
+
+        The first search has three members and takes atoms as they come; restarts four, from random temperatures and
+        with atoms in random order.
+        """
+        names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64)
+        if run.random_order:
+            warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
+            names = [names[k] for k in torch.randperm(len(names), generator=run.generator, device="cpu").tolist()]
+        warmest = (_WARMEST * warmest).to(self.problem.device, torch.float32)
+        soft, prices, found = {name: self._uniform(name, len(warmest)) for name in names}, {}, Members()
+        step = 0
+        while step < _ROUNDS:
+            heat = (warmest * (_COLDEST / warmest) ** (step / (_ROUNDS - 2))).view(-1, 1, 1)
+            for name in names:
+                parts = self.gains(name, lambda term: soft[term.other][term.flips] @ term.moving)
+                if step < _ROUNDS - 1:
+                    soft[name], prices[name] = soften(parts, heat, prices.get(name))
+                else:
+                    soft[name] = self._harden(name, parts, found)
+            sure = all(float(even.amax(2).amin()) > _SURE for even, _ in soft.values())
+            step = _ROUNDS - 1 if sure and step < _ROUNDS - 1 else step + 1
+        return found
+
+    def _uniform(self, name: str, count: int) -> tuple[Tensor, Tensor]:
+        n, problem = self.sizes[name], self.problem
+        even = torch.full((count, n, n), 1 / n, dtype=torch.float32, device=problem.device)
+        return even, torch.zeros_like(even) if name in self.signed else even
+
+    def _harden(self, name: str, parts: Parts, into: Members) -> tuple[Tensor, Tensor]:
+        gain = _total(parts)
+        into.indices[name] = index = _assigned(gain)
+        matrix = one_hot(index, gain.shape[-1]).to(gain.dtype)
+        if name not in self.signed:
+            return matrix, matrix
+        into.signs[name] = sign = _best_sign(parts[1], index)
+        return matrix, matrix * sign.unsqueeze(-1)
+
+
+def soften(parts: Parts, heat: Tensor, price: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Doubly stochastic matrices at a temperature, for even and odd features, and the prices of their columns.
+
+    Args:
+        parts: Gains.
+        heat: Temperatures in standard deviations of the gains about their row and column means, ``(members, 1, 1)``.
+        price: Prices of the round before, from which few normalizations suffice; None in the first.
+    """
+    total, odd = _total(parts), parts[1]
+    row = total.mean(2, keepdim=True)
+    centered = total - total.mean(1, keepdim=True) - (row - row.mean(1, keepdim=True))
+    scale = heat * torch.linalg.vector_norm(centered, dim=(1, 2), keepdim=True).div_(total.shape[-1])
+    scale = scale.clamp_min(1e-12 * float(total.abs().max()) + torch.finfo(total.dtype).tiny)
+    lean = None if odd is None else odd / scale
+    if lean is not None:
+        total = total + scale * softplus(-2 * lean.abs())  # both signs of each pair
+    logits = (total if price is None else total - price) / scale
+    kernel = logits.sub_(logits.amax(2, keepdim=True)).clamp_min_(FAINT).exp_()
+    row, column = kernel.sum(2, keepdim=True).reciprocal_(), torch.ones_like(kernel[:, :1])
+    for k in range(4 if price is None else 2):
+        row = (kernel @ column.transpose(1, 2)).reciprocal_() if k else row
+        column = (row.transpose(1, 2) @ kernel).clamp_min_(1e-30).reciprocal_()
+    matrix = kernel.mul_(row).mul_(column)
+    paid = scale * column.log()
+    return (matrix, matrix if lean is None else matrix * lean.tanh_()), -paid if price is None else price - paid
+
+
+def _assigned(gain: Tensor) -> Tensor:
+    """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
+    found = [linear_sum_assignment(g.cpu().numpy(), maximize=True)[1] for g in gain.double()]
+    return torch.from_numpy(np.stack(found)).to(gain.device)
+
+
+def _relabeled(term: Term, members: Members) -> Tensor:
+    index = members.indices[term.other]
+    rows = term.moving.index_select(0, index.flatten()).view(*index.shape, -1)
+    return rows * members.signs[term.other].unsqueeze(-1).to(rows.dtype) if term.flips else rows
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def _total(parts: Parts) -> Tensor:
+    """The gain of each pair under its better sign."""
+    even, odd = parts
+    if odd is None:
+        assert even is not None  # every free atom is in some block
+        return even
+    return odd.abs() if even is None else even + odd.abs()
+
+
+def _picked(gain: Tensor, index: Tensor) -> Tensor:
+    return gain.expand(len(index), -1, -1).gather(2, index.unsqueeze(2)).squeeze(2)
+
+
+def _along(parts: Parts, index: Tensor, sign: Tensor | None) -> Tensor:
+    """The sum of gains along a relabeling, ``(members,)`` in float64."""
+    total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
+    for part, flip in zip(parts, (None, sign), strict=True):
+        if part is not None:
+            value = _picked(part, index).double()
+            total = total + (value if flip is None else value * flip).sum(1)
+    return total
+
+
+def _best_sign(odd: Tensor | None, index: Tensor) -> Tensor:
+    if odd is None:
+        return torch.ones_like(index, dtype=torch.int8)
+    return torch.where(_picked(odd, index) < 0, -1, 1).to(torch.int8)
