@@ -134,7 +134,7 @@ def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors
         file.writelines(parts)
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Writes named tensors, such as a state dict, as ``safetensors.torch.save_file`` does.
 
     Raises:
@@ -145,7 +145,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor]) ->
         file.writelines(parts)
 
 
-def _laid_out(path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> list[bytes]:
+def _laid_out(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> list[bytes]:
     """Length of the header, header, and values."""
     header: dict[str, Any] = {"__metadata__": dict(about)}
     start, contents = 0, []
@@ -161,7 +161,7 @@ def _laid_out(path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Map
     return [len(head).to_bytes(8, "little"), head, *contents]
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the named tensors of a ``safetensors`` file.
 
     Raises:

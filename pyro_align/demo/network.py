@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[..., Any]] = {"relu": torch.relu, "tanh": torch.tanh}
 
 
 def bayesian_mlp(

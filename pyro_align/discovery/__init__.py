@@ -262,7 +262,7 @@ def probe_preactivations(
     return PreactivationProbe.of(_trace_of(symmetry, model, args, kwargs, seed), symmetry)
 
 
-def _trace_of(symmetry: Symmetry, model: Any, args: tuple, kwargs: dict[str, Any], seed: int) -> TracedGraph:
+def _trace_of(symmetry: Symmetry, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> TracedGraph:
     """The graph in which the symmetry's atoms are known by name."""
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
     traced = source.trace()
@@ -391,7 +391,7 @@ def _jittered(values: Mapping[str, Tensor], seed: int, scale: float) -> dict[str
     return {k: v.detach().double() + scale * 0.1 * noise[k].to(v.device) for k, v in values.items()}
 
 
-def omitted(model: Any, args: tuple, kwargs: dict[str, Any]) -> list[str]:
+def omitted(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """Parameters of the model that were not given and are None by default: data, as a rule."""
     try:
         signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)

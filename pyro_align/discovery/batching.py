@@ -21,7 +21,7 @@ from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 DEEPEST = 100  # calls one above the other that are compared
 
 
@@ -66,11 +66,16 @@ class _Body:
 class Batching:
     """New nodes of a graph that compute several of its values at once."""
 
+    graph: Graph
+    module: GraphModule
+    traced: TracedGraph
+    count: int
+
     def __init__(self, traced: TracedGraph):
         self.traced, self.module, self.graph = traced, traced.module, traced.module.graph
-        self.constants = Constants(traced)
-        self.sites = {node for nodes in traced.nodes.values() for node in nodes}
-        self.users = {site: tuple(site.users) for site in self.sites}
+        self.constants: Constants = Constants(traced)
+        self.sites: set[Node] = {node for nodes in traced.nodes.values() for node in nodes}
+        self.users: dict[Node, tuple[Node, ...]] = {site: tuple(site.users) for site in self.sites}
         self.moving: set[Node] = set()  # what depends on sites
         self.here: Node | None = None
         self.seen: dict[Any, Node] = {}
@@ -112,7 +117,7 @@ class Batching:
         body.graph.output(self.alike(body, nodes))
         return body
 
-    def alike(self, body: _Body, values: tuple) -> Any:
+    def alike(self, body: _Body, values: tuple[Any, ...]) -> Any:
         """What stands in the computation for these arguments, one for each value."""
         first = values[0]
         if isinstance(first, Node):
@@ -127,7 +132,7 @@ class Batching:
             raise _Unlike
         return first
 
-    def node_alike(self, body: _Body, nodes: tuple) -> Node:
+    def node_alike(self, body: _Body, nodes: tuple[Any, ...]) -> Node:
         if not all(isinstance(n, Node) for n in nodes) or body.depth > DEEPEST:
             raise _Unlike
         first = nodes[0]

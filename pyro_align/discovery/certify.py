@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,11 +28,11 @@ RELATIVE_SINGLE = 1e-5  # for a model that runs in float32 alone
 class DoubleInterpreter(fx.Interpreter):
     """Runs a graph in float64, whatever dtype it was traced in."""
 
-    def fetch_attr(self, target):
+    def fetch_attr(self, target: Any) -> Any:
         value = super().fetch_attr(target)
         return double(value.detach() if isinstance(value, Tensor) else value)
 
-    def call_function(self, target, args, kwargs):
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         dtypes = pytree.tree_map_only(torch.dtype, double, (args, kwargs))
         return super().call_function(target, *dtypes)
 
@@ -53,13 +54,16 @@ class GraphFunction:
     The updated values of sites (running statistics) are relabeled back before they are compared.
     """
 
+    supports: Mapping[str, Constraint]
+    traced: TracedGraph
+
     rounding = RELATIVE
 
     def __init__(self, traced: TracedGraph):
         self.traced, self.supports = traced, traced.supports
         self._data = {node: double(value.detach()) for node, value in traced.data.items()}
 
-    def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter):
+    def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter) -> Any:
         """Everything that the graph returns; ``interpreter`` may look on."""
         given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._data}
         with torch.no_grad():
@@ -92,8 +96,14 @@ class ModelFunction:
         values: Values at which to find out whether the model runs in float64.
     """
 
+    total: Callable[..., Any]
+    cast: Callable[[Any], Any]
+    model: object
+    supports: Mapping[str, Constraint]
+    rounding: float
+
     def __init__(
-        self, total: Callable, supports: Mapping[str, Constraint], model: object, values: Mapping[str, Tensor]
+        self, total: Callable[..., Any], supports: Mapping[str, Constraint], model: object, values: Mapping[str, Tensor]
     ):
         self.total, self.supports, self.model, self.cast = total, supports, model, double
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import getitem
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,10 @@ from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.errors import SymmetryError
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+    from torch.utils._pytree import TreeSpec
 
 TOLERANCE = 1e-9  # relative; sums over relabeled axes are rounded in another order
 LOW = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,15 +32,19 @@ Action = Callable[[Values], Values]
 class Alone:
     """One call of an operator, as a graph of its own; inputs and outputs are named ``input0``, ``output0``, ..."""
 
+    leaves: list[Any]
+    spec: TreeSpec
+    used: list[int]
+
     def __init__(
         self,
         operation: Any,
-        args: tuple,
+        args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         constants: Collection[int] = (),
         outputs: Collection[int] | None = None,
     ):
-        self.operation = overload(operation)
+        self.operation: OpOverload[..., Any] = overload(operation)
         self.leaves, self.spec = pytree.tree_flatten((args, dict(kwargs)))
         self.values: dict[str, Tensor] = {}
         self.slots: dict[int, str] = {}  # place among the arguments -> input
@@ -62,9 +70,9 @@ class Alone:
         self.used, parts = _parts(graph, call, outputs)
         graph.output(parts)
         site_nodes = {name: (nodes[i],) for i, name in self.slots.items()}
-        self.traced = TracedGraph(fx.GraphModule(root, graph), self.values, site_nodes, {})
+        self.traced: TracedGraph = TracedGraph(fx.GraphModule(root, graph), self.values, site_nodes, {})
 
-    def _call(self, leaves: list):
+    def _call(self, leaves: list[Any]):
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         with torch.no_grad():
             return self.operation(*args, **kwargs)

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,11 +63,14 @@ class ConcreteData(TorchFunctionMode):
         data: Values of the placeholders that follow.
     """
 
+    data: list[Tensor]
+    sites: list[str]
+
     def __init__(self, sites: Sequence[str], data: Sequence[Tensor]):
         super().__init__()
         self.sites, self.data = list(sites), list(data)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         mode = get_proxy_mode()
         if mode is None:
@@ -170,7 +174,7 @@ def _places(mask: Tensor, known: Callable[[Tensor], Tensor]) -> tuple[Tensor, ..
         return found.nonzero(as_tuple=True)
 
 
-def _selected(args: tuple, known: Callable[[Tensor], Tensor]) -> tuple:
+def _selected(args: tuple[Any, ...], known: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
     """The arguments of ``x[index]`` with the places of true entries for each boolean tensor of data."""
     source, index = args
     parts = index if isinstance(index, tuple) else (index,)
@@ -218,7 +222,7 @@ def _pack(*_: object):
 
 
 # Functions that look at values, or draw random numbers that they do not use, where another way to write them does not.
-REPLACED: dict = {
+REPLACED: dict[str, Any] = {
     torch.cov: _covariance,
     torch.masked_select: _masked_select,
     Tensor.masked_select: _masked_select,

@@ -13,6 +13,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,9 +103,9 @@ class _Function:
     """The density as the certificate runs it."""
 
     rounding = _ROUNDING
-    supports: Mapping = {}
+    supports: Mapping[str, Any] = {}
 
-    def __init__(self, log_density: Callable):
+    def __init__(self, log_density: Callable[..., Any]):
         self._log_density = log_density
 
     def __call__(self, values: Values, back=None) -> Tensor:
@@ -123,7 +124,7 @@ class _Exhausted(Exception):
 class _Search:
     """The density at a few points, and whether it stays the same when they are moved."""
 
-    def __init__(self, log_density: Callable, points: Sequence[dict[str, Tensor]], most: int):
+    def __init__(self, log_density: Callable[..., Any], points: Sequence[dict[str, Tensor]], most: int):
         self._function, self.points, self._most, self.evaluations = _Function(log_density), points, most, 0
         self.found: Symmetry | None = None
         self._before = [float(self._function(p)) for p in points]
@@ -160,7 +161,9 @@ class _Search:
         return self.keeps(moved)
 
 
-def _points(shapes: Mapping[str, tuple[int, ...]], draws: Mapping[str, Tensor] | None, seed: int) -> list[dict]:
+def _points(
+    shapes: Mapping[str, tuple[int, ...]], draws: Mapping[str, Tensor] | None, seed: int
+) -> list[dict[str, Any]]:
     if draws is None:
         g = torch.Generator().manual_seed(seed)
         return [

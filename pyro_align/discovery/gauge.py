@@ -22,7 +22,7 @@ from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 FACTORS = (
     aten.linalg_solve_triangular.default,
     aten.cholesky_solve.default,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.fx import GraphModule, Node
 from pyro_align.discovery.graphs import call, shape_of
 from pyro_align.discovery.ops import is_a
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 def hoist_selections(module: GraphModule) -> None:

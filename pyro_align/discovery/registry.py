@@ -30,9 +30,9 @@ class Registry:
 
     def __init__(self, domain: str):
         self.domain = domain
-        self.rules: dict[str, Callable] = {}
+        self.rules: dict[str, Callable[..., Any]] = {}
 
-    def __call__(self, *names: str, family: str | None = None) -> Callable:
+    def __call__(self, *names: str, family: str | None = None) -> Callable[..., Any]:
         """Registers a rule.
 
         Args:
@@ -44,19 +44,19 @@ class Registry:
         if family is not None:
             ops.declare(family, *names)
 
-        def register(function: Callable) -> Callable:
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
             for name in names:
                 self.rules[name] = function
             return function
 
         return register
 
-    def find(self, operation: Any) -> Callable | None:
+    def find(self, operation: Any) -> Callable[..., Any] | None:
         """The rule of an operator: by overload, by name, then by family."""
         keys = (*ops.names_of(operation), *(f"family.{name}" for name in ops.families_of(operation)))
         return next((self.rules[key] for key in keys if key in self.rules), None)
 
-    def operations(self) -> dict[str, Callable]:
+    def operations(self) -> dict[str, Callable[..., Any]]:
         """Every operation with a rule, by the name under which it stands in the tables; ``family.pointwise`` is one."""
         by_family = {name: self.rules[f"family.{f}"] for name, f in ops.FAMILIES.items() if f"family.{f}" in self.rules}
         own = {name: rule for name, rule in self.rules.items() if not name.startswith("family.")}
@@ -64,7 +64,7 @@ class Registry:
         return {**by_family, **own, **tagged}
 
 
-rule = Registry("axes")
-sign_rule = Registry("signs")
-rotation_rule = Registry("rotations")
-scale_rule = Registry("scalings")
+rule: Registry = Registry("axes")
+sign_rule: Registry = Registry("signs")
+rotation_rule: Registry = Registry("rotations")
+scale_rule: Registry = Registry("scalings")

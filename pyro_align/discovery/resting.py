@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -142,6 +143,6 @@ def _listed(atoms: tuple[str, ...]) -> str:
     return ", ".join(f"'{a}'" for a in atoms)
 
 
-def names_of(model: Callable, params: Mapping[str, Tensor]) -> dict[int, str]:
+def names_of(model: Callable[..., Any], params: Mapping[str, Tensor]) -> dict[int, str]:
     """Identity -> name of every learnable tensor of a model, ``params`` (not yet in the store) included."""
     return {id(t): name for source in (params, learnables(model)) for name, t in source.items()}

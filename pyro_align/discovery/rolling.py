@@ -24,8 +24,8 @@ from pyro_align.discovery.graphs import call, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 
-aten = torch.ops.aten
-COMBINED: dict[Any, tuple[Any, tuple]] = {  # a chain of an operation of two -> the reduction it is
+aten: Any = torch.ops.aten
+COMBINED: dict[Any, tuple[Any, tuple[Any, ...]]] = {  # a chain of an operation of two -> the reduction it is
     aten.add.Tensor: (aten.sum.dim_IntList, ([0],)),
     aten.mul.Tensor: (aten.prod.dim_int, (0,)),
     aten.logaddexp.default: (aten.logsumexp.default, ([0],)),

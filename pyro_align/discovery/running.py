@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -35,7 +36,7 @@ class Running(fx.Interpreter):
     def __init__(self, traced: TracedGraph, values: Mapping[str, Tensor]):
         super().__init__(traced.module, garbage_collect_values=True)
         given = {name: values[name].detach().to(v.dtype) if name in values else v for name, v in traced.values.items()}
-        self.env = {**placed(traced, given, Tensor.detach), **traced.data}
+        self.env: dict[Node, Any] = {**placed(traced, given, Tensor.detach), **traced.data}
         self._waiting = iter(traced.module.graph.nodes)
 
     @torch.no_grad()

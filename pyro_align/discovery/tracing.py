@@ -91,7 +91,7 @@ def _fill_caches(density: Density, values: Mapping[str, Tensor]) -> None:
         gradless(density.log_joint, values)
 
 
-def trace_module(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedGraph:
+def trace_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
     """Traces a plain module: every parameter and saved floating-point buffer is a site, the output must not change."""
     named = {n: p.detach() for n, p in module.named_parameters()}
     named.update(saved_buffers(module))
@@ -128,7 +128,9 @@ def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
         return tuple(n for n, value in before.items() if n in after and not torch.equal(after[n], value))
 
 
-def _trace(function: Callable, values: Mapping[str, Tensor], data: list[Tensor], model, seed: int) -> GraphModule:
+def _trace(
+    function: Callable[..., Any], values: Mapping[str, Tensor], data: list[Tensor], model, seed: int
+) -> GraphModule:
     sites = list(values.values())
 
     def looking(s: list[Tensor], d: list[Tensor]):
@@ -248,7 +250,7 @@ def _drop_dead_code(module: GraphModule) -> None:
     module.recompile()
 
 
-def _make_graph(function: Callable, sites: list[Tensor], data: list[Tensor]) -> GraphModule:
+def _make_graph(function: Callable[..., Any], sites: list[Tensor], data: list[Tensor]) -> GraphModule:
     return make_fx(
         function,
         decomposition_table=_decompositions(),
@@ -291,7 +293,7 @@ def _decomposed_kernels():
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _decompositions() -> dict:
+def _decompositions() -> dict[str, Any]:
     aten = torch.ops.aten
     table = {op: f for op, f in core_aten_decompositions().items() if op._opname not in _UNDERSTOOD}
     table.update(
@@ -360,7 +362,7 @@ def _assemble(
     return TracedGraph(module, values, nodes, data_nodes, states)
 
 
-def attribute(module: GraphModule, target: str):
+def attribute(module: GraphModule, target: str) -> Any:
     """What an attribute node of a graph stands for."""
     value: Any = module
     for part in target.split("."):

@@ -37,9 +37,11 @@ class Call:
     def __init__(self, node: Node):
         self.node = node
         meta = node.meta.get("val")
-        self.several = isinstance(meta, tuple | list)
-        self.outputs = list(meta) if self.several else [meta]
-        self.shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in self.outputs]
+        self.several: bool = isinstance(meta, tuple | list)
+        self.outputs: list[Any] = list(meta) if self.several else [meta]
+        self.shapes: list[tuple[int, ...] | None] = [
+            tuple(v.shape) if isinstance(v, Tensor) else None for v in self.outputs
+        ]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,11 +128,11 @@ class Domain:
         """The value of a constant, at one of its uses."""
         raise NotImplementedError
 
-    def results(self, call: Call, found: list) -> list | None:
+    def results(self, call: Call, found: list[Any]) -> list[Any] | None:
         """The outputs' values from what a rule returned for each; None where that does not fit the outputs."""
         raise NotImplementedError
 
-    def without_rule(self, call: Call, sources: Sequence[Any]) -> list:
+    def without_rule(self, call: Call, sources: Sequence[Any]) -> list[Any]:
         """The outputs' values where there is no rule; ``sources`` are the operands that are not constant."""
         raise NotImplementedError
 

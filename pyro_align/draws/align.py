@@ -34,7 +34,7 @@ def align_draws(
     level: str = "draw",
     reference: str | tuple[int, int] | Mapping[str, Any] | None = None,
     weights: str | Mapping[str, float] = "equal",
-    model: Callable | None = None,
+    model: Callable[..., Any] | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     supports: Mapping[str, Any] | None = None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ def _check_labels(source: Source, symmetry: Symmetry, labels: Mapping[str, str |
             raise SymmetryError(f"the values of '{name}' cannot be units of '{atom}', which is nested or rotated")
 
 
-def _derived(source: Source, symmetry: Symmetry, derived: Mapping[str, Sequence[AxisLike]]) -> dict:
+def _derived(source: Source, symmetry: Symmetry, derived: Mapping[str, Sequence[AxisLike]]) -> dict[str, Any]:
     """The user's terms, with the nesting that the symmetry gives their atoms."""
     out = {}
     for name, given in derived.items():

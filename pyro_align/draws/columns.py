@@ -25,10 +25,10 @@ _COUNTERS = (*_CHAIN, "iter__", "draw__", ".iteration", ".draw", "iteration", "d
 
 def is_stan_csv(value: Any) -> bool:
     """Whether a value is the path of a CSV file."""
-    return isinstance(value, str | os.PathLike) and os.fspath(value).endswith(".csv")
+    return isinstance(value, str | os.PathLike[str]) and os.fspath(value).endswith(".csv")
 
 
-def read_stan_csv(paths: Sequence[str | os.PathLike]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_stan_csv(paths: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The draws of files that Stan wrote, one chain each: as :func:`read_table` gives them."""
     tables = [pd.read_csv(path, comment="#") for path in paths]
     least = shortest([len(t) for t in tables])

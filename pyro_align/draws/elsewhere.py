@@ -40,7 +40,7 @@ def relabel(dataset: Any, symmetry: Symmetry | SymmetrySpec | Mapping[str, Any],
     return align_draws(dataset, symmetry, **options).to_arviz()
 
 
-def read_symmetry(path: str | os.PathLike) -> SymmetrySpec:
+def read_symmetry(path: str | os.PathLike[str]) -> SymmetrySpec:
     """A symmetry from a JSON file: ``{"axes": {"mu": ["k"], "w1": ["±unit", null]}, "within": {}}``.
 
     An axis is a name, ``"±name"`` where its values change sign with their units, null or a number where the order is

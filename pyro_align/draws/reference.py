@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_align.draws.methods import by_values
 from pyro_align.draws.shapes import as_tensor
@@ -15,7 +16,9 @@ from pyro_align.draws.task import Task
 from pyro_align.draws.units import Units
 
 
-def choose_pivot(task: Task, reference, log_probs) -> tuple[tuple[int, int] | None, Features]:
+def choose_pivot(
+    task: Task, reference: Any, log_probs: tuple[Tensor, ...] | None
+) -> tuple[tuple[int, int] | None, Features]:
     """Which draw is the pivot, if one is, and its features."""
     if reference is None:
         reference = "medoid" if log_probs is None else "map"

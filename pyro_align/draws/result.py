@@ -150,7 +150,7 @@ class AlignedDraws:
         return renumbered(index.flatten(0, 1), values.flatten(0, 1), first).reshape(values.shape)
 
     @cached_property
-    def guides(self) -> list:
+    def guides(self) -> list[Any]:
         """The relabeled guides of an ensemble of guides."""
         if self.source.members is None:
             raise TypeError("these draws are not an ensemble of guides; use .draws")
@@ -288,7 +288,7 @@ class AlignedDraws:
 
     # -- ArviZ -----------------------------------------------------------------------------------------------------
 
-    def to_arviz(self):
+    def to_arviz(self) -> Any:
         """The relabeled draws as an ArviZ object.
 
         From ``InferenceData`` or ``DataTree``: the same object with another posterior group; all other groups, dims,
@@ -301,7 +301,7 @@ class AlignedDraws:
         """
         return to_arviz(self)
 
-    def to_zarr(self, path: str | os.PathLike) -> None:
+    def to_zarr(self, path: str | os.PathLike[str]) -> None:
         """Writes what :meth:`to_arviz` returns to a Zarr store, slice by slice: the draws are never all in memory.
 
         For draws that were given as a path, or opened lazily: every group is copied, the posterior relabeled.

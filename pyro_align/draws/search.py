@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +156,7 @@ class Trial:
         self.best, self.score = choose(self.best, candidate, better), torch.where(better, value, self.score)
         return better
 
-    def climb(self, init: Permutation | None, **options) -> Tensor:
+    def climb(self, init: Permutation | None, **options: Any) -> Tensor:
         """Coordinate ascent from a relabeling, or from an anchored start; says where it is better than all before."""
         odd = self.matcher.odd if self.stack.signed else None
         found = match(self.stack, self.fixed, self.moving, odd=odd, seed=self.matcher.seed, init=init, **options)

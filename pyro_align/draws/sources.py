@@ -39,7 +39,7 @@ class Source:
 
     arrays: Mapping[str, Array]
     divergent: np.ndarray
-    model: tuple[Callable, tuple, Mapping[str, Any]] | None = None
+    model: tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]] | None = None
     original: Any = None
     members: tuple[Posterior, ...] | None = None
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
         draws = draws.draws_xr(inc_warmup=False)
     if is_stan_csv(draws):
         return _read_columns(*read_stan_csv([draws]), ranks)
-    if isinstance(draws, str | os.PathLike):
+    if isinstance(draws, str | os.PathLike[str]):
         draws = open_draws(draws)
     posterior = _posterior_group(draws)
     if posterior is not None:
@@ -105,7 +105,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
     )
 
 
-def open_draws(path: str | os.PathLike) -> xr.DataTree | xr.Dataset:
+def open_draws(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
     """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set.
 
     Raises:

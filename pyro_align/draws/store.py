@@ -25,7 +25,7 @@ _SLICE = 1 << 20  # numbers in one slice of a group
 _OF_THE_OLD_STORE = ("chunks", "preferred_chunks", "compressor", "compressors", "filters", "shards", "serializer")
 
 
-def write_draws(aligned: AlignedDraws, path: str | os.PathLike) -> None:
+def write_draws(aligned: AlignedDraws, path: str | os.PathLike[str]) -> None:
     """See :meth:`AlignedDraws.to_zarr`."""
     with whole_folder(path) as folder:  # a store cut short would read as one of fewer draws
         unfinished = os.fspath(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -83,7 +83,7 @@ def _figures(before: tuple[float, float], after: tuple[float, float]) -> dict[st
     return {"rhat before": before[0], "rhat": after[0], "ess before": before[1], "ess": after[1]}
 
 
-def to_arviz(aligned: AlignedDraws):
+def to_arviz(aligned: AlignedDraws) -> Any:
     """See :meth:`AlignedDraws.to_arviz`."""
     given = aligned.source.original
     if isinstance(given, xr.Dataset):

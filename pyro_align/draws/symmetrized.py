@@ -106,11 +106,16 @@ class SymmetrizedGuide:
         (True, torch.Size([2]))
     """
 
+    posterior: Posterior
+    symmetry: Symmetry
+    exhaustive: bool
+    permutations: tuple[Permutation, ...]
+
     def __init__(self, posterior: Posterior, symmetry: Symmetry, permutations: Sequence[Permutation], exhaustive: bool):
         self.posterior, self.symmetry = posterior, symmetry
         self.permutations, self.exhaustive = tuple(permutations), exhaustive
 
-    def __call__(self, *args, **kwargs) -> dict[str, Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once, as Pyro guides do: every site, with the mixture's log density on the first."""
         component = int(torch.randint(len(self.permutations), (), device="cpu"))
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -151,7 +156,7 @@ class SymmetrizedGuide:
 
     @options_apart
     def elbo(
-        self, model: Callable, *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any
+        self, model: Callable[..., Any], *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any
     ) -> SymmetrizedELBO:
         """Estimates the ELBO of the guide and of the mixture from the same draws.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Options:
     max_iterations: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in (*METHODS, *BY_ROTATION):
             raise ValueError(f"method must be one of {', '.join((*METHODS, *BY_ROTATION))}; got {self.method!r}")
         if self.level not in ("draw", "chain"):
@@ -178,7 +178,7 @@ class Task:
             raise SymmetryError(f"atom '{atom}' is nested; allocations need one that is not")
         return atom
 
-    def relabel_by_allocations(self, pivot: tuple[int, int] | None, atom: str, given, site: str | None) -> Outcome:
+    def relabel_by_allocations(self, pivot: tuple[int, int] | None, atom: str, given: Any, site: str | None) -> Outcome:
         """The methods that compare allocations, given or else taken from the model's ``site``."""
         if pivot is None:
             raise ValueError("methods that compare allocations need a draw as pivot: 'map', 'medoid' or (chain, draw)")
@@ -263,7 +263,9 @@ class Task:
         result = replace(result, continuous=rotations_left(self.symmetry, self.density, draws))
         return replace(result, invariance=Invariance(count, worst, 0.0 if count == 0 else smallest))
 
-    def result(self, outcome: Outcome, pivot, flagged: np.ndarray, log_probs) -> AlignedDraws:
+    def result(
+        self, outcome: Outcome, pivot: tuple[int, int] | None, flagged: np.ndarray, log_probs: tuple[Tensor, ...] | None
+    ) -> AlignedDraws:
         """The outcome laid out by chain and draw."""
         chains, draws = self.source.shape
 

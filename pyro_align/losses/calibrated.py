@@ -36,6 +36,9 @@ class CalibratedNLL(Loss):
         np.float64(0.562)
     """
 
+    label: Label
+    name: str
+
     name, label = "calibrated_nll", Label("calibrated NLL", per_draw=False)
     predicts = True
 

@@ -12,7 +12,7 @@ from pyro_align.symmetry.blocks import Block, Dim
 from pyro_align.symmetry.group import Symmetry
 
 _VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike
-_KEPT: WeakKeyDictionary[Symmetry, dict] = WeakKeyDictionary()  # a symmetry never changes, nor do its blocks
+_KEPT: WeakKeyDictionary[Symmetry, dict[str, Any]] = WeakKeyDictionary()  # a symmetry never changes, nor do its blocks
 
 
 def symmetry_blocks(

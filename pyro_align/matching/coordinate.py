@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,9 @@ from pyro_align.matching import population
 from pyro_align.matching.annealing import anneal, crowded, doubtful
 from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.updates import Update
+
+if TYPE_CHECKING:
+    from pyro_align.matching.problem import Problem
 
 _SMALL = 200_000  # values of all sites up to which annealing takes next to no time
 
@@ -63,7 +67,7 @@ class Coordinate(Matcher):
         return 4 if size <= _SMALL or crowded(order) else 0
 
 
-def make_updates(problem) -> list[Update]:
+def make_updates(problem: Problem) -> list[Update]:
     """The moves of one sweep.
 
     Atoms nested in free ones move with them. Where such a joint move is not the best possible one, each of its atoms

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,11 @@ class Evidence:
         keep: Whether contributions stay valid as long as the parts' other atoms do not move.
     """
 
+    keep: bool
+    parts: tuple[Part, ...]
+    problem: Problem
+    gains: Gains
+
     def __init__(self, problem: Problem, parts: Iterable[Part], *, keep: bool):
         self.problem, self.parts, self.keep = problem, tuple(parts), keep
         self.gains = Gains()
@@ -106,7 +112,9 @@ class Evidence:
         for key, pairs in small.items():
             self.gains.add(*key, *(torch.cat(side, -1) for side in zip(*pairs, strict=True)))
 
-    def _factors(self, part: Part, now: Labels, before: Labels | None) -> Iterator[tuple[tuple, Tensor, Tensor]]:
+    def _factors(
+        self, part: Part, now: Labels, before: Labels | None
+    ) -> Iterator[tuple[tuple[Any, ...], Tensor, Tensor]]:
         """Atom and parity, and the two factors of the gain, or of how it has changed since ``before``."""
         for fixed, moving, odd in self.problem.views(part.block):
             for run in part.block.runs(fixed, moving):

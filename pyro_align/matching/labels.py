@@ -34,7 +34,7 @@ class Labels:
             k: permutation.signs.get(k, torch.ones_like(permutation.indices[k])).to(device)
             for k in self.symmetry.signed
         }
-        self.versions = dict.fromkeys(self.indices, 0)
+        self.versions: dict[str, int] = dict.fromkeys(self.indices, 0)
 
     def copy(self) -> Labels:
         """Another that starts from the same tables; none is ever changed in place."""

@@ -104,7 +104,7 @@ class Matcher(ABC):
         """
 
 
-def register(name: str):
+def register(name: str) -> Callable[[type[Matcher]], type[Matcher]]:
     """Class decorator that makes a matcher known under a name."""
 
     def add(cls: type[Matcher]) -> type[Matcher]:

@@ -43,7 +43,7 @@ class Part:
     linear: bool
     carries: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # plain attributes: a network has hundreds of parts, and these are read at every look
         dims, known = self.block.dims, vars(self)
         held = (*self.batch, *self.chain)

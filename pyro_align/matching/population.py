@@ -143,13 +143,18 @@ def kicked(best: Members, count: int, share: float, generator: torch.Generator) 
 class Population:
     """The gains of a problem, for many relabelings at once; in float32 and up to a factor, as sweeps follow."""
 
+    problem: Problem
+    signed: frozenset[str]
+
     def __init__(self, problem: Problem):
         self.problem, self.signed = problem, problem.symmetry.signed
         spoken = {name for block in problem.blocks if problem.views(block) for name in block.names}
-        self.sizes = {name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken}
+        self.sizes: dict[str, int] = {
+            name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken
+        }
         self.terms: dict[str, list[Term]] = {name: [] for name in self.sizes}
         self.constant: dict[str, list[Tensor | None]] = {name: [None, None] for name in self.sizes}
-        self.scales = tuple(self._largest(side) for side in (0, 1))
+        self.scales: tuple[float, ...] = tuple(self._largest(side) for side in (0, 1))
         for block in problem.blocks:
             for i in block.free:
                 self._cut(block, i, *(j for j in block.free if j != i))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,10 @@ class Problem:
         MatchError: A site is missing, shapes or devices differ, a value is not finite.
     """
 
-    def __init__(self, symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, odd=None):
+    all_blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...]
+
+    def __init__(self, symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, odd: Any = None):
         if not isinstance(symmetry, Symmetry):
             symmetry = bound(symmetry, {s: f[0].shape for s, f in fixed.items()}, of="features", error=MatchError)
         self.symmetry = symmetry
@@ -120,7 +124,7 @@ class Problem:
             for f, m, odd in self.features(site)
         )
 
-    def contents(self) -> tuple[Symmetry, dict, dict, dict]:
+    def contents(self) -> tuple[Symmetry, dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The arguments that make the same problem elsewhere, read from wherever they lie."""
         fixed, moving = ({s: tuple(side[s]) for s in self.symmetry.sites} for side in (self._fixed, self._moving))
         return self.symmetry, fixed, moving, dict(self._odd)
@@ -172,7 +176,7 @@ class Problem:
 
 
 def objective(
-    symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, permutation: Permutation, *, odd=None
+    symmetry: Symmetry | SymmetrySpec, fixed: Features, moving: Features, permutation: Permutation, *, odd: Any = None
 ) -> float:
     """The quantity that matchers maximize: sum over sites and features of ``<fixed, permutation moving>``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def match(
     fixed: Features,
     moving: Features,
     *,
-    odd=None,
+    odd: Any = None,
     matcher: str | Matcher = "coordinate",
     init: Permutation | str | None = None,
     seed: int = 0,

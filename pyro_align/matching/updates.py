@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Set
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from pyro_align.matching.nested import solve_tree
 from pyro_align.matching.parts import Part
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.blocks import Block
+
+if TYPE_CHECKING:
+    from pyro_align.axes import Atom
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # multiples of the mean gain that a row could still make
 _SWAPS = 16  # pairs tried where no assignment raises a quadratic objective
@@ -52,14 +56,20 @@ class Update:
             partner of its own, 1 - 1/e where chance decides, less where units crowd on a few.
     """
 
+    joint: bool
+    name: str
+    problem: Problem
+    move: Move
+    spoken: bool
+
     def __init__(self, problem: Problem, name: str, *, joint: bool = True):
         self.problem, self.name, self.joint = problem, name, joint
-        self.atom = problem.symmetry.atoms[name]
+        self.atom: Atom = problem.symmetry.atoms[name]
         self.move = move = Move.of(problem, name, joint)
-        self.linear = Evidence(problem, (p for p in move.parts if p.linear), keep=joint and not move.flips)
-        self.curved = Evidence(problem, (p for p in move.parts if not p.linear), keep=move.plain)
+        self.linear: Evidence = Evidence(problem, (p for p in move.parts if p.linear), keep=joint and not move.flips)
+        self.curved: Evidence = Evidence(problem, (p for p in move.parts if not p.linear), keep=move.plain)
         holds = any(name in a.within for a in problem.symmetry.atoms.values())
-        self.softens = joint and not holds and not self.atom.within and bool(move.parts)
+        self.softens: bool = joint and not holds and not self.atom.within and bool(move.parts)
         self.spoken, self.wanted = False, 1.0
         self._alike = False  # whether the anchored pass looked at one part only
         self._seen: dict[str, int] | None = None  # versions of the other atoms when the move was last looked for
@@ -90,7 +100,7 @@ class Update:
             with clock("assignment"):
                 indices, signs = self.decide(gains, labels)
                 if self.softens:
-                    self.wanted = share_wanted(gains.total(self.name)[0])
+                    self.wanted: float = share_wanted(gains.total(self.name)[0])
         else:
             indices, signs = {self.name: found}, {}
         labels.replace(indices, signs)

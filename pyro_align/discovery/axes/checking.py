@@ -11,7 +11,7 @@ import torch
 
 from pyro_align.discovery.axes.assemble import name_atoms, write_axes
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
-from pyro_align.discovery.axes.terms import instantiate, resolve
+from pyro_align.discovery.axes.terms import Term, instantiate, resolve
 from pyro_align.discovery.checking import TOLERANCE, Action, Alone
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import Permutation
@@ -134,4 +134,4 @@ class Unfinished(Inference):
 
     def finish(self, outputs: Sequence[Any], states: Mapping[str, Any]) -> None:
         self._fix_places(outputs)
-        self.outputs = [out.axes if isinstance(out, AxisTensor) else None for out in outputs]
+        self.outputs: list[list[Term] | None] = [out.axes if isinstance(out, AxisTensor) else None for out in outputs]

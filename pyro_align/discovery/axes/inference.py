@@ -16,7 +16,7 @@ from pyro_align.discovery.axes.reshape import reshape
 from pyro_align.discovery.axes.terms import ONE, Term, Var
 from pyro_align.discovery.constants import constant_axes
 from pyro_align.discovery.gauge import without_factors
-from pyro_align.discovery.registry import rule
+from pyro_align.discovery.registry import Registry, rule
 from pyro_align.discovery.supports import restrict
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Call, Constants, Domain, walk
@@ -63,12 +63,12 @@ class AxisCall(Call):
     def follows(self, tensor: Any) -> bool:
         return id(tensor) in self._followed
 
-    merge = staticmethod(unify.merge)
-    fix = staticmethod(terms.fix)
-    split = staticmethod(unify.split)
-    reshape = staticmethod(reshape)
-    concat = staticmethod(terms.concat)
-    product = staticmethod(terms.product)
+    merge: Callable[[Term, Term], Term] = staticmethod(unify.merge)
+    fix: Callable[..., None] = staticmethod(terms.fix)
+    split: Callable[[Term, Sequence[int]], list[Term] | None] = staticmethod(unify.split)
+    reshape: Callable[[Sequence[Term], Sequence[int]], list[Term]] = staticmethod(reshape)
+    concat: Callable[[Sequence[Term]], Term] = staticmethod(terms.concat)
+    product: Callable[[Sequence[Term]], Term] = staticmethod(terms.product)
 
     def fresh(self, size: int, *, fixed: bool = False) -> Term:
         """A new axis."""
@@ -104,7 +104,7 @@ class AxisCall(Call):
                 out[-i] = tensor.axes[-i] if terms.size_of(known) == 1 else self.merge(known, tensor.axes[-i])
         return out
 
-    def contract(self, left: AxisTensor, left_labels: str, right: AxisTensor, right_labels: str, out: str) -> list:
+    def contract(self, left: AxisTensor, left_labels: str, right: AxisTensor, right_labels: str, out: str) -> list[Any]:
         """A two-operand einsum: axes with one label are merged, the full product is witnessed."""
         found: dict[str, Term] = {}
         for x, labels in ((left, left_labels), (right, right_labels)):
@@ -138,12 +138,14 @@ class Inference(Domain):
         kin: Families of sites with equal roles, whose order is not looked at.
     """
 
-    rules = rule
+    traced: TracedGraph
+
+    rules: Registry = rule
 
     def __init__(self, traced: TracedGraph, copies: Mapping[Node, Node] | None = None):
         self.traced, own = without_factors(traced)
         self._copies = own if copies is None else {node: own.get(copy, copy) for node, copy in copies.items()}
-        self.constants = Constants(self.traced)
+        self.constants: Constants = Constants(self.traced)
         self.sites: dict[str, list[Term]] = {
             name: [ONE if n == 1 else Var(n) for n in value.shape] for name, value in traced.values.items()
         }
@@ -151,7 +153,7 @@ class Inference(Domain):
             with causes.blaming(Cause("support", detail=str(support))):
                 restrict(self.sites[name], support)
         self.tensors: list[list[Term]] = list(self.sites.values())
-        self.opaque = False
+        self.opaque: bool = False
         self.kin: tuple[tuple[str, ...], ...] = ()
         self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
@@ -159,7 +161,7 @@ class Inference(Domain):
         with causes.blaming(Cause("operation")):
             walk(self.traced, self, self.constants)
 
-    def tensor_of(self, node: Node):
+    def tensor_of(self, node: Node) -> AxisTensor:
         """What a node that depends on sites or data stands for: an :class:`AxisTensor`, or a list of them."""
         return self._tensor_of.get(self._copies.get(node, node))
 
@@ -186,7 +188,7 @@ class Inference(Domain):
     def record(self, node: Node, value: Any) -> None:
         self._tensor_of[node] = value
 
-    def results(self, call: AxisCall, found: list) -> list | None:
+    def results(self, call: AxisCall, found: list[Any]) -> list[Any] | None:
         if len(found) < len(call.shapes):
             return None
         used = (self._tensor_of.get(node) for node in call.node.all_input_nodes)
@@ -202,7 +204,7 @@ class Inference(Domain):
         self.tensors += [tensor.axes for tensor in out if tensor is not None]
         return out
 
-    def without_rule(self, call: AxisCall, sources: Sequence[Any]) -> list:
+    def without_rule(self, call: AxisCall, sources: Sequence[Any]) -> list[Any]:
         causes.reading(Cause("no rule", call.node))
         call.places = {}
         self._fix_places(sources)

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_align.discovery.axes.causes import Cause, current
 
@@ -25,6 +26,12 @@ class Var:
     ``bound`` holds the structure it turned out to have, or the variable it was united with; ``cause`` what made it,
     and, once it is fixed, what fixed it.
     """
+
+    bound: Any  # the term that stands for the variable, once there is one
+    cause: Cause | None
+    fixed: bool
+    size: int
+    uid: int
 
     __slots__ = ("bound", "cause", "fixed", "size", "uid")
 
@@ -47,14 +54,14 @@ class Uniform:
 class Prod:
     """A flattened product, last factor fastest."""
 
-    factors: tuple
+    factors: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Cat:
     """A concatenation."""
 
-    terms: tuple
+    terms: tuple[Any, ...]
 
 
 Term = Var | Uniform | Prod | Cat

@@ -130,7 +130,7 @@ class _Claim:
         written = {name: write_axes([resolve(t) for t in axes], atoms) for name, axes in kept.items()}
         self.symmetry = Symmetry({name: tuple(map_atoms(t, marked) for t in terms) for name, terms in written.items()})
 
-    def _axes_to_sum(self, name: str, axes: list, left: dict[Var, str]) -> list[int] | None:
+    def _axes_to_sum(self, name: str, axes: list[Any], left: dict[Var, str]) -> list[int] | None:
         """The output's axes that hold squares alone; None where one holds vectors as well and cannot be summed."""
         claim = self._claims[name]
         states = claim.states if isinstance(claim, RotationTensor) else {}

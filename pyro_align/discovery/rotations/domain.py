@@ -20,12 +20,12 @@ from torch.fx import Node
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, resolve, size_of, variables
 from pyro_align.discovery.constants import constant_axes
-from pyro_align.discovery.registry import rotation_rule
+from pyro_align.discovery.registry import Registry, rotation_rule
 from pyro_align.discovery.walk import Call, Constants, Domain
 
 VECTOR, SQUARE = "vector", "square"
 States = Mapping[Var, str]
-Place = tuple  # the path to a variable inside an axis
+Place = tuple[Any, ...]  # the path to a variable inside an axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class RotationCall(Call):
         super().__init__(node)
         self._domain = domain
         found = domain.inference.tensor_of(node)
-        self.axes = [_terms(t) for t in (found if isinstance(found, list) else [found])]
+        self.axes: list[tuple[Term, ...]] = [_terms(t) for t in (found if isinstance(found, list) else [found])]
 
     def end(self, *operands: Any) -> Outcome:
         """Ends the rotation of whatever the operands carry; returns the output that is then invariant."""
@@ -146,7 +146,9 @@ class RotationCall(Call):
                 states[var] = left.pop()
         return Outcome(states, zero=any(factor.zero for factor in factors))
 
-    def _labeled(self, x: Operand, labels: Sequence | None = None, known: Mapping[Any, Term] | None = None) -> _Labeled:
+    def _labeled(
+        self, x: Operand, labels: Sequence[Any] | None = None, known: Mapping[Any, Term] | None = None
+    ) -> _Labeled:
         """An operand with the places of its variables by label; without labels, axes count from the right."""
         if not isinstance(x, RotationTensor):
             return _Labeled({}, {}, _is_zero(x))
@@ -194,7 +196,10 @@ class RotationDomain(Domain):
         outputs: What the graph returns.
     """
 
-    rules = rotation_rule
+    candidates: frozenset[Var]
+    inference: Inference
+
+    rules: Registry = rotation_rule
 
     def __init__(
         self,
@@ -204,7 +209,8 @@ class RotationDomain(Domain):
         *,
         keep: bool = False,
     ):
-        self.inference, self.candidates, self.broken = inference, frozenset(candidates), set()
+        self.inference, self.candidates = inference, frozenset(candidates)
+        self.broken: set[Var] = set()
         self._real, self._keep = real, keep
         self.outputs: list[Any] = []
 
@@ -230,7 +236,7 @@ class RotationDomain(Domain):
         axes = tuple(Uniform(n) for n in like.shape)
         return RotationTensor(axes, dtype=like.dtype, constant=lambda: constants.value(node))
 
-    def results(self, call: RotationCall, found: list) -> list | None:
+    def results(self, call: RotationCall, found: list[Any]) -> list[Any] | None:
         if any(value is None and shape is not None for value, shape in zip(found, call.shapes, strict=True)):
             return None
         out: list[RotationTensor | None] = []
@@ -245,7 +251,7 @@ class RotationDomain(Domain):
             out.append(RotationTensor(axes, states, outcome.zero, like.dtype))
         return out
 
-    def without_rule(self, call: RotationCall, sources: Sequence[Any]) -> list:
+    def without_rule(self, call: RotationCall, sources: Sequence[Any]) -> list[Any]:
         call.end(*sources)
         return self.results(call, [None if s is None else Outcome() for s in call.shapes])
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import contraction_of
 from pyro_align.discovery.registry import rotation_rule
-from pyro_align.discovery.rotations.domain import SQUARE, VECTOR, Outcome, RotationTensor, matrix_axes, places
+from pyro_align.discovery.rotations.domain import (
+    SQUARE,
+    VECTOR,
+    Outcome,
+    RotationCall,
+    RotationTensor,
+    matrix_axes,
+    places,
+)
 
 
 @rotation_rule(
@@ -29,44 +39,44 @@ from pyro_align.discovery.rotations.domain import SQUARE, VECTOR, Outcome, Rotat
     "aten.cumsum",
     "aten.unfold",
 )
-def passes(call, x, *args, **kwargs):
+def passes(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The same entries elsewhere, or a linear map along axes that keep their order."""
     out = call.along(x)
     return [out for _ in call.shapes] if call.several else out
 
 
 @rotation_rule("family.cast")
-def converted(call, x, *args, **kwargs):
+def converted(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Another floating-point type."""
     return call.along(x) if call.outputs[0].dtype.is_floating_point else None
 
 
 @rotation_rule("aten.copy")
-def copy(call, target, source, *args, **kwargs):
+def copy(call: RotationCall, target: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
     """The source, broadcast to the target's shape."""
     return call.along(source)
 
 
 @rotation_rule("family.zeros")
-def zeros(call, *args, **kwargs):
+def zeros(call: RotationCall, *args: Any, **kwargs: Any) -> Any:
     """Zeros go along with any rotation."""
     return Outcome(zero=True)
 
 
 @rotation_rule("family.ones", "family.empty")
-def ones(call, *args, **kwargs):
+def ones(call: RotationCall, *args: Any, **kwargs: Any) -> Any:
     """The argument's shape alone matters."""
     return Outcome()
 
 
 @rotation_rule("aten.full_like", "aten.fill.Scalar")
-def full(call, x, value, **kwargs):
+def full(call: RotationCall, x: Any, value: Any, **kwargs: Any) -> Any:
     """One number everywhere."""
     return Outcome(zero=value == 0)
 
 
 @rotation_rule("aten.cat", "aten.stack")
-def joined(call, tensors, dim=0):
+def joined(call: RotationCall, tensors: Any, dim: Any = 0) -> Any:
     """Along the axis that is joined, each tensor carries what it carries; otherwise as if they were added."""
     new = call.name == "stack"
     joined_axis = dim % (tensors[0].ndim + new) - new * 0.5  # a stacked axis lies between two
@@ -85,25 +95,25 @@ def joined(call, tensors, dim=0):
 
 
 @rotation_rule("aten.constant_pad_nd")
-def pad(call, x, pad, value=0):
+def pad(call: RotationCall, x: Any, pad: Any, value: Any = 0) -> Any:
     """Zeros are vectors too."""
     return call.along(x) if value == 0 else None
 
 
 @rotation_rule("family.add")
-def add(call, a, b, *, alpha=1):
+def add(call: RotationCall, a: Any, b: Any, *, alpha: Any = 1) -> Any:
     """Sums and differences."""
     return call.add(a, b)
 
 
 @rotation_rule("family.multiply")
-def multiply(call, a, b):
+def multiply(call: RotationCall, a: Any, b: Any) -> Any:
     """Products."""
     return call.multiply(a, b)
 
 
 @rotation_rule("family.divide")
-def divide(call, a, b, *, rounding_mode=None):
+def divide(call: RotationCall, a: Any, b: Any, *, rounding_mode: Any = None) -> Any:
     """Quotients; the divisor is invariant."""
     if rounding_mode is not None:
         raise call.unsupported()
@@ -112,34 +122,34 @@ def divide(call, a, b, *, rounding_mode=None):
 
 
 @rotation_rule("aten.addcmul")
-def add_product(call, x, a, b, *, value=1):
+def add_product(call: RotationCall, x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
     """``x + value a b``."""
     product = call.multiply(a, b)
     return call.add(x, RotationTensor(call.axes[0], product.states, product.zero))
 
 
 @rotation_rule("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther")
-def where(call, condition, a, b):
+def where(call: RotationCall, condition: Any, a: Any, b: Any) -> Any:
     """One or the other."""
     call.end(condition)
     return call.add(a, b) if matrix_axes(condition) is None else None
 
 
 @rotation_rule("aten.masked_fill")
-def masked_fill(call, x, mask, value):
+def masked_fill(call: RotationCall, x: Any, mask: Any, value: Any) -> Any:
     """One or the other."""
     call.end(mask)
     return call.add(x, value) if matrix_axes(mask) is None else None
 
 
 @rotation_rule("aten.square")
-def square(call, x):
+def square(call: RotationCall, x: Any) -> Any:
     """Squares await their sum."""
     return call.square(x)
 
 
 @rotation_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor")
-def power(call, x, exponent):
+def power(call: RotationCall, x: Any, exponent: Any) -> Any:
     """The second power is a square."""
     if isinstance(exponent, RotationTensor):
         value = exponent.constant()
@@ -150,13 +160,13 @@ def power(call, x, exponent):
 
 
 @rotation_rule("family.sum")
-def total(call, x, dim=None, keepdim=False, **kwargs):
+def total(call: RotationCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Sums."""
     return call.total(x, axes_of(dim, x.ndim))
 
 
 @rotation_rule("aten.linalg_vector_norm")
-def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
+def norm(call: RotationCall, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """The length of a vector."""
     dims = axes_of(dim, x.ndim)
     whole = not call.carried(x, [i for i in range(x.ndim) if i not in dims])
@@ -164,7 +174,7 @@ def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
 
 
 @rotation_rule("family.variance", "family.variance and mean")
-def variance(call, x, dim=None, *args, **kwargs):
+def variance(call: RotationCall, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Along axes that carry nothing: a mean of squares, beside the mean."""
     dims = axes_of(None if isinstance(dim, bool) else dim, x.ndim)
     if call.carried(x, dims) or not _all(x, VECTOR) or not call.name.startswith("var"):
@@ -174,7 +184,7 @@ def variance(call, x, dim=None, *args, **kwargs):
 
 
 @rotation_rule("family.contraction")
-def contraction(call, *args, **kwargs):
+def contraction(call: RotationCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
     spec = contraction_of(call.node.target)
     left, right = (args[i] for i in spec.factors)
@@ -187,7 +197,18 @@ def contraction(call, *args, **kwargs):
 
 
 @rotation_rule("aten.convolution")
-def convolution(call, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def convolution(
+    call: RotationCall,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
     """Of channels; positions keep their order."""
     if groups != 1 or x.ndim != weight.ndim:
         raise call.unsupported()
@@ -200,13 +221,13 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
 
 
 @rotation_rule("aten.embedding")
-def embedding(call, weight, indices, *args, **kwargs):
+def embedding(call: RotationCall, weight: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:
     """Rows of a table."""
     return call.along(weight, indices)
 
 
 @rotation_rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
-def index(call, x, indices, *args):
+def index(call: RotationCall, x: Any, indices: Any, *args: Any) -> Any:
     """Entries at given places; two indices may walk along a diagonal."""
     used = [i for i, given in enumerate(indices) if given is not None]
     if len(used) > 1 and call.carried(x, used):
@@ -215,13 +236,13 @@ def index(call, x, indices, *args):
 
 
 @rotation_rule("aten.index_select")
-def index_select(call, x, dim, index):
+def index_select(call: RotationCall, x: Any, dim: Any, index: Any) -> Any:
     """Entries at given places along one axis."""
     return call.along(x, index)
 
 
 @rotation_rule("aten.gather")
-def gather(call, x, dim, index, **kwargs):
+def gather(call: RotationCall, x: Any, dim: Any, index: Any, **kwargs: Any) -> Any:
     """The same, a different place for each index of the others."""
     if x.ndim and call.carried(x, [dim % x.ndim]):
         return None
@@ -229,7 +250,7 @@ def gather(call, x, dim, index, **kwargs):
 
 
 @rotation_rule("aten.diagonal", "aten.diagonal_copy")
-def diagonal(call, x, offset=0, dim1=0, dim2=1):
+def diagonal(call: RotationCall, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """Of a matrix that follows on both sides: a square."""
     a, b = dim1 % x.ndim, dim2 % x.ndim
     out = {}
@@ -243,7 +264,7 @@ def diagonal(call, x, offset=0, dim1=0, dim2=1):
 
 
 @rotation_rule("aten.trace")
-def trace(call, x):
+def trace(call: RotationCall, x: Any) -> Any:
     """The trace of a matrix that follows on both sides."""
     for var in x.states:
         if x.states[var] != VECTOR or places(x.axes[0], var) != places(x.axes[1], var):
@@ -252,7 +273,7 @@ def trace(call, x):
 
 
 @rotation_rule("aten.linalg_inv_ex")
-def inverse(call, a, **kwargs):
+def inverse(call: RotationCall, a: Any, **kwargs: Any) -> Any:
     """``(P A Q')^-1 = Q A^-1 P'``."""
     if call.carried(a, range(a.ndim - 2)) or not _all(a, VECTOR):
         return [None, None]
@@ -260,7 +281,7 @@ def inverse(call, a, **kwargs):
 
 
 @rotation_rule("aten._linalg_slogdet", "aten._linalg_det")
-def determinant(call, a):
+def determinant(call: RotationCall, a: Any) -> Any:
     """``|P A Q'|`` is ``|A|`` up to its sign, which is lost where both sides are rotated alike or it is not used."""
     used = {user.args[1] for user in call.node.users}
     alike = all(places(a.axes[-2], var) == places(a.axes[-1], var) for var in a.states)
@@ -270,7 +291,9 @@ def determinant(call, a):
 
 
 @rotation_rule("aten.linalg_solve_triangular")
-def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
+def solve_triangular(
+    call: RotationCall, a: Any, b: Any, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
     """``L^-1 B``: linear in ``B`` along the other axis."""
     return call.along(b, a)
 

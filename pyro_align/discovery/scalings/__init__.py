@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_align.axes import coordinates
 from pyro_align.discovery.axes.inference import Inference
-from pyro_align.discovery.registry import scale_rule
+from pyro_align.discovery.registry import Registry, scale_rule
 from pyro_align.discovery.scalings import rules  # noqa: F401
 from pyro_align.discovery.scalings.degrees import Degrees, RationalEquations
 from pyro_align.discovery.signs.domain import SignDomain
@@ -28,7 +28,7 @@ from pyro_align.symmetry.scalings import Scaling
 class ScaleDomain(SignDomain):
     """Degrees of tensors, from those of the sites; outputs must not grow."""
 
-    rules = scale_rule
+    rules: Registry = scale_rule
 
 
 @on_host

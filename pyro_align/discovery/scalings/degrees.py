@@ -58,8 +58,8 @@ class Degrees(Parities):
 
     def __init__(self):
         super().__init__()
-        self.equations = RationalEquations()  # type: ignore[assignment]
-        self.sums = [(), ()]  # type: ignore[assignment]
+        self.equations: RationalEquations = RationalEquations()  # type: ignore[assignment]
+        self.sums: list[int] = [(), ()]  # type: ignore[assignment]
         self._numbers = {(): EVEN}  # type: ignore[assignment]
 
     def _hold(self, a: int) -> int:

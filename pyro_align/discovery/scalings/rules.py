@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from fractions import Fraction
+from typing import Any
 
 from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import spatial_axes
@@ -32,33 +33,33 @@ def _power(call, x, exponent: Fraction):
 
 
 @scale_rule("family.cast")
-def converted(call, x, *args, **kwargs):
+def converted(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Another floating-point type; whether a number is zero does not change."""
     dtype = call.outputs[0].dtype
     return x if dtype.is_floating_point else call.even() if dtype.is_signed is False else call.hold(x)
 
 
 @scale_rule("aten.neg", "aten.abs", "aten.relu", "aten.positive")
-def homogeneous(call, x):
+def homogeneous(call: Any, x: Any) -> Any:
     """``f(a x) = a f(x)`` for positive ``a``."""
     return x
 
 
 @scale_rule("aten.leaky_relu")
-def leaky(call, x, negative_slope=0.01):
+def leaky(call: Any, x: Any, negative_slope: Any = 0.01) -> Any:
     """The same."""
     return x
 
 
 @scale_rule("aten._prelu_kernel")
-def prelu(call, x, weight):
+def prelu(call: Any, x: Any, weight: Any) -> Any:
     """The same in the first argument."""
     call.hold(weight)
     return call.expand(x)
 
 
 @scale_rule("aten.clamp", "aten.hardtanh", "aten.clamp_min", "aten.clamp_max")
-def clamp(call, x, *bounds, **named):
+def clamp(call: Any, x: Any, *bounds: Any, **named: Any) -> Any:
     """Homogeneous where the bounds are zero or absent."""
     given = [b for b in (*bounds, *named.values()) if b is not None]
     if any(isinstance(b, SignTensor) or b not in (0, math.inf, -math.inf) for b in given):
@@ -67,7 +68,7 @@ def clamp(call, x, *bounds, **named):
 
 
 @scale_rule("aten.threshold")
-def threshold(call, x, threshold, value):
+def threshold(call: Any, x: Any, threshold: Any, value: Any) -> Any:
     """A ReLU where both numbers are zero."""
     if threshold or value:
         raise call.unsupported()
@@ -75,26 +76,26 @@ def threshold(call, x, threshold, value):
 
 
 @scale_rule("aten.sign", "aten.sgn", "aten.isnan", "aten.isinf", "aten.isfinite", "aten.logical_not")
-def told_by_sign(call, x):
+def told_by_sign(call: Any, x: Any) -> Any:
     """What only asks whether a number is positive, zero, or finite."""
     return call.even()
 
 
 @scale_rule("aten.gt", "aten.lt", "aten.ge", "aten.le")
-def compared(call, a, b):
+def compared(call: Any, a: Any, b: Any) -> Any:
     """Numbers that grow alike compare alike."""
     call.add(a, b)
     return call.even()
 
 
 @scale_rule("aten.maximum", "aten.minimum")
-def larger(call, a, b):
+def larger(call: Any, a: Any, b: Any) -> Any:
     """One or the other."""
     return call.add(a, b)
 
 
 @scale_rule("family.divide")
-def divide(call, a, b, *, rounding_mode=None):
+def divide(call: Any, a: Any, b: Any, *, rounding_mode: Any = None) -> Any:
     """Quotients."""
     if rounding_mode is not None:
         raise call.unsupported()
@@ -102,31 +103,31 @@ def divide(call, a, b, *, rounding_mode=None):
 
 
 @scale_rule("aten.reciprocal")
-def reciprocal(call, x):
+def reciprocal(call: Any, x: Any) -> Any:
     """``1 / x``."""
     return _power(call, x, Fraction(-1))
 
 
 @scale_rule("aten.square")
-def square(call, x):
+def square(call: Any, x: Any) -> Any:
     """``x ** 2``."""
     return _power(call, x, Fraction(2))
 
 
 @scale_rule("aten.sqrt")
-def root(call, x):
+def root(call: Any, x: Any) -> Any:
     """``x ** (1 / 2)``."""
     return _power(call, x, Fraction(1, 2))
 
 
 @scale_rule("aten.rsqrt")
-def inverse_root(call, x):
+def inverse_root(call: Any, x: Any) -> Any:
     """``x ** (-1 / 2)``."""
     return _power(call, x, Fraction(-1, 2))
 
 
 @scale_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor")
-def power(call, x, exponent):
+def power(call: Any, x: Any, exponent: Any) -> Any:
     """Powers by one number."""
     if isinstance(exponent, SignTensor):
         value = exponent.constant()
@@ -139,38 +140,38 @@ def power(call, x, exponent):
 
 
 @scale_rule("aten.linalg_vector_norm")
-def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
+def norm(call: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """The length of a vector."""
     return call.alike(x, axes_of(dim, x.ndim), keepdim=keepdim)
 
 
 @scale_rule("aten.amax", "aten.amin")
-def extremum(call, x, dim=None, keepdim=False):
+def extremum(call: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest of entries that grow alike."""
     return call.alike(x, axes_of(dim or None, x.ndim), keepdim=keepdim)
 
 
 @scale_rule("aten.max.default", "aten.min.default", "aten.median.default")
-def extremum_of_all(call, x):
+def extremum_of_all(call: Any, x: Any) -> Any:
     """The same, of all."""
     return call.alike(x, range(x.ndim))
 
 
 @scale_rule("aten.max.dim", "aten.min.dim")
-def extremum_and_place(call, x, dim, keepdim=False):
+def extremum_and_place(call: Any, x: Any, dim: Any, keepdim: bool = False) -> Any:
     """The same, and where it is."""
     return [call.alike(x, [dim], keepdim=keepdim), call.even(call.shapes[1])]
 
 
 @scale_rule("family.largest of positions")
-def largest_of_positions(call, x, *args, **kwargs):
+def largest_of_positions(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The same, of a window."""
     space = spatial_axes(call.node.target)
     return [call.expand(call.alike(x, range(x.ndim - space, x.ndim), keepdim=True)), call.even(call.shapes[1])]
 
 
 @scale_rule("family.variance", "family.variance and mean")
-def variance(call, x, dim=None, *args, **kwargs):
+def variance(call: Any, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Squares around the mean, or their root; and the mean."""
     mean = call.alike(x, axes_of(None if isinstance(dim, bool) else dim, x.ndim), keepdim=True)
     spread = mean if call.name.startswith("std") else _power(call, mean, Fraction(2))

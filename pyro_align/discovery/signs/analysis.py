@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class SignAnalysis:
                 for k, leaf in enumerate(leaves(term)):
                     if leaf.name in self.places:
                         self.places[leaf.name].append(Place(site, axis, k))
-        self.units = {name: list(self._units_of(name)) for name in symmetry.atoms}
+        self.units: dict[str, list[tuple[int, ...]]] = {name: list(self._units_of(name)) for name in symmetry.atoms}
         turns = (
             (name, unit, place) for name in self.places for unit in self.units[name] for place in self.places[name]
         )
@@ -77,7 +78,7 @@ class SignAnalysis:
         return alone.solutions(len(self.places[atom]))
 
     @on_host
-    def turned(self, place: Place, atom: str, unit: tuple) -> Tensor:
+    def turned(self, place: Place, atom: str, unit: tuple[Any, ...]) -> Tensor:
         """Which entries of a site a unit (or, by slices, several) turns at one place."""
         terms = [
             marked(term, [place == Place(place.site, axis, k) for k, _ in enumerate(leaves(term))])

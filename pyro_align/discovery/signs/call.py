@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,11 +89,11 @@ class SignCall(Call):
         ids = self.parities.multiply_along(x.ids, dims)
         return SignTensor(ids if keepdim else ids.squeeze(dims))
 
-    def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str):
+    def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str) -> Any:
         """A two-operand einsum."""
         return SignTensor(self.parities.contract(left.ids, left_labels, right.ids, right_labels, out))
 
-    def rearrange(self, *args, **kwargs) -> SignTensor | list[SignTensor]:
+    def rearrange(self, *args: Any, **kwargs: Any) -> SignTensor | list[SignTensor]:
         """The operation itself, which only moves entries, drops some, or fills in zeros, applied to the parities."""
         args, kwargs = pytree.tree_map(lambda a: a.ids if isinstance(a, SignTensor) else a, (args, kwargs))
         out = self.node.target(*args, **kwargs)
@@ -110,7 +111,7 @@ class SignCall(Call):
         return SignTensor(out)
 
 
-def number_of(value) -> int:
+def number_of(value: Any) -> int:
     """The parity of a plain number."""
     return ZERO if value == 0 else EVEN
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class _InnerSigns:
         return self._span.reduce(self._entries(places, self._atom, self._unit))
 
     @on_host
-    def _entries(self, places: Sequence[Place], atom: str, unit: tuple) -> int:
+    def _entries(self, places: Sequence[Place], atom: str, unit: tuple[Any, ...]) -> int:
         """The entries that are turned, as the bits of one number: all sites one after the other."""
         flat = []
         for site in self._sites:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pyro_align.discovery.registry import sign_rule
+from pyro_align.discovery.registry import Registry, sign_rule
 from pyro_align.discovery.signs.call import SignCall, SignTensor, ids_of_constant
 from pyro_align.discovery.signs.parity import EVEN, Parities
 from pyro_align.discovery.walk import Constants, Domain
@@ -26,7 +26,9 @@ class SignDomain(Domain):
         outputs: What the graph returns.
     """
 
-    rules = sign_rule
+    parities: Parities
+
+    rules: Registry = sign_rule
 
     def __init__(self, parities: Parities, ids_of_site: Callable[[str], Tensor], *, keep: bool = False):
         self.parities, self._ids_of_site, self._keep = parities, ids_of_site, keep
@@ -44,7 +46,7 @@ class SignDomain(Domain):
     def constant(self, constants: Constants, node: Node, like: Tensor) -> SignTensor:
         return _Constant(constants, node, like)
 
-    def results(self, call: SignCall, found: list) -> list | None:
+    def results(self, call: SignCall, found: list[Any]) -> list[Any] | None:
         if any(value is None and shape is not None for value, shape in zip(found, call.shapes, strict=True)):
             return None
         for k, (value, like, shape) in enumerate(zip(found, call.outputs, call.shapes, strict=True)):
@@ -53,7 +55,7 @@ class SignDomain(Domain):
                 found[k] = replace(value, dtype=like.dtype)
         return found
 
-    def without_rule(self, call: SignCall, sources: Sequence[Any]) -> list:
+    def without_rule(self, call: SignCall, sources: Sequence[Any]) -> list[Any]:
         call.hold(*sources)
         return self.results(call, [None if s is None else call.even(s) for s in call.shapes])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def _unknowns(symmetry: Symmetry, sites: Sequence[str]) -> Iterator[tuple[str, i
             yield site, (axes[site] or [0])[0], None
 
 
-def _ids(parities: Parities, site: str, shape: tuple[int, ...], unknowns: Sequence[tuple]) -> Tensor:
+def _ids(parities: Parities, site: str, shape: tuple[int, ...], unknowns: Sequence[tuple[Any, ...]]) -> Tensor:
     ids = torch.full((), EVEN, dtype=torch.int32).expand(shape)
     for axis, n in enumerate(shape):
         along = torch.full((n,), EVEN, dtype=torch.int32)
@@ -78,7 +79,7 @@ def _ids(parities: Parities, site: str, shape: tuple[int, ...], unknowns: Sequen
     return ids
 
 
-def _turns(vector: int, unknowns: Sequence[tuple], shapes: Mapping[str, tuple[int, ...]]) -> Turns:
+def _turns(vector: int, unknowns: Sequence[tuple[Any, ...]], shapes: Mapping[str, tuple[int, ...]]) -> Turns:
     out: dict[str, list[Tensor]] = {}
     for bit, (site, axis, k) in enumerate(unknowns):
         if vector >> bit & 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ ZERO, EVEN = 0, 1  # numbers of two parities: of an entry that is zero, for whic
 DENSE = 1 << 22  # pairs of numbers up to which a table of them is made without sorting
 
 
-def on_host(function: Callable) -> Callable:
+def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     """Parities live on the host, wherever the model's tensors do, and whatever the default device is."""
 
     @functools.wraps(function)
@@ -74,7 +75,7 @@ class Parities:
     """
 
     def __init__(self):
-        self.equations = Equations()
+        self.equations: Equations = Equations()
         self.sums: list[int] = [0, 0]
         self._numbers: dict[int, int] = {0: EVEN}
 

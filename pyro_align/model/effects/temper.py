@@ -30,6 +30,9 @@ class TemperMessenger(Messenger):
         0.1
     """
 
+    plates: frozenset[str]
+    temperature: float
+
     def __init__(self, temperature: float, *, plates: Collection[str] = ()):
         super().__init__()
         if not temperature > 0:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_align.discovery.ops import contraction_of
 from pyro_align.discovery.registry import rule
 
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
+
 
 @rule("family.contraction")
-def contraction(call, *args, **kwargs):
+def contraction(call: AxisCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
     spec = contraction_of(call.node.target)
     left, right = (args[i] for i in spec.factors)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
 from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.registry import rule
+
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
 
 
 def _tensors(args, kwargs):
@@ -14,7 +19,7 @@ def _tensors(args, kwargs):
 
 
 @rule("family.pointwise")
-def pointwise(call, *args, **kwargs):
+def pointwise(call: AxisCall, *args: Any, **kwargs: Any) -> Any:
     """Axes that are lined up by broadcasting are relabeled alike."""
     if call.name == "eq" and (same := _same_place(call, *args)) is not None:
         return same
@@ -41,7 +46,7 @@ def _same_place(call, first, second):
     return out
 
 
-def carried(call, x, axes):
+def carried(call: AxisCall, x: Any, axes: Any) -> Any:
     """The axes of another layout of the tensor's entries, which are indices still if they were."""
     call.follow(x)
     if x.places is not None:
@@ -50,7 +55,7 @@ def carried(call, x, axes):
 
 
 @rule("family.same", "family.cast", "aten.view.dtype", "aten._conj", "aten._neg_view")
-def unchanged(call, x, *args, **kwargs):
+def unchanged(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The same tensor again."""
     if x.shape != call.shape:
         raise call.unsupported()
@@ -58,20 +63,20 @@ def unchanged(call, x, *args, **kwargs):
 
 
 @rule("aten.copy")
-def copy(call, target, source, *args, **kwargs):
+def copy(call: AxisCall, target: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
     """The source, broadcast to the target's shape."""
     return expand_to(source, call.shape)
 
 
 @rule("family.zeros", "family.ones", "family.full", "family.empty")
-def constant_like(call, *args, **kwargs):
+def constant_like(call: AxisCall, *args: Any, **kwargs: Any) -> Any:
     """A tensor of equal entries: only the shape of the argument matters."""
     if any(a.ndim for a in _tensors(args[1:], kwargs)):
         raise call.unsupported("filled with a tensor")
     return [Uniform(n) for n in call.shape]
 
 
-def expand_to(x, shape):
+def expand_to(x: Any, shape: Any) -> Any:
     """The axes of a tensor broadcast to a shape: new and stretched axes are uniform."""
     lead = len(shape) - x.ndim
     return [
@@ -79,7 +84,7 @@ def expand_to(x, shape):
     ]
 
 
-def axes_of(dim, ndim: int) -> list[int]:
+def axes_of(dim: Any, ndim: int) -> list[int]:
     """The axes that a ``dim`` argument names; None and an empty list name all."""
     if dim is None or (isinstance(dim, list | tuple) and not dim):
         return list(range(ndim))
@@ -87,7 +92,7 @@ def axes_of(dim, ndim: int) -> list[int]:
     return [d % ndim for d in dims] if ndim else []
 
 
-def reduce_axes(x, dims: list[int], keepdim: bool):
+def reduce_axes(x: Any, dims: list[int], keepdim: bool) -> Any:
     """What remains of a tensor's axes when some are summed away."""
     if keepdim:
         return [ONE if i in dims else t for i, t in enumerate(x.axes)]
@@ -102,51 +107,51 @@ def _reduced(call, x, dim, keepdim: bool):
 
 
 @rule("family.sum", "family.extremum", "family.product", "aten.any", "aten.all", "aten.count_nonzero")
-def reduction(call, x, dim=None, keepdim=False, **kwargs):
+def reduction(call: AxisCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """A symmetric function of the entries along the reduced axes."""
     return _reduced(call, x, dim, keepdim)
 
 
 @rule("aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
-def spread(call, x, dim=None, *args, keepdim=False, **kwargs):
+def spread(call: AxisCall, x: Any, dim: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any) -> Any:
     """Variance along axes."""
     return _reduced(call, x, dim, keepdim or any(a is True for a in args[1:]))
 
 
 @rule("aten.var.default", "aten.std.default", "aten.norm.Scalar")
-def spread_of_all(call, x, *args):
+def spread_of_all(call: AxisCall, x: Any, *args: Any) -> Any:
     """Variance, or a norm, of all entries."""
     return []
 
 
 @rule("aten.var_mean.default", "aten.std_mean.default")
-def spread_and_mean_of_all(call, x, *args):
+def spread_and_mean_of_all(call: AxisCall, x: Any, *args: Any) -> Any:
     """Variance and mean of all entries."""
     return [[], []]
 
 
 @rule("aten.aminmax")
-def smallest_and_largest(call, x, *, dim=None, keepdim=False):
+def smallest_and_largest(call: AxisCall, x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
     """Both ends of the range along an axis, or of all entries."""
     out = _reduced(call, x, dim, keepdim)
     return [out, list(out)]
 
 
 @rule("aten.norm.ScalarOpt_dim", "aten.linalg_vector_norm")
-def norm(call, x, p=2, dim=None, keepdim=False, **kwargs):
+def norm(call: AxisCall, x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """A norm along axes."""
     return _reduced(call, x, dim, keepdim)
 
 
 @rule("aten.var_mean.correction", "aten.std_mean.correction")
-def spread_and_mean(call, x, dim=None, *, keepdim=False, **kwargs):
+def spread_and_mean(call: AxisCall, x: Any, dim: Any = None, *, keepdim: bool = False, **kwargs: Any) -> Any:
     """Variance and mean along axes."""
     out = _reduced(call, x, dim, keepdim)
     return [out, list(out)]
 
 
 @rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
-def extremum(call, x, dim, keepdim=False):
+def extremum(call: AxisCall, x: Any, dim: Any, keepdim: bool = False) -> Any:
     """Values and positions: which index of the axis it is."""
     out = _reduced(call, x, dim, keepdim)
     if x.ndim and positions_used(call):
@@ -155,25 +160,25 @@ def extremum(call, x, dim, keepdim=False):
 
 
 @rule("aten.kthvalue")
-def order_statistic(call, x, k, dim=-1, keepdim=False):
+def order_statistic(call: AxisCall, x: Any, k: Any, dim: Any = -1, keepdim: bool = False) -> Any:
     """The same for the k-th smallest."""
     return extremum(call, x, dim, keepdim)
 
 
-def positions_used(call) -> bool:
+def positions_used(call: AxisCall) -> bool:
     """Whether anything reads the second of two outputs."""
     return any(user.args[1] == 1 for user in call.node.users)
 
 
 @rule("family.softmax")
-def softmax(call, x, dim, *args, **kwargs):
+def softmax(call: AxisCall, x: Any, dim: Any, *args: Any, **kwargs: Any) -> Any:
     """Normalizes along an axis: symmetric in it, but it mixes its entries."""
     call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
     return x.axes
 
 
 @rule("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
-def fourier(call, x, dim, *args):
+def fourier(call: AxisCall, x: Any, dim: Any, *args: Any) -> Any:
     """Mixes axes by place; one of them may get another length."""
     dims = axes_of(dim, x.ndim)
     call.witness(reduce_axes(x, dims, False))
@@ -185,26 +190,28 @@ def fourier(call, x, dim, *args):
 
 
 @rule("aten.complex", "aten.polar")
-def of_two_parts(call, a, b):
+def of_two_parts(call: AxisCall, a: Any, b: Any) -> Any:
     """Complex numbers from their parts: elementwise."""
     return call.broadcast(a, b)
 
 
 @rule("aten.view_as_real", "aten.view_as_real_copy")
-def parts(call, x):
+def parts(call: AxisCall, x: Any) -> Any:
     """Real and imaginary part along a new last axis."""
     return [*x.axes, call.fresh(2, fixed=True)]
 
 
 @rule("aten.view_as_complex", "aten.view_as_complex_copy")
-def as_complex(call, x):
+def as_complex(call: AxisCall, x: Any) -> Any:
     """The other way round."""
     call.fix(x.axes[-1])
     return x.axes[:-1]
 
 
 @rule("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
-def between(call, first, second, *, right=False, side=None, sorter=None, **kwargs):
+def between(
+    call: AxisCall, first: Any, second: Any, *, right: Any = False, side: Any = None, sorter: Any = None, **kwargs: Any
+) -> Any:
     """Counts, for each entry, the boundaries below it; boundaries of one axis serve all entries."""
     bounds, x = (second, first) if call.name == "bucketize" else (first, second)
     if bounds.ndim != 1 or sorter is not None:
@@ -214,7 +221,7 @@ def between(call, first, second, *, right=False, side=None, sorter=None, **kwarg
 
 
 @rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.flip", "aten.roll")
-def along(call, x, dim, *args, **kwargs):
+def along(call: AxisCall, x: Any, dim: Any, *args: Any, **kwargs: Any) -> Any:
     """Depends on the order along an axis."""
     if call.name == "roll":  # the second argument says how far; without axes the tensor is flattened
         dim = args[0] if args else None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from pyro_align.discovery.axes.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
 from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
 from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.registry import rule
+
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
 
 _MASKS = (torch.bool, torch.uint8)
 
@@ -33,7 +38,7 @@ def _index_axes(call, index, source_axis, size):
 
 
 @rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
-def index(call, x, indices, *args):
+def index(call: AxisCall, x: Any, indices: Any, *args: Any) -> Any:
     """Advanced indexing: the indices broadcast together and stand where they were if they were neighbors."""
     used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
     if any(ix.dtype in _MASKS for _, ix in used):
@@ -55,7 +60,7 @@ def _as_shape(call, out):
 
 
 @rule("aten.index_select")
-def index_select(call, x, dim, index):
+def index_select(call: AxisCall, x: Any, dim: Any, index: Any) -> Any:
     """Selects along one axis."""
     if x.ndim == 0:
         return []
@@ -65,13 +70,13 @@ def index_select(call, x, dim, index):
 
 
 @rule("aten.embedding")
-def embedding(call, weight, indices, *args, **kwargs):
+def embedding(call: AxisCall, weight: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:
     """Rows of a table."""
     return [*_index_axes(call, indices, weight.axes[0], weight.shape[0]), *weight.axes[1:]]
 
 
 @rule("aten.gather")
-def gather(call, x, dim, index, **kwargs):
+def gather(call: AxisCall, x: Any, dim: Any, index: Any, **kwargs: Any) -> Any:
     """Selects along one axis, a different place for each index of the others."""
     if x.ndim == 0:
         return []
@@ -93,7 +98,7 @@ def gather(call, x, dim, index, **kwargs):
 
 
 @rule("aten.argmax", "aten.argmin")
-def position_of_extremum(call, x, dim=None, keepdim=False):
+def position_of_extremum(call: AxisCall, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """Which index of the axis it is."""
     if dim is None and x.ndim != 1:
         raise call.unsupported("of all entries")
@@ -104,20 +109,20 @@ def position_of_extremum(call, x, dim=None, keepdim=False):
 
 
 @rule("aten.argsort")
-def positions(call, x, *args, **kwargs):
+def positions(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The axis is told apart by where its entries stand."""
     raise call.unsupported()
 
 
 @rule("aten.sort")
-def sort(call, x, *args, **kwargs):
+def sort(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Values by size, in whatever order they came, and which index of the axis each is."""
     named = [a for a in args if not isinstance(a, bool)]
     return _ordered(call, x, kwargs.get("dim", named[0] if named else -1))
 
 
 @rule("aten.topk")
-def topk(call, x, k, dim=-1, largest=True, sorted=True):
+def topk(call: AxisCall, x: Any, k: Any, dim: Any = -1, largest: Any = True, sorted: Any = True) -> Any:
     """The same for the largest; unsorted, they come in an order of the implementation's own."""
     if not sorted and k > 1:
         raise call.unsupported("unsorted")
@@ -136,7 +141,7 @@ def _ordered(call, x, dim):
 
 
 @rule("aten.scatter.src", "aten.scatter.value", "aten.scatter_add", "aten.scatter_reduce.two")
-def scatter(call, x, dim, index, source, *args, **kwargs):
+def scatter(call: AxisCall, x: Any, dim: Any, index: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
     """Writes or adds at places along one axis, which is the one of the places if they are so; others are lined up."""
     if x.ndim == 0 or (hasattr(source, "places") and source.places is not None):
         raise call.unsupported()
@@ -163,7 +168,7 @@ def scatter(call, x, dim, index, source, *args, **kwargs):
 
 
 @rule("aten.index_put", "aten._unsafe_index_put")
-def index_put(call, x, indices, values, accumulate=False):
+def index_put(call: AxisCall, x: Any, indices: Any, values: Any, accumulate: Any = False) -> Any:
     """Writes or adds at places along some axes, which keep their order; the others are lined up."""
     used = [(i, ix) for i, ix in enumerate(indices) if ix is not None]
     if any(ix.dtype in _MASKS for _, ix in used):
@@ -200,7 +205,7 @@ def _masked(call, x, used, values):
 
 
 @rule("aten.index_reduce")
-def index_reduce(call, x, dim, index, source, *args, **kwargs):
+def index_reduce(call: AxisCall, x: Any, dim: Any, index: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
     """Combines slices at places along one axis, which keeps its order; the others are lined up."""
     dim %= x.ndim
     for t in (index.axes[0], source.axes[dim]):
@@ -211,7 +216,7 @@ def index_reduce(call, x, dim, index, source, *args, **kwargs):
 
 
 @rule("aten.segment_reduce")
-def segment_reduce(call, x, reduce, *, axis=0, **kwargs):
+def segment_reduce(call: AxisCall, x: Any, reduce: Any, *, axis: Any = 0, **kwargs: Any) -> Any:
     """Combines neighbors along an axis, segment by segment."""
     for t in (x.axes[axis], *(t for a in kwargs.values() if hasattr(a, "axes") for t in a.axes)):
         call.fix(t)
@@ -219,7 +224,7 @@ def segment_reduce(call, x, reduce, *, axis=0, **kwargs):
 
 
 @rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
-def embedding_bag(call, weight, indices, offsets, *args):
+def embedding_bag(call: AxisCall, weight: Any, indices: Any, offsets: Any, *args: Any) -> Any:
     """Combines rows of a table, bag by bag: features pass."""
     if any(user.args[1] for user in call.node.users):
         raise call.unsupported("other than the result")
@@ -231,6 +236,6 @@ def embedding_bag(call, weight, indices, offsets, *args):
 
 
 @rule("aten.tril", "aten.triu", family="moves")
-def triangle(call, x, *args):
+def triangle(call: AxisCall, x: Any, *args: Any) -> Any:
     """Half of a matrix: both of its axes keep their order."""
     return [*x.axes[:-2], call.pinned(x.axes[-2]), call.pinned(x.axes[-1])]

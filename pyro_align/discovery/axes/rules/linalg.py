@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_align.discovery.axes.terms import ONE
 from pyro_align.discovery.registry import rule
 
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
+
 
 @rule("aten.linalg_inv_ex")
-def inverse(call, a, **kwargs):
+def inverse(call: AxisCall, a: Any, **kwargs: Any) -> Any:
     """``(P A Q^T)^-1 = Q A^-1 P^T``."""
     batch = a.axes[:-2]
     for axis in a.axes[-2:]:  # neither axis may be relabeled anew for each index of the other
@@ -16,7 +21,7 @@ def inverse(call, a, **kwargs):
 
 
 @rule("aten._linalg_slogdet", "aten._linalg_det")
-def determinant(call, a):
+def determinant(call: AxisCall, a: Any) -> Any:
     """Rows and columns may be relabeled alike; where its sign is not used, each as they like."""
     last = 1 if call.name == "_linalg_det" else 2
     used = {user.args[1] for user in call.node.users}
@@ -31,7 +36,9 @@ def determinant(call, a):
 
 
 @rule("aten.linalg_solve_triangular")
-def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
+def solve_triangular(
+    call: AxisCall, a: Any, b: Any, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
     """``L^-1 B``: the triangle keeps the order of its axes, and so of the one it is solved along."""
     batch = _leading(call, a, b)
     solved, other = (b.axes[-2], b.axes[-1]) if left else (b.axes[-1], b.axes[-2])
@@ -43,7 +50,7 @@ def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
 
 
 @rule("aten.linalg_cholesky_ex")
-def cholesky(call, a, **kwargs):
+def cholesky(call: AxisCall, a: Any, **kwargs: Any) -> Any:
     """Rows and columns keep their order; the matrices of a batch are factorized one by one."""
     batch = list(a.axes[:-2])
     for axis in a.axes[-2:]:
@@ -53,7 +60,7 @@ def cholesky(call, a, **kwargs):
 
 
 @rule("aten.linalg_matrix_exp")
-def matrix_exponential(call, a):
+def matrix_exponential(call: AxisCall, a: Any) -> Any:
     """``exp(P A P^T) = P exp(A) P^T``."""
     axis = call.merge(a.axes[-2], a.axes[-1])
     call.witness([*a.axes[:-2], axis])
@@ -66,7 +73,7 @@ def _leading(call, a, b):
 
 
 @rule("aten.trace")
-def trace(call, a):
+def trace(call: AxisCall, a: Any) -> Any:
     """Invariant under a joint relabeling; a matrix that is not square keeps its order."""
     if a.shape[0] == a.shape[1]:
         call.merge(a.axes[0], a.axes[1])
@@ -77,7 +84,9 @@ def trace(call, a):
 
 
 @rule("aten._trilinear")
-def trilinear(call, a, b, c, expand_a, expand_b, expand_c, summed, unroll=1):
+def trilinear(
+    call: AxisCall, a: Any, b: Any, c: Any, expand_a: Any, expand_b: Any, expand_c: Any, summed: Any, unroll: Any = 1
+) -> Any:
     """The product of three tensors with new axes of size one, summed over some."""
     factors = []
     for x, new in ((a, expand_a), (b, expand_b), (c, expand_c)):
@@ -91,14 +100,14 @@ def trilinear(call, a, b, c, expand_a, expand_b, expand_c, summed, unroll=1):
 
 
 @rule("aten._cdist_forward")
-def distances(call, a, b, *args):
+def distances(call: AxisCall, a: Any, b: Any, *args: Any) -> Any:
     """Distances between the rows of two matrices: a sum over columns."""
     rows, columns = call.tensor(a.axes[-2:]), call.tensor(b.axes[-2:])
     return [*_leading(call, a, b), *call.contract(rows, "ik", columns, "jk", "ij")]
 
 
 @rule("aten._pdist_forward")
-def distances_of_pairs(call, x, *args):
+def distances_of_pairs(call: AxisCall, x: Any, *args: Any) -> Any:
     """Distances between all pairs of rows, one after the other."""
     call.fix(x.axes[0])
     call.witness(x.axes[1:])
@@ -106,7 +115,7 @@ def distances_of_pairs(call, x, *args):
 
 
 @rule("aten._linalg_eigh")
-def eigenvalues(call, a, *args, **kwargs):
+def eigenvalues(call: AxisCall, a: Any, *args: Any, **kwargs: Any) -> Any:
     """Eigenvalues come in order of size, whatever the order of rows and columns."""
     if any(user.args[1] for user in call.node.users):
         raise call.unsupported("eigenvectors")
@@ -116,7 +125,7 @@ def eigenvalues(call, a, *args, **kwargs):
 
 
 @rule("aten._linalg_svd")
-def singular_values(call, a, *args, **kwargs):
+def singular_values(call: AxisCall, a: Any, *args: Any, **kwargs: Any) -> Any:
     """Singular values come in order of size, whatever the order of rows and of columns."""
     if any(user.args[1] != 1 for user in call.node.users):
         raise call.unsupported("singular vectors")

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_align.discovery.axes.terms import ONE, size_of
 from pyro_align.discovery.ops import spatial_axes
 from pyro_align.discovery.registry import rule
 
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
+
 
 @rule("aten.convolution")
-def convolution(call, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def convolution(
+    call: AxisCall,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
     """Input ``(batch, groups x in, *space)``, weight ``(groups x out, in, *kernel)``; transposed swaps in and out."""
     space = weight.ndim - 2
     for t in (*x.axes[x.ndim - space :], *weight.axes[2:]):
@@ -37,7 +53,7 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
 
 
 @rule("family.over positions", "family.copies at borders", "family.largest of positions")
-def over_positions(call, x, *args, **kwargs):
+def over_positions(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Positions, the trailing axes, keep their order; all others pass."""
     kept = x.ndim - spatial_axes(call.node.target)
     for t in x.axes[kept:]:
@@ -47,7 +63,7 @@ def over_positions(call, x, *args, **kwargs):
 
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")
-def max_unpool(call, x, places, size, *args):
+def max_unpool(call: AxisCall, x: Any, places: Any, size: Any, *args: Any) -> Any:
     """Puts entries back to the positions that they were pooled from."""
     kept = x.ndim - len(size)
     for t in (*x.axes[kept:], *places.axes[kept:]):
@@ -57,7 +73,7 @@ def max_unpool(call, x, places, size, *args):
 
 
 @rule("aten.unfold", "aten.unfold_copy")
-def unfold(call, x, dim, size, step):
+def unfold(call: AxisCall, x: Any, dim: Any, size: Any, step: Any) -> Any:
     """Windows along an axis: their number in its place, and the places within each as a new last axis."""
     if x.ndim == 0:
         return call.fixed(call.shape)
@@ -71,7 +87,7 @@ def unfold(call, x, dim, size, step):
 
 
 @rule("aten.grid_sampler_2d", "aten.grid_sampler_3d")
-def grid_sample(call, x, grid, *args):
+def grid_sample(call: AxisCall, x: Any, grid: Any, *args: Any) -> Any:
     """An image looked at at given places: channels pass, and the result is laid out as the places are."""
     for t in (*x.axes[2:], grid.axes[-1]):
         call.fix(t)
@@ -79,7 +95,7 @@ def grid_sample(call, x, grid, *args):
 
 
 @rule("aten.pixel_shuffle", family="moves")
-def pixel_shuffle(call, x, factor):
+def pixel_shuffle(call: AxisCall, x: Any, factor: Any) -> Any:
     """``(*, channels x r x r, h, w)`` to ``(*, channels, h x r, w x r)``."""
     c, h, w = x.axes[-3:]
     call.fix(h)

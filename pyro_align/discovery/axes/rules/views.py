@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_align.discovery.axes.rules.elementwise import carried, expand_to
 from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, has_uniform, is_fixed, resolve, size_of
 from pyro_align.discovery.registry import rule
 
+if TYPE_CHECKING:
+    from pyro_align.discovery.axes.inference import AxisCall
+
 
 @rule("family.reshape")
-def view(call, x, *args, **kwargs):
+def view(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Splits and joins products."""
     return carried(call, x, call.reshape(x.axes, call.shape))
 
 
 @rule("aten.permute", "aten.permute_copy", family="view")
-def permute(call, x, dims):
+def permute(call: AxisCall, x: Any, dims: Any) -> Any:
     """Reorders axes."""
     return carried(call, x, [x.axes[d] for d in dims])
 
 
 @rule("aten.t", "aten.t_copy", family="view")
-def t(call, x):
+def t(call: AxisCall, x: Any) -> Any:
     """Reverses at most two axes."""
     return carried(call, x, list(reversed(x.axes)))
 
 
 @rule("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", family="view")
-def transpose(call, x, a, b):
+def transpose(call: AxisCall, x: Any, a: Any, b: Any) -> Any:
     """Swaps two axes."""
     out = list(x.axes)
     if out:
@@ -35,7 +40,7 @@ def transpose(call, x, a, b):
 
 
 @rule("aten.unsqueeze", "aten.unsqueeze_copy", family="view")
-def unsqueeze(call, x, dim):
+def unsqueeze(call: AxisCall, x: Any, dim: Any) -> Any:
     """Adds an axis of size one."""
     out = list(x.axes)
     out.insert(dim % (x.ndim + 1), ONE)
@@ -43,7 +48,7 @@ def unsqueeze(call, x, dim):
 
 
 @rule("aten.squeeze", "aten.squeeze_copy", family="view")
-def squeeze(call, x, dim=None):
+def squeeze(call: AxisCall, x: Any, dim: Any = None) -> Any:
     """Drops axes of size one."""
     dims = (
         range(x.ndim)
@@ -56,13 +61,13 @@ def squeeze(call, x, dim=None):
 
 
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to", family="view")
-def expand(call, x, size, **kwargs):
+def expand(call: AxisCall, x: Any, size: Any, **kwargs: Any) -> Any:
     """New and stretched axes are uniform."""
     return carried(call, x, expand_to(x, call.shape))
 
 
 @rule("aten.repeat", family="moves")
-def repeat(call, x, repeats):
+def repeat(call: AxisCall, x: Any, repeats: Any) -> Any:
     """Tiles: the tile index is a uniform leading factor."""
     lead = len(repeats) - x.ndim
     axes = [ONE] * lead + list(x.axes)
@@ -70,7 +75,7 @@ def repeat(call, x, repeats):
 
 
 @rule("aten.cat", family="moves")
-def cat(call, tensors, dim=0):
+def cat(call: AxisCall, tensors: Any, dim: Any = 0) -> Any:
     """Concatenates along one axis, merges the others; the same tensor again and again is tiled."""
     tensors = [x for x in tensors if not (x.ndim == 1 and x.shape[0] == 0 and len(call.shape) != 1)]
     dim %= len(call.shape)
@@ -98,7 +103,7 @@ def _marked(call, x, dim, count):
 
 
 @rule("aten.stack", family="moves")
-def stack(call, tensors, dim=0):
+def stack(call: AxisCall, tensors: Any, dim: Any = 0) -> Any:
     """Joins along a new axis, whose indices keep their order."""
     dim %= len(call.shape)
     axes = list(tensors[0].axes)
@@ -110,7 +115,7 @@ def stack(call, tensors, dim=0):
 
 
 @rule("aten.slice.Tensor", "aten.slice_copy.Tensor", family="view")
-def slice_(call, x, dim=0, start=None, end=None, step=1):
+def slice_(call: AxisCall, x: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
     """A piece of a concatenation, or every k-th index of a product."""
     dim %= x.ndim
     n = x.shape[dim]
@@ -150,7 +155,9 @@ def _sides(call, n, start, end, step):
 
 
 @rule("aten.slice_scatter", family="moves")
-def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
+def slice_scatter(
+    call: AxisCall, x: Any, source: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> Any:
     """Writes one tensor into a piece of another."""
     dim %= x.ndim
     n = x.shape[dim]
@@ -176,7 +183,7 @@ def slice_scatter(call, x, source, dim=0, start=None, end=None, step=1):
 
 
 @rule("aten.select_scatter", family="moves")
-def select_scatter(call, x, source, dim, index):
+def select_scatter(call: AxisCall, x: Any, source: Any, dim: Any, index: Any) -> Any:
     """Writes one slice of a tensor."""
     dim %= x.ndim
     n = x.shape[dim]
@@ -199,7 +206,7 @@ def _piece(call, term):
 
 
 @rule("aten.select.int", "aten.select_copy.int", family="moves")
-def select(call, x, dim, index):
+def select(call: AxisCall, x: Any, dim: Any, index: Any) -> Any:
     """One index of an axis: it stands apart, the others stay interchangeable."""
     dim %= x.ndim
     n = x.shape[dim]
@@ -225,7 +232,7 @@ def select(call, x, dim, index):
     "aten.unsafe_chunk",
     family="split",
 )
-def split(call, x, sizes, dim=0):
+def split(call: AxisCall, x: Any, sizes: Any, dim: Any = 0) -> Any:
     """Pieces of a concatenation."""
     dim %= x.ndim
     lengths = [s[dim] for s in call.shapes]
@@ -237,7 +244,7 @@ def split(call, x, sizes, dim=0):
 
 
 @rule("aten.unbind.int", "aten.unbind_copy.int", family="moves")
-def unbind(call, x, dim=0):
+def unbind(call: AxisCall, x: Any, dim: Any = 0) -> Any:
     """Every index of an axis on its own."""
     call.fix(x.axes[dim])
     rest = [t for i, t in enumerate(x.axes) if i != dim % x.ndim]
@@ -245,7 +252,7 @@ def unbind(call, x, dim=0):
 
 
 @rule("aten.diagonal", "aten.diagonal_copy", family="moves")
-def diagonal(call, x, offset=0, dim1=0, dim2=1):
+def diagonal(call: AxisCall, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """Two axes walked together."""
     dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim
     rest = [t for i, t in enumerate(x.axes) if i not in (dim1, dim2)]
@@ -257,7 +264,7 @@ def diagonal(call, x, offset=0, dim1=0, dim2=1):
 
 
 @rule("aten.diagonal_scatter", family="moves")
-def diagonal_scatter(call, x, source, offset=0, dim1=0, dim2=1):
+def diagonal_scatter(call: AxisCall, x: Any, source: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """Writes the diagonal of a matrix."""
     dim1, dim2 = dim1 % x.ndim, dim2 % x.ndim
     out, rest = list(x.axes), [i for i in range(x.ndim) if i not in (dim1, dim2)]
@@ -280,7 +287,7 @@ def _diagonal_axis(call, own, sides):
 
 
 @rule("aten.constant_pad_nd")
-def pad(call, x, pad, value=0):
+def pad(call: AxisCall, x: Any, pad: Any, value: Any = 0) -> Any:
     """Pads with one value: the new entries are interchangeable with each other."""
     out = list(x.axes)
     for k in range(len(pad) // 2):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.call import SignCall, SignTensor
 from pyro_align.discovery.signs.parity import EVEN, ZERO
 
 
 @sign_rule("aten.linalg_inv_ex")
-def inverse(call, a, **kwargs):
+def inverse(call: SignCall, a: Any, **kwargs: Any) -> Any:
     """``(D A E)^-1 = E A^-1 D``."""
     a = _by_rows_and_columns(call, a)
     return [SignTensor(a.ids.mT), call.even(call.shapes[1])]
 
 
 @sign_rule("aten._linalg_slogdet", "aten._linalg_det")
-def determinant(call, a):
+def determinant(call: SignCall, a: Any) -> Any:
     """``|D A E| = |D| |A| |E|``."""
     a = _by_rows_and_columns(call, a)
     sign = call.multiply_along(SignTensor(a.ids.diagonal(dim1=-2, dim2=-1)), [-1])
@@ -25,7 +27,7 @@ def determinant(call, a):
 
 
 @sign_rule("aten.linalg_cholesky_ex")
-def cholesky(call, a, **kwargs):
+def cholesky(call: SignCall, a: Any, **kwargs: Any) -> Any:
     """``D A D = (D L D) (D L D)^T``, and ``D L D`` is the triangle with the positive diagonal."""
     a = _by_rows_and_columns(call, a)
     call.hold(SignTensor(a.ids.diagonal(dim1=-2, dim2=-1)))
@@ -33,7 +35,9 @@ def cholesky(call, a, **kwargs):
 
 
 @sign_rule("aten.linalg_solve_triangular")
-def solve_triangular(call, a, b, *, upper, left=True, unitriangular=False):
+def solve_triangular(
+    call: SignCall, a: Any, b: Any, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
     """``(D A E)^-1 B = E A^-1 D B``."""
     if unitriangular:
         raise call.unsupported()

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import contraction_of, spatial_axes
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.call import SignCall, SignTensor
 
 
 @sign_rule("family.sum")
-def total(call, x, dim=None, keepdim=False, **kwargs):
+def total(call: SignCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Sums: what is added changes sign together."""
     return call.alike(x, axes_of(dim, x.ndim), keepdim=keepdim)
 
 
 @sign_rule("aten.cumsum")
-def running_sum(call, x, dim, **kwargs):
+def running_sum(call: SignCall, x: Any, dim: Any, **kwargs: Any) -> Any:
     """Sums so far."""
     return call.expand(call.alike(x, [dim], keepdim=True)) if x.ndim else x
 
 
 @sign_rule("family.product")
-def product(call, x, dim=None, keepdim=False, **kwargs):
+def product(call: SignCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Products: parities add."""
     return call.multiply_along(x, axes_of(dim, x.ndim), keepdim=keepdim)
 
 
 @sign_rule("family.norm")
-def norm(call, x, *args, **kwargs):
+def norm(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A function of absolute values."""
     return call.even()
 
 
 @sign_rule("family.variance")
-def spread(call, x, *args, **kwargs):
+def spread(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Entries around their mean, squared: they change sign together."""
     call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
     return call.even()
 
 
 @sign_rule("family.variance and mean")
-def spread_and_mean(call, x, *args, **kwargs):
+def spread_and_mean(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The same, and the mean."""
     mean = call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
     ids = mean.ids.reshape(call.shapes[1])
@@ -55,7 +57,7 @@ def _dims(call, x, args, kwargs):
 
 
 @sign_rule("family.contraction")
-def contraction(call, *args, **kwargs):
+def contraction(call: SignCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
     spec = contraction_of(call.node.target)
     left, right = (args[i] for i in spec.factors)
@@ -65,7 +67,18 @@ def contraction(call, *args, **kwargs):
 
 
 @sign_rule("aten.convolution")
-def convolution(call, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def convolution(
+    call: SignCall,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
     """Input ``(batch, groups x in, *space)``, weight ``(groups x out, in, *kernel)``; transposed swaps in and out."""
     if x.ndim != weight.ndim:
         raise call.unsupported("unbatched")
@@ -81,13 +94,13 @@ def convolution(call, x, weight, bias, stride, padding, dilation, transposed, ou
 
 
 @sign_rule("family.over positions")
-def over_positions(call, x, *args, **kwargs):
+def over_positions(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Weighted sums over positions."""
     space = spatial_axes(call.node.target)
     return call.expand(call.alike(x, range(x.ndim - space, x.ndim), keepdim=True))
 
 
 @sign_rule("aten.trace")
-def trace(call, x):
+def trace(call: SignCall, x: Any) -> Any:
     """The sum of the diagonal."""
     return call.alike(SignTensor(x.ids.diagonal()), [0])
