@@ -94,7 +94,7 @@ class Stability:
         }
         return pd.DataFrame(columns, index=pd.Index(self.names, name="fit"))
 
-    def plot(self, ax: Any = None):
+    def plot(self, ax: Any = None) -> Any:
         """A dendrogram of the aligned distances; see :func:`pyro_align.plots.plot_stability`."""
         from pyro_align import plots
 

@@ -25,7 +25,7 @@ _COUNTERS = (*_CHAIN, "iter__", "draw__", ".iteration", ".draw", "iteration", "d
 
 def is_stan_csv(value: Any) -> bool:
     """Whether a value is the path of a CSV file."""
-    return isinstance(value, str | os.PathLike[str]) and os.fspath(value).endswith(".csv")
+    return isinstance(value, str | os.PathLike) and os.fspath(value).endswith(".csv")
 
 
 def read_stan_csv(paths: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -87,7 +87,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
         draws = draws.draws_xr(inc_warmup=False)
     if is_stan_csv(draws):
         return _read_columns(*read_stan_csv([draws]), ranks)
-    if isinstance(draws, str | os.PathLike[str]):
+    if isinstance(draws, str | os.PathLike):
         draws = open_draws(draws)
     posterior = _posterior_group(draws)
     if posterior is not None:
