@@ -162,7 +162,8 @@ def _ratios(symmetry: Symmetry, atom: str, fits: Sequence[Mapping[str, Tensor]])
     shape = (*symmetry.outer_shape(atom), symmetry.atoms[atom].size)
     size = shape[-1]
     steps = sorted({round(s) for s in np.linspace(1, size - 1, min(size - 1, _OTHERS))})
-    turned = [symmetry.permutation({atom: ((torch.arange(size) + s) % size).expand(shape)}) for s in steps]
+    units = torch.arange(size, device="cpu")
+    turned = [symmetry.permutation({atom: ((units + s) % size).expand(shape)}) for s in steps]
     carriers = dict.fromkeys(site for site, _ in symmetry.carriers[atom])
 
     def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ found is named with its sites. Finite groups leave no trace here: relabelings an
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -194,8 +195,7 @@ def _known(symmetry: Symmetry, slots: Sequence[_Slot], values: Values) -> Tensor
             continue
         n, outer = symmetry.atoms[name].size, symmetry.outer_shape(name)
         unit = torch.eye(n, dtype=torch.float64, device="cpu").expand(*outer, n, n)
-        for index in torch.cartesian_prod(*(torch.arange(k) for k in outer), torch.arange(n), torch.arange(n)).tolist():
-            *at, i, j = index
+        for *at, i, j in itertools.product(*(range(k) for k in (*outer, n, n))):
             if i >= j:
                 continue
             skew = torch.zeros_like(unit)
@@ -214,7 +214,11 @@ def _known(symmetry: Symmetry, slots: Sequence[_Slot], values: Values) -> Tensor
                 powers = scaling.powers(symmetry.sites, site)
                 parts.append((value.unsqueeze(-1) * powers).flatten(0, -2))
             moves += torch.cat(parts).unbind(1)
-    return torch.stack(moves, 1) if moves else torch.zeros(sum(v.numel() for v in values.values()), 0).double()
+    return (
+        torch.stack(moves, 1)
+        if moves
+        else torch.zeros(sum(v.numel() for v in values.values()), 0, dtype=torch.float64, device="cpu")
+    )
 
 
 def _span(moves: Tensor, size: float) -> Tensor:

@@ -10,6 +10,7 @@ than allowed is not found, and the search says so.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -128,7 +129,7 @@ class _Search:
         self._function, self.points, self._most, self.evaluations = _Function(log_density), points, most, 0
         self.found: Symmetry | None = None
         self._before = [float(self._function(p)) for p in points]
-        if not all(torch.isfinite(torch.tensor(self._before))):
+        if not all(math.isfinite(value) for value in self._before):
             raise TraceError(
                 "the log density is not finite at the points tried; give draws= from the posterior, site -> "
                 "(draws, *shape)"
@@ -180,13 +181,13 @@ def _points(
             f"{ {k: shapes[k] for k in wrong} }"
         )
     count = min(len(v) for v in given.values())
-    chosen = torch.linspace(0, count - 1, _POINTS).long().tolist()
+    chosen = torch.linspace(0, count - 1, _POINTS, device="cpu").long().tolist()
     return [{k: v[i].double() if v.is_floating_point() else v[i] for k, v in given.items()} for i in chosen]
 
 
 def _swap(i: int, j: int) -> Move:
     def move(value: Tensor, axis: int) -> Tensor:
-        order = torch.arange(value.shape[axis])
+        order = torch.arange(value.shape[axis], device=value.device)
         order[i], order[j] = j, i
         return value.index_select(axis, order)
 
@@ -195,7 +196,7 @@ def _swap(i: int, j: int) -> Move:
 
 def _flip(indices: slice | int) -> Move:
     def move(value: Tensor, axis: int) -> Tensor:
-        sign = torch.ones(value.shape[axis], dtype=value.dtype)
+        sign = torch.ones(value.shape[axis], dtype=value.dtype, device=value.device)
         sign[indices] = -1
         return value * sign.reshape([-1 if a == axis else 1 for a in range(value.dim())])
 

@@ -111,20 +111,39 @@ class UnitMatcher:
         return Found(trial.best, improved)
 
     def _search_on(self, trial: Trial, fixed: Features, moving: Features) -> Tensor:
-        """Searches doubtful members again, and says which of them the second search improved."""
-        rows = trial.doubtful().nonzero().flatten()
+        """Searches doubtful members again, and says which of them the second search improved.
+
+        An optimum may be local although no unit wants another's partner, so those least like the reference are searched
+        as well: a few at first, and twice as many each time as long as that improves any.
+        """
         improved = torch.zeros(len(trial.score), dtype=torch.bool, device="cpu")
-        if not len(rows):
-            return improved
+        generator = torch.Generator().manual_seed(self.seed)
+        doubtful = trial.doubtful()
+        if bool(doubtful.any()):
+            rows = doubtful.nonzero().flatten()
+            improved[rows] = self._again(trial, rows, fixed, moving, generator, 2 + self.restarts)
+        norms = sum(f.double().square().flatten(1).sum(1) for parts in moving.values() for f in parts)
+        likeness = (trial.score.double() / norms.sqrt().clamp_min(1e-300)).masked_fill(doubtful, torch.inf)
+        order = likeness.argsort(stable=True)[: int((~doubtful).sum())]
+        at, count = 0, max(8, len(order) // 200)
+        while at < len(order):
+            rows = order[at : at + count]
+            before = trial.score[rows]
+            self._again(trial, rows, fixed, moving, generator, 1 + self.restarts)
+            if not bool((trial.score[rows] > before).any()):
+                break
+            at, count = at + count, 2 * count
+        return improved
+
+    def _again(
+        self, trial: Trial, rows: Tensor, fixed: Features, moving: Features, generator: torch.Generator, searches: int
+    ) -> Tensor:
+        """Searches some members again; says which of them the second of these searches improved."""
         part = Trial.of(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
         part.offer(part.stack.permutation(*(_rows(t, rows) for t in (trial.best.indices, trial.best.signs))))
-        generator = torch.Generator().manual_seed(self.seed)
-        part.climb(part.start(0, generator))
-        improved[rows] = part.climb(part.start(1, generator))
-        for k in range(2, 2 + self.restarts):
-            part.climb(part.start(k, generator))
-        trial.best = _put(trial.best, part.best, rows)
-        return improved
+        found = [part.climb(part.start(k, generator)) for k in range(searches)]
+        trial.best, trial.score = _put(trial.best, part.best, rows), trial.score.index_copy(0, rows, part.score)
+        return found[1] if searches > 1 else torch.zeros_like(found[0])
 
 
 @dataclass

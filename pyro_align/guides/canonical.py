@@ -66,7 +66,7 @@ def canonical(guide: Any, symmetry: Symmetry, *, prior: float | Mapping[str, flo
     for scaling, log_scale in zip(symmetry.scalings, log_scales, strict=True):
         for site in {s for s, _, _ in scaling.exponents}:
             factor = (scaling.powers(symmetry.sites, site) @ log_scale).exp()
-            factors[site] = factors.get(site, torch.ones(())) * factor
+            factors[site] = factors[site] * factor if site in factors else factor
     return _scaled(q, factors).to_guide()
 
 
@@ -110,7 +110,7 @@ class _Part:
     def of(cls, scaling: Scaling, symmetry: Symmetry, energy: Mapping[str, Tensor]) -> _Part:
         powers = {s: scaling.powers(symmetry.sites, s) for s in dict.fromkeys(s for s, _, _ in scaling.exponents)}
         size = next(iter(powers.values())).shape[-1]
-        return cls(scaling, powers, torch.zeros(size, dtype=torch.float64))
+        return cls(scaling, powers, torch.zeros(size, dtype=torch.float64, device=next(iter(powers.values())).device))
 
     def best(self, energy: Mapping[str, Tensor], entropy: bool) -> Tensor:
         """The step ``t`` that minimizes ``sum e^(2 k t) energy / 2 - k t`` (without entropy, its first part)."""

@@ -256,7 +256,7 @@ class Population:
         The first search has three members and takes atoms as they come; restarts four, from random temperatures and
         with atoms in random order.
         """
-        names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64)
+        names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64, device="cpu")
         if run.random_order:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
             names = [names[k] for k in torch.randperm(len(names), generator=run.generator, device="cpu").tolist()]
