@@ -37,16 +37,14 @@ def report(aligned: AlignedDraws, *, modes: bool) -> pd.DataFrame:
     total = {c: (frame[c].min() if c.startswith("ess") else frame[c].max()) for c in frame.columns}
     total["relabeled"] = int(aligned.relabeled.sum())
     total["transpositions"] = _transpositions(aligned, list(aligned.symmetry.atoms))
-    for column in ("modes", "flagged"):
-        frame[column] = pd.array([None] * len(frame), dtype="Int64")
-    frame["ambiguous"] = frame["improved"] = np.nan
+    frame[["modes", "flagged", "ambiguous", "improved"]] = np.nan
     frame["continuous"] = [any(a in aligned.continuous for a in _atoms_of(aligned, site)) for site in frame.index]
     frame.loc["(all sites)"] = {
         **total,
         "continuous": bool(aligned.continuous),
         "ambiguous": np.nan if aligned.log_odds is None else float(aligned.ambiguous().mean()),
         "improved": np.nan if aligned.improved is None else aligned.improved,
-        "modes": len(aligned.modes()) if modes else None,
+        "modes": len(aligned.modes()) if modes else np.nan,
         "flagged": int(aligned.flagged.sum()),
     }
     frame["relabeled"] = frame["relabeled"].astype(int)
