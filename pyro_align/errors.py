@@ -33,10 +33,6 @@ class KeywordError(PyroAlignError, TypeError):
     """A keyword that is both an option of a verb and a parameter of the model."""
 
 
-class ReproducibilityWarning(UserWarning):
-    """A result depends on something that a seed does not fix."""
-
-
 class DiagnosticWarning(UserWarning):
     """A result is valid but should not be read at face value."""
 
