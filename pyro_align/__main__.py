@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 import torch
 
-from pyro_align.alignment import align
-from pyro_align.discovery import find_symmetry
 from pyro_align.draws.align import align_draws
 from pyro_align.draws.elsewhere import read_symmetry
 from pyro_align.errors import PyroAlignError
@@ -83,6 +81,9 @@ def _align_draws(options: argparse.Namespace) -> None:
 
 
 def _align_weights(options: argparse.Namespace) -> None:
+    from pyro_align.alignment import align  # Pyro is loaded for networks, not for draws
+    from pyro_align.discovery import find_symmetry
+
     if os.path.exists(options.out):
         raise FileExistsError(f"'{options.out}' exists; give another path")
     if not 0 <= options.tau <= 1:

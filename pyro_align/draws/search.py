@@ -123,8 +123,9 @@ class UnitMatcher:
             rows = doubtful.nonzero().flatten()
             improved[rows] = self._again(trial, rows, fixed, moving, generator, 2 + self.restarts)
         norms = sum(f.double().square().flatten(1).sum(1) for parts in moving.values() for f in parts)
-        likeness = (trial.score.double() / norms.sqrt().clamp_min(1e-300)).masked_fill(doubtful, torch.inf)
-        order = likeness.argsort(stable=True)[: int((~doubtful).sum())]
+        likeness = trial.score.double() / norms.sqrt().clamp_min(1e-300)
+        others = (~doubtful).nonzero().flatten()
+        order = others[likeness[others].argsort(stable=True)]
         at, count = 0, max(8, len(order) // 200)
         while at < len(order):
             rows = order[at : at + count]

@@ -78,7 +78,7 @@ def gauge(q: Posterior, symmetry: Symmetry, prior: float | Mapping[str, float | 
         loc, scale = (t.double().cpu() for t in q.marginal(site))
         width = prior.get(site, 1.0) if isinstance(prior, Mapping) else prior
         energy[site] = (loc.square() + scale.square()) / torch.as_tensor(width).double().square()
-    parts = [_Part.of(scaling, symmetry, energy) for scaling in symmetry.scalings]
+    parts = [_Part.of(scaling, symmetry) for scaling in symmetry.scalings]
     for _ in range(_SWEEPS):
         largest = 0.0
         for part in parts:
@@ -107,10 +107,10 @@ class _Part:
     total: Tensor
 
     @classmethod
-    def of(cls, scaling: Scaling, symmetry: Symmetry, energy: Mapping[str, Tensor]) -> _Part:
+    def of(cls, scaling: Scaling, symmetry: Symmetry) -> _Part:
         powers = {s: scaling.powers(symmetry.sites, s) for s in dict.fromkeys(s for s, _, _ in scaling.exponents)}
         size = next(iter(powers.values())).shape[-1]
-        return cls(scaling, powers, torch.zeros(size, dtype=torch.float64, device=next(iter(powers.values())).device))
+        return cls(scaling, powers, torch.zeros(size, dtype=torch.float64, device="cpu"))
 
     def best(self, energy: Mapping[str, Tensor], entropy: bool) -> Tensor:
         """The step ``t`` that minimizes ``sum e^(2 k t) energy / 2 - k t`` (without entropy, its first part)."""

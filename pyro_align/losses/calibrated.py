@@ -36,10 +36,8 @@ class CalibratedNLL(Loss):
         np.float64(0.562)
     """
 
-    label: Label
-    name: str
-
-    name, label = "calibrated_nll", Label("calibrated NLL", per_draw=False)
+    name: str = "calibrated_nll"
+    label: Label = Label("calibrated NLL", per_draw=False)
     predicts = True
 
     def unsuited(self, layout: Layout) -> str | None:

@@ -20,9 +20,8 @@ class PyroLoss(GuideLoss):
         name: Name of the loss; the object's type by default.
     """
 
-    name: str
-
     elbo: Any
+    name: str
 
     def __init__(self, elbo: Any, name: str | None = None):
         self.elbo, self.name = elbo, name or type(elbo).__name__

@@ -38,7 +38,6 @@ class TaskLoss(Loss):
     """
 
     name: str
-
     judge: Judge
 
     predicts = True

@@ -18,8 +18,20 @@ Degree = tuple[tuple[int, Fraction], ...]  # (unknown, exponent), by unknown, no
 class RationalEquations:
     """Linear equations over the rationals in reduced row echelon form."""
 
+    none: Degree = ()
+
     def __init__(self):
         self.rows: dict[int, dict[int, Fraction]] = {}
+
+    @staticmethod
+    def plus(a: Degree, b: Degree) -> Degree:
+        """The sum of two degrees."""
+        return _sum(a, b, Fraction(1))
+
+    @staticmethod
+    def minus(a: Degree, b: Degree) -> Degree:
+        """Their difference."""
+        return _sum(a, b, Fraction(-1))
 
     def reduce(self, degree: Degree) -> Degree:
         """The same sum, written with free unknowns only."""
@@ -57,24 +69,7 @@ class Degrees(Parities):
     """The table of degrees met so far, and what operations require of them."""
 
     def __init__(self):
-        super().__init__()
-        self.equations: RationalEquations = RationalEquations()  # type: ignore[assignment]
-        self.sums: list[int] = [(), ()]  # type: ignore[assignment]
-        self._numbers = {(): EVEN}  # type: ignore[assignment]
-
-    def _hold(self, a: int) -> int:
-        if a != ZERO:
-            self.equations.require(self.sums[a])
-        return EVEN
-
-    def _add(self, a: int, b: int) -> int:
-        if a == ZERO or b == ZERO:
-            return a or b
-        self.equations.require(_sum(self.sums[a], self.sums[b], Fraction(-1)))
-        return a
-
-    def _multiply(self, a: int, b: int) -> int:
-        return ZERO if a == ZERO or b == ZERO else self.number(_sum(self.sums[a], self.sums[b], Fraction(1)))
+        super().__init__(RationalEquations())
 
     def power(self, x: Tensor, exponent: Fraction) -> Tensor:
         """Entrywise powers; of what is zero, the power is not told and does not change."""

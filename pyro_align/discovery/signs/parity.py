@@ -33,8 +33,17 @@ def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
 class Equations:
     """Linear equations over GF(2) in reduced row echelon form; an equation is the set of flips that sum to zero."""
 
+    none = 0  # the sum of no flips
+
     def __init__(self):
         self.rows: dict[int, int] = {}
+
+    @staticmethod
+    def plus(a: int, b: int) -> int:
+        """The sum of two sums."""
+        return a ^ b
+
+    minus = plus
 
     def reduce(self, flips: int) -> int:
         """The same sum, written with free unknowns only."""
@@ -70,16 +79,17 @@ class Parities:
     """The table of parities met so far, and what operations require of them.
 
     Attributes:
-        equations: What has been required.
+        equations: What has been required; it says what a sum of flips is, and how two of them add up.
         sums: Number of a parity -> its sum of flips.
     """
 
-    def __init__(self):
-        self.equations: Equations = Equations()
-        self.sums: list[int] = [0, 0]
-        self._numbers: dict[int, int] = {0: EVEN}
+    def __init__(self, equations: Any = None):
+        self.equations: Any = Equations() if equations is None else equations
+        none = self.equations.none
+        self.sums: list[Any] = [none, none]
+        self._numbers: dict[Any, int] = {none: EVEN}
 
-    def number(self, flips: int) -> int:
+    def number(self, flips: Any) -> int:
         """The number of a sum of flips."""
         flips = self.equations.reduce(flips)
         if flips not in self._numbers:
@@ -97,11 +107,11 @@ class Parities:
     def _add(self, a: int, b: int) -> int:
         if a == ZERO or b == ZERO:
             return a or b
-        self.equations.require(self.sums[a] ^ self.sums[b])
+        self.equations.require(self.equations.minus(self.sums[a], self.sums[b]))
         return a
 
     def _multiply(self, a: int, b: int) -> int:
-        return ZERO if a == ZERO or b == ZERO else self.number(self.sums[a] ^ self.sums[b])
+        return ZERO if a == ZERO or b == ZERO else self.number(self.equations.plus(self.sums[a], self.sums[b]))
 
     # -- the same for tensors --------------------------------------------------------------------------------------
 
