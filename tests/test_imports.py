@@ -152,7 +152,7 @@ def violations(layer, imports):
                 yield f"line {found.line}: {layer} may import {sorted(ONLY[layer]) or 'nothing'}, not {top}"
             for reserved, owners in RESERVED.items():
                 if f"{found.name}.".startswith(f"{reserved}.") and layer not in owners:
-                    yield f"line {found.line}: {layer} imports {found.name}; only {sorted(owners)} may import {reserved}"
+                    yield f"line {found.line}: {layer} imports {found.name}, reserved for {sorted(owners)}"
 
 
 def test_every_module_has_its_layer():
