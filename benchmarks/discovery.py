@@ -2,6 +2,7 @@
 
 python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
 python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
+python benchmarks/discovery.py everything  # signs, rotations, scalings too, against permutations alone
 python benchmarks/discovery.py vit_b_16    # a published network as its library builds it (extra `networks`)
 """
 
@@ -12,6 +13,7 @@ import resource
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pyro
@@ -179,6 +181,63 @@ def run_gpt2() -> None:
     report("GPT-2 small", GPT2().eval(), torch.randint(0, 50257, (1, 8)))
 
 
+class Transformer(nn.Module):
+    """Two layers, RMSNorm without gains: its stream and the dimensions of its heads rotate."""
+
+    def __init__(self, width: int = 16, heads: int = 2):
+        super().__init__()
+        self.heads, self.embed, self.out = heads, nn.Linear(8, width, bias=False), nn.Linear(width, 10, bias=False)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({
+                **{name: nn.Linear(width, width, bias=False) for name in ("q", "k", "v", "o")},
+                "up": nn.Linear(width, 32, bias=False), "down": nn.Linear(32, width, bias=False),
+            })
+            for _ in range(2)
+        )  # fmt: skip
+
+    def forward(self, x):
+        norm = lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5)  # noqa: E731
+        h = self.embed(x)
+        for block in self.blocks:
+            q, k, v = (block[n](norm(h)).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in "qkv")
+            mixed = torch.softmax(q @ k.mT, -1) @ v
+            h = h + block["o"](mixed.transpose(1, 2).flatten(2))
+            h = h + block["down"](F.gelu(block["up"](norm(h))))
+        return self.out(norm(h)).mean(1)
+
+
+def factors(y):
+    """Three factors with spherical priors."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([y.shape[1], 3]).to_event(2))
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y), 3]).to_event(2))
+    pyro.sample("y", dist.Normal(z @ w.T, 1.0).to_event(2), obs=y)
+
+
+def run_everything(repeats: int = 5) -> None:
+    """CPU seconds of discovery with every kind of symmetry, over those with permutations alone; least of five."""
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
+
+    def perceptron(kind: type[nn.Module]):
+        return bayesian(nn.Sequential(nn.Linear(20, 50), kind(), nn.Linear(50, 50), kind(), nn.Linear(50, 10)))
+
+    problems = {
+        "factors": (factors, (torch.randn(100, 9),)),
+        "perceptron, tanh": (perceptron(nn.Tanh), (torch.randn(2, 20), y)),
+        "perceptron, ReLU": (perceptron(nn.ReLU), (torch.randn(2, 20), y)),
+        "transformer": (bayesian(Transformer()), (torch.randn(2, 6, 8), y)),
+        "ResNet-20 x1": (bayesian(resnet(1)), (x, y)),
+    }
+    for name, (model, args) in problems.items():
+        for scope in ("joint", "likelihood"):
+            every = {"signs": True, "rotations": True, "scalings": scope == "likelihood"}
+            alone, joined = (
+                partial(pyro_align.discovery.find_symmetry, model, *args, scope=scope, **k) for k in ({}, every)
+            )
+            runs = [(timed(alone)[1], timed(joined)[1]) for _ in range(repeats + 1)]
+            a, b = (min(times) for times in zip(*runs[1:], strict=True))  # the first imports and fills caches
+            print(f"{name:18s} {scope:10s} {a:6.2f} s, everything {b:6.2f} s: {b / a:.2f} times")
+
+
 def report(name: str, net: nn.Module, x: torch.Tensor) -> None:
     """Prints what discovery costs on a module, beyond one evaluation of it."""
     with torch.no_grad():
@@ -196,7 +255,7 @@ def report(name: str, net: nn.Module, x: torch.Tensor) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = {"resnet": run_resnet, "gpt2": run_gpt2}
+    own = {"resnet": run_resnet, "gpt2": run_gpt2, "everything": run_everything}
     parser.add_argument("model", choices=[*own, *PUBLISHED])
     chosen = parser.parse_args().model
     own[chosen]() if chosen in own else run_published(chosen)

@@ -1,10 +1,11 @@
 """Factor loadings brought to one frame, beside the R package factor.switching and textbook patterns.
 
 python validation/factor_rotation.py planted DATA       # small_posterior and planted loadings, as rsp_exact left them
-python validation/factor_rotation.py holzinger DATA     # nine tests of 301 pupils, three factors, NUTS
+python validation/factor_rotation.py holzinger DATA     # nine tests of 301 pupils, three factors
 python validation/factor_rotation.py simulated --factors 2   # R-hat and ESS of aligned loadings and of w w'
 
-`--sampler gibbs` takes seconds where NUTS takes minutes; `--samples` keeps the chains of NUTS, and goes on from there.
+`--sampler numpyro` is NUTS on the same density, compiled (with JAX and NumPyro installed), `--sampler gibbs` a Gibbs sampler:
+seconds where Pyro's NUTS takes minutes, whose chains `--samples` keeps, to go on from there.
 
 DATA is a folder with `small_posterior_2chains.npz`, `planted_12_3.npz`, `planted_20_5.npz` (draws, and what `rsp_exact`
 of factor.switching 1.4 made of them) and `holzinger_swineford.csv` (Holzinger & Swineford 1939).
@@ -97,6 +98,35 @@ def sample(y: torch.Tensor, options: argparse.Namespace) -> dict[str, torch.Tens
     return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
 
 
+def numpyro_nuts(y: torch.Tensor, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """NUTS on the density of :func:`factor_model`, by NumPyro."""
+    import jax
+    import numpyro
+    from numpyro import distributions as ndist
+
+    numpyro.enable_x64()
+
+    def model(y):
+        w = numpyro.sample("w", ndist.Normal(0.0, 1.0).expand([y.shape[1], options.factors]).to_event(2))
+        s = numpyro.sample("s", ndist.HalfNormal(1.0).expand([y.shape[1]]).to_event(1))
+        noise = ndist.LowRankMultivariateNormal(jax.numpy.zeros(y.shape[1]), w, s**2)
+        numpyro.sample("y", noise.expand([len(y)]).to_event(1), obs=y)
+
+    mcmc = numpyro.infer.MCMC(
+        numpyro.infer.NUTS(model, max_tree_depth=options.depth),
+        num_warmup=options.warmup, num_samples=options.draws, num_chains=options.chains,
+        chain_method="sequential", progress_bar=False,
+    )  # fmt: skip
+    mcmc.run(jax.random.PRNGKey(0), jax.numpy.asarray(y.numpy()))
+    found = {name: torch.tensor(np.asarray(v)) for name, v in mcmc.get_samples(group_by_chain=True).items()}
+    point = {name: v[0, 0] for name, v in found.items()}
+    theirs = numpyro.infer.util.log_density(model, (y.numpy(),), {}, {k: v.numpy() for k, v in point.items()})[0]
+    trace = pyro.poutine.trace(pyro.poutine.condition(factor_model, point)).get_trace(y, options.factors)
+    gap = float(theirs) - float(trace.log_prob_sum()) + 0.5 * y.numel() * np.log(2 * np.pi)
+    assert abs(gap) < 1e-6 * abs(float(theirs)), f"the densities of the two models differ by {gap} nats"
+    return found
+
+
 def gibbs(y: torch.Tensor, options: argparse.Namespace) -> dict[str, torch.Tensor]:
     """The same posterior by Gibbs steps for loadings and scores, Metropolis steps for scales; chains side by side."""
     pyro.set_rng_seed(0)
@@ -155,7 +185,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--sampler", choices=["nuts", "gibbs"], default="nuts")
+    parser.add_argument("--sampler", choices=["nuts", "numpyro", "gibbs"], default="nuts")
     parser.add_argument("--thin", type=int, default=5, help="Gibbs: keep every so many-th draw")
     parser.add_argument("--samples", type=Path, help="a folder that keeps each chain as it ends")
     options = parser.parse_args()
@@ -173,7 +203,7 @@ def main() -> None:
     else:
         y = simulated(options.factors)
     start = time.process_time()
-    draws = (sample if options.sampler == "nuts" else gibbs)(y, options)
+    draws = {"nuts": sample, "numpyro": numpyro_nuts, "gibbs": gibbs}[options.sampler](y, options)
     print(f"sampling {time.process_time() - start:.0f} s of CPU")
     print(convergence(y, options.factors, draws).round(3).to_string())
     if options.part == "holzinger":

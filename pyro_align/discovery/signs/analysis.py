@@ -45,6 +45,7 @@ class SignAnalysis:
         symmetry: The relabelings.
         places: Free atom -> its places at sites that may change sign.
         units: Free atom -> the units that are turned, each an index ``(*outer, 0)``.
+        entries: How many entries of a site one unit of an atom turns at a place.
     """
 
     def __init__(self, inference: Inference, symmetry: Symmetry, real: Sequence[str]):
@@ -61,6 +62,7 @@ class SignAnalysis:
         )
         self._flips = {turn: bit for bit, turn in enumerate(turns)}
         self._parities = Parities()
+        self.entries: dict[tuple[Place, str], int] = {}
         self._require(inference)
 
     @property
@@ -89,11 +91,6 @@ class SignAnalysis:
         ones = torch.ones(self.symmetry.shapes[place.site], dtype=torch.int8)
         return act(site_blocks(place.site, terms), ones, Tables(signs={atom: signs})) < 0
 
-    def entries(self, place: Place, atom: str) -> float:
-        """How many entries of a site one unit turns at one place."""
-        turned = self.turned(place, atom, self.units[atom][0])
-        return float(turned.double().mean()) * torch.Size(self.symmetry.shapes[place.site]).numel()
-
     def _units_of(self, atom: str) -> Iterator[tuple[int, ...]]:
         """One unit for each choice of the outer atoms that keep their order."""
         outer = [self.symmetry._all_atoms[o] for o in self.symmetry.atoms[atom].within]
@@ -107,7 +104,9 @@ class SignAnalysis:
         ids = torch.full((), EVEN, dtype=torch.int32).expand(self.symmetry.shapes[site])
         for (atom, unit, place), bit in self._flips.items():
             if place.site == site:
-                flip = torch.where(self.turned(place, atom, unit), self._parities.number(1 << bit), EVEN)
+                turned = self.turned(place, atom, unit)
+                self.entries.setdefault((place, atom), int(turned.sum()))
+                flip = torch.where(turned, self._parities.number(1 << bit), EVEN)
                 ids = self._parities.multiply(ids, flip.to(torch.int32))
         return ids
 

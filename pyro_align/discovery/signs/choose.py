@@ -61,7 +61,7 @@ class _Ways:
 
     def __init__(self, analysis: SignAnalysis, atom: str):
         self._places, self._basis = analysis.places[atom], analysis.solutions(atom)
-        self._entries = [analysis.entries(place, atom) for place in self._places]
+        self._entries = [analysis.entries.get((place, atom), 0) for place in self._places]
 
     def places(self, way: int) -> list[Place]:
         """Where a way turns the unit."""

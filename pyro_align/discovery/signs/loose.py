@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_align.axes import Atom, Axis, Fixed, Odd, Product, Sum
+from pyro_align.axes import Atom, Axis, Fixed, Odd, Product, Sum, map_atoms
 from pyro_align.discovery.axes.assemble import unique_name
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.signs.domain import SignDomain
 from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
 from pyro_align.discovery.walk import walk
+from pyro_align.symmetry.action import Tables, act
+from pyro_align.symmetry.blocks import site_blocks
 from pyro_align.symmetry.group import Symmetry
 
 ENTRIES = 100_000  # of all sites together; larger models are not looked at
@@ -105,16 +107,15 @@ def _bits(turned: Sequence[Tensor]) -> int:
 
 def _independent(symmetry: Symmetry, solutions: Sequence[Turns], sites: Sequence[str]) -> list[Turns]:
     """Solutions that turn as few entries as possible, none of them made by the others and the signs of units."""
-    everywhere = list(symmetry.sites)
-    known = Equations()
-    for pattern in _of_units(symmetry, everywhere):
-        known.require(pattern)
     options = list(solutions)
     if len(solutions) <= EXHAUSTIVE:
         options = []
         for count in range(1, len(solutions) + 1):
             options += [_combined(chosen) for chosen in itertools.combinations(solutions, count)]
-    patterns = [_pattern(turns, symmetry.shapes, everywhere) for turns in options]
+    patterns = [_pattern(turns, symmetry.shapes, list(symmetry.sites)) for turns in options]
+    known = Equations()
+    for pattern in _of_units(symmetry) if any(patterns) else ():
+        known.require(pattern)
     chosen = []
     for turns, pattern in sorted(zip(options, patterns, strict=True), key=lambda pair: pair[1].bit_count()):
         if known.reduce(pattern):
@@ -123,22 +124,25 @@ def _independent(symmetry: Symmetry, solutions: Sequence[Turns], sites: Sequence
     return sorted(chosen, key=lambda turns: [sites.index(site) for site in turns])
 
 
-def _of_units(symmetry: Symmetry, sites: Sequence[str]) -> Iterator[int]:
+def _of_units(symmetry: Symmetry) -> Iterator[int]:
     """The entries that each unit of an atom with signs, or one that is rotated, changes the sign of."""
+    nowhere = {site: torch.zeros(shape, dtype=torch.bool) for site, shape in symmetry.shapes.items()}
     for name, atom in symmetry.atoms.items():
         if not (atom.odd or atom.rotates):
             continue
-        shape = (*symmetry.outer_shape(name), atom.size)
-        for unit in itertools.product(*map(range, shape)):
-            signs = torch.ones(shape, dtype=torch.int8)
-            signs[unit] = -1
-            matrices = {name: torch.diag_embed(signs.double())} if atom.rotates else {}
-            element = symmetry.permutation(signs={} if atom.rotates else {name: signs}, rotations=matrices)
-            flat = [
-                (element.apply_site(s, torch.ones(symmetry.shapes[s], dtype=torch.float64)) < 0).flatten()
-                for s in sites
-            ]
-            yield int.from_bytes(np.packbits(torch.cat(flat).numpy()).tobytes(), "big")
+        terms = {s: [map_atoms(t, _signed) for t in symmetry.sites[s]] for s, _ in symmetry.carriers[name]}
+        blocks = {site: site_blocks(site, axes) for site, axes in terms.items()}
+        signs = torch.ones(*symmetry.outer_shape(name), atom.size, dtype=torch.int8)
+        for unit in itertools.product(*map(range, signs.shape)):
+            tables = Tables(signs={name: signs.index_put([torch.tensor(i) for i in unit], -signs.new_ones(()))})
+            turned = {
+                s: act(b, torch.ones(symmetry.shapes[s], dtype=torch.int8), tables) < 0 for s, b in blocks.items()
+            }
+            yield _bits(list({**nowhere, **turned}.values()))
+
+
+def _signed(atom: Atom) -> Atom:
+    return replace(atom, kind="signed") if atom.rotates else atom
 
 
 def _combined(chosen: Sequence[Turns]) -> Turns:

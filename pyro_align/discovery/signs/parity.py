@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 ZERO, EVEN = 0, 1  # numbers of two parities: of an entry that is zero, for which any will do; of one that never flips
-DENSE = 1 << 22  # pairs of numbers up to which a table of them is made without sorting
 
 
 def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,6 +23,8 @@ def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args, **kwargs):
+        if torch.get_default_device().type == "cpu":  # the context below slows every operation in it
+            return function(*args, **kwargs)
         with torch.device("cpu"):
             return function(*args, **kwargs)
 
@@ -206,20 +207,14 @@ class Parities:
         a, b = _collapsed(a), _collapsed(b)
         count = len(self.sums)
         keys = a.long() * count + b
-        if count * count <= DENSE:
-            seen = torch.zeros(count * count, dtype=torch.bool)
-            seen[keys.flatten()] = True
-            found = seen.nonzero().flatten()
-            table = torch.zeros(count * count, dtype=a.dtype)
+        if count * count <= 16 * keys.numel():  # a table of all pairs is smaller than the work of sorting
+            found, places = torch.bincount(keys.flatten(), minlength=count * count).nonzero().flatten(), keys
         else:
-            found, keys = keys.unique(return_inverse=True)
-            table = None
+            found, places = keys.unique(return_inverse=True)
         values = torch.tensor([function(k // count, k % count) for k in found.tolist()], dtype=a.dtype)
-        if table is None:
-            table = values
-        else:
-            table[found] = values
-        return table[keys].expand(shape)
+        if places is keys:
+            values = torch.zeros(count * count, dtype=a.dtype).index_put_((found,), values)
+        return values[places].expand(shape)
 
 
 def _any(x: Tensor) -> Tensor:
