@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pyro_align.errors import SymmetryError
 
-Kind = Literal["permutation", "signed", "rotation"]
+Kind = Literal["permutation", "signed", "rotation", "centered rotation"]
+MARKS: dict[Kind, str] = {"permutation": "", "signed": "±", "rotation": "↻", "centered rotation": "↻₁"}
 OPEN = -1  # the size of an atom until a hand-written symmetry meets shapes
 
 
@@ -36,7 +37,8 @@ class Atom:
         fixed: Whether the indices keep their places.
         within: Names of the atoms in which this one is nested, outermost first.
         kind: What moves along this axis: ``"permutation"``, the order of the units; ``"signed"``, the order, and the
-            values change sign with their units; ``"rotation"``, an orthogonal matrix acts.
+            values change sign with their units; ``"rotation"``, an orthogonal matrix acts;
+            ``"centered rotation"``, one that leaves the vector of ones as it is (the mean, behind a LayerNorm).
 
     Example:
         >>> Atom("hidden", 128)
@@ -65,13 +67,17 @@ class Atom:
     @property
     def rotates(self) -> bool:
         """Whether orthogonal matrices act along this axis."""
-        return self.kind == "rotation"
+        return self.kind in ("rotation", "centered rotation")
+
+    @property
+    def centered(self) -> bool:
+        """Whether these matrices leave the vector of ones as it is."""
+        return self.kind == "centered rotation"
 
     def __str__(self) -> str:
         if not self.name:
             return "1" if self.size == 1 else f"fixed {shown_size(self.size)}"
-        mark = {"permutation": "", "signed": "±", "rotation": "↻"}[self.kind]
-        return f"{mark}{self.name}" + ("!" if self.fixed else "")
+        return f"{MARKS[self.kind]}{self.name}" + ("!" if self.fixed else "")
 
 
 @dataclass(frozen=True)
@@ -138,14 +144,22 @@ def Odd(name: str, size: int | None = None) -> Atom:
     return Atom(name, OPEN if size is None else size, kind="signed")
 
 
-def Rotated(name: str, size: int | None = None) -> Atom:
+def Rotated(name: str, size: int | None = None, *, centered: bool = False) -> Atom:
     """An atom along which orthogonal matrices act: the factors of a factor model with spherical priors, say.
+
+    Args:
+        name: The atom's name.
+        size: Number of dimensions, if it is known.
+        centered: Whether the matrices leave the vector of ones as it is, as between layer normalizations.
 
     Example:
         >>> print(Rotated("factor"))
         ↻factor
+        >>> print(Rotated("stream", centered=True))
+        ↻₁stream
     """
-    return Atom(name, OPEN if size is None else size, kind="rotation")
+    kind: Kind = "centered rotation" if centered else "rotation"
+    return Atom(name, OPEN if size is None else size, kind=kind)
 
 
 def as_axis(spec: AxisLike) -> Axis:

@@ -14,7 +14,7 @@ from pyro_align.axes import Atom, Odd, Rotated
 from pyro_align.errors import MatchError, SymmetryError
 from pyro_align.guides import read_guide
 from pyro_align.matching import match
-from pyro_align.matching.rotations import polar
+from pyro_align.symmetry.element import polar
 
 HEADS = (Atom("h", 2), Rotated("d"))
 CASES = {

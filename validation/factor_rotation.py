@@ -4,7 +4,7 @@ python validation/factor_rotation.py planted DATA       # small_posterior and pl
 python validation/factor_rotation.py holzinger DATA     # nine tests of 301 pupils, three factors
 python validation/factor_rotation.py simulated --factors 2   # R-hat and ESS of aligned loadings and of w w'
 
-`--sampler numpyro` is NUTS on the same density, compiled (with JAX and NumPyro installed), `--sampler gibbs` a Gibbs sampler:
+`--sampler numpyro` is NUTS on the same density, compiled (needs JAX and NumPyro), `--sampler gibbs` a Gibbs sampler:
 seconds where Pyro's NUTS takes minutes, whose chains `--samples` keeps, to go on from there.
 
 DATA is a folder with `small_posterior_2chains.npz`, `planted_12_3.npz`, `planted_20_5.npz` (draws, and what `rsp_exact`

@@ -200,6 +200,9 @@ def _known(symmetry: Symmetry, slots: Sequence[_Slot], values: Values) -> Tensor
                 continue
             skew = torch.zeros_like(unit)
             skew[(*at, i, j)], skew[(*at, j, i)] = 1.0, -1.0
+            if symmetry.atoms[name].centered:
+                skew = skew - skew.mean(-1, keepdim=True)
+                skew = skew - skew.mean(-2, keepdim=True)
             ahead, behind = (Tables(rotations={name: unit + sign * skew}) for sign in (1, -1))
             parts = []
             for site, value in values.items():  # quadratic terms, where a site carries the atom twice, cancel

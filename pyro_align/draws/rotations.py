@@ -25,6 +25,7 @@ from pyro_align.draws.methods import Outcome
 from pyro_align.draws.stack import Features
 from pyro_align.draws.units import Units
 from pyro_align.errors import SymmetryError
+from pyro_align.symmetry.element import polar
 from pyro_align.symmetry.group import Symmetry
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def rotating(symmetry: Symmetry, atom: str) -> Symmetry:
         raise SymmetryError(f"atom '{atom}' holds {holding}, and cannot be rotated")
 
     def rotated(leaf: Atom) -> Atom:
-        return replace(leaf, kind="rotation") if leaf.name == atom else leaf
+        return replace(leaf, kind="rotation") if leaf.name == atom and not leaf.rotates else leaf
 
     return replace(
         symmetry, sites={s: tuple(map_atoms(t, rotated) for t in terms) for s, terms in symmetry.sites.items()}
@@ -82,11 +83,14 @@ class Rows:
         """What decides: one site, or all that carry the factors.
 
         Raises:
-            SymmetryError: A site carries them on two axes; Varimax does not know which site holds the loadings.
+            SymmetryError: A site carries them on two axes; Varimax may not rotate at will, or does not know which site
+                holds the loadings.
         """
         places = dict.fromkeys(s for s, _ in symmetry.carriers[atom])
         if by is not None and by not in places:
             raise SymmetryError(f"by='{by}': the sites that carry '{atom}' are {list(places)}")
+        if method == "varimax" and symmetry.atoms[atom].centered:
+            raise SymmetryError(f"the rotations of '{atom}' leave the vector of ones as it is: use method='procrustes'")
         if by is None and method == "varimax" and len(places) > 1:
             raise SymmetryError(f"'varimax' makes one site simple: which? by= must be one of {list(places)}")
         axes = {}
@@ -128,7 +132,10 @@ def by_rotation(
     """
     labels = Labels.identity(symmetry, units.count)
     frame = Frame(units, rows, labels.rotations[rows.atom], fixed, max_iterations)
-    center, passes, still = frame.settle(rows.one(start), lambda value, _, center: procrustes(value, center))
+    centered = symmetry.atoms[rows.atom].centered
+    center, passes, still = frame.settle(
+        rows.one(start), lambda value, _, center: procrustes(value, center, centered=centered)
+    )
     if method == "varimax":
         simple = varimax(center[None])[0]
 
@@ -189,8 +196,10 @@ class Frame:
         return center if self.fixed else total / count
 
 
-def procrustes(value: Tensor, reference: Tensor) -> Tensor:
+def procrustes(value: Tensor, reference: Tensor, *, centered: bool = False) -> Tensor:
     """The orthogonal matrices ``(units, n, n)`` that bring ``value @ q`` nearest to a reference (Schoenemann 1966).
+
+    With ``centered`` they leave the vector of ones as it is.
 
     Example:
         >>> reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -198,8 +207,7 @@ def procrustes(value: Tensor, reference: Tensor) -> Tensor:
         >>> bool((reference @ turn @ procrustes((reference @ turn)[None], reference)[0] - reference).abs().max() < 1e-6)
         True
     """
-    u, _, vh = torch.linalg.svd(value.mT @ reference)
-    return u @ vh
+    return polar(value.mT @ reference, centered=centered)
 
 
 def varimax(value: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.symmetry.action import Tables, act_on_block
 from pyro_align.symmetry.blocks import Block
-from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.element import Permutation, polar
 from pyro_align.symmetry.group import Symmetry
 
 _REWARDS = (0.0, 0.5, 2.0, 8.0)  # for standing still, in multiples of the mean singular value or gain
@@ -218,16 +218,21 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
     if symmetry.atoms[root].rotates:
         if total is None:
             return {}, {}, {}
-        scale = float(torch.linalg.svdvals(total).mean())
-        return {}, {}, {root: polar(total + reward * scale * p.rotations[root].to(total))}
+        scale = float(torch.linalg.svdvals(total).mean()) if reward else 0.0
+        total = total + reward * scale * p.rotations[root].to(total)
+        return {}, {}, {root: polar(total, centered=symmetry.atoms[root].centered)}
     n = symmetry.atoms[root].size
     shape = symmetry.outer_shape(root)
     if total is None:
         total = torch.zeros(*shape, n, n, dtype=problem.work_dtype, device=problem.device)
     inner = {c: g for c in family[1:] if (g := gains.total(c)) is not None}
-    chosen = {c: assign(g) for c, g in inner.items() if not symmetry.atoms[c].rotates}
     for c, g in inner.items():
-        total = total + (torch.linalg.svdvals(g).sum(-1) if c not in chosen else picked(g, chosen[c]).sum(-1)).to(total)
+        best = (
+            (polar(g, centered=symmetry.atoms[c].centered) * g).sum(-1)
+            if symmetry.atoms[c].rotates
+            else picked(g, assign(g))
+        )
+        total = total + best.sum(-1).to(total)
     if reward:
         total = total + reward * float(total.abs().mean()) * torch.nn.functional.one_hot(p.indices[root], n).to(total)
     index = assign(total)
@@ -237,8 +242,8 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
     for c, g in inner.items():
         pair = index.reshape(*index.shape, 1, 1, 1)
         mine = g.gather(len(shape) + 1, pair.expand(*index.shape, 1, *g.shape[-2:])).squeeze(len(shape) + 1)
-        if c not in chosen:
-            rotations[c] = polar(mine)
+        if symmetry.atoms[c].rotates:
+            rotations[c] = polar(mine, centered=symmetry.atoms[c].centered)
             continue
         indices[c] = assign(mine)
         if c in gains.odd:
@@ -250,18 +255,6 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
 def _sign(odd: Tensor, index: Tensor) -> Tensor:
     sign = odd.gather(-1, index.unsqueeze(-1)).squeeze(-1).sign()
     return torch.where(sign == 0, 1, sign).to(torch.int8)
-
-
-def polar(gain: Tensor) -> Tensor:
-    """The orthogonal matrices R that maximize ``<R, gain>``, ``(*batch, n, n)``.
-
-    Example:
-        >>> polar(torch.tensor([[0.0, -2.0], [3.0, 0.0]]))
-        tensor([[ 0., -1.],
-                [ 1.,  0.]])
-    """
-    left, _, right = torch.linalg.svd(gain)
-    return left @ right
 
 
 def _parts(p: Permutation, names: Iterable[str]):

@@ -12,7 +12,7 @@ from string import ascii_lowercase
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from pyro_align.axes import Atom, Axis, Product, Sum, children, leaves, shown_size
+from pyro_align.axes import MARKS, Atom, Axis, Product, Sum, children, leaves, shown_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,7 +203,7 @@ def _text(ax: Axes, sheet: _Sheet, atom: Atom, x: float, y: float, scale: float)
     ax.text(
         x,
         y,
-        {"permutation": "", "signed": "±", "rotation": "↻"}[atom.kind] + text,
+        MARKS[atom.kind] + text,
         ha="center",
         va="center_baseline",
         fontsize=(8.5 if free else 7.5) * (1 if len(text) < 5 else 0.8),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from pyro_align.axes import Atom
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.action import Tables, act
 
@@ -69,7 +70,7 @@ class Permutation:
             if atom.rotates:
                 if name in self.indices or name in self.signs:
                     raise SymmetryError(f"atom '{name}' is rotated: give its matrices in rotations=")
-                rotations[name] = _rotation(name, self.rotations.get(name), shape)
+                rotations[name] = _rotation(atom, self.rotations.get(name), shape)
                 continue
             if name in self.rotations:
                 raise SymmetryError(f"atom '{name}' is not rotated in this symmetry, but a {atom.kind}")
@@ -264,7 +265,7 @@ def _index(name: str, given, shape: tuple[int, ...]) -> Tensor:
     return index.contiguous()
 
 
-def _rotation(name: str, given, shape: tuple[int, ...]) -> Tensor:
+def _rotation(atom: Atom, given, shape: tuple[int, ...]) -> Tensor:
     """Matrices checked to be orthogonal; of those that are so up to rounding, the nearest that are."""
     identity = torch.eye(shape[-1], dtype=torch.float64, device="cpu").expand(*shape, shape[-1])
     if given is None:
@@ -272,15 +273,36 @@ def _rotation(name: str, given, shape: tuple[int, ...]) -> Tensor:
     matrix = torch.as_tensor(given, device="cpu").detach().to(torch.float64)
     if matrix.shape != identity.shape:
         raise SymmetryError(
-            f"atom '{name}': expected matrices of shape {tuple(identity.shape)}, got {tuple(matrix.shape)}"
+            f"atom '{atom.name}': expected matrices of shape {tuple(identity.shape)}, got {tuple(matrix.shape)}"
         )
     error = float((matrix @ matrix.mT - identity).abs().max()) if matrix.numel() else 0.0
     if not error <= _ORTHOGONAL:
-        raise SymmetryError(f"atom '{name}': the matrices are not orthogonal: R R' differs from 1 by {error:.2g}")
-    if error > 1e-14 * shape[-1]:
-        left, _, right = torch.linalg.svd(matrix)
-        matrix = left @ right
-    return matrix.contiguous()
+        raise SymmetryError(f"atom '{atom.name}': the matrices are not orthogonal: R R' differs from 1 by {error:.2g}")
+    if atom.centered and not bool(((matrix.sum(-1) - 1).abs() <= _ORTHOGONAL).all()):
+        raise SymmetryError(
+            f"atom '{atom.name}': its rotations leave the vector of ones as it is, so rows add up to one"
+        )
+    return (polar(matrix, centered=atom.centered) if error > 1e-14 * shape[-1] else matrix).contiguous()
+
+
+def polar(gain: Tensor, *, centered: bool = False) -> Tensor:
+    """The orthogonal matrices R that maximize ``<R, gain>``, ``(*batch, n, n)`` (Schoenemann 1966).
+
+    Args:
+        gain: The matrices.
+        centered: Whether R must leave the vector of ones as it is: a positive gain then stands for the one along it.
+
+    Example:
+        >>> polar(torch.tensor([[0.0, -2.0], [3.0, 0.0]]))
+        tensor([[ 0., -1.],
+                [ 1.,  0.]])
+    """
+    if centered and gain.numel():
+        size = gain.flatten(-2).norm(dim=-1)[..., None, None]
+        gain = gain - gain.mean(-1, keepdim=True)
+        gain = gain - gain.mean(-2, keepdim=True) + torch.where(size > 0, size, 1.0) / gain.shape[-1]
+    left, _, right = torch.linalg.svd(gain)
+    return left @ right
 
 
 def _put(moves: tuple[Any, ...], table: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_align.axes import OPEN, Atom, Axis, AxisLike, axis_size, leaves
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.blocks import Block, site_blocks
 from pyro_align.symmetry.completeness import Completeness
-from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.element import Permutation, polar
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
 from pyro_align.symmetry.scalings import Scaling
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
@@ -221,11 +221,11 @@ class Symmetry:
 
     @property
     def dimension(self) -> int:
-        """Number of parameters of the rotations: sum of n (n - 1) / 2; 0 for a finite group."""
+        """Number of parameters of the rotations: sum of n (n - 1) / 2, n less by one where the ones are fixed."""
         return sum(
             math.prod(self.outer_shape(name)) * n * (n - 1) // 2
             for name in self.rotated
-            for n in [self.atoms[name].size]
+            for n in [self.atoms[name].size - self.atoms[name].centered]
         )
 
     @cached_property
@@ -277,7 +277,8 @@ class Symmetry:
             if atom.rotates:
                 noise = torch.randn(*shape, atom.size, generator=generator, dtype=torch.float64, device="cpu")
                 q, r = torch.linalg.qr(noise)  # Mezzadri 2007: with the diagonal of r made positive, q is uniform
-                rotations[name] = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+                q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+                rotations[name] = polar(noise, centered=True) if atom.centered else q
                 continue
             indices[name] = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").argsort(-1)
             if atom.odd:

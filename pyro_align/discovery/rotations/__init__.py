@@ -1,7 +1,8 @@
 """Rotations: which atoms may be rotated as a whole, not only reordered.
 
 An atom whose units meet only linear maps, contractions, sums of squares and spherical priors is a space without
-preferred axes: the orthogonal group O(n) acts on it.
+preferred axes: the orthogonal group O(n) acts on it. Where means are subtracted, or numbers added, the rotations are
+those that leave the vector of ones as it is, O(n - 1).
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ def add_rotations(symmetry: Symmetry, inference: Inference, *, real: Collection[
         return symmetry
     domain = RotationDomain(inference, candidates, frozenset(real))
     walk(inference.traced, domain, inference.constants)
-    rotated = {name for var, name in candidates.items() if var not in domain.broken}
+    kinds = {name: domain.kind(var) for var, name in candidates.items() if var not in domain.broken}
 
     def marked(atom: Atom) -> Atom:
-        return replace(atom, kind="rotation") if atom.name in rotated else atom
+        kind = kinds.get(atom.name, atom.kind)
+        return replace(atom, kind=kind) if kind == "rotation" or atom.size > 2 else atom  # two units only change places
 
     sites = {site: tuple(map_atoms(term, marked) for term in terms) for site, terms in symmetry.sites.items()}
     return replace(symmetry, sites=sites)

@@ -116,6 +116,7 @@ class _Claim:
         walk(alone.traced, domain)
         left = {v: atoms[v].name for v in candidates if v not in domain.broken}
         self.rotated = tuple(left.values())
+        kinds = {name: domain.kind(v) for v, name in left.items()}
         self._claims = alone.by_name(domain.outputs)
         self._sums = {name: self._axes_to_sum(name, outputs[name], left) for name in outputs}
         self.squares = tuple(f"{name}[{axis}]" for name, axes in self._sums.items() for axis in axes or ())
@@ -125,7 +126,7 @@ class _Claim:
         }
 
         def marked(atom: Atom) -> Atom:
-            return replace(atom, kind="rotation") if atom.name in self.rotated else atom
+            return replace(atom, kind=kinds.get(atom.name, atom.kind))
 
         written = {name: write_axes([resolve(t) for t in axes], atoms) for name, axes in kept.items()}
         self.symmetry = Symmetry({name: tuple(map_atoms(t, marked) for t in terms) for name, terms in written.items()})

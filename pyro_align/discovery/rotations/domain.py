@@ -2,7 +2,9 @@
 
 A tensor in which an atom appears carries it in one of two states. As a *vector*, it is multiplied by the rotation along
 every axis that carries the atom. As a *square*, its entries along the axis are products of the entries of two vectors,
-and their sum is invariant. A tensor without the atom is invariant. What fits none of these ends the rotation.
+and their sum is invariant. A tensor without the atom is invariant. What fits none of these ends the rotation. Where a
+vector is summed, or a number added to all of its entries, only the rotations that leave the vector of ones as it is
+remain: the rotation is *centered*.
 
 The relabelings are known already: the terms of axes say where an atom appears, so views need no thought here.
 """
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from pyro_align.axes import Kind
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, resolve, size_of, variables
 from pyro_align.discovery.constants import constant_axes
@@ -79,6 +82,10 @@ class RotationCall(Call):
                 self._domain.broken.update(x.states)
         return Outcome()
 
+    def center(self, found: Iterable[Var]) -> None:
+        """Keeps only the rotations of some atoms that leave the vector of ones as it is."""
+        self._domain.centered.update(found)
+
     def along(self, x: Operand, *others: Operand) -> Outcome:
         """A linear map of the first operand that leaves its atoms alone; the other operands must be invariant."""
         self.end(*others)
@@ -92,11 +99,12 @@ class RotationCall(Call):
         out = {}
         for var in {var for term in terms for var in term.states}:
             having = [(term.states[var], term.places[var]) for term in terms if var in term.states]
-            alone = len(having) < len(terms) and having[0][0] == VECTOR
-            if alone or any(other != having[0] for other in having):
+            if any(other != having[0] for other in having):
                 self._domain.broken.add(var)
-            else:
-                out[var] = having[0][0]
+                continue
+            out[var] = having[0][0]
+            if len(having) < len(terms) and out[var] == VECTOR:
+                self.center([var])
         return Outcome(out, zero=not terms)
 
     def multiply(self, *operands: Operand) -> Outcome:
@@ -118,10 +126,8 @@ class RotationCall(Call):
         return self.multiply(x, x)
 
     def total(self, x: RotationTensor, dims: Collection[int]) -> Outcome:
-        """A sum along axes: squares are summed up, vectors may not be."""
-        for var in x.states:
-            if x.states[var] == VECTOR and any(places(x.axes[d], var) for d in dims):
-                self._domain.broken.add(var)
+        """A sum along axes: that of squares is invariant, that of a vector to rotations that are centered."""
+        self.center(v for v in x.states if x.states[v] == VECTOR and any(places(x.axes[d], v) for d in dims))
         return Outcome(x.states, x.zero)
 
     def carried(self, x: RotationTensor, dims: Iterable[int]) -> bool:
@@ -136,10 +142,12 @@ class RotationCall(Call):
             for label in labels:
                 here = [(f.states[var], f.places[var][label]) for f in factors if label in f.places.get(var, ())]
                 joint = _joint(here)
-                if joint is None or (joint == VECTOR and out is not None and label not in out):
+                if joint is None:
                     self._domain.broken.add(var)
                 elif out is None or label in out:
                     left.add(joint)
+                elif joint == VECTOR:
+                    self.center([var])
             if len(left) > 1:
                 self._domain.broken.add(var)
             elif left:
@@ -167,14 +175,15 @@ class RotationCall(Call):
         return _Labeled(states, found, _is_zero(x))
 
     def _as_matrix(self, x, labels, axes, known) -> tuple[list[Term], dict[Var, str]]:
-        """A constant matrix ``a I + b 11'``: a multiple of the identity follows any rotation of both of its axes."""
+        """A constant matrix ``a I + b 11'`` follows rotations of both of its axes, centered ones if b is not 0."""
         terms = [resolve(known[label]) for label in labels if label in known]
         met = {v for t in terms for v in variables(t) if v in self._domain.candidates}
         value = x.constant()
         off = value[tuple(slice(None) if i in axes else 0 for i in range(value.dim()))][0, 1]
-        if bool(off) or not met:
-            self._domain.broken.update(met)
+        if not met:
             return list(x.axes), {}
+        if bool(off):
+            self.center(met)
         term = next(t for t in terms if not met.isdisjoint(variables(t)))
         return [term if i in axes else t for i, t in enumerate(x.axes)], dict.fromkeys(met, VECTOR)
 
@@ -193,6 +202,7 @@ class RotationDomain(Domain):
         inference: The axes of the graph.
         candidates: Variables that may be rotated until something ends it.
         broken: Those of them whose rotation something ended.
+        centered: Those of which only the rotations that leave the vector of ones as it is remain.
         outputs: What the graph returns.
     """
 
@@ -211,8 +221,13 @@ class RotationDomain(Domain):
     ):
         self.inference, self.candidates = inference, frozenset(candidates)
         self.broken: set[Var] = set()
+        self.centered: set[Var] = set()
         self._real, self._keep = real, keep
         self.outputs: list[Any] = []
+
+    def kind(self, var: Var) -> Kind:
+        """Of the rotations that remain of a variable that is not broken."""
+        return "centered rotation" if var in self.centered else "rotation"
 
     def live(self, x: Operand) -> dict[Var, str]:
         """The states of what an operand carries and still may be rotated."""

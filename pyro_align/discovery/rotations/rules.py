@@ -175,12 +175,16 @@ def norm(call: RotationCall, x: Any, ord: Any = 2, dim: Any = None, keepdim: boo
 
 @rotation_rule("family.variance", "family.variance and mean")
 def variance(call: RotationCall, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Along axes that carry nothing: a mean of squares, beside the mean."""
+    """A mean of squares, beside the mean; both are invariant to centered rotations of what they are taken along."""
     dims = axes_of(None if isinstance(dim, bool) else dim, x.ndim)
-    if call.carried(x, dims) or not _all(x, VECTOR) or not call.name.startswith("var"):
+    inside = {v for v in x.states if any(places(x.axes[d], v) for d in dims)}
+    rest = {v: s for v, s in x.states.items() if v not in inside}
+    both = any(places(t, v) for i, t in enumerate(x.axes) if i not in dims for v in inside)
+    if both or not _all(x, VECTOR) or (rest and not call.name.startswith("var")):
         return [None, None] if call.several else None
-    spread = Outcome(dict.fromkeys(x.states, SQUARE))
-    return [spread, call.along(x)] if call.several else spread
+    call.center(inside)
+    spread = Outcome(dict.fromkeys(rest, SQUARE))
+    return [spread, Outcome(rest)] if call.several else spread
 
 
 @rotation_rule("family.contraction")

@@ -128,7 +128,7 @@ def _of_units(symmetry: Symmetry) -> Iterator[int]:
     """The entries that each unit of an atom with signs, or one that is rotated, changes the sign of."""
     nowhere = {site: torch.zeros(shape, dtype=torch.bool) for site, shape in symmetry.shapes.items()}
     for name, atom in symmetry.atoms.items():
-        if not (atom.odd or atom.rotates):
+        if not (atom.odd or atom.rotates) or atom.centered:
             continue
         terms = {s: [map_atoms(t, _signed) for t in symmetry.sites[s]] for s, _ in symmetry.carriers[name]}
         blocks = {site: site_blocks(site, axes) for site, axes in terms.items()}
