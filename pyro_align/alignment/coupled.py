@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pyro_align.guides import Posterior
+from pyro_align.guides.features import stacked_features
 from pyro_align.matching import Match, elements, match
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry.element import Permutation
@@ -101,7 +102,7 @@ def _alternate(
 ) -> Match:
     best, least = found.permutation, distance(found.permutation)
     while True:
-        fixed, moving = a.coupled_features(b, best)
+        fixed, moving = (stacked_features(f, symmetry.stacks) for f in a.coupled_features(b, best))
         found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **options)
         nearer = distance(found.permutation)
         status = "converged" if found.status == "optimal" else found.status  # given the coupling, which may not be best

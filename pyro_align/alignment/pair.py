@@ -22,6 +22,7 @@ from pyro_align.paths.geodesic import Path
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+from pyro_align.symmetry.stacks import stacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,7 +306,10 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
         resized = {k: _resized(terms, posterior.sites.get(k)) for k, terms in symmetry.sites.items()}
         if any(resized[k] is not terms for k, terms in symmetry.sites.items()):
             symmetry = replace(symmetry, sites=resized, certificate=None)
-    return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
+    shapes = posterior.shapes
+    if isinstance(symmetry, Symmetry):
+        shapes = stacked(shapes, symmetry.stacks, lambda members: (len(members), *members[0]))
+    return bound(symmetry, shapes, of="guide", error=GuideError)
 
 
 def _resized(terms: tuple[Any, ...], spec: SiteSpec | None) -> tuple[Any, ...]:

@@ -104,6 +104,12 @@ def bound(
     if not isinstance(symmetry, Symmetry | SymmetrySpec):
         raise TypeError(f"expected a Symmetry or a SymmetrySpec, got {type(symmetry).__name__}")
     shapes = {site: tuple(shape) for site, shape in shapes.items()}
+    stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
+    if moved := sorted(set(stacks) & carrying(symmetry.sites) - set(shapes)):
+        raise error(
+            f"{'; '.join(', '.join(stacks[k]) for k in moved)} change places as wholes in this symmetry, which the {of} "
+            "cannot follow; use the symmetry of find_symmetry without whole_sites=True"
+        )
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(
             f"the symmetry relabels sites that the {of} does not have: {missing}; there are {sorted(shapes)}. All "

@@ -45,6 +45,7 @@ class KnownByDraws(Posterior):
 
     labels: Labels
     known_by_draws = True
+    moves_whole_sites = True
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
@@ -281,7 +282,7 @@ def flat(sites: Mapping[str, SiteSpec], values: Values) -> Tensor:
 def relabeled(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels, values: Values) -> Values:
     """The relabeled draws, labels in their values included."""
     act, moves = Relabeling(p, sites), label_moves(p, sites, labels)
-    draws = {k: act.constrained(k, v, batch_dims=1) for k, v in values.items()}
+    draws = {k: act.constrained(k, v, batch_dims=1) for k, v in act.renamed(values).items()}
     return {**draws, **{k: move_labels(sites[k], index, draws[k]) for k, index in moves.items()}}
 
 

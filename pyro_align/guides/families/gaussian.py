@@ -84,6 +84,10 @@ class DenseNormal(Posterior):
         return lower_root(self.root)
 
     @property
+    def moves_whole_sites(self) -> bool:
+        return not isinstance(self.stored, StoredForm)
+
+    @property
     def extra(self) -> int:
         """Columns of the root beyond one per coordinate."""
         return self.root.shape[1] - self.root.shape[0]
@@ -197,7 +201,7 @@ def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tenso
 
         def rotate(rows: Tensor, *, signs: bool = True) -> Tensor:
             parts = []
-            for name, part in split_flat(sites, rows.reshape(len(rows), -1).T).items():
+            for name, part in action.renamed(split_flat(sites, rows.reshape(len(rows), -1).T)).items():
                 moved = action.unconstrained(name, part, batch_dims=1, signs=signs)
                 parts.append(moved.reshape(len(part), -1))
             return torch.cat(parts, dim=-1).T.reshape(rows.shape)

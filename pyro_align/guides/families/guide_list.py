@@ -54,6 +54,10 @@ class Independent(Posterior):
         return self.parts[0].dtype
 
     @property
+    def moves_whole_sites(self) -> bool:
+        return all(part.moves_whole_sites for part in self.parts)
+
+    @property
     def labels(self) -> Labels:
         """The labels of all parts."""
         return {name: atom for part in self.parts for name, atom in part.labels.items()}

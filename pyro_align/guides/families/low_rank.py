@@ -63,6 +63,7 @@ class LowRankNormal(Posterior):
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
     is_coupled = True
+    moves_whole_sites = True
     in_unconstrained = True
 
     def __post_init__(self) -> None:

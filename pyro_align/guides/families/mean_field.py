@@ -47,6 +47,7 @@ class MeanFieldNormal(Posterior):
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
     in_unconstrained = True
+    moves_whole_sites = True
 
     @property
     def divergences(self) -> tuple[str, ...]:
@@ -71,13 +72,14 @@ class MeanFieldNormal(Posterior):
 
     def _permute(self, p: Permutation) -> MeanFieldNormal:
         act = Relabeling(p, self.sites)
-        locs = {k: act.unconstrained(k, v) for k, v in self.locs.items()}
-        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in self.scales.items()}
+        locs = {k: act.unconstrained(k, v) for k, v in act.renamed(self.locs).items()}
+        scales = act.renamed(self.scales)
+        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in scales.items()}
         return replace(self, locs=locs, scales=scales)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         act = Relabeling(p, self.sites)
-        return {k: act.unconstrained(k, v, batch_dims=1) for k, v in noise.items()}
+        return {k: act.unconstrained(k, v, batch_dims=1) for k, v in act.renamed(noise).items()}
 
     # -- draws -----------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ class Point(Posterior):
     points: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[Point], object] = field(repr=False)
 
+    moves_whole_sites = True
+
     def __post_init__(self) -> None:
         for name, parameter in self.points.items():
             check_finite("value", name, parameter.value)
@@ -52,7 +54,7 @@ class Point(Posterior):
 
     def _permute(self, p: Permutation) -> Point:
         act = Relabeling(p, self.sites)
-        return replace(self, points={k: self._relabeled(k, v, act) for k, v in self.points.items()})
+        return replace(self, points={k: self._relabeled(k, v, act) for k, v in act.renamed(self.points).items()})
 
     def _relabeled(self, site: str, parameter: RawParameter, act: Relabeling) -> RawParameter:
         value = parameter.value
