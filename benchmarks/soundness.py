@@ -1,6 +1,6 @@
 """Hunts for symmetries that discovery invents: random networks and random Pyro programs.
 
-    python -m benchmarks.soundness --networks 1000 --programs 1000 [--first 0] [--csv FILE]
+    python -m benchmarks.soundness --networks 1000 --programs 1000 [--first 0] [--csv FILE] [--whole-sites]
 
 Each seed draws a model and the options it is asked with. The group found is held against an own evaluation of the
 model in float64: the module run at relabeled parameters, Pyro's own trace at relabeled sites.
@@ -166,7 +166,8 @@ def program_error(seed: int, kind: str, **options) -> tuple[float, float]:
     pyro.set_rng_seed(seed)
     symmetry = find_symmetry(made.model, trials=1, seed=seed, **({kind: True} if kind else {}), **options)
     trace = pyro.poutine.trace(made.model).get_trace()
-    values = {k: s["value"].detach() for k, s in trace.nodes.items() if k in symmetry.sites}
+    sites = {member for site in symmetry.sites for member in symmetry.stacks.get(site, (site,))}
+    values = {k: s["value"].detach() for k, s in trace.nodes.items() if k in sites}
 
     def density(given):
         learned = {k: v for k, v in given.items() if trace.nodes[k]["type"] == "param"}
@@ -186,15 +187,15 @@ def _worst(symmetry, seed, before, after) -> tuple[float, float]:
     return symmetry.log_order + symmetry.dimension, error
 
 
-def hunt(what: str, seeds) -> list[dict]:
+def hunt(what: str, seeds, *, whole_sites: bool = False) -> list[dict]:
     """One row a seed: options, the group's log order and dimension, the error; failures by their sentence."""
     rows = []
     for seed in seeds:
         rng = random.Random(-1 - seed)
         kind = rng.choice(["", "", "signs", "rotations"])
-        options = {}
+        options = {"whole_sites": whole_sites or rng.random() < 0.3}
         if what == "programs":
-            options = {"scope": rng.choice(["joint", "likelihood"]), "parameters": rng.random() < 0.5}
+            options |= {"scope": rng.choice(["joint", "likelihood"]), "parameters": rng.random() < 0.5}
         start = time.perf_counter()
         row = {"model": what, "seed": seed, "kind": kind, **options}
         try:
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=0, help="number of random networks")
     parser.add_argument("--programs", type=int, default=0, help="number of random programs")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--whole-sites", action="store_true", help="always ask with whole_sites=True")
     parser.add_argument("--csv", help="file for the table")
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
@@ -230,7 +232,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = []
     for what in ("networks", "programs"):
-        found = hunt(what, range(options.first, options.first + getattr(options, what)))
+        seeds = range(options.first, options.first + getattr(options, what))
+        found = hunt(what, seeds, whole_sites=options.whole_sites)
         rows += found
         if found:
             print(f"{what}: {summary(found)}")

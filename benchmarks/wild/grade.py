@@ -93,6 +93,9 @@ def why(symmetry, hand) -> str:
             theirs = symmetry.sites.get(site, ())
             if axis < len(theirs) and _free(term) > _free(theirs[axis]):
                 return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
+    for (site, axis), reasons in symmetry.reasons.items():
+        if not symmetry.opaque and any(reason.kind in ("form", "tied") for reason in reasons):
+            return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
     return opaque
 
 
