@@ -487,7 +487,8 @@ def test_one_dict_of_draws_means_one_thing():
     flat = {k: v.flatten(0, 1) for k, v in by_chain.items()}
     found = [align(given, {k: v.flip(-1) for k, v in given.items()}, spec) for given in (by_chain, flat)]
     assert torch.equal(found[0].posterior.draws["w"], found[1].posterior.draws["w"])
-    assert found[0].posterior.num_draws == 400 and align_draws(by_chain, spec).draws["w"].shape == (4, 100, 3)
+    assert found[0].posterior.num_draws == 400
+    assert align_draws(by_chain, spec).draws["w"].shape == (4, 100, 3)
     with pytest.raises(GuideError, match=r"site 'w': shape \(4, 100, 3\) can be read as 4 chains of 100 draws"):
         read_guide(by_chain)
     assert read_guide(flat).num_draws == 400

@@ -80,6 +80,6 @@ def test_restarts_can_be_chosen_by_the_loss_on_the_path(symmetry):
     assert alignment.match.loss == min(seen)
 
 
-def test_a_loss_that_cannot_be_called_is_refused():
+def test_a_loss_that_cannot_be_called_is_refused(symmetry):
     with pytest.raises(GuideError, match=r"select: expected a callable path -> loss.*got int"):
-        pyro_align.align(make_guide(1), make_guide(2), find_symmetry(MODEL, X, Y), select=3)
+        pyro_align.align(make_guide(1), make_guide(2), symmetry, select=3)

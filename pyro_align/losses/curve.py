@@ -151,7 +151,7 @@ class Curve:
 
     @property
     def settling(self) -> float:
-        """How unsettled the excess is, in standard errors, the greatest over taus: above 0.4, the band covers too little.
+        """How unsettled the excess is, in standard errors, the greatest over taus: above 0.4, bands are too narrow.
 
         The greater of two: how far the excess moves from half the draws to all, and the part of its standard error that
         comes from fragile observations, those behind whose likelihood the effective number of S draws is below sqrt(S).
