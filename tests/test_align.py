@@ -1,4 +1,4 @@
-"""The front door: recovery of known relabelings, what is left untouched, and what is refused."""
+"""The entry point: recovery of known relabelings, what is left untouched, and what is refused."""
 
 import copy
 import io

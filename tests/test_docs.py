@@ -56,6 +56,16 @@ def test_the_readme_has_code_to_run():
     assert ROOT / "README.md" in runnable_pages()
 
 
+NAMED = re.compile(r"`((?:[a-z_]+/)*[a-z_0-9]+\.(?:py|md|png))`|`((?:[a-z_]+/)+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    roots = (ROOT, PACKAGE, page.parent)
+    named = ("".join(found) for found in NAMED.findall(page.read_text(encoding="utf-8")))
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []
+
+
 def module_names():
     files = (path.relative_to(ROOT).with_suffix("") for path in PACKAGE.rglob("*.py") if path.stem != "__main__")
     return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)

@@ -1,4 +1,4 @@
-"""Draws as their makers hand them over, through the front door: MCMC, Predictive, ensembles of networks."""
+"""Draws as their makers hand them over, through the entry point: MCMC, Predictive, ensembles of networks."""
 
 import copy
 

@@ -1,6 +1,6 @@
 """Imports run downwards only, from the verbs a user calls to the mathematics.
 
-`ROOMS` is the house from the roof to the ground: a room may import the rooms below it and never those above.
+`LAYERS` lists the modules and subpackages from the top down: each may import those below it and never those above.
 A new module or folder of `pyro_align/` gets one line in it, at its height.
 """
 
@@ -17,7 +17,7 @@ import pyro_align
 PACKAGE = "pyro_align"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
-ROOMS = (
+LAYERS = (
     "__main__",
     "demo",
     "io",
@@ -42,12 +42,12 @@ ROOMS = (
     "errors",
 )
 
-# Rooms that do not know a room below them either.
+# Layers that do not know a layer below them either.
 STRANGERS = {
     ("guides", "matching"),
 }
 
-# Rooms that may import nothing but the standard library, their lower rooms, and these.
+# Layers that may import nothing but the standard library, the layers below them, and these.
 ONLY = {
     "errors": set(),
     "axes": {"torch"},
@@ -55,7 +55,7 @@ ONLY = {
     "matching": {"torch", "numpy", "scipy", "lap", "tqdm"},
 }
 
-# What only these rooms may import: a module is reserved together with everything inside it.
+# What only these layers may import: a module is reserved together with everything inside it.
 RESERVED = {
     "torch.fx": {"discovery"},
     "pyro.infer.autoguide": {"guides", "demo"},  # the demo fits its guides as a user would
@@ -65,7 +65,7 @@ RESERVED = {
     "tests": set(),
 }
 
-ROOF = "__init__"  # the package's own __init__.py: re-exports only
+TOP_LEVEL = "__init__"  # the package's own __init__.py: re-exports only
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Import:
     line: int
 
     @property
-    def room(self):
-        """The room of the package it leads to, "" for the package itself, None for a module of others."""
+    def layer(self):
+        """The layer of the package it leads to, "" for the package itself, None for a module of others."""
         top, _, rest = self.name.partition(".")
         return rest.split(".")[0] if top == PACKAGE else None
 
@@ -86,7 +86,7 @@ def sources():
     return sorted(ROOT.rglob("*.py"))
 
 
-def room_of(path):
+def layer_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -132,41 +132,41 @@ def dotted_name(node):
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
 
 
-def violations(room, imports):
+def violations(layer, imports):
     """One sentence for each import that breaks a rule."""
     for found in imports:
-        there = found.room
+        there = found.layer
         if there == "":
             yield f"line {found.line}: imports {PACKAGE} itself; import the module that defines the name"
-        elif there is not None and there != room:
-            if there not in ROOMS:
-                if room != "demo":
-                    yield f"line {found.line}: {found.name} is not a room; import from the module that defines it"
-            elif ROOMS.index(there) < ROOMS.index(room):
-                yield f"line {found.line}: {room} imports {there}, which lies above it"
-            elif (room, there) in STRANGERS:
-                yield f"line {found.line}: {room} and {there} do not know each other"
+        elif there is not None and there != layer:
+            if there not in LAYERS:
+                if layer != "demo":
+                    yield f"line {found.line}: {found.name} is not a module; import from the module that defines it"
+            elif LAYERS.index(there) < LAYERS.index(layer):
+                yield f"line {found.line}: {layer} imports {there}, which lies above it"
+            elif (layer, there) in STRANGERS:
+                yield f"line {found.line}: {layer} and {there} do not know each other"
         elif there is None:
             top = found.name.split(".")[0]
-            if room in ONLY and top not in ONLY[room] and top not in sys.stdlib_module_names:
-                yield f"line {found.line}: {room} may import {sorted(ONLY[room]) or 'nothing'}, not {top}"
+            if layer in ONLY and top not in ONLY[layer] and top not in sys.stdlib_module_names:
+                yield f"line {found.line}: {layer} may import {sorted(ONLY[layer]) or 'nothing'}, not {top}"
             for reserved, owners in RESERVED.items():
-                if f"{found.name}.".startswith(f"{reserved}.") and room not in owners:
-                    yield f"line {found.line}: {room} imports {found.name}; only {sorted(owners)} may import {reserved}"
+                if f"{found.name}.".startswith(f"{reserved}.") and layer not in owners:
+                    yield f"line {found.line}: {layer} imports {found.name}, reserved for {sorted(owners)}"
 
 
-def test_every_module_has_its_room():
-    homeless = sorted({room_of(path) for path in sources()} - {ROOF, *ROOMS})
-    assert not homeless, f"{homeless} are not in ROOMS of tests/test_imports.py: add each at its height"
+def test_every_module_has_its_layer():
+    unlisted = sorted({layer_of(path) for path in sources()} - {TOP_LEVEL, *LAYERS})
+    assert not unlisted, f"{unlisted} are not in LAYERS of tests/test_imports.py: add each at its height"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_downwards(room):
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_downwards(layer):
     broken = [
         f"{path.relative_to(ROOT.parent)}, {sentence}"
         for path in sources()
-        if room_of(path) == room
-        for sentence in violations(room, imports_of(path))
+        if layer_of(path) == layer
+        for sentence in violations(layer, imports_of(path))
     ]
     assert not broken, "\n".join(broken)
 
@@ -233,7 +233,7 @@ def test_circles_are_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
 
 
-def test_the_roof_only_re_exports():
+def test_the_top_level_only_re_exports():
     """`pyro_align/__init__.py`: literals, re-exports for type checkers, and the same names where they are asked for."""
     literals, shown = {}, {}
     for node in ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body:
@@ -244,7 +244,7 @@ def test_the_roof_only_re_exports():
     assert set(literals) == {"__version__", "__all__", "_HOMES", "_SUBMODULES"}
     assert literals["_HOMES"] == shown
     assert sorted([*(name for names in shown.values() for name in names), "__version__"]) == literals["__all__"]
-    assert {home.split(".")[1] for home in shown} | set(literals["_SUBMODULES"]) <= set(ROOMS) - {"demo"}
+    assert {home.split(".")[1] for home in shown} | set(literals["_SUBMODULES"]) <= set(LAYERS) - {"demo"}
     assert set(literals["_SUBMODULES"]) <= set(dir(pyro_align))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pyro_align.nothing  # noqa: B018
@@ -263,12 +263,12 @@ print([m for m in sys.modules if m in ("pyro", "sympy", "pyro_align.discovery", 
 
 
 @pytest.mark.parametrize(
-    ("room", "source", "sentence"),
+    ("layer", "source", "sentence"),
     [
         ("guides/normal.py", "from pyro_align.alignment.pair import align", "lies above"),
         ("guides/normal.py", "from ..alignment import align", "lies above"),
         ("guides/normal.py", "def f():\n    from ..matching import match", "do not know each other"),
-        ("guides/normal.py", "from .. import Symmetry", "not a room"),
+        ("guides/normal.py", "from .. import Symmetry", "not a module"),
         ("paths/geodesic.py", "import pyro_align", "itself"),
         ("matching/lap.py", "import pyro", "may import"),
         ("alignment/pair.py", "import torch\ntorch.fx.wrap", "torch.fx"),
@@ -280,7 +280,7 @@ print([m for m in sys.modules if m in ("pyro", "sympy", "pyro_align.discovery", 
         ("alignment/pair.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..demo import x", None),
     ],
 )
-def test_the_rules_catch_what_they_forbid(room, source, sentence):
-    path = ROOT / room
-    sentences = list(violations(room_of(path), imports_of(path, source)))
+def test_the_rules_catch_what_they_forbid(layer, source, sentence):
+    path = ROOT / layer
+    sentences = list(violations(layer_of(path), imports_of(path, source)))
     assert not sentences if sentence is None else any(sentence in found for found in sentences)

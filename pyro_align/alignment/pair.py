@@ -1,4 +1,4 @@
-"""The front door: read two guides, match them, relabel the second."""
+"""The entry point: read two guides, match them, relabel the second."""
 
 from __future__ import annotations
 

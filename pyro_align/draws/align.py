@@ -1,4 +1,4 @@
-"""The front door: read the draws, choose a reference, relabel, check that nothing but labels has changed."""
+"""The entry point: read the draws, choose a reference, relabel, check that nothing but labels has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a guide is read, relabeled and moved. The only room that knows Pyro's guide classes."""
+"""How a guide is read, relabeled and moved. The only subpackage that knows Pyro's guide classes."""
 
 from pyro_align.guides.adapters import read_bayesian_module
 from pyro_align.guides.barycenter import barycenter

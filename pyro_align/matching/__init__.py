@@ -1,6 +1,6 @@
 """Matching: which relabeling makes one set of tensors most like another. Plain tensors; knows nothing of Pyro.
 
-:func:`match` is the front door. A matcher is one algorithm in one file; ``MATCHERS`` holds them by name.
+:func:`match` is the entry point. A matcher is one algorithm in one file; ``MATCHERS`` holds them by name.
 """
 
 from pyro_align.matching.coordinate import Coordinate

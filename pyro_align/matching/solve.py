@@ -1,4 +1,4 @@
-"""The front door of the room: check the input, run a matcher, report what it found."""
+"""The entry point: check the input, run a matcher, report what it found."""
 
 from __future__ import annotations
 
