@@ -1,5 +1,7 @@
 """Curves: barriers, their errors and bands, from pseudo-values; and the coverage of those errors."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pyro_align.losses.likelihood import PredictiveNLL, predictive_pseudo_values
 from pyro_align.losses.task import bootstrap_weights, task_pseudo_values
 
 TAUS = np.linspace(0, 1, 5)
+LOSSES = ["expected_nll", "predictive_nll", "negative_elbo"]
 
 
 def curve_of(mean, noise=0.0, draws=40, seed=0):
@@ -166,14 +169,19 @@ def test_the_drift_is_what_the_halves_lack():
 # -- coverage on the conjugate model, where every loss has a closed form -----------------------------------------------
 
 
-def coverage(repeats, num_samples, num_taus, loss):
-    """Fraction of runs whose band holds the whole true curve, and mean squared error against reported variance."""
+@functools.cache
+def conjugate_runs(repeats, num_samples, num_taus):
+    """Barriers of one path, each run with a seed of its own."""
     x, y = linear_data()
     path = make_path(linear, x, y, scales=(0.3, 0.1))
-    runs = [
-        evaluate_barrier(linear, path, x, y, taus=num_taus, num_samples=num_samples, seed=s, losses=[loss])[loss]
-        for s in range(repeats)
-    ]
+    options = {"taus": num_taus, "num_samples": num_samples, "losses": LOSSES}
+    return x, y, path, [evaluate_barrier(linear, path, x, y, seed=s, **options) for s in range(repeats)]
+
+
+def coverage(repeats, num_samples, num_taus, loss):
+    """Fraction of runs whose band holds the whole true curve, and mean squared error against reported variance."""
+    x, y, path, found = conjugate_runs(repeats, num_samples, num_taus)
+    runs = [run[loss] for run in found]
     taus = runs[0].taus
     truth = excess_of(true_curve(path, taus, x, y, loss), taus)
     inside = [bool(((b.lower <= truth + 1e-12) & (truth <= b.upper + 1e-12)).all()) for b in (r.band() for r in runs)]
@@ -183,7 +191,7 @@ def coverage(repeats, num_samples, num_taus, loss):
     return np.mean(inside), np.mean(errors**2) / claimed, errors.mean() / np.sqrt(claimed)
 
 
-@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "negative_elbo"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_errors_and_bands_are_honest(loss):
     covered, ratio, bias = coverage(repeats=120, num_samples=32, num_taus=5, loss=loss)
     assert 0.87 <= covered <= 0.995
@@ -193,7 +201,7 @@ def test_errors_and_bands_are_honest(loss):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [16, 64])
-@pytest.mark.parametrize("loss", ["expected_nll", "predictive_nll", "negative_elbo"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_errors_and_bands_are_honest_at_length(loss, num_samples):
     covered, ratio, bias = coverage(repeats=400, num_samples=num_samples, num_taus=7, loss=loss)
     print(f"{loss}, {num_samples} draws: coverage {covered:.3f}, variance ratio {ratio:.3f}, bias {bias:.3f} se")

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
+from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
 from pyro_align.guides.pyro_state.copies import private_copy
@@ -70,7 +71,9 @@ def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
     lead = {guide[k].dim() - len(terms) for k, terms in sites if isinstance(guide.get(k), Tensor)}
     if lead == {0}:
         return OrderedDict(guide)
-    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
+    if lead == {2}:
+        guide = {k: v.flatten(0, 1) for k, v in guide.items()}
+    return read_draws(guide, known=True) if lead in ({1}, {2}) else guide
 
 
 def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
