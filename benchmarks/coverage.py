@@ -99,7 +99,7 @@ def main():
                     spreads.append(spread)
                 print(
                     f"{case}, {loss}, {draws} draws: coverage {np.mean(held):.3f}, "
-                    f"warned {np.mean(told):.2f} ({np.mean(warned):.2f} by drift), spread {np.mean(spreads):.1f} nats",
+                    f"warned {np.mean(told):.2f} ({np.mean(warned):.2f} unsettled), spread {np.mean(spreads):.1f} nats",
                     flush=True,
                 )
 

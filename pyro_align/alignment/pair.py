@@ -221,6 +221,10 @@ def align(
         >>> alignment.distance <= alignment.distance_before
         True
     """
+    if select is not None and not callable(select):
+        raise GuideError(
+            f"select: expected a callable path -> loss, such as PathLoss(...), got {type(select).__name__}"
+        )
     if parameters is not None:
         check_distinct(*parameters)
         guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))

@@ -42,7 +42,7 @@ from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
 from pyro_align.model.supports import is_cone, is_elementwise
 from pyro_align.symmetry.group import Resting, Symmetry
-from pyro_align.symmetry.spec import SymmetrySpec, bound
+from pyro_align.symmetry.spec import SymmetrySpec, bound, check_symmetry
 from pyro_align.symmetry.stacks import Stacks, stack_tensors, stacked, unstacked
 
 __all__ = [
@@ -224,6 +224,7 @@ def certify(
         >>> certify(model, SymmetrySpec({"w": ("unit",)})).certificate.trials
         3
     """
+    check_symmetry(symmetry)
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     _check_trials(trials)
     try:

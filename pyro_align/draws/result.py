@@ -241,7 +241,7 @@ class AlignedDraws:
             value = map_to(torch.stack(parts)[torch.from_numpy(usable)].double())
             values[site] = value.numpy()
             spread = value.std(0, correction=0).square().mean().sqrt()
-            rows.append((value / spread.clamp_min(1e-300)).flatten(1).numpy())
+            rows.append((value / spread.clamp_min(1e-300)).reshape(len(value), -1).numpy())
         found = split_modes(np.concatenate(rows, 1), valley=valley, smallest=smallest)
         labels = np.full(self.source.shape, -1)
         labels[:, every][usable] = found

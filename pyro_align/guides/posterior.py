@@ -85,7 +85,8 @@ class Posterior(ABC):
         if missing:
             raise GuideError(
                 f"the relabeling moves sites that the guide does not have: {missing}; the guide has "
-                f"{list(self.sites)}. Relabel a guide over all sites that carry the symmetry"
+                f"{list(self.sites)}. Relabel a guide over all sites that carry the symmetry; parameters of the "
+                "model that were learned beside it are given as parameters=model"
             )
         return self._permute(p)
 

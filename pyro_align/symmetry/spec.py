@@ -82,6 +82,12 @@ def _made(sites: Mapping[str, tuple[Axis, ...]], scope: str) -> SymmetrySpec:
     return SymmetrySpec(sites, scope=scope)
 
 
+def check_symmetry(symmetry: Any) -> None:
+    """Raises a :class:`TypeError` unless it is a symmetry, with or without sizes."""
+    if not isinstance(symmetry, Symmetry | SymmetrySpec):
+        raise TypeError(f"expected a Symmetry or a SymmetrySpec, got {type(symmetry).__name__}")
+
+
 def bound(
     symmetry: Symmetry | SymmetrySpec,
     shapes: Mapping[str, Iterable[int]],
@@ -101,8 +107,7 @@ def bound(
         TypeError: It is neither.
         SymmetryError: A site has another shape.
     """
-    if not isinstance(symmetry, Symmetry | SymmetrySpec):
-        raise TypeError(f"expected a Symmetry or a SymmetrySpec, got {type(symmetry).__name__}")
+    check_symmetry(symmetry)
     shapes = {site: tuple(shape) for site, shape in shapes.items()}
     stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
     if moved := sorted(set(stacks) & carrying(symmetry.sites) - set(shapes)):

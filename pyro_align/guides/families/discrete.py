@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,12 +162,8 @@ def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
         for site, kind, params in guide._discrete_sites
     ]
     prototype = replace(prototype, attributes={**prototype.attributes, "_discrete_sites": slim})
-    return Discrete(sites, probs, kinds, _DiscreteWriter(prototype))
+    return Discrete(sites, probs, kinds, partial(_write, prototype))
 
 
-@dataclass(frozen=True, eq=False)
-class _DiscreteWriter:
-    prototype: Prototype
-
-    def __call__(self, q: Discrete):
-        return self.prototype.build({f"{k}_probs": v for k, v in q.probs.items()})
+def _write(prototype: Prototype, q: Discrete) -> AutoDiscreteParallel:
+    return prototype.build({f"{k}_probs": v for k, v in q.probs.items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from pyro.infer.autoguide import AutoDelta
@@ -127,12 +128,8 @@ def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
     sites = site_specs(latent_nodes(guide), guide)
-    return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Prototype.of(guide)))
+    return Point(sites, {k: read_parameter(guide, k) for k in sites}, partial(_write, Prototype.of(guide)))
 
 
-@dataclass(frozen=True, eq=False)
-class _AutoDeltaWriter:
-    prototype: Prototype
-
-    def __call__(self, q: Point):
-        return self.prototype.build(q.points)
+def _write(prototype: Prototype, q: Point) -> AutoDelta:
+    return prototype.build(q.points)
