@@ -20,7 +20,6 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from pyro_align import find_symmetry
@@ -75,7 +74,11 @@ class RandomProgram(RandomNet):
             with pyro.plate(f"{name}_rows", shape[0]):
                 family = dist.Normal(0.0, wide.expand(shape)).to_event(len(shape) - 1)
                 return pyro.sample(name, family)
-        family = {"normal": dist.Normal(0.0, wide), "laplace": dist.Laplace(0.0, wide), "t": dist.StudentT(4.0, 0.0, wide)}
+        family = {
+            "normal": dist.Normal(0.0, wide),
+            "laplace": dist.Laplace(0.0, wide),
+            "t": dist.StudentT(4.0, 0.0, wide),
+        }
         return pyro.sample(name, family[kind].expand(shape).to_event(len(shape)))
 
     # -- loops -----------------------------------------------------------------------------------------------------
@@ -106,7 +109,10 @@ class RandomProgram(RandomNet):
             lambda: torch.cat(hidden, -1),
             lambda: torch.stack(hidden, -1).flatten(-2),
             lambda: torch.stack(hidden, 0).logsumexp(0),
-            lambda: sum(h * g for h, g in zip(hidden, F.linear(x, self.weight(len(hidden), n)).softmax(-1).split(1, -1))),
+            lambda: sum(
+                h * g
+                for h, g in zip(hidden, F.linear(x, self.weight(len(hidden), n)).softmax(-1).split(1, -1), strict=False)
+            ),
             lambda: torch.stack(hidden, 0).mean(0) + hidden[-1],
         )()
         return self.say("loop", out)

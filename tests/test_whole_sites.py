@@ -93,7 +93,8 @@ def test_experts_change_places_with_the_rows_of_their_gate(symmetry):
 
 def test_without_asking_they_are_named_and_keep_their_places():
     plain = find_symmetry(mixture, Y)
-    assert not plain.stacks and not plain.atoms
+    assert not plain.stacks
+    assert not plain.atoms
     assert [o.sites for o in plain.opaque if o.is_family] == [("loc_0", "loc_1", "loc_2")]
     assert "whole_sites=True" in str(plain)
 
@@ -142,7 +143,8 @@ def test_files(symmetry, tmp_path):
     p = symmetry.random(4)
     save(tmp_path / "p.safetensors", p)
     again = load(tmp_path / "p.safetensors")
-    assert again == p and again.symmetry.stacks == symmetry.stacks
+    assert again == p
+    assert again.symmetry.stacks == symmetry.stacks
     assert certify(experts, again.symmetry, X, X[:, 0]).certificate.error < 1e-9
 
 

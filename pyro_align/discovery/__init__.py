@@ -293,9 +293,8 @@ class _Source:
         stacks: Sites of the graph that stand for several of the model.
     """
 
-    stacks: Stacks = {}
-
     def __init__(self, model, args, kwargs, *, scope: str, parameters: bool, seed: int):
+        self.stacks: Stacks = {}
         if scope not in ("joint", "likelihood"):
             raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
         self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters

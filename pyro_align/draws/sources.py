@@ -67,9 +67,7 @@ class Source:
             raise GuideError(
                 "sites that change places as wholes: align posteriors by align or align_many, or give their draws"
             )
-        arrays = stacked(
-            self.arrays, stacks, lambda parts: torch.stack([as_tensor(p[:]) for p in parts], 2)
-        )
+        arrays = stacked(self.arrays, stacks, lambda parts: torch.stack([as_tensor(p[:]) for p in parts], 2))
         return replace(self, arrays=arrays, original=None, dims={k: v for k, v in self.dims.items() if k in arrays})
 
     def read(self, site: str, chain: int, draws: slice) -> Tensor:

@@ -15,7 +15,6 @@ import xarray as xr
 
 from pyro_align.axes import leaves
 from pyro_align.draws.shapes import as_tensor
-from pyro_align.draws.sources import Source
 from pyro_align.files import whole_folder
 
 if TYPE_CHECKING:

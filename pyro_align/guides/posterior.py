@@ -76,7 +76,8 @@ class Posterior(ABC):
         stacks = {site: p.symmetry.stacks[site] for site in carriers if site in p.symmetry.stacks}
         if stacks and not self.moves_whole_sites:
             raise GuideError(
-                f"{type(self).__name__} cannot follow a relabeling by which {'; '.join(map(', '.join, stacks.values()))} "
+                f"{type(self).__name__} cannot follow a relabeling by which "
+                f"{'; '.join(map(', '.join, stacks.values()))} "
                 "change places as wholes; wrap the guide, wrap_guide(guide, *args), or use a symmetry that was found "
                 "without whole_sites=True"
             )

@@ -58,7 +58,8 @@ class DrawDensity:
     @property
     def latents(self) -> dict[str, list[Any]]:
         """Name -> the latent site, or the latent sites of a stack."""
-        return stacked({name: [site] for name, site in self.density.latents.items()}, self.stacks, lambda s: sum(s, []))
+        alone = {name: [site] for name, site in self.density.latents.items()}
+        return stacked(alone, self.stacks, lambda parts: [site for part in parts for site in part])
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises a :class:`TraceError` unless the draws have every latent site of the model, in its shape."""

@@ -112,8 +112,8 @@ def bound(
     stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
     if moved := sorted(set(stacks) & carrying(symmetry.sites) - set(shapes)):
         raise error(
-            f"{'; '.join(', '.join(stacks[k]) for k in moved)} change places as wholes in this symmetry, which the {of} "
-            "cannot follow; use the symmetry of find_symmetry without whole_sites=True"
+            f"{'; '.join(', '.join(stacks[k]) for k in moved)} change places as wholes in this symmetry, which the "
+            f"{of} cannot follow; use the symmetry of find_symmetry without whole_sites=True"
         )
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(

@@ -6,8 +6,8 @@ members: values go in and come out by their own names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os.path import commonpath
 from typing import Any, TypeVar
 
 import torch
@@ -28,8 +28,8 @@ def stack_name(members: Sequence[str], taken: Iterable[str]) -> str:
         >>> stack_name(["mean", "other"], ())
         'mean & other'
     """
-    start = os.path.commonprefix(list(members))
-    end = os.path.commonprefix([m[len(start) :][::-1] for m in members])[::-1]
+    start = commonpath(list(members))
+    end = commonpath([m[len(start) :][::-1] for m in members])[::-1]
     name = f"{start}*{end}" if start or end else " & ".join(members)
     return name if name not in taken else " & ".join(members)
 

@@ -39,16 +39,16 @@ def reasons_of(
             free = [v for v in variables(term) if v in atoms and not v.fixed]
             if free and not isinstance(term, Var):
                 made = [v.cause.node for v in free if v.cause is not None and v.cause.node is not None]
-                reasons += [Reason("form", _name(n) if n else "", location(n) if n else "", True) for n in made or [None]]
+                reasons += [
+                    Reason("form", _name(n) if n else "", location(n) if n else "", True) for n in made or [None]
+                ]
             reasons += [ties[v] for v in free if v in ties]
             if reasons:
                 found[site, axis] = tuple(dict.fromkeys(reasons))
     return found
 
 
-def _ties(
-    sites: Mapping[str, list[Term]], atoms: Mapping[Var, Atom], tensors: Mapping[Node, Any]
-) -> dict[Var, Reason]:
+def _ties(sites: Mapping[str, list[Term]], atoms: Mapping[Var, Atom], tensors: Mapping[Node, Any]) -> dict[Var, Reason]:
     """Variable that has another beside it at every site and moves alike for all indices of it -> what made it so."""
     found, order = {}, {var: i for i, var in enumerate(atoms)}
     for var, beside in told_everywhere(sites.values(), atoms).items():

@@ -48,8 +48,8 @@ def permute_model(model: Callable[..., Any], permutation: Permutation) -> Callab
     """
     if stacks := permutation.symmetry.stacks:
         raise SymmetryError(
-            f"{'; '.join(map(', '.join, stacks.values()))} change places as wholes, which a relabeled model cannot; use "
-            "a symmetry that was found without whole_sites=True"
+            f"{'; '.join(map(', '.join, stacks.values()))} change places as wholes, which a relabeled model cannot; "
+            "use a symmetry that was found without whole_sites=True"
         )
     return PermuteMessenger(permutation)(model)
 
