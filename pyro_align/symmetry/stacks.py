@@ -7,7 +7,7 @@ members: values go in and come out by their own names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os.path import commonpath
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -28,10 +28,15 @@ def stack_name(members: Sequence[str], taken: Iterable[str]) -> str:
         >>> stack_name(["mean", "other"], ())
         'mean & other'
     """
-    start = commonpath(list(members))
-    end = commonpath([m[len(start) :][::-1] for m in members])[::-1]
+    start = _common_start(members)
+    end = _common_start([m[len(start) :][::-1] for m in members])[::-1]
     name = f"{start}*{end}" if start or end else " & ".join(members)
     return name if name not in taken else " & ".join(members)
+
+
+def _common_start(names: Sequence[str]) -> str:
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in alike)
 
 
 def stacked(values: Mapping[str, _T], stacks: Stacks, join: Callable[[list[_T]], _T]) -> dict[str, _T]:
