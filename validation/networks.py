@@ -34,7 +34,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def barrier(loss: Callable[[Values], float], a: Values, b: Values, points: int) -> float:
-    """The largest rise above the straight line between the ends."""
+    """The largest rise above the straight line between the endpoints."""
     ends, rises = (loss(a), loss(b)), []
     for t in torch.linspace(0, 1, points).tolist():
         rises.append(loss({k: (1 - t) * a[k] + t * b[k] for k in a}) - (1 - t) * ends[0] - t * ends[1])

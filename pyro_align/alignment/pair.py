@@ -110,12 +110,12 @@ class Alignment:
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
         in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
         ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
-        nats, and ``active``, whether it has left the prior. The match of a unit that is not distinct, or not active, is
+        nats, and ``active``, whether that exceeds the threshold. The match of a unit that is not distinct, or not active, is
         one of many that are as good.
 
         Args:
             width: The :func:`~pyro_align.effective_width` of the guide that stays.
-            share: Share of an atom's largest margin above which a unit is distinct.
+            share: Fraction of an atom's largest margin above which a unit is distinct.
 
         Raises:
             MatchError: The alignment was made without margins.

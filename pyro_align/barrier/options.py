@@ -85,7 +85,7 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
     """Increasing taus from 0 to 1.
 
     Raises:
-        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the ends.
+        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the endpoints.
     """
     count = taus if _is_int(taus) else len(taus) if hasattr(taus, "__len__") else None
     if count is not None and count > MOST_TAUS:
@@ -95,7 +95,7 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
         )
     if _is_int(taus):
         if taus < 3:
-            raise BarrierError(f"taus: expected at least 3 (both ends and one between), got {taus}")
+            raise BarrierError(f"taus: expected at least 3 (both endpoints and one between), got {taus}")
         return np.linspace(0.0, 1.0, int(taus))
     try:
         grid = np.sort(np.asarray([float(t) for t in taus]))
@@ -105,7 +105,7 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
     if outside.any():
         raise BarrierError(f"taus: expected values in [0, 1], got {grid[outside]}")
     if len(grid) < 3 or grid[0] != 0 or grid[-1] != 1:
-        raise BarrierError(f"taus: expected at least 3 values with both ends, 0 and 1, among them; got {grid}")
+        raise BarrierError(f"taus: expected at least 3 values with both endpoints, 0 and 1, among them; got {grid}")
     if (np.diff(grid) == 0).any():
         raise BarrierError(f"taus: a value is repeated in {grid}")
     return grid

@@ -268,7 +268,7 @@ class Barrier:
 
         Args:
             taus: Where, in [0, 1].
-            mixture: Whether to add the mixture of the ends.
+            mixture: Whether to add the mixture of the endpoints.
             evaluation: Which data set, the one the posterior was fitted to; the first by default.
             correct: As in :meth:`loo`.
 

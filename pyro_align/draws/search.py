@@ -223,7 +223,7 @@ class Trial:
 def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permutation) -> Tensor:
     """How much each member's objective falls, at least, if two units of an atom change places or one its sign.
 
-    The other atoms are held. Where an atom stands on two axes of a site each exchange is tried; nested atoms are left
+    The other atoms are held. Where an atom appears on two axes of a site each exchange is tried; nested atoms are left
     out. Infinite where there is nothing to exchange.
 
     Args:

@@ -112,7 +112,7 @@ class Curve:
 
     @cached_property
     def excess_draws(self) -> np.ndarray:
-        """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both ends."""
+        """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both endpoints."""
         return self._over_chord(self.sign * self.draws)
 
     def _over_chord(self, draws: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ class Curve:
     def barrier(self) -> Peak:
         """max over tau of L(tau) - [(1 - tau) L(0) + tau L(1)] (Rossi et al. 2023).
 
-        Never negative, as the ends count; where it is zero at an end, the band's interval says how high it may be.
+        Never negative, as the endpoints count; where it is zero at an end, the band's interval says how high it may be.
         """
         best = _argmax(self.excess)
         return Peak(float(self.excess[best]), float(self.excess_se[best]), float(self.taus[best]))

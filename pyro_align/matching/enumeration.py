@@ -125,7 +125,7 @@ def _chunks(count: int, size: int) -> Iterator[Tensor]:
 def best_of_cover(problem: Problem, cover: tuple[str, ...], clock: Clock) -> Permutation | None:
     """The best element of the group, from every element of the cover's; None where the time is up before.
 
-    With some atoms held, an atom that stands once in every block, and in no block beside another that moves, has an
+    With some atoms held, an atom that appears once in every block, and in no block beside another that moves, has an
     optimum that one assignment finds. So it is enough to try a *cover*: atoms without which no block carries two
     others. Of three layers that is the middle one; a single layer needs none.
     """

@@ -41,7 +41,7 @@ def anneal(
         soft: Atom -> the matrices to begin with; atoms are taken in this order.
         warmest: First temperature of each member, in standard deviations of its gains; or of all, ``(1,)``.
         rounds: Rounds, the last at temperature zero.
-        generator: Draws the order of the atoms anew in each round, where given.
+        generator: Draws the order of the atoms again in each round, where given.
     """
     names, prices, indices, signs, step = list(soft), {}, {}, {}, 0
     while step < rounds:

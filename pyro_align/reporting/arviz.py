@@ -117,7 +117,7 @@ def point_to_arviz(
         log_prior: Log prior density of each draw, ``(draws,)`` nats, or None.
         posterior: Latent site -> draws ``(draws, *site_shape)``, or None.
         predictive: Observed site -> draws of the data ``(draws, *shape)``, or None.
-        chord: Loss -> its straight line between the ends at ``tau``, per datum, or None.
+        chord: Loss -> its straight line between the endpoints at ``tau``, per datum, or None.
         thin: Every how manieth draw the posterior keeps; the other groups keep all.
     """
     attrs = {"tau": tau, "evaluation": evaluation}
@@ -164,7 +164,7 @@ def guide_shape(point: Any) -> float:
 
     Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected. Infinite where some
     of the tail is nothing beside the largest weight in float64, and with fewer than 25 draws, of which no tail can be
-    fitted. Zero where the tail is flat but for rounding, as where the guide is the posterior.
+    fitted. Zero where the tail is flat except for rounding, as where the guide is the posterior.
     """
     log_p, log_q = (point["sample_stats"][name].values.ravel().astype(np.float64) for name in ("lp", "log_q"))
     log_weights = np.sort(log_p - log_q)

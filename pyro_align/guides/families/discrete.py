@@ -137,7 +137,7 @@ class Discrete(Posterior):
         return 0.0
 
     def displace(self, other: Posterior, tau: float) -> Discrete:
-        """Probabilities linear in tau; the ends are exact."""
+        """Probabilities linear in tau; the endpoints are exact."""
         self.check_compatible(other)
         tau = check_tau(tau)
         if tau in (0.0, 1.0):

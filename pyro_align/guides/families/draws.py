@@ -107,7 +107,7 @@ class KnownByDraws(Posterior):
         )
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
-        """Between the ends, the law described at the top of this module."""
+        """Between the endpoints, the law described at the top of this module."""
         tau = check_tau(tau)
         if tau == 0.0:
             return self
