@@ -110,7 +110,7 @@ class Alignment:
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
         in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
         ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
-        nats, and ``active``, whether that exceeds the threshold. The match of a unit that is not distinct, or not active, is
+        nats, and ``active``, whether that exceeds the threshold. The match of a unit that is not both is
         one of many that are as good.
 
         Args:
