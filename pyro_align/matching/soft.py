@@ -115,7 +115,7 @@ def total_gain(parts: Parts) -> Tensor:
 
 def assigned(gain: Tensor) -> Tensor:
     """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
-    found = [linear_sum_assignment(g, maximize=True)[1] for g in gain.double().cpu().numpy()]
+    found = [linear_sum_assignment(g.cpu().numpy(), maximize=True)[1] for g in gain.double()]
     return torch.from_numpy(np.stack(found)).to(gain.device)
 
 
