@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py --repeats 400
 
-Paths between posteriors of a linear regression of 12 data. On the first, the ends differ in their scales, and most
+Paths between posteriors of a linear regression of 12 data. On the first, the endpoints differ in their scales, and most
 of the error is that of the ends. On the second, both ends have the same large scale: what is common to the whole path
 cancels, and the excess that is left hangs on the few draws that come near to data far from the mean. The third leads
 between posteriors far from the data, whose log likelihoods vary by many nats between draws: there the band covers too
@@ -25,7 +25,7 @@ from pyro_align.losses.protocol import Batch, Totals
 
 NOISE, TAUS = 0.7, np.linspace(0, 1, 7)
 LOSSES = {loss.name: loss for loss in (ExpectedNLL(), PredictiveNLL())}
-CASES = {"ends of scale 0.3 and 0.1": (0.3, 0.1), "both ends of scale 0.2": (0.2, 0.2), "ends far off": None}
+CASES = {"ends of scale 0.3 and 0.1": (0.3, 0.1), "both endpoints of scale 0.2": (0.2, 0.2), "ends far off": None}
 FAR = ([1.6, -1.2, 0.3], [0.2, 0.3, 0.9]), (0.15, [0.1, 0.25, 0.2])  # locations and scales of such ends
 
 
@@ -99,7 +99,7 @@ def main():
                     spreads.append(spread)
                 print(
                     f"{case}, {loss}, {draws} draws: coverage {np.mean(held):.3f}, "
-                    f"warned {np.mean(told):.2f} ({np.mean(warned):.2f} by drift), spread {np.mean(spreads):.1f} nats",
+                    f"warned {np.mean(told):.2f} ({np.mean(warned):.2f} unsettled), spread {np.mean(spreads):.1f} nats",
                     flush=True,
                 )
 

@@ -123,7 +123,7 @@ def plain_form(network: Network):
     Gates become an axis of their own; heads are matched as blocks, and the dimensions inside them keep their order.
 
     Returns:
-        Axes and shapes by tensor, or None where an atom stands on two axes of one tensor.
+        Axes and shapes by tensor, or None where an atom appears on two axes of one tensor.
     """
     axes, shapes = {}, {}
     for site, terms in network.axes.items():

@@ -255,7 +255,7 @@ def planted_mean_field(network: Network, noise: float):
 
 
 def recovered(indices, truth: Permutation) -> float:
-    """Share of units matched as planted, over all atoms of the planted relabeling."""
+    """Fraction of units matched as planted, over all atoms of the planted relabeling."""
     hits = sum(int((indices[k].cpu() == v).sum()) for k, v in truth.indices.items() if k in indices)
     return hits / sum(v.numel() for v in truth.indices.values())
 

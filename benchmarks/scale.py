@@ -99,7 +99,7 @@ def write(folder: Path, share: float, kind: str) -> None:
 
 
 class OnDisk(Mapping):
-    """Site -> (location, scale), read from a safetensors file anew at each look."""
+    """Site -> (location, scale), read from a safetensors file again at each look."""
 
     def __init__(self, path: Path, sites):
         self.path, self.sites = path, tuple(sites)
@@ -162,7 +162,7 @@ def mean_field(features: Mapping) -> MeanFieldNormal:
 
 
 def recovered(found: Permutation, path: Path) -> float | None:
-    """Share of the planted units that were found."""
+    """Fraction of the planted units that were found."""
     if not path.exists():
         return None
     return problems.recovered(found.indices, found.symmetry.permutation(torch.load(path)))

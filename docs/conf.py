@@ -53,7 +53,7 @@ nitpick_ignore_regex = [
     # inner types that signatures name and that have no page of their own
     (r"py:.*", r"pyro_align\.discovery\.(tracing|walk|axes|rotations|signs\.parity|signs\.analysis)(\..*)?"),
     (r"py:.*", r"pyro_align\.guides\.(pyro_state|features|transport|families\.draws)(\..*)?"),
-    (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing|enumeration|population)(\..*)?"),
+    (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing|enumeration|population|soft)(\..*)?"),
     (r"py:.*", r"pyro_align\.symmetry\.(blocks|action|reasons|group\.Resting|element\._Module)(\..*)?"),
     (r"py:.*", r"pyro_align\.(draws\.carried|losses\.protocol\._L)(\..*)?"),
 ]

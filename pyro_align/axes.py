@@ -261,9 +261,9 @@ def _solve(axis: Axis, size: int) -> int | None:
 
 
 def coordinates(axis: Axis) -> dict[str, Tensor]:
-    """For each named atom that stands once on the axis, or once in each term of a sum, its index at every position.
+    """For each named atom that appears once on the axis, or once in each term of a sum, its index at every position.
 
-    A position at which the atom is absent or stands more than once holds -1.
+    A position at which the atom is absent or appears more than once holds -1.
 
     Returns:
         Atom name -> int64 tensor ``(size,)``.

@@ -1,4 +1,4 @@
-"""Diagnostics of one posterior: how many of a network's units have left the prior.
+"""Diagnostics of one posterior: how many of a network's units are active.
 
 A mean-field posterior prunes: a unit whose weights all sit at the prior costs no KL and adds nothing but noise. Two
 posteriors of which most units are pruned are easy to align, and their barrier says little about the network's nominal
@@ -85,7 +85,7 @@ def effective_width(
     threshold: float = 5.0,
     **kwargs: Any,
 ) -> EffectiveWidth:
-    """How many units of each atom have left the prior: those whose KL(q || prior) exceeds a threshold.
+    """How many units of each atom are active: those whose KL(q || prior) exceeds a threshold.
 
     A unit's KL is the sum over every value that carries it: in a network, its incoming weights, bias and outgoing
     weights. Where a prior depends on other latents, it is taken at their posterior means.

@@ -165,6 +165,7 @@ def _encode_symmetry(symmetry: Symmetry, arrays: list[Tensor]) -> dict[str, Any]
         "opaque": [dataclasses.asdict(o) for o in symmetry.opaque],
         "certificate": None if symmetry.certificate is None else dataclasses.asdict(symmetry.certificate),
         "rests": [dataclasses.asdict(r) for r in symmetry.rests],
+        "stacks": {site: list(members) for site, members in symmetry.stacks.items()},
         "scalings": [{"atom": s.atom, "exponents": [list(e) for e in s.exponents]} for s in symmetry.scalings],
         "reasons": [
             {"site": site, "axis": axis, **dataclasses.asdict(reason)}
@@ -189,6 +190,7 @@ def _decode_symmetry(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = 
             Scaling(s["atom"], tuple((site, axis, k) for site, axis, k in s["exponents"]))
             for s in meta.get("scalings", ())
         ),
+        stacks={site: tuple(members) for site, members in meta.get("stacks", {}).items()},
     )
 
 

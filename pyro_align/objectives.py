@@ -13,7 +13,7 @@ from pyro_align.axes import axis_size, leaves
 from pyro_align.discovery import ActivationProbe, probe_activations
 from pyro_align.errors import MatchError
 from pyro_align.guides import Posterior
-from pyro_align.guides.features import Features
+from pyro_align.guides.features import Features, stacked_features
 from pyro_align.matching import Match
 from pyro_align.model.keywords import options_apart
 from pyro_align.path_losses import MidpointLoss, PathLoss
@@ -174,6 +174,7 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
             here, there = part.features(a, symmetry), part.features(b, symmetry)
         else:
             here, there = a.features(part, "fixed"), b.features(part, "moving")
+            here, there = (stacked_features(f, symmetry.stacks) for f in (here, there))
         fixed.append((here, weight))
         moving.append((there, 1.0))
         for site in here:

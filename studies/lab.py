@@ -159,7 +159,7 @@ class Lab:
         )
 
     def active(self, setting: Setting, posterior: Posterior) -> list[int]:
-        """Units of each hidden layer that have left the prior (KL above 5 nats); none for a point estimate."""
+        """Units of each hidden layer that are active (KL above 5 nats); none for a point estimate."""
         if not isinstance(posterior, MeanFieldNormal):
             return []
         data = self.data(setting.data)
@@ -168,7 +168,7 @@ class Lab:
 
 
 def rows(barrier: pyro_align.barrier.Barrier, losses: Sequence[str] | None = None, **columns: object) -> list[Row]:
-    """One row per data set and loss: barrier, its standard error and tau, and the loss at both ends."""
+    """One row per data set and loss: barrier, its standard error and tau, and the loss at both endpoints."""
     made = []
     for (evaluation, loss), curve in barrier.curves.items():
         if losses is not None and loss not in losses:

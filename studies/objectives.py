@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def retained(lab: Lab, setting: Setting, path) -> float:
-    """Spread of the logits over data at the midpoint over that at the ends: below 1 where activations collapse.
+    """Spread of the logits over data at the midpoint over that at the endpoints: below 1 where activations collapse.
 
     The spread is the standard deviation over data of the posterior mean of the logits (Jordan et al. 2023 call its loss
     variance collapse).
@@ -262,7 +262,7 @@ def ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def levels(part: pd.DataFrame) -> str:
-    """Lowest and highest predictive NLL at the ends, training data: a barrier says little without it."""
+    """Lowest and highest predictive NLL at the endpoints, training data: a barrier says little without it."""
     chosen = part[(part["evaluation"] == "train") & (part["loss"] == "predictive_nll")]
     return f"{chosen[['start', 'end']].min().min():.2f}-{chosen[['start', 'end']].max().max():.2f}"
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     options = runner.read(made, argv)
     grid, limit = Grid(draws=32), None
     if options.quick:
-        options.hidden, options.temperatures, options.epochs = [8, 8], [1.0, 0.01], 3
+        options.hidden, options.temperatures, options.epochs = [8, 8], [1.0, 0.01], 1
         grid, limit = Grid(3, 2, train=100), 200
     lab = Lab(options, grid, limit)
 

@@ -43,7 +43,7 @@ FLOOR = 1e-4  # R-hat - 1 below this is drawn at this
 def load_table(name: str, folder: str | None) -> tuple[Tensor, Tensor]:
     """Inputs ``(data, inputs)`` and target ``(data,)`` of ``FOLDER/uci/NAME.txt``, each column to mean 0 and sd 1.
 
-    The target is the last column but for ``energy``, where it is the heating load, the ninth.
+    The target is the last column except for ``energy``, where it is the heating load, the ninth.
     """
     if folder is None:
         raise FileNotFoundError(f"{name} needs --data-dir or {ENVIRONMENT}")

@@ -39,8 +39,8 @@ class Recipe:
         guide: ``"normal"`` for a mean-field posterior, ``"delta"`` for a point estimate.
         gain: Factor on the He-normal initial locations. What a fit keeps of its random start differs between seeds,
             and no relabeling undoes it; below 1 there is less of it.
-        decay: Share of the steps, the last ones, over which the step sizes decay.
-        warmup: Share of the steps, the first ones, over which the KL's weight grows linearly to the temperature. At
+        decay: Fraction of the steps, the last ones, over which the step sizes decay.
+        warmup: Fraction of the steps, the first ones, over which the KL's weight grows linearly to the temperature. At
             temperature 1 the scales of deep networks otherwise reach the prior before the locations have learned.
         noise: How weights are drawn: ``"weights"``, ``"flipout"`` or ``"local"``, see
             :func:`studies.elbo.negative_elbo`.

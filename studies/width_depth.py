@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     options = runner.read(made, argv)
     grid, limit = Grid(draws=options.draws), None
     if options.quick:
-        options.widths, options.depths, options.epochs = [8, 16], [1, 2], 3
+        options.widths, options.depths, options.epochs = [8], [1, 2], 3
         grid, limit = Grid(3, 2, train=100, test=100), 200
     lab = Lab(options, grid, limit)
 

@@ -52,7 +52,7 @@ class Simulated:
         return torch.softmax(dist.Normal(loc, scale).log_prob(self.data.unsqueeze(-1)) + weights.log(), -1)
 
     def wrong(self, aligned, atom="k") -> float:
-        """Share of units labeled otherwise than most draws label them."""
+        """Fraction of units labeled otherwise than most draws label them."""
         index = aligned.permutations[atom].long()
         landed = self.order.gather(-1, index)  # which true component sits at each position
         usual = landed.flatten(0, 1).mode(0).values

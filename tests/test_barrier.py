@@ -440,7 +440,7 @@ def test_the_bootstrap_error_of_a_task_loss_is_that_of_repeated_runs():
     [
         ({"taus": 2}, "at least 3"),
         ({"taus": [0.0, 1.0]}, "at least 3 values"),
-        ({"taus": [0.0, 0.5, 0.9]}, "both ends"),
+        ({"taus": [0.0, 0.5, 0.9]}, "both endpoints"),
         ({"taus": [0.0, 0.5, 1.5]}, r"values in \[0, 1\]"),
         ({"taus": [-0.1, 0.0, 1.0]}, r"values in \[0, 1\]"),
         ({"taus": [0.0, 0.5, 0.5, 1.0]}, "repeated"),

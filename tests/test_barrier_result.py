@@ -162,7 +162,10 @@ def test_draws_too_few_for_a_predictive_band_are_told():
     moved = Curve("data", "predictive_nll", old.taus, old.draws, drift)
     assert np.isclose(moved.settling, 0.5)
     barrier.curves["data", "predictive_nll"] = moved
-    with pytest.warns(DiagnosticWarning, match=r"predictive_nll on 'data': from half of the 12 draws to all.*by 0.5"):
+    with pytest.warns(
+        DiagnosticWarning,
+        match=r"predictive_nll on 'data': the excess.* moves from half of the 12 draws to all, by 0.5",
+    ):
         barrier.summary()
 
 

@@ -221,6 +221,8 @@ def test_nothing_is_certified_without_a_trial():
     for trials in (0, -1):
         with pytest.raises(ValueError, match="trials must be at least 1"):
             certify(model, SymmetrySpec({"w1": ("h", None)}), torch.randn(5, 3), trials=trials)
+    with pytest.raises(TypeError, match="expected a Symmetry or a SymmetrySpec, got function"):
+        certify(SymmetrySpec({"w1": ("h", None)}), model, torch.randn(5, 3))
 
 
 def test_a_symmetry_by_hand_needs_no_graph():

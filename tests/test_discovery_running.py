@@ -64,6 +64,6 @@ def test_repair_runs_the_network_once_for_each_draw(monkeypatch):
     path = repair(MODEL, displacement(*(make_guide(MODEL, x, y, seed=s) for s in (1, 2))), x, y, num_samples=3)
     assert len(path.layers) == 2
     path.posterior(0.5)
-    assert len(made) == 9, "both ends, and the point"
+    assert len(made) == 9, "both endpoints, and the point"
     path.posterior(0.25)
-    assert len(made) == 12, "the ends are kept"
+    assert len(made) == 12, "the endpoints are kept"

@@ -331,6 +331,14 @@ def test_modes_that_relabeling_leaves():
     assert bool((modes.labels[:, 300:] == 1).all())
 
 
+def test_modes_of_a_model_without_units():
+    """Every site is looked at, single numbers too."""
+    symmetry = Symmetry.from_axes({"scale": (), "w": (None,)}, shapes={"scale": (), "w": (2,)})
+    scale = torch.cat([torch.randn(2, 300) - 9, torch.randn(2, 100) + 9], 1)
+    draws = {"scale": scale, "w": scale.unsqueeze(-1) + torch.randn(2, 400, 2)}
+    assert align_draws(draws, symmetry).modes().weights == (0.75, 0.25)
+
+
 def test_entropy_correction_is_the_log_of_the_group():
     data = simulate([-6.0, 0.0, 6.0], 0.3)
     assert align_draws(data.draws, MIXTURE).entropy_correction == pytest.approx(math.log(6))

@@ -6,6 +6,8 @@ at every step, so that as sampled no component has a mean of its own.
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -17,23 +19,17 @@ from pyro_align import Symmetry, align_draws, symmetrize
 from pyro_align.model.draws import DrawDensity
 from pyro_align.symmetry import SymmetrySpec
 
-# Movements of a fetal lamb in 240 intervals of 5 seconds (Leroux & Puterman 1992, Biometrics 48:545-558); zeros between
-# the others are written as how many there are, in brackets
-LAMB = """
-(5) 1 (1) 1 (6) 1 (1) 1 (4) 2 2 (4) 1 (2) 1 1 (2) 1 1 1 (2) 1 (18) 2 (1) 1 (17) 1 (5) 7 3 2 3 2 4 (4) 1 (7) 1 (1) 2
-(4) 1 (4) 1 (14) 1 (5) 2 1 (2) 1 (3) 1 (1) 1 1 (3) 1 (2) 1 (3) 1 2 (3) 1 (1) 1 1 (1) 1 (2) 2 (1) 1 2 1 1 2 1 (1) 1 1
-(2) 1 1 (3) 1 1 1 (1) 4 (2) 2 (44)
-"""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from validation.label_switching import GALAXIES, LAMB
+
 # maximum likelihood: rates, and the transition matrix (the same paper: 0.256, 3.101, 0.989, 0.690)
 RATES, MOVES = torch.tensor([0.256, 3.101]), torch.tensor([[0.989, 0.011], [0.310, 0.690]])
 STATES = SymmetrySpec({"rate": ("state",), "move": ("state", "state")})
 
 
 def lamb() -> torch.Tensor:
-    counts = []
-    for word in LAMB.split():
-        counts += [0] * int(word[1:-1]) if word.startswith("(") else [int(word)]
-    return torch.tensor(counts, dtype=torch.float64)
+    return torch.tensor([float(count) for count in LAMB])
 
 
 def log_likelihood(y, rate, move):
@@ -139,16 +135,9 @@ def test_relabeled_states_agree_with_each_other(draws):
 
 # -- the velocities of galaxies ----------------------------------------------------------------------------------------
 
-# Velocities of 82 galaxies in km/s (Roeder 1990), as printed in Table 3 of Chib (1995, JASA 90:1313-1321)
-GALAXIES = """
-9172 9350 9483 9558 9775 10227 10406 16084 16170 18419 18552 18600 18927 19052 19070 19330 19343 19349 19440 19473 19529
-19541 19547 19663 19846 19856 19863 19914 19918 19973 19989 20166 20175 20179 20196 20215 20221 20415 20629 20795 20821
-20846 20875 20986 21137 21492 21701 21814 21921 21960 22185 22209 22242 22249 22314 22374 22495 22746 22747 22888 22914
-23206 23241 23263 23484 23538 23542 23666 23706 23711 24129 24285 24289 24366 24717 24990 25633 26960 26995 32065 32789
-34279
-"""
-# The log marginal likelihood of three components of one variance (his Table 4). The sampler saw one labeling only, so
-# it is too low by log 3!, as Neal noticed (1999, Erroneous results in "Marginal likelihood from the Gibbs output").
+# The log marginal likelihood of three components of one variance (Chib 1995, Table 4). The sampler saw one labeling
+# only, so it is too low by log 3!, as Neal noticed (1999, Erroneous results in "Marginal likelihood from the Gibbs
+# output").
 CHIB = -228.620
 VELOCITIES = Symmetry.from_axes({"share": ("k",), "loc": ("k",)}, shapes={"share": (3,), "loc": (3,)})
 

@@ -19,7 +19,7 @@ KINDS = ["AutoGaussian", "AutoStructured", "AutoStructured, normal"]
 
 
 def in_plates(y=None):
-    """Units are a plate: every factor has one block per unit, but for those that see all units."""
+    """Units are a plate: every factor has one block per unit, except those that see all units."""
     spread = pyro.sample("spread", dist.LogNormal(0.0, 1.0))
     with pyro.plate("units", UNITS):
         gain = pyro.sample("gain", dist.Normal(0.0, spread))

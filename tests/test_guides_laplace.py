@@ -125,7 +125,7 @@ def test_snapshot_is_the_approximation(structure):
 
 @every_structure
 def test_paths(structure):
-    """Exact ends; in between the geodesic, of the type of the ends or, where that is impossible, a FullLaplace."""
+    """Exact ends; in between the geodesic, of the type of the endpoints or, where that is impossible, a FullLaplace."""
     a, b = fitted(structure, 0), fitted(structure, 1)
     path = displacement(a, b)
     for tau, end in ((0.0, a), (1.0, b)):

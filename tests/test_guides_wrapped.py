@@ -26,6 +26,7 @@ from pyro.nn import PyroModule, PyroParam
 from test_guides_laws import SITE_SHAPES, SYMMETRY, X, Y, model, scatter, state_of
 
 from pyro_align.alignment.pair import align
+from pyro_align.draws import align_draws
 from pyro_align.errors import GuideError
 from pyro_align.guides import (
     Between,
@@ -40,6 +41,7 @@ from pyro_align.guides import (
 )
 from pyro_align.paths.geodesic import displacement
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.spec import SymmetrySpec
 
 
 class Easy(EasyGuide):
@@ -241,6 +243,8 @@ def test_path_between_wrapped_guides():
 def test_wrapped_guides_align():
     """Planted relabelings are undone to the bit; between two fits the distance never rises; draws are reused."""
     a, b = (wrapped("AutoIAFNormal", seed)[2] for seed in (0, 1))
+    for q in (a, b):
+        q.drawn(0), q.drawn(1)  # relabeled posteriors take them over: the guide need not run again
     planted = SYMMETRY.random(4)
     recovered = align(a, a.permute(planted), SYMMETRY)
     assert recovered.permutation == planted.inverse()
@@ -248,8 +252,9 @@ def test_wrapped_guides_align():
     for seed in range(4):
         alignment = align(a, b.permute(SYMMETRY.random(seed)), SYMMETRY)
         assert alignment.distance <= alignment.distance_before
-    fresh = read_guide(b.permute(planted).to_guide()).drawn(0)
-    kept = b.permute(planted).drawn(0)
+    noise = b.noise(16, generator=0)
+    fresh, kept = read_guide(b.permute(planted).to_guide()).push(noise), b.permute(planted).drawn(0)
+    kept = {k: v[:16] for k, v in kept.items()}
     assert all(torch.equal(v, fresh[k]) for k, v in kept.items())
 
 
@@ -477,6 +482,22 @@ def test_ensembles_become_draws():
         read_guide({"w": 3.0})
     with pytest.raises(GuideError, match="same positive number"):
         read_guide({"w": torch.zeros(2, 1), "v": torch.zeros(3, 1)})
+
+
+def test_one_dict_of_draws_means_one_thing():
+    """Chains of draws are told from draws by the symmetry; where there is none, they are refused, not guessed."""
+    spec, by_chain = SymmetrySpec({"w": ("k",)}), {"w": torch.randn(4, 100, 3), "lp": torch.randn(4, 100)}
+    flat = {k: v.flatten(0, 1) for k, v in by_chain.items()}
+    found = [align(given, {k: v.flip(-1) for k, v in given.items()}, spec) for given in (by_chain, flat)]
+    assert torch.equal(found[0].posterior.draws["w"], found[1].posterior.draws["w"])
+    assert found[0].posterior.num_draws == 400
+    assert align_draws(by_chain, spec).draws["w"].shape == (4, 100, 3)
+    with pytest.raises(GuideError, match=r"site 'w': shape \(4, 100, 3\) can be read as 4 chains of 100 draws"):
+        read_guide(by_chain)
+    assert read_guide(flat).num_draws == 400
+    few, wide = {"w": torch.randn(4, 100, 3)}, SymmetrySpec({"w": ("k", None)})
+    assert align(few, {"w": few["w"].flip(1)}, wide).posterior.num_draws == 4
+    assert read_guide([{"w": w} for w in few["w"]]).num_draws == 4
 
 
 def test_displacement_of_draws_is_the_best_assignment():

@@ -96,6 +96,8 @@ def test_features_of_several_dtypes_are_compared_in_the_widest(small):
         ({"max_sweeps": -1}, "max_sweeps >= 0"),
         ({"restarts": -1}, "restarts >= 0"),
         ({"wave": 0}, "wave >= 1"),
+        ({"time_limit": "x"}, "time_limit > 0"),
+        ({"restarts": 1.5}, "whole numbers"),
         ({"time_limit": 0.0}, "time_limit > 0"),
         ({"init": STRUCTURES["one layer"].symmetry.identity()}, "another symmetry"),
         ({"matcher": Exhaustive(limit=10)}, "more than limit=10"),

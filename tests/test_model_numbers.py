@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_sample
 from pyro.infer.reparam import LocScaleReparam
 
 from pyro_align import align, displacement, evaluate_barrier, find_symmetry, learn_path
-from pyro_align.errors import BarrierError, TraceError
+from pyro_align.errors import BarrierError, DiagnosticWarning, TraceError
 from pyro_align.model.density import Density
 from pyro_align.paths.learned import Batches, negative_elbo
 
@@ -311,6 +311,11 @@ def test_observed_values_of_another_shape_are_refused():
     with pytest.raises(TraceError, match=r"got \(12, 1\)"):
         find_symmetry(linear, x, y[:, None])
     assert evaluate_barrier(linear, path, x, y[None], taus=3).num_data == {"data": 12}
+    for one in (y[0], y[:1]):
+        with pytest.warns(DiagnosticWarning, match=r"observed site 'y': one value stands for all 12 of shape \(12,\)"):
+            barrier = evaluate_barrier(linear, path, x, one, taus=3, num_samples=8)
+        whole = evaluate_barrier(linear, path, x, y[:1].expand(12), taus=3, num_samples=8)
+        assert np.allclose(barrier["expected_nll"].draws, whole["expected_nll"].draws)
 
 
 # -- subsampling -------------------------------------------------------------------------------------------------------

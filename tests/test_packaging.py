@@ -62,7 +62,7 @@ def test_the_source_distribution_carries_what_its_tests_read(tmp_path):
     name = run(sys.executable, "-c", code, tmp_path, cwd=source).splitlines()[-1]
     with tarfile.open(tmp_path / name) as archive:
         held = {member.partition("/")[2] for member in archive.getnames()}
-    for folder in ("tests", "benchmarks", "studies"):
+    for folder in ("tests", "benchmarks", "studies", "validation"):
         files = {path.relative_to(source).as_posix() for path in (source / folder).rglob("*.py")}
         assert files <= held, f"missing: {sorted(files - held)[:5]}"
     assert {"README.md", "CHANGELOG.md", "constraints.txt", "docs/api.md", "tutorials/execute.py"} <= held

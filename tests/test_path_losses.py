@@ -78,3 +78,8 @@ def test_restarts_can_be_chosen_by_the_loss_on_the_path(symmetry):
     assert len(set(seen)) > 1
     assert loss(pyro_align.displacement(guides[0], alignment.guide)) == pytest.approx(min(seen), rel=1e-12)
     assert alignment.match.loss == min(seen)
+
+
+def test_a_loss_that_cannot_be_called_is_refused(symmetry):
+    with pytest.raises(GuideError, match=r"select: expected a callable path -> loss.*got int"):
+        pyro_align.align(make_guide(1), make_guide(2), symmetry, select=3)

@@ -2,14 +2,17 @@
 
 Of rebasin: a permuted network computes what it did, lies nearer, and a mean of models is that of their parameters; of
 sinkhorn-rebasin: a planted permutation is found again; of label.switching: pivots keep their labels, and permutations
-reorder parameters and allocations alike.
+reorder parameters and allocations alike; of otfusion, which has no tests, what its code asserts as it runs.
 """
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
 from pyro_align import SymmetrySpec, align, align_draws, align_many, find_symmetry
+from pyro_align.objectives import Activations
 from pyro_align.paths import reset_batch_norm
 
 
@@ -72,6 +75,22 @@ def test_a_planted_permutation_is_found_again(seed):
     alignment = align(a, b, symmetry)
     assert alignment.permutation @ planted == symmetry.identity()
     assert alignment.distance == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["weights", "activations"])
+def test_a_network_fused_with_itself_stays_what_it_is(by):
+    """otfusion: plans whose rows and columns sum to one, a network averaged with itself, tensors of the same shapes."""
+    a, x = mlp(8, 2, 0), torch.randn(50, 8)
+    how = {"divergence": Activations(a, x)} if by == "activations" else {}
+    alignment = align(a, copy.deepcopy(a), find_symmetry(a, x), **how)
+    for index in alignment.permutation.indices.values():
+        plan = nn.functional.one_hot(index.long(), len(index))
+        assert bool((plan.sum(0) == 1).all())
+        assert bool((plan.sum(1) == 1).all())
+    fused = alignment.path(0.5)
+    assert {k: v.shape for k, v in fused.named_parameters()} == {k: v.shape for k, v in a.named_parameters()}
+    assert distance(a, fused) == 0.0
+    assert torch.equal(fused[:2](x), a[:2](x))
 
 
 @pytest.mark.parametrize("method", ["pivot", "ecr", "ecr_iterative_1", "ecr_iterative_2", "stephens"])

@@ -58,6 +58,7 @@ def table():
         "06_rhat_of_a_network.py:model": (torch.linspace(-2, 2, 12), torch.randn(12)),
         "07_an_existing_model.py:model": (torch.randn(12, 13),),
         "09_factors.py:model": (torch.randn(7, 8),),
+        "10_are_my_fits_the_same.py:model": (torch.full((7, 40), 2.0), 3),
         "pyro_align.alignment.pair:model": pair,
         "pyro_align.barrier.evaluate:model": points,
         "pyro_align.barrier.surface:model": points,

@@ -188,7 +188,10 @@ def main() -> None:
     parser.add_argument("--sampler", choices=["nuts", "numpyro", "gibbs"], default="nuts")
     parser.add_argument("--thin", type=int, default=5, help="Gibbs: keep every so many-th draw")
     parser.add_argument("--samples", type=Path, help="a folder that keeps each chain as it ends")
+    parser.add_argument("--quick", action="store_true", help="100 draws by Gibbs sampling")
     options = parser.parse_args()
+    if options.quick:
+        options.sampler, options.draws, options.warmup = "gibbs", 100, 50
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)

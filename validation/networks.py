@@ -34,7 +34,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def barrier(loss: Callable[[Values], float], a: Values, b: Values, points: int) -> float:
-    """The largest rise above the straight line between the ends."""
+    """The largest rise above the straight line between the endpoints."""
     ends, rises = (loss(a), loss(b)), []
     for t in torch.linspace(0, 1, points).tolist():
         rises.append(loss({k: (1 - t) * a[k] + t * b[k] for k in a}) - (1 - t) * ends[0] - t * ends[1])
@@ -50,7 +50,7 @@ def relu_net(p: Values, x: Tensor) -> Tensor:
     return torch.relu(torch.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]) @ p["w3"]
 
 
-def fit_relu(seed: int, gains: tuple[float, ...], x: Tensor, y: Tensor, train: Tensor) -> Values:
+def fit_relu(seed: int, gains: tuple[float, ...], steps: int, x: Tensor, y: Tensor, train: Tensor) -> Values:
     torch.manual_seed(seed)
     gain = dict(zip(("w1", "w2", "w3"), gains, strict=True))
     p = {
@@ -59,7 +59,7 @@ def fit_relu(seed: int, gains: tuple[float, ...], x: Tensor, y: Tensor, train: T
     }
     p = {k: v.requires_grad_() for k, v in p.items()}
     optimizer = torch.optim.SGD(p.values(), 0.05, momentum=0.9)
-    for _ in range(1500):
+    for _ in range(steps):
         j = train[torch.randint(len(train), (128,))]
         loss = F.cross_entropy(relu_net(p, x[j]), y[j]) + 1e-4 * sum(v.square().sum() for v in p.values())
         optimizer.zero_grad()
@@ -68,7 +68,7 @@ def fit_relu(seed: int, gains: tuple[float, ...], x: Tensor, y: Tensor, train: T
     return {k: v.detach() for k, v in p.items()}
 
 
-def gauge() -> None:
+def gauge(steps: int) -> None:
     """The same start recipe, and one that shares scale between layers otherwise."""
     x, y, order = digits()
     train, test = order[:TRAIN], order[TRAIN:]
@@ -79,13 +79,13 @@ def gauge() -> None:
 
     symmetry = find_symmetry(model, x[:5], y[:5], scope="likelihood", scalings=True)
     print(*symmetry.scalings, sep="\n")
-    a = OrderedDict(fit_relu(0, (1, 1, 1), x, y, train))
+    a = OrderedDict(fit_relu(0, (1, 1, 1), steps, x, y, train))
 
     def loss(p: Values) -> float:
         return float(F.cross_entropy(relu_net(p, x[test]), y[test]))
 
     for name, gains in (("same recipe", (1, 1, 1)), ("scale shared otherwise", (4, 0.5, 0.5))):
-        b = OrderedDict(fit_relu(1, gains, x, y, train))
+        b = OrderedDict(fit_relu(1, gains, steps, x, y, train))
         for what, prepare in (("permutations", dict), ("gauge, permutations", lambda p: canonical(p, symmetry))):
             one, two = OrderedDict(prepare(a)), OrderedDict(prepare(b))
             found = align(one, two, symmetry, restarts=4)
@@ -168,12 +168,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--decay", type=float, default=1.0, help="precision of the normal prior")
     parser.add_argument("--fits", type=Path, help="a folder that keeps the transformers")
+    parser.add_argument("--quick", action="store_true", help="fits that are far from done")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part == "gauge":
-        gauge()
+        gauge(100 if options.quick else 1500)
     else:
-        rotations(options.epochs, options.decay, options.fits)
+        rotations(2 if options.quick else options.epochs, options.decay, options.fits)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def grade(entry) -> Grade:
     try:
         with _dtype(torch.float32):
             pyro.clear_param_store()
-            symmetry = pyro_align.find_symmetry(*_flat(_build(entry)), **entry.options)
+            symmetry = pyro_align.find_symmetry(*_flat(_build(entry)), **{"whole_sites": True, **entry.options})
     except Exception as caught:
         kind = "refused" if isinstance(caught, PyroAlignError) else "error"
         line = (str(caught).strip().splitlines() or [""])[0]
@@ -92,9 +92,10 @@ def why(symmetry, hand) -> str:
         for axis, term in enumerate(terms):
             theirs = symmetry.sites.get(site, ())
             if axis < len(theirs) and _free(term) > _free(theirs[axis]):
-                if hasattr(symmetry, "why"):
-                    return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
-                return f"{site}[{axis}] {theirs[axis]}; {opaque}"
+                return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
+    for (site, axis), reasons in symmetry.reasons.items():
+        if not symmetry.opaque and any(reason.kind in ("form", "tied") for reason in reasons):
+            return f"{site}[{axis}]: " + " ".join(str(symmetry.why(site, axis)).split())
     return opaque
 
 
@@ -179,7 +180,8 @@ def _moved(hand, moves, values, generator):
 
 
 def _applied(symmetry, values, generator):
-    known = {k: v for k, v in values.items() if k in symmetry.sites}
+    moved = {member for site in symmetry.sites for member in symmetry.stacks.get(site, (site,))}
+    known = {k: v for k, v in values.items() if k in moved}
     return {**values, **symmetry.random(generator).apply(known)}
 
 

@@ -2,7 +2,8 @@
 
 For Gaussians with covariance roots L, W2^2 is the minimum over orthogonal Q of ``|m0 - P m1|^2 + |L0 - P L1 Q|^2``
 (Takatsu 2011): given P, Q is an orthogonal Procrustes problem; given Q, P is an assignment. The distance never rises.
-Small groups are enumerated instead.
+W2 is at least that of the marginals of single coordinates, which all relabelings of a small group are given in one
+batch: the true distance is taken of the few that may be nearest.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 
 from pyro_align.guides import Posterior
-from pyro_align.matching import Match, elements, match
+from pyro_align.guides.features import stacked_features
+from pyro_align.matching import Match, Problem, match
+from pyro_align.matching.enumeration import LIMIT, member, tried
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
-_ALL = 1000  # relabelings up to which each one's distance is taken
-_WORK = 1 << 30  # and the multiplications that this may take
+_WORK = 1 << 30  # multiplications that a proof may take
+_ROUNDING = 1e-6  # of squared distances, relative to the posteriors' size
 _KICKS = (0.2, 0.3, 0.4, 1.0)
 
 
@@ -55,9 +58,8 @@ def match_coupled(
     def distance(p: Permutation) -> float:
         return a.distance(b.permute(p))
 
-    if select is None and _few(a, symmetry):
-        best = min(elements(symmetry), key=distance)
-        return replace(found, permutation=best, status="optimal")
+    if select is None and (nearest := _nearest(a, b, symmetry, distance)) is not None:
+        return replace(found, permutation=nearest, status="optimal")
     score = distance if select is None else select
     best, least, rises = found, math.inf, []
     for k, start in enumerate(_starts(symmetry, found.permutation, restarts, options.get("seed", 0))):
@@ -74,9 +76,31 @@ def match_coupled(
     return replace(best, rises=tuple(rises), loss=None if select is None else least)
 
 
-def _few(a: Posterior, symmetry: Symmetry) -> bool:
+def _nearest(
+    a: Posterior, b: Posterior, symmetry: Symmetry, distance: Callable[[Permutation], float]
+) -> Permutation | None:
+    """The nearest of all relabelings; None where they, or those that may be nearest, are too many."""
+    if symmetry.rotated or symmetry.log_order > math.log(LIMIT) + 1e-9:
+        return None
+    sides = a.features("w2", "fixed"), b.features("w2", "moving")
+    fixed, moving = (stacked_features(side, symmetry.stacks) for side in sides)
+    sizes = sum(float(t.double().square().sum()) for s in symmetry.sites for t in (*fixed[s], *moving[s]))
+    candidates = [
+        (sizes - 2 * value, k, stack)
+        for values, stack in tried(Problem(symmetry, fixed, moving, fixed.odd))
+        for k, value in enumerate(values.tolist())
+    ]
     width = sum(math.prod(shape) for shape in a.shapes.values())
-    return not symmetry.rotated and symmetry.log_order <= math.log(min(_ALL, max(1, _WORK // width**3))) + 1e-9
+    best, least, tries = None, math.inf, max(1, _WORK // width**3)
+    for bound, k, stack in sorted(candidates, key=lambda candidate: candidate[0]):
+        if bound - _ROUNDING * sizes > least**2:
+            break
+        if not tries:
+            return None
+        element, tries = member(symmetry, stack, k), tries - 1
+        if (now := distance(element)) < least:
+            best, least = element, now
+    return best
 
 
 def _starts(
@@ -101,7 +125,7 @@ def _alternate(
 ) -> Match:
     best, least = found.permutation, distance(found.permutation)
     while True:
-        fixed, moving = a.coupled_features(b, best)
+        fixed, moving = (stacked_features(f, symmetry.stacks) for f in a.coupled_features(b, best))
         found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **options)
         nearer = distance(found.permutation)
         status = "converged" if found.status == "optimal" else found.status  # given the coupling, which may not be best

@@ -22,6 +22,7 @@ from pyro_align.paths.geodesic import Path
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+from pyro_align.symmetry.stacks import stacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,12 +110,12 @@ class Alignment:
         Columns: ``partner``, the old position that came here; ``margin``, what the cheapest swap of partners would cost
         in units of the objective (half the squared distance for ``"w2"``); ``distinct``, whether that is more than
         ``share`` of the largest margin of the atom; with ``width`` also ``kl``, the fixed unit's KL from the prior in
-        nats, and ``active``, whether it has left the prior. The match of a unit that is not distinct, or not active, is
+        nats, and ``active``, whether that exceeds the threshold. The match of a unit that is not both is
         one of many that are as good.
 
         Args:
             width: The :func:`~pyro_align.effective_width` of the guide that stays.
-            share: Share of an atom's largest margin above which a unit is distinct.
+            share: Fraction of an atom's largest margin above which a unit is distinct.
 
         Raises:
             MatchError: The alignment was made without margins.
@@ -220,6 +221,10 @@ def align(
         >>> alignment.distance <= alignment.distance_before
         True
     """
+    if select is not None and not callable(select):
+        raise GuideError(
+            f"select: expected a callable path -> loss, such as PathLoss(...), got {type(select).__name__}"
+        )
     if parameters is not None:
         check_distinct(*parameters)
         guide_a, guide_b = (beside(g, model) for g, model in zip((guide_a, guide_b), parameters, strict=True))
@@ -305,7 +310,10 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, posterior: Posterior) -> Sym
         resized = {k: _resized(terms, posterior.sites.get(k)) for k, terms in symmetry.sites.items()}
         if any(resized[k] is not terms for k, terms in symmetry.sites.items()):
             symmetry = replace(symmetry, sites=resized, certificate=None)
-    return bound(symmetry, posterior.shapes, of="guide", error=GuideError)
+    shapes = posterior.shapes
+    if isinstance(symmetry, Symmetry):
+        shapes = stacked(shapes, symmetry.stacks, lambda members: (len(members), *members[0]))
+    return bound(symmetry, shapes, of="guide", error=GuideError)
 
 
 def _resized(terms: tuple[Any, ...], spec: SiteSpec | None) -> tuple[Any, ...]:

@@ -125,7 +125,7 @@ def _read_globals(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _class_parts(cls: type[Any]) -> list[Any]:
-    """A class's name, and the functions of it and its bases, but for those of libraries."""
+    """A class's name, and the functions of it and its bases, except those of libraries."""
     parts: list[Any] = [f"{cls.__module__}.{cls.__qualname__}"]
     for base in cls.__mro__:
         if base.__module__.split(".")[0] not in _BY_NAME:

@@ -38,20 +38,21 @@ def read_problem(
     Raises:
         BarrierError: Options, data, model and path do not fit together.
     """
+    real = isinstance(temperature, numbers.Real) and 0 <= float(temperature) < np.inf
+    memory = isinstance(max_memory, numbers.Real) and max_memory > 0
+    fitted = "data that the posterior was fitted to"
     problem = Problem(
         model=model,
         path=_check_path(path),
         data=tuple(read_data(args, kwargs, evaluation)),
         losses=read_losses(losses),
         num_samples=_at_least("num_samples", num_samples, 2, "errors need two draws"),
-        seed=_check_seed(seed),
-        temperature=_check_temperature(temperature),
+        seed=int(_checked("seed", seed, _is_int(seed), "an int")),
+        temperature=float(_checked("temperature", temperature, real, "a finite number >= 0, the weight of the KL")),
         chunk=None if chunk is None else _at_least("chunk", chunk, 1, "draws at a time"),
-        max_memory=_check_memory(max_memory),
-        nonfinite=_check_nonfinite(nonfinite),
-        num_data=None
-        if num_data is None
-        else _at_least("num_data", num_data, 1, "data that the posterior was fitted to"),
+        max_memory=int(_checked("max_memory", max_memory, memory, "a number of bytes > 0")),
+        nonfinite=_checked("nonfinite", nonfinite, nonfinite in ("raise", "keep"), "'raise' or 'keep'"),
+        num_data=None if num_data is None else _at_least("num_data", num_data, 1, fitted),
     )
     return _fitted_to_path(replace(problem, losses=read_losses(losses, problem.layouts)), asked=losses is not None)
 
@@ -84,7 +85,7 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
     """Increasing taus from 0 to 1.
 
     Raises:
-        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the ends.
+        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the endpoints.
     """
     count = taus if _is_int(taus) else len(taus) if hasattr(taus, "__len__") else None
     if count is not None and count > MOST_TAUS:
@@ -94,7 +95,7 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
         )
     if _is_int(taus):
         if taus < 3:
-            raise BarrierError(f"taus: expected at least 3 (both ends and one between), got {taus}")
+            raise BarrierError(f"taus: expected at least 3 (both endpoints and one between), got {taus}")
         return np.linspace(0.0, 1.0, int(taus))
     try:
         grid = np.sort(np.asarray([float(t) for t in taus]))
@@ -104,16 +105,15 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
     if outside.any():
         raise BarrierError(f"taus: expected values in [0, 1], got {grid[outside]}")
     if len(grid) < 3 or grid[0] != 0 or grid[-1] != 1:
-        raise BarrierError(f"taus: expected at least 3 values with both ends, 0 and 1, among them; got {grid}")
+        raise BarrierError(f"taus: expected at least 3 values with both endpoints, 0 and 1, among them; got {grid}")
     if (np.diff(grid) == 0).any():
         raise BarrierError(f"taus: a value is repeated in {grid}")
     return grid
 
 
 def check_tolerance(tolerance: Any) -> float | None:
-    if tolerance is not None and (not isinstance(tolerance, numbers.Real) or not 0 < tolerance < 1):
-        raise BarrierError(f"tolerance: expected a distance in tau between 0 and 1, got {tolerance!r}")
-    return tolerance
+    fine = tolerance is None or (isinstance(tolerance, numbers.Real) and 0 < tolerance < 1)
+    return _checked("tolerance", tolerance, fine, "a distance in tau between 0 and 1")
 
 
 def _check_path(path: Any) -> Any:
@@ -126,33 +126,13 @@ def _check_path(path: Any) -> Any:
 
 
 def _at_least(name: str, value: Any, least: int, why: str) -> int:
-    if not _is_int(value) or value < least:
-        raise BarrierError(f"{name}: expected an int of at least {least} ({why}), got {value!r}")
-    return int(value)
+    return int(_checked(name, value, _is_int(value) and value >= least, f"an int of at least {least} ({why})"))
 
 
-def _check_seed(seed: Any) -> int:
-    if not _is_int(seed):
-        raise BarrierError(f"seed: expected an int, got {seed!r}")
-    return int(seed)
-
-
-def _check_temperature(temperature: Any) -> float:
-    if not isinstance(temperature, numbers.Real) or not 0 <= float(temperature) < np.inf:
-        raise BarrierError(f"temperature: expected a finite number >= 0, the weight of the KL; got {temperature!r}")
-    return float(temperature)
-
-
-def _check_memory(max_memory: Any) -> int:
-    if not isinstance(max_memory, numbers.Real) or max_memory <= 0:
-        raise BarrierError(f"max_memory: expected a number of bytes > 0, got {max_memory!r}")
-    return int(max_memory)
-
-
-def _check_nonfinite(nonfinite: Any) -> str:
-    if nonfinite not in ("raise", "keep"):
-        raise BarrierError(f"nonfinite: expected 'raise' or 'keep', got {nonfinite!r}")
-    return nonfinite
+def _checked(name: str, value: Any, fine: bool, expected: str) -> Any:
+    if not fine:
+        raise BarrierError(f"{name}: expected {expected}; got {value!r}")
+    return value
 
 
 def _is_int(value: Any) -> bool:

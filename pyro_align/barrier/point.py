@@ -60,7 +60,7 @@ def evaluate_mixture(problem: Problem, evaluation: str) -> dict[str, Any]:
     """The equal mixture of the path's ends, with every draw of either, as arguments of ``report.point_to_arviz``.
 
     ``log_q`` is the density of the mixture for mean-field Gaussians. Other families give no density of another
-    member's draws: there it is half the density of the draw's own end, which holds where the ends hardly overlap.
+    member's draws: there it is half the density of the draw's own end, which holds where the endpoints hardly overlap.
     """
     first, second = (evaluate_point(problem, tau, evaluation, False, False) for tau in (0.0, 1.0))
     both = {k: np.concatenate([first[k], second[k]]) for k in ("log_likelihood", "lp", "log_prior")}

@@ -87,7 +87,7 @@ class Problem:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # layouts travel with the problem; noise and the runner are made anew where it arrives
+        # layouts travel with the problem; noise and the runner are made again where it arrives
         return {k: v for k, v in self.__dict__.items() if k not in ("noise", "runner", "weights")}
 
     @cached_property

@@ -33,6 +33,7 @@ from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
 from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
+from pyro_align.discovery.whole_sites import infer_stacked, stack_sites
 from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
 from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
@@ -41,7 +42,8 @@ from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
 from pyro_align.model.supports import is_cone, is_elementwise
 from pyro_align.symmetry.group import Resting, Symmetry
-from pyro_align.symmetry.spec import SymmetrySpec, bound
+from pyro_align.symmetry.spec import SymmetrySpec, bound, check_symmetry
+from pyro_align.symmetry.stacks import Stacks, stack_tensors, stacked, unstacked
 
 __all__ = [
     "ActivationProbe",
@@ -71,6 +73,7 @@ def find_symmetry(
     signs: bool = False,
     rotations: bool = False,
     scalings: bool = False,
+    whole_sites: bool = False,
     count: bool = False,
     trials: int = 3,
     seed: int = 0,
@@ -100,6 +103,9 @@ def find_symmetry(
         scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
             linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of
             the joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
+        whole_sites: Whether to look for sites that may change places as wholes (``mu_1`` and ``mu_2``, the experts of a
+            ``ModuleList``): they are then one site of ``symmetry.sites``, stacked along a first axis, and an atom
+            permutes that axis; ``symmetry.stacks`` says which. Values, draws and guides keep their own names.
         count: Whether to count all linear symmetries of the model, by as many gradients as the matrices along its axes
             have entries (up to 1,500, longer axes are left out): ``symmetry.certificate.completeness`` then says
             whether rotations or scalings are missing, and where. A small copy of the model is enough.
@@ -133,7 +139,9 @@ def find_symmetry(
     with _in_one_sentence():
         traced = source.trace()
         inference = infer(traced)
-        symmetry = assemble(inference, scope=scope)
+        if whole_sites:
+            traced, inference, source.stacks = infer_stacked(traced, inference)
+        symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
         if signs:
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
@@ -216,12 +224,16 @@ def certify(
         >>> certify(model, SymmetrySpec({"w": ("unit",)})).certificate.trials
         3
     """
+    check_symmetry(symmetry)
     source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     _check_trials(trials)
     try:
         traced = source.trace()
     except TraceError:
         return _without_graph(symmetry, source, trials=trials, seed=seed)
+    if isinstance(symmetry, Symmetry) and symmetry.stacks:
+        source.stacks = symmetry.stacks
+        traced = stack_sites(traced, symmetry.stacks)
     symmetry = bound(symmetry, {name: v.shape for name, v in traced.values.items()}, of="model")
     return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
 
@@ -275,9 +287,14 @@ def _trace_of(symmetry: Symmetry, model: Any, args: tuple[Any, ...], kwargs: dic
 
 
 class _Source:
-    """What is traced: a Pyro model's density or a module's output."""
+    """What is traced: a Pyro model's density or a module's output.
+
+    Attributes:
+        stacks: Sites of the graph that stand for several of the model.
+    """
 
     def __init__(self, model, args, kwargs, *, scope: str, parameters: bool, seed: int):
+        self.stacks: Stacks = {}
         if scope not in ("joint", "likelihood"):
             raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
         self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters
@@ -316,6 +333,7 @@ class _Source:
         if self.is_module:
             return _jittered(traced.values, seed, scale)
         values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
+        values = stack_tensors(values, self.stacks)
         given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
         return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
 
@@ -359,7 +377,7 @@ class _Source:
 
     def real_sites(self, traced: TracedGraph) -> list[str]:
         """Sites whose support is all real numbers, so that their values may change sign."""
-        known = {} if self.is_module else self.density.latents
+        known = {} if self.is_module else stacked(self.density.latents, self.stacks, lambda sites: sites[0])
         return [name for name in traced.values if name not in known or known[name].is_real]
 
     def scalable_sites(self, traced: TracedGraph) -> list[str]:
@@ -371,6 +389,7 @@ class _Source:
         """The model itself, run again at new values, must agree with its graph."""
         if self.is_module:
             return
+        values = unstacked(values, self.stacks)
         native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items() if k in values}
         total = self.density.log_joint if self.scope == "joint" else self.density.log_likelihood
         with untouched(self.model, seed=1):

@@ -21,6 +21,7 @@ from pyro_align.draws.task import Options, Task
 from pyro_align.errors import DiagnosticWarning, SymmetryError
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
+from pyro_align.symmetry.stacks import Stacks
 
 if TYPE_CHECKING:
     from pyro_align.model.draws import DrawDensity
@@ -118,7 +119,9 @@ def align_draws(
         raise TypeError(
             f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
         )
-    source = read_draws(draws, {site: len(terms) for site, terms in symmetry.sites.items()})
+    stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
+    ranks = {m: len(terms) - (k in stacks) for k, terms in symmetry.sites.items() for m in stacks.get(k, (k,))}
+    source = read_draws(draws, ranks).stacked(stacks)
     symmetry = fit_symmetry(symmetry, source)
     if atom is not None:
         only_atom(symmetry, atom, "atom=")
@@ -128,7 +131,9 @@ def align_draws(
         symmetry = rotating(symmetry, atom)
     elif symmetry.rotated:
         raise SymmetryError(f"the symmetry rotates {sorted(symmetry.rotated)}: use method='procrustes' or 'varimax'")
-    density = _density(source, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION)
+    density = _density(
+        source, stacks, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION
+    )
     known = {**({} if density is None else density.supports), **_named(supports, "supports", source.arrays)}
     _named(None if isinstance(weights, str) else weights, "weights", symmetry.sites)
     carried = find_carried(source, symmetry, density, labels or {}, derived or {})
@@ -193,13 +198,13 @@ def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
     return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
 
 
-def _density(source: Source, model, args, kwargs, *, needed: bool) -> DrawDensity | None:
+def _density(source: Source, stacks: Stacks, model, args, kwargs, *, needed: bool) -> DrawDensity | None:
     if model is None:
         if source.model is None or not needed:
             return None
         model, args, kwargs = source.model
     from pyro_align.model.draws import DrawDensity  # Pyro is loaded where a model is given
 
-    density = DrawDensity(model, args, kwargs)
+    density = DrawDensity(model, args, kwargs, stacks)
     density.check(source.shapes)
     return density

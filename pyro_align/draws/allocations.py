@@ -69,7 +69,7 @@ class Allocations:
         key = (chain, start, stop)
         if key in self._kept:
             return self._kept[key]
-        latents = {k: self.source.read(k, chain, slice(start, stop)) for k in self.density.density.latents}
+        latents = {k: self.source.read(k, chain, slice(start, stop)) for k in self.density.latents}
         p = self._checked(self.density.allocations(latents, self.sites).float(), chain, start)
         if sum(v.numel() for v in self._kept.values()) + p.numel() <= _KEEP:
             self._kept[key] = p

@@ -123,7 +123,7 @@ def find_carried(
     """
     _check_labels(source, symmetry, labels)
     sites = {**symmetry.sites, **_derived(source, symmetry, derived)}
-    others = [n for n in source.arrays if n not in sites and (density is None or n not in density.density.latents)]
+    others = [n for n in source.arrays if n not in sites and (density is None or n not in density.latents)]
     unsettled: dict[str, str] = {}
     if source.members is None:
         for name in others:
@@ -277,7 +277,7 @@ def _by_model(source: Source, symmetry: Symmetry, density: DrawDensity | None, n
     seen: list[tuple[Permutation, Tensor, Tensor]] = []
     for k, draw in enumerate(draws):
         chain, here = k % source.shape[0], slice(draw, draw + 1)
-        latents = {s: source.read(s, chain, here)[0] for s in density.density.latents}
+        latents = {s: source.read(s, chain, here)[0] for s in density.latents}
         stored, computed = source.read(name, chain, here)[0], density.deterministic(name, latents)
         if computed is None or computed.shape != stored.shape or not _close(computed, stored):
             return None

@@ -51,7 +51,7 @@ class Modes:
     """Groups of draws between which few draws lie.
 
     Attributes:
-        weights: Share of the draws in each, largest first.
+        weights: Fraction of the draws in each, largest first.
         centers: Mean of each, site -> array of the site's shape, in the coordinates that were compared.
         labels: Which mode each draw is in, ``(chain, draw)``; -1 where it was not looked at.
 

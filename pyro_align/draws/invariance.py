@@ -40,7 +40,7 @@ def check_invariance(
     tolerance: Tensor,
     place: Callable[[int], tuple[int, int]],
 ) -> float:
-    """The largest change of the log joint (but for a symmetry of the likelihood) and of log likelihoods, in nats.
+    """The largest change of the log joint (except for a symmetry of the likelihood) and of log likelihoods, in nats.
 
     Args:
         scope: The symmetry's scope.

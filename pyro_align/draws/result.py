@@ -26,6 +26,7 @@ from pyro_align.draws.summary import report, to_arviz
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.stacks import stack_tensors, unstacked
 
 _SLICE = 1 << 20
 
@@ -93,11 +94,12 @@ class AlignedDraws:
     @cached_property
     def draws(self) -> dict[str, Any]:
         """Site -> relabeled draws ``(chain, draw, *site_shape)``: tensors where tensors were given, else arrays."""
-        return {name: self._moved(name) for name in self.source.arrays}
+        return unstacked({name: self._moved(name) for name in self.source.arrays}, self.symmetry.stacks, 2)
 
     def site(self, name: str) -> Any:
-        """One site of :attr:`draws`; the others are not read."""
-        return self.draws[name] if "draws" in self.__dict__ else self._moved(name)
+        """One site of :attr:`draws`, or one stack of sites; the others are not read."""
+        known = "draws" in self.__dict__ or name not in self.source.arrays
+        return self.draws[name] if known and name not in self.symmetry.stacks else self._moved(name)
 
     def _moved(self, site: str) -> Any:
         given = self.source.arrays[site]
@@ -126,8 +128,9 @@ class AlignedDraws:
             {k: v[chain] for k, v in self.signs.items()},
             {k: v[chain] for k, v in self.rotations.items()},
         )
-        p = labels.permutation(per_unit(self.carried.symmetry, units), draws)
-        return {k: self.carried.apply(p, k, v) for k, v in values.items()}
+        p, stacks = labels.permutation(per_unit(self.carried.symmetry, units), draws), self.symmetry.stacks
+        moved = {k: self.carried.apply(p, k, v) for k, v in stack_tensors(values, stacks, 1).items()}
+        return unstacked(moved, {k: v for k, v in stacks.items() if k not in values}, 1)
 
     def permutation(self, chain: int, draw: int) -> Permutation:
         """The relabeling of one draw."""
@@ -238,7 +241,7 @@ class AlignedDraws:
             value = map_to(torch.stack(parts)[torch.from_numpy(usable)].double())
             values[site] = value.numpy()
             spread = value.std(0, correction=0).square().mean().sqrt()
-            rows.append((value / spread.clamp_min(1e-300)).flatten(1).numpy())
+            rows.append((value / spread.clamp_min(1e-300)).reshape(len(value), -1).numpy())
         found = split_modes(np.concatenate(rows, 1), valley=valley, smallest=smallest)
         labels = np.full(self.source.shape, -1)
         labels[:, every][usable] = found

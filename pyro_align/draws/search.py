@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening, total_gain
+from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening
 from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
 from pyro_align.matching import elements, match
+from pyro_align.matching.soft import picked, total_gain
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
@@ -214,7 +215,7 @@ class Trial:
         gains = self.gains()
         hard = gains.hard(self.best)
         for name in hard:
-            wanted = total_gain(*gains.gain(name, hard)).argmax(2)
+            wanted = total_gain(gains.gain(name, hard)).argmax(2)
             doubt |= (wanted != self.best.indices[name]).any(1)
         return doubt
 
@@ -222,7 +223,7 @@ class Trial:
 def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permutation) -> Tensor:
     """How much each member's objective falls, at least, if two units of an atom change places or one its sign.
 
-    The other atoms are held. Where an atom stands on two axes of a site each exchange is tried; nested atoms are left
+    The other atoms are held. Where an atom appears on two axes of a site each exchange is tried; nested atoms are left
     out. Infinite where there is nothing to exchange.
 
     Args:
@@ -235,16 +236,16 @@ def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permu
     hard = gains.hard(p)
     loss = torch.full((gains.units,), torch.inf, dtype=torch.float64, device="cpu")
     for name in hard:
-        even, odd = gains.gain(name, hard)
-        gain, index = total_gain(even, odd).double(), p.indices[name]
+        parts = gains.gain(name, hard)
+        gain, index, odd = total_gain(parts).double(), p.indices[name], parts[1]
         if gain.shape[-1] > 1:
-            now = gain.gather(2, index.unsqueeze(-1)).squeeze(-1)
+            now = picked(gain, index)
             taken = gain.gather(2, index.unsqueeze(1).expand_as(gain))  # what each unit gains from another's partner
             costs = now.unsqueeze(2) + now.unsqueeze(1) - taken - taken.transpose(1, 2)
             costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
             loss = torch.minimum(loss, costs.flatten(1).amin(1))
         if odd is not None:
-            loss = torch.minimum(loss, 2 * odd.double().gather(2, index.unsqueeze(-1)).abs().flatten(1).amin(1))
+            loss = torch.minimum(loss, 2 * picked(odd.double(), index).abs().amin(1))
     return loss
 
 

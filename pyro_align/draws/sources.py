@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_align.draws.columns import is_stan_csv, join_columns, join_variables, read_stan_csv, read_table
 from pyro_align.draws.shapes import Array, Ranks, as_tensor, by_chain_and_draw, side_by_side
 from pyro_align.errors import GuideError
+from pyro_align.symmetry.stacks import Stacks, stacked
 
 if TYPE_CHECKING:
     from pyro_align.guides import Posterior
@@ -53,6 +54,21 @@ class Source:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Site -> shape of one draw."""
         return {name: tuple(a.shape[2:]) for name, a in self.arrays.items()}
+
+    def stacked(self, stacks: Stacks) -> Source:
+        """The same draws with the sites that change places as wholes as one, beside no original and no members.
+
+        Raises:
+            GuideError: The draws are posteriors.
+        """
+        if not stacks:
+            return self
+        if self.members is not None:
+            raise GuideError(
+                "sites that change places as wholes: align posteriors by align or align_many, or give their draws"
+            )
+        arrays = stacked(self.arrays, stacks, lambda parts: torch.stack([as_tensor(p[:]) for p in parts], 2))
+        return replace(self, arrays=arrays, original=None, dims={k: v for k, v in self.dims.items() if k in arrays})
 
     def read(self, site: str, chain: int, draws: slice) -> Tensor:
         """Draws of one site in one chain, ``(units, *site_shape)``."""

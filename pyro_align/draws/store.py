@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import xarray as xr
 
 from pyro_align.axes import leaves
 from pyro_align.draws.shapes import as_tensor
-from pyro_align.draws.sources import Source
 from pyro_align.files import whole_folder
 
 if TYPE_CHECKING:
@@ -72,13 +71,14 @@ def counted(shape: tuple[int, int], start: int = 0) -> dict[str, np.ndarray]:
     return {"chain": np.arange(shape[0]), "draw": np.arange(start, start + shape[1])}
 
 
-def plain_part(source: Source, start: int, stop: int) -> xr.Dataset:
-    """Draws ``start`` to ``stop`` of a source that is no xarray object."""
-    variables = {}
-    for name, array in source.arrays.items():
+def plain_part(arrays: Mapping[str, Any], start: int, stop: int) -> xr.Dataset:
+    """Draws ``start`` to ``stop`` of arrays ``(chain, draw, *site_shape)``."""
+    variables, chains = {}, 0
+    for name, array in arrays.items():
         value = as_tensor(array[:, start:stop]).numpy()
+        chains = len(value)
         variables[name] = (("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))), value)
-    return xr.Dataset(variables, counted((source.shape[0], stop - start), start))
+    return xr.Dataset(variables, counted((chains, stop - start), start))
 
 
 def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None) -> Iterator[xr.Dataset]:
@@ -89,14 +89,14 @@ def _parts(aligned: AlignedDraws, group: str | None, dataset: xr.Dataset | None)
     else:
         draws = dataset.sizes.get("draw", 0)
         numel = sum(v.size // max(1, draws) for v in dataset.variables.values() if "draw" in v.dims)
-    step = min(max(1, _SLICE // max(1, numel)), draws)
+    step, stacks = min(max(1, _SLICE // max(1, numel)), draws), aligned.symmetry.stacks
     for start in range(0, max(1, draws), max(1, step)):
         stop = min(start + step, draws)
         if dataset is None:
-            part = plain_part(aligned.source, start, stop)
+            part = plain_part(aligned.draws if stacks else aligned.source.arrays, start, stop)
         else:
             part = (dataset.isel(draw=slice(start, stop)) if draws else dataset).copy().load()
-        if group in (None, "posterior"):
+        if group in (None, "posterior") and not stacks:
             part = relabeled_part(aligned, part, start, stop)
         for variable in part.variables.values():
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in _OF_THE_OLD_STORE}

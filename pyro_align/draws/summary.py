@@ -95,7 +95,5 @@ def to_arviz(aligned: AlignedDraws) -> Any:
         out = given.copy()
         out["posterior"].dataset = relabeled_part(aligned, posterior.to_dataset(), 0, aligned.source.shape[1])
         return out
-    posterior = plain_part(aligned.source, 0, aligned.source.shape[1])
-    moved = {k: (posterior[k].dims, as_tensor(v).numpy()) for k, v in aligned.draws.items()}
-    groups = {"posterior": posterior.assign(moved), "sample_stats": sample_stats(aligned)}
-    return assemble(groups)
+    posterior = plain_part(aligned.draws, 0, aligned.source.shape[1])
+    return assemble({"posterior": posterior, "sample_stats": sample_stats(aligned)})

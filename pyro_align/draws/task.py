@@ -230,7 +230,7 @@ class Task:
         return self.source.slices(self.density.chunk)
 
     def latents(self, chain: int, part: slice) -> dict[str, Tensor]:
-        return {k: self.source.read(k, chain, part) for k in self.density.density.latents}
+        return {k: self.source.read(k, chain, part) for k in self.density.latents}
 
     def log_probs(self) -> tuple[Tensor, ...]:
         """Log joint, log likelihood, and its sum with random weights, of every draw, ``(chain, draw)`` nats each."""

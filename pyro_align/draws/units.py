@@ -108,7 +108,7 @@ class Sums:
 
 
 def assign_all(units: Units, matcher: UnitMatcher, fixed: Features, labels: Labels) -> Sums:
-    """Relabels every unit anew, in place in ``labels``, and adds up the relabeled features.
+    """Relabels every unit again, in place in ``labels``, and adds up the relabeled features.
 
     Args:
         units: The units.

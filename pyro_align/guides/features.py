@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from pyro_align.symmetry.stacks import Stacks, stacked
 
 _KEEP = 1 << 18  # tensors of up to this many entries are made once
 
@@ -61,6 +64,20 @@ class Features(Mapping[str, tuple[Tensor, ...]]):
 
 def _kept(tensors: Mapping[str, tuple[Tensor, ...]], odd: Mapping[str, Odd]) -> Features:
     return Features(tensors, tensors.__getitem__, odd)
+
+
+def stacked_features(features: Features, stacks: Stacks) -> Features:
+    """The features with the sites that change places as wholes stacked."""
+    if not stacks:
+        return features
+    parts = {site: (site,) for site in features} | {site: stacks[site] for site in stacks}
+    odd = stacked(features.odd, stacks, lambda marks: marks[0])
+
+    def make(site: str) -> tuple[Tensor, ...]:
+        found = [features[member] for member in parts[site]]
+        return tuple(map(torch.stack, zip(*found, strict=True))) if site in stacks else found[0]
+
+    return Features(odd, make, odd)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> float:

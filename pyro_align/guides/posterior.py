@@ -72,11 +72,22 @@ class Posterior(ABC):
             SymmetryError: A site's shape does not fit the symmetry.
         """
         moved = {name for name, count in p.moved().items() if count}
-        missing = sorted({site for name in moved for site, _ in p.symmetry.carriers[name] if site not in self.sites})
+        carriers = {site for name in moved for site, _ in p.symmetry.carriers[name]}
+        stacks = {site: p.symmetry.stacks[site] for site in carriers if site in p.symmetry.stacks}
+        if stacks and not self.moves_whole_sites:
+            raise GuideError(
+                f"{type(self).__name__} cannot follow a relabeling by which "
+                f"{'; '.join(map(', '.join, stacks.values()))} "
+                "change places as wholes; wrap the guide, wrap_guide(guide, *args), or use a symmetry that was found "
+                "without whole_sites=True"
+            )
+        carriers = {member for site in carriers for member in stacks.get(site, (site,))}
+        missing = sorted(carriers - set(self.sites))
         if missing:
             raise GuideError(
                 f"the relabeling moves sites that the guide does not have: {missing}; the guide has "
-                f"{list(self.sites)}. Relabel a guide over all sites that carry the symmetry"
+                f"{list(self.sites)}. Relabel a guide over all sites that carry the symmetry; parameters of the "
+                "model that were learned beside it are given as parameters=model"
             )
         return self._permute(p)
 
@@ -110,6 +121,9 @@ class Posterior(ABC):
 
     #: Whether the family is one of unconstrained coordinates: closed under relabelings that commute with the bijection.
     in_unconstrained: bool = False
+
+    #: Whether the family follows a relabeling by which sites change places as wholes.
+    moves_whole_sites: bool = False
 
     #: Whether draws have a log density. Without one there is no entropy, hence no KL and no ELBO.
     has_density: bool = True

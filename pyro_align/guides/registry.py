@@ -159,5 +159,5 @@ def check_distinct(guide_a: Any, guide_b: Any) -> None:
             f"the two guides share {len(shared)} parameters through Pyro's param store (first: '{shared[0]}'), so they "
             "are one posterior: guides of one class have the same parameter names. Fit each inside its own "
             "`with pyro.get_param_store().scope():`, or make them children of one module "
-            "(box = PyroModule(); box.a = AutoNormal(model); box.b = AutoNormal(model)), and build both anew"
+            "(box = PyroModule(); box.a = AutoNormal(model); box.b = AutoNormal(model)), and build both again"
         )

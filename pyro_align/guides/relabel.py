@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,14 +28,40 @@ REMEDY = (
 
 @dataclass(frozen=True, eq=False)
 class Relabeling:
-    """One permutation, acting on the coordinates of a guide's sites."""
+    """One permutation, acting on the coordinates of a guide's sites.
+
+    A site that changes places with others takes the value of another first (:meth:`renamed`), and is then relabeled
+    like any other.
+    """
 
     p: Permutation
     sites: Mapping[str, SiteSpec]
 
+    def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """For each site the value that comes to its place, not yet relabeled.
+
+        Raises:
+            GuideError: The values hold some of the sites that change places and not others.
+        """
+        come = {site: self._comes.get(site, site) for site in values}
+        if missing := sorted(set(come.values()) - set(values)):
+            raise GuideError(f"the sites {missing} change places with others that this part of the guide does not have")
+        return {site: values[source] for site, source in come.items()}
+
+    @cached_property
+    def _comes(self) -> dict[str, str]:
+        """Member of a stack -> the member whose value comes to its place."""
+        found = {}
+        for stack, members in self.p.symmetry.stacks.items():
+            axis = _restricted(self.p, stack, self.p.symmetry.sites[stack][:1])
+            order = axis.apply_site(stack, torch.arange(len(members), device="cpu"), signs=False).tolist()
+            found.update(zip(members, (members[k] for k in order), strict=True))
+        return found
+
     def moves(self, site: str) -> bool:
         """Whether the site's values change at all."""
-        terms = self.p.symmetry.sites.get(site, ())
+        stack, _ = place_of(self.p.symmetry, site)
+        terms = self.p.symmetry.sites.get(stack, ())
         moved = self.p.moved()
         return any(moved.get(atom.name) and not atom.fixed for term in terms for atom in leaves(term))
 
@@ -43,6 +70,9 @@ class Relabeling:
         if not self.moves(site):
             return value.clone()
         shape = tuple(value.shape[batch_dims:])
+        stack, k = place_of(self.p.symmetry, site)
+        if k is not None:
+            return self._as_member(self.p, stack, k, value, batch_dims=batch_dims)
         return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
 
     def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
@@ -53,32 +83,56 @@ class Relabeling:
         """
         if not self.moves(site):
             return value.clone()
-        action = self._action(site)
-        return action.apply_site(site, value, batch_dims=batch_dims, signs=signs)
+        stack, k = place_of(self.p.symmetry, site)
+        if k is not None:
+            return self._as_member(self._action(site), stack, k, value, batch_dims=batch_dims, signs=signs)
+        return self._action(site).apply_site(site, value, batch_dims=batch_dims, signs=signs)
+
+    def _as_member(
+        self, action: Permutation, stack: str, k: int, value: Tensor, *, batch_dims: int, signs: bool = True
+    ) -> Tensor:
+        """What a value becomes that has come to the k-th place of a stack."""
+        count = len(self.p.symmetry.stacks[stack])
+        whole = value.unsqueeze(batch_dims).expand(*value.shape[:batch_dims], count, *value.shape[batch_dims:])
+        return action.apply_site(stack, whole, batch_dims=batch_dims, signs=signs).select(batch_dims, k).clone()
 
     def flat(self, order: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The action on the concatenated, flattened coordinates: index ``(D,)``, and signs ``(D,)`` or None."""
-        indices, signs, offset = [], [], 0
+        places, offset = {}, 1
         for site in order:
             spec = self.sites[site]
-            places = torch.arange(1, spec.numel + 1, device="cpu").reshape(spec.unconstrained_shape)
-            moved = self.unconstrained(site, places).flatten()
-            indices.append(moved.abs() - 1 + offset)
+            numbers = torch.arange(offset, offset + spec.numel, device="cpu")
+            places[site], offset = numbers.reshape(spec.unconstrained_shape), offset + spec.numel
+        indices, signs = [], []
+        for site, numbers in self.renamed(places).items():
+            moved = self.unconstrained(site, numbers).flatten()
+            indices.append(moved.abs() - 1)
             signs.append(moved.sign())
-            offset += spec.numel
         sign = torch.cat(signs)
         return torch.cat(indices), None if bool((sign > 0).all()) else sign
 
     def _action(self, site: str) -> Permutation:
-        spec = self.sites[site]
+        spec = stacked_spec(self.p.symmetry, self.sites[site])
         cache = self.__dict__.setdefault("_cache", {})
         if site not in cache:
             cache[site] = _unconstrained_action(self.p, spec)
         return cache[site]
 
 
+def place_of(symmetry: Symmetry, site: str) -> tuple[str, int | None]:
+    """The stack that a site is a member of, and its place there; the site itself and None where it is of none."""
+    return next(((k, m.index(site)) for k, m in symmetry.stacks.items() if site in m), (site, None))
+
+
+def stacked_spec(symmetry: Symmetry, spec: SiteSpec) -> SiteSpec:
+    """The site, or the stack that it is a member of."""
+    stack, k = place_of(symmetry, spec.name)
+    return spec if k is None else replace(spec, name=stack, shape=(len(symmetry.stacks[stack]), *spec.shape))
+
+
 def mixed_axis(symmetry: Symmetry, spec: SiteSpec) -> int | None:
     """The first axis that the symmetry relabels and that the site's bijection mixes; None where there is none."""
+    spec = stacked_spec(symmetry, spec)
     terms, mixed = symmetry.sites.get(spec.name, ()), spec.core_event_dims[0]
     for axis in range(max(0, len(terms) - mixed), len(terms)):  # none of a site that the symmetry does not name
         if any(not atom.fixed for atom in leaves(terms[axis])):

@@ -24,7 +24,7 @@ _LOG_TEMPERATURES = np.linspace(-3.0, 4.6, 39)  # from 1/20 to 100; the spline b
 class CalibratedNLL(Loss):
     """NLL of the averaged class probabilities ``p ** (1/T)``, normalized, at the T that is best for the data.
 
-    The temperature is chosen anew at every tau, on the data that the loss is evaluated on: one number, so that what it
+    The temperature is chosen again at every tau, on the data that the loss is evaluated on: one number, so that what it
     can fit is small. At the best temperature the loss does not change with it, so that its error adds none to first
     order; errors are the jackknife's, as for ``predictive_nll``.
 

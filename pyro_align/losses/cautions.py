@@ -8,8 +8,7 @@ import numpy as np
 
 from pyro_align.losses.curve import Curve
 
-SETTLED = 0.4  # standard errors that an excess may move from half the draws to all
-FRAGILE = 0.5  # part of the error that may come from observations behind which few draws count: benchmarks/coverage.py
+SETTLED = 0.4  # standard errors of an excess that may hang on too few draws: benchmarks/coverage.py
 HIDDEN = "negative_elbo", ("expected_nll", "predictive_nll")  # the loss in which the KL may hide a rise of the others
 
 
@@ -40,21 +39,18 @@ def _dominance(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
 
 
 def _few_draws(curves: Mapping[tuple[str, str], Curve]) -> Iterator[str]:
-    few = [curve for curve in curves.values() if curve.fragility > FRAGILE]
-    if few:
-        least = min(float(np.nanmin(curve.effective)) for curve in few if curve.effective is not None)
-        yield (
-            f"{_named(few)}: of {few[0].num_samples} draws, as few as {least:.1f} count for some observations, which "
-            "make much of the error: the band covers less than it says. Their likelihoods differ by many nats between "
-            "draws; raise num_samples, or doubt the posterior there"
-        )
-    moving = [curve for curve in curves.values() if curve.settling > SETTLED and curve not in few]
-    if moving:
-        yield (
-            f"{_named(moving)}: from half of the {moving[0].num_samples} draws to all, the excess over the chord moves "
-            f"by {max(curve.settling for curve in moving):.1g} of its standard error: the band covers less than it "
-            "says. Likelihoods of single observations differ by many nats between draws; raise num_samples"
-        )
+    for curve in curves.values():
+        if curve.settling > SETTLED:
+            draws, least = curve.num_samples, np.inf if curve.effective is None else np.nanmin(curve.effective)
+            if least < draws**0.5:
+                why = f"as few as {least:.1f} of {draws} draws count for some observations, which moves the excess"
+            else:
+                why = f"the excess over the chord moves from half of the {draws} draws to all"
+            yield (
+                f"{_named([curve])}: {why}, by {curve.settling:.1g} of its standard error: the band covers less than "
+                "it says. Likelihoods of single observations differ by many nats between draws; raise num_samples, or "
+                "doubt the posterior there"
+            )
 
 
 def _hidden_loss(curves: Mapping[tuple[str, str], Curve], evaluation: str) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Curve:
         drift: How far a predictive loss's estimate moves from half the draws to all, ``(taus,)``; None is no move.
         effective: The least effective number of draws behind any observation, ``(taus,)``; None where all count alike.
         fragile: The part of the pseudo-values, less its mean, of observations behind which few of the draws count,
-            ``(taus, draws)``; see :attr:`fragility`.
+            ``(taus, draws)``; see :attr:`settling`.
         label: How the loss is written: its title, unit, and which way is better; that of the known loss by default.
 
     Example:
@@ -112,7 +112,7 @@ class Curve:
 
     @cached_property
     def excess_draws(self) -> np.ndarray:
-        """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both ends."""
+        """How much worse than the chord the loss is, draw by draw, ``(taus, draws)``; zero at both endpoints."""
         return self._over_chord(self.sign * self.draws)
 
     def _over_chord(self, draws: np.ndarray) -> np.ndarray:
@@ -151,28 +151,24 @@ class Curve:
 
     @property
     def settling(self) -> float:
-        """The greatest :attr:`excess_drift` in standard errors: above about 0.3, the draws are too few for the band."""
-        moving = self._moving
-        return float((np.abs(self.excess_drift)[moving] / self.excess_se[moving]).max()) if moving.any() else 0.0
+        """How unsettled the excess is, in standard errors, the greatest over taus: above 0.4, bands are too narrow.
 
-    @property
-    def fragility(self) -> float:
-        """The part of the excess's standard error that comes from fragile observations, the greatest over taus.
-
-        An observation is fragile where the effective number of S draws behind its likelihood is below sqrt(S). Its
-        likelihood then hangs on a few draws, which tell nothing of those that have not been drawn: near 1 or above, the
-        band covers less than it says.
+        The greater of two: how far the excess moves from half the draws to all, and the part of its standard error that
+        comes from fragile observations, those behind whose likelihood the effective number of S draws is below sqrt(S).
+        Such a likelihood hangs on a few draws, which tell nothing of those that have not been drawn.
         """
-        if self.fragile is None or not self._moving.any():
+        if not self._moving.any():
             return 0.0
-        few = _standard_error(self._over_chord(self.fragile))
-        return float((few[self._moving] / self.excess_se[self._moving]).max())
+        unsettled = np.abs(self.excess_drift)
+        if self.fragile is not None:
+            unsettled = np.maximum(unsettled, _standard_error(self._over_chord(self.fragile)))
+        return float((unsettled[self._moving] / self.excess_se[self._moving]).max())
 
     @cached_property
     def barrier(self) -> Peak:
         """max over tau of L(tau) - [(1 - tau) L(0) + tau L(1)] (Rossi et al. 2023).
 
-        Never negative, as the ends count; where it is zero at an end, the band's interval says how high it may be.
+        Never negative, as the endpoints count; where it is zero at an end, the band's interval says how high it may be.
         """
         best = _argmax(self.excess)
         return Peak(float(self.excess[best]), float(self.excess_se[best]), float(self.taus[best]))

@@ -39,6 +39,6 @@ class NegativeELBO(Loss):
 def kl_per_draw(draws: Draws, log_q: Tensor, sites: Collection[str]) -> np.ndarray:
     """KL(q || prior) of each draw, ``(draws,)`` nats: closed form where known, log q - log p elsewhere."""
     kl = draws.analytic.double() - draws.rest.double()
-    if not set(sites) <= set(draws.closed):  # else the difference is zero, but for rounding
+    if not set(sites) <= set(draws.closed):  # else the difference is zero, except for rounding
         kl = kl + log_q.double() - draws.log_q_closed.double()
     return to_numpy(kl)

@@ -4,7 +4,7 @@
 """
 
 from pyro_align.matching.coordinate import Coordinate
-from pyro_align.matching.exhaustive import Exhaustive, elements
+from pyro_align.matching.enumeration import Exhaustive, elements
 from pyro_align.matching.frank_wolfe import FrankWolfe
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register

@@ -55,7 +55,7 @@ def argmax_assignment(gain: Tensor) -> Tensor | None:
 
 
 def share_wanted(gain: Tensor) -> float:
-    """Share of the columns of a matrix that are the best of some row."""
+    """Fraction of the columns of a matrix that are the best of some row."""
     return _distinct(_argmax(gain)) / len(gain)
 
 

@@ -1,4 +1,4 @@
-"""The second-order term of a move, where an atom stands on two axes of one block (recurrent weights).
+"""The second-order term of a move, where an atom appears on two axes of one block (recurrent weights).
 
 With P0 the relabeling before, P after and ``D = P - P0``, the objective of such a block changes by
 ``<F, D M P0^T> + <F, P0 M D^T> + <F, D M D^T>``. The first two are the change of the gains at P0; the last involves
@@ -21,7 +21,7 @@ from pyro_align.symmetry.blocks import Block
 
 
 def is_plain(block: Block, name: str) -> bool:
-    """Whether an atom stands on exactly two axes of a block, without nesting and without signs."""
+    """Whether an atom appears on exactly two axes of a block, without nesting and without signs."""
     places = block.positions(name)
     return len(places) == 2 and all(
         not block.dims[i].outer and not block.dims[i].odd and not block.inside(i) for i in places

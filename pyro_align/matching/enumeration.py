@@ -1,9 +1,7 @@
-"""Optima that are proven: a few atoms are tried in every way, and the others are then settled by assignments.
+"""Optima that are proven: relabelings are tried in every way, many at a time as one stack.
 
-With some atoms held, an atom that stands once in every block, and in no block beside another that moves, has an optimum
-that one assignment finds. So it is enough to enumerate a *cover*: atoms without which no block carries two others. Of
-three layers that is the middle one; a single layer needs none. All elements of the cover's group are tried at once, as
-one more axis in which the other atoms are nested.
+All of a small group, or all relabelings of a few atoms, the others then settled by assignments. A stack of tries is one
+more axis in which the atoms are nested.
 """
 
 from __future__ import annotations
@@ -11,13 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_align.axes import Atom, map_atoms
+from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
+from pyro_align.matching.matcher import Matcher, Run, register
 from pyro_align.matching.moves import Move
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.updates import Update
@@ -52,19 +53,89 @@ def per_member(symmetry: Symmetry, count: int) -> Symmetry:
     return Symmetry({s: (outer, *(map_atoms(t, nest) for t in symmetry.sites[s])) for s in symmetry.sites if s in kept})
 
 
+@register("exhaustive")
+@dataclass(frozen=True)
+class Exhaustive(Matcher):
+    """Tries every relabeling.
+
+    Attributes:
+        limit: Largest number of relabelings to try.
+    """
+
+    limit: int = 100_000
+
+    def search(self, run: Run) -> str:
+        symmetry = run.problem.symmetry
+        if symmetry.log_order > math.log(self.limit) + 1e-9:
+            raise MatchError(
+                f"the group has e^{symmetry.log_order:.1f} relabelings, more than limit={self.limit}; "
+                "use matcher='coordinate', or Exhaustive(limit=...) for a larger limit"
+            )
+        run.value = run.problem.objective(run.labels.permutation())
+        run.record()
+        for values, stack in tried(run.problem):
+            if run.clock.expired:
+                run.record()
+                return "time_limit"
+            best = int(values.argmax())
+            if float(values[best]) > run.value:
+                run.value = float(values[best])
+                run.labels = Labels(member(symmetry, stack, best), run.labels.device)
+        run.record()
+        return "optimal"
+
+
+def elements(symmetry: Symmetry) -> Iterator[Permutation]:
+    """All relabelings of a group, the identity first.
+
+    Example:
+        >>> symmetry = Symmetry.from_axes({"w": ("a",)}, shapes={"w": (3,)})
+        >>> len(list(elements(symmetry)))
+        6
+    """
+    for numbers in _chunks(round(math.exp(symmetry.log_order)), 1024):
+        indices, signs = tables(symmetry, tuple(symmetry.atoms), numbers)
+        for k in range(len(numbers)):
+            yield symmetry.permutation(*({n: t[k] for n, t in table.items()} for table in (indices, signs)))
+
+
+def tried(problem: Problem, names: tuple[str, ...] | None = None) -> Iterator[tuple[Tensor, Permutation]]:
+    """What relabelings give, ``(members,)`` in float64, and they themselves as an element of a stack's group.
+
+    Args:
+        problem: The features.
+        names: Atoms to try in every way, each try completed by assignments; None for all.
+    """
+    names = tuple(problem.symmetry.atoms) if names is None else names
+    order = math.prod(_choices(problem.symmetry, name, math.inf) for name in names)
+    for numbers in _chunks(order, max(1, _HELD // _numel(problem))):
+        yield _tried(problem, names, numbers)
+
+
+def member(symmetry: Symmetry, stack: Permutation, k: int) -> Permutation:
+    """One of a stack's relabelings."""
+    return symmetry.permutation(*({n: t[k] for n, t in table.items()} for table in (stack.indices, stack.signs)))
+
+
+def _chunks(count: int, size: int) -> Iterator[Tensor]:
+    for start in range(0, count, size):
+        yield torch.arange(start, min(count, start + size), device="cpu")
+
+
 def best_of_cover(problem: Problem, cover: tuple[str, ...], clock: Clock) -> Permutation | None:
-    """The best element of the group, from every element of the cover's; None where the time is up before."""
-    count = math.prod(_choices(problem.symmetry, name) for name in cover)
-    numel = _numel(problem)
+    """The best element of the group, from every element of the cover's; None where the time is up before.
+
+    With some atoms held, an atom that appears once in every block, and in no block beside another that moves, has an
+    optimum that one assignment finds. So it is enough to try a *cover*: atoms without which no block carries two
+    others. Of three layers that is the middle one; a single layer needs none.
+    """
     best: tuple[float, Permutation] | None = None
-    step = max(1, min(count, _HELD // numel))
-    for start in range(0, count, step):
+    for values, stack in tried(problem, cover):
+        k = int(values.argmax())
+        if best is None or float(values[k]) > best[0]:
+            best = float(values[k]), member(problem.symmetry, stack, k)
         if clock.expired:
             return None
-        numbers = torch.arange(start, min(count, start + step), device="cpu")
-        value, element = _best_of(problem, cover, numbers)
-        if best is None or value > best[0]:
-            best = value, element
     return None if best is None else best[1]
 
 
@@ -110,14 +181,14 @@ def _numel(problem: Problem) -> int:
     return max(1, sum(math.prod(d.size for d in b.dims) * problem.counts[_site(b)] for b in problem.blocks))
 
 
-def _choices(symmetry: Symmetry, name: str) -> int:
+def _choices(symmetry: Symmetry, name: str, limit: float = LIMIT) -> int:
     """Number of relabelings of one atom; beyond the limit, any larger number."""
     atom = symmetry.atoms[name]
-    if atom.size > 20:
-        return LIMIT + 1
-    one = math.factorial(atom.size) * (2**atom.size if atom.odd else 1)
     copies = math.prod(symmetry.outer_shape(name))
-    return one**copies if copies * math.log(one) <= math.log(LIMIT) + 1e-9 else LIMIT + 1
+    log_one = math.lgamma(atom.size + 1) + atom.size * math.log(2) * atom.odd
+    if copies * log_one > math.log(limit) + 1e-9:
+        return LIMIT + 1
+    return (math.factorial(atom.size) * (2**atom.size if atom.odd else 1)) ** copies
 
 
 def tables(symmetry: Symmetry, names: tuple[str, ...], numbers: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -160,21 +231,20 @@ class _Repeated(Mapping):
         return len(self.problem.symmetry.sites)
 
 
-def _best_of(problem: Problem, cover: tuple[str, ...], numbers: Tensor) -> tuple[float, Permutation]:
-    """The best element with these numbers on the cover, and what it gives."""
+def _tried(problem: Problem, names: tuple[str, ...], numbers: Tensor) -> tuple[Tensor, Permutation]:
     count = len(numbers)
     symmetry = per_member(problem.symmetry, count)
     stack = Problem(symmetry, *(_Repeated(problem, side, count) for side in (0, 1)), problem.odd)
-    labels = Labels(symmetry.permutation(*tables(problem.symmetry, cover, numbers)), problem.device)
-    for root, names in _families(symmetry).items():
-        if not set(names) & set(cover):
+    labels = Labels(symmetry.permutation(*tables(problem.symmetry, names, numbers)), problem.device)
+    for root, family in _families(symmetry).items():
+        if not set(family) & set(names):
             update = Update(stack, root)
             labels.replace(*update.decide(update.linear.bring(labels), labels))
-    values = torch.zeros(count, dtype=torch.float64, device=problem.device)
+    still = (s for s in problem.symmetry.sites if s not in symmetry.sites)
+    constant = sum(float((f * m).sum(dtype=torch.float64)) for s in still for f, m, _ in problem.features(s))
+    values = torch.full((count,), constant, dtype=torch.float64, device=problem.device)
     element = labels.permutation()
     for site in symmetry.sites:
         for fixed, moving, odd in stack.features(site):
             values += (fixed * element.apply_site(site, moving, signs=odd)).flatten(1).sum(-1, dtype=torch.float64)
-    best = int(values.argmax())
-    picked = ({k: v[best] for k, v in table.items()} for table in (element.indices, element.signs))
-    return float(values[best]), problem.symmetry.permutation(*picked)
+    return values, element

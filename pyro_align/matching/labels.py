@@ -95,7 +95,7 @@ def relabeled(
     rows: tuple[int, Any] | None = None,
     soft: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """A block's value with every dimension relabeled, but for those in ``free``, which keep their old order.
+    """A block's value with every dimension relabeled, except those in ``free``, which keep their old order.
 
     What is nested in a free dimension is carried along with it.
 

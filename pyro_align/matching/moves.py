@@ -41,7 +41,7 @@ class Move:
 
     @classmethod
     def of(cls, problem: Problem, name: str, joint: bool) -> Move:
-        """The move of an atom; with ``joint``, nested atoms are matched anew for each pair of its units."""
+        """The move of an atom; with ``joint``, nested atoms are matched independently for each pair of its units."""
         symmetry = problem.symmetry
         found = {block: find_parts(block, name, joint) for block in problem.touching[name]}
         parts = tuple(part for parts in found.values() for part in parts)

@@ -2,37 +2,33 @@
 
 Below some ten thousand values a search spends its time on bookkeeping, not on arithmetic. A population shares the
 bookkeeping: each gain matrix is one batched product, and only the assignments are made one by one. Members begin where
-every partner is equally likely, so that no atom is settled before the others have spoken, and are annealed (graduated
-assignment: Gold & Rangarajan 1996); the best of them is kicked and climbs again (iterated local search: Lourenco,
-Martin & Stuetzle 2003). What this is worth is measured by ``benchmarks/optimum.py``.
+every partner is equally likely and are annealed (see :mod:`pyro_align.matching.soft`); the best of them is kicked and
+climbs again (iterated local search: Lourenco, Martin & Stuetzle 2003). What this is worth is measured by
+``benchmarks/optimum.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import one_hot
 
-from pyro_align.matching.assignment import FAINT
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
+from pyro_align.matching.soft import Parts, anneal, assigned, best_sign, picked, shuffled, total_gain, uniform
+from pyro_align.matching.starts import kicked
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
 _KICKED = 3_000  # values up to which the first search kicks the best
-_SURE = 0.9  # largest entry of every row above which annealing has made up its mind
-_WARMEST, _COLDEST = 1.2, 0.1  # temperatures, in standard deviations of a member's gains
+_WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
 _ROUNDS = 10  # of annealing
 _REWARDS = (0.0, 2.0)  # for standing still, in multiples of the mean gain that a row could still make
-
-Parts = tuple[Tensor | None, Tensor | None]  # even and odd part of gains, (members, n, n)
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,9 @@ def search(run: Run) -> bool:
                 members = population.annealed(run)
             else:
                 share = 0.1 + 0.3 * _draw(run.generator) if run.random_order else 0.15
-                members = kicked(best, count, share, run.generator)
+                crowd = {k: v.expand(count, -1) for k, v in best.indices.items()}
+                signs = {k: v.expand(count, -1) for k, v in best.signs.items()}
+                members = Members({k: kicked(v, share, run.generator) for k, v in crowd.items()}, signs)
             population.climb(members)
             values = population.values(members)
         k = int(values.argmax())
@@ -125,19 +123,6 @@ def _size(problem: Problem) -> int:
 
 def _draw(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator, device="cpu", dtype=torch.float64))
-
-
-def kicked(best: Members, count: int, share: float, generator: torch.Generator) -> Members:
-    """Copies of one member in each of which a share of every atom's units, but at least two, are shuffled."""
-    indices = {}
-    for name, index in best.indices.items():
-        n = index.shape[1]
-        k = min(n, max(2, math.ceil(share * n)))
-        picked, order = (torch.rand(count, m, generator=generator, device="cpu").argsort(1)[:, :k] for m in (n, k))
-        picked, order = picked.to(index.device), order.to(index.device)
-        index = index.expand(count, n)
-        indices[name] = index.scatter(1, picked, index.gather(1, picked.gather(1, order)))
-    return Members(indices, {k: v.expand(count, *v.shape[1:]) for k, v in best.signs.items()})
 
 
 class Population:
@@ -223,7 +208,7 @@ class Population:
         """Moves one atom of every member where that raises its value; says where, ``(members,)`` bool."""
         parts = self.gains(name, lambda term: _relabeled(term, members))
         count, index, sign = len(members.indices[name]), members.indices[name], members.signs.get(name)
-        gain = _total(parts).expand(count, -1, -1)
+        gain = total_gain(parts).expand(count, -1, -1)
         curved = any(term.other == name for term in self.terms[name])
         before = self.values(members) if curved else _along(parts, index, sign)
         moved = torch.zeros(count, dtype=torch.bool, device=gain.device)
@@ -231,13 +216,13 @@ class Population:
         for reward in _REWARDS if curved else (0.0,):
             if reward:  # as in updates.py: for a large enough reward the linearized gain is a lower bound
                 stay = one_hot(index, gain.shape[-1]).to(gain.dtype) if stay is None else stay
-                unit = (gain.amax(2) - _picked(gain, index)).mean(1).view(-1, 1, 1) if unit is None else unit
-                new = _assigned(gain + reward * unit * stay)
+                unit = (gain.amax(2) - picked(gain, index)).mean(1).view(-1, 1, 1) if unit is None else unit
+                new = assigned(gain + reward * unit * stay)
             else:
-                new = _assigned(gain)
+                new = assigned(gain)
             trial = Members({**members.indices, name: new}, dict(members.signs))
             if sign is not None:
-                trial.signs[name] = _best_sign(parts[1], new)
+                trial.signs[name] = best_sign(parts[1], new)
             after = self.values(trial) if curved else _along(parts, new, trial.signs.get(name))
             better = ~moved & (after - before > _ROUNDING * (after.abs() + before.abs()))
             for mine, theirs in ((members.indices, trial.indices), (members.signs, trial.signs)):
@@ -259,68 +244,17 @@ class Population:
         names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64, device="cpu")
         if run.random_order:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
-            names = [names[k] for k in torch.randperm(len(names), generator=run.generator, device="cpu").tolist()]
+            names = shuffled(names, run.generator)
         warmest = (_WARMEST * warmest).to(self.problem.device, torch.float32)
-        soft, prices, found = {name: self._uniform(name, len(warmest)) for name in names}, {}, Members()
-        step = 0
-        while step < _ROUNDS:
-            heat = (warmest * (_COLDEST / warmest) ** (step / (_ROUNDS - 2))).view(-1, 1, 1)
-            for name in names:
-                parts = self.gains(name, lambda term: soft[term.other][term.flips] @ term.moving)
-                if step < _ROUNDS - 1:
-                    soft[name], prices[name] = soften(parts, heat, prices.get(name))
-                else:
-                    soft[name] = self._harden(name, parts, found)
-            sure = all(float(even.amax(2).amin()) > _SURE for even, _ in soft.values())
-            step = _ROUNDS - 1 if sure and step < _ROUNDS - 1 else step + 1
-        return found
+        soft = {name: uniform(len(warmest), self.sizes[name], name in self.signed, warmest) for name in names}
 
-    def _uniform(self, name: str, count: int) -> tuple[Tensor, Tensor]:
-        n, problem = self.sizes[name], self.problem
-        even = torch.full((count, n, n), 1 / n, dtype=torch.float32, device=problem.device)
-        return even, torch.zeros_like(even) if name in self.signed else even
+        def gain(name: str, soft: Mapping[str, tuple[Tensor, Tensor]]) -> Parts:
+            return self.gains(name, lambda term: soft[term.other][term.flips] @ term.moving)
 
-    def _harden(self, name: str, parts: Parts, into: Members) -> tuple[Tensor, Tensor]:
-        gain = _total(parts)
-        into.indices[name] = index = _assigned(gain)
-        matrix = one_hot(index, gain.shape[-1]).to(gain.dtype)
-        if name not in self.signed:
-            return matrix, matrix
-        into.signs[name] = sign = _best_sign(parts[1], index)
-        return matrix, matrix * sign.unsqueeze(-1)
-
-
-def soften(parts: Parts, heat: Tensor, price: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Doubly stochastic matrices at a temperature, for even and odd features, and the prices of their columns.
-
-    Args:
-        parts: Gains.
-        heat: Temperatures in standard deviations of the gains about their row and column means, ``(members, 1, 1)``.
-        price: Prices of the round before, from which few normalizations suffice; None in the first.
-    """
-    total, odd = _total(parts), parts[1]
-    row = total.mean(2, keepdim=True)
-    centered = total - total.mean(1, keepdim=True) - (row - row.mean(1, keepdim=True))
-    scale = heat * torch.linalg.vector_norm(centered, dim=(1, 2), keepdim=True).div_(total.shape[-1])
-    scale = scale.clamp_min(1e-12 * float(total.abs().max()) + torch.finfo(total.dtype).tiny)
-    lean = None if odd is None else odd / scale
-    if lean is not None:
-        total = total + scale * softplus(-2 * lean.abs())  # both signs of each pair
-    logits = (total if price is None else total - price) / scale
-    kernel = logits.sub_(logits.amax(2, keepdim=True)).clamp_min_(FAINT).exp_()
-    row, column = kernel.sum(2, keepdim=True).reciprocal_(), torch.ones_like(kernel[:, :1])
-    for k in range(4 if price is None else 2):
-        row = (kernel @ column.transpose(1, 2)).reciprocal_() if k else row
-        column = (row.transpose(1, 2) @ kernel).clamp_min_(1e-30).reciprocal_()
-    matrix = kernel.mul_(row).mul_(column)
-    paid = scale * column.log()
-    return (matrix, matrix if lean is None else matrix * lean.tanh_()), -paid if price is None else price - paid
-
-
-def _assigned(gain: Tensor) -> Tensor:
-    """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
-    found = [linear_sum_assignment(g.cpu().numpy(), maximize=True)[1] for g in gain.double()]
-    return torch.from_numpy(np.stack(found)).to(gain.device)
+        indices, signs = anneal(gain, soft, warmest, _ROUNDS)
+        for name in self.signed & set(names) - set(signs):  # nothing speaks for either sign
+            signs[name] = best_sign(None, indices[name])
+        return Members(indices, signs)
 
 
 def _relabeled(term: Term, members: Members) -> Tensor:
@@ -333,30 +267,11 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def _total(parts: Parts) -> Tensor:
-    """The gain of each pair under its better sign."""
-    even, odd = parts
-    if odd is None:
-        assert even is not None  # every free atom is in some block
-        return even
-    return odd.abs() if even is None else even + odd.abs()
-
-
-def _picked(gain: Tensor, index: Tensor) -> Tensor:
-    return gain.expand(len(index), -1, -1).gather(2, index.unsqueeze(2)).squeeze(2)
-
-
 def _along(parts: Parts, index: Tensor, sign: Tensor | None) -> Tensor:
     """The sum of gains along a relabeling, ``(members,)`` in float64."""
     total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
     for part, flip in zip(parts, (None, sign), strict=True):
         if part is not None:
-            value = _picked(part, index).double()
+            value = picked(part, index).double()
             total = total + (value if flip is None else value * flip).sum(1)
     return total
-
-
-def _best_sign(odd: Tensor | None, index: Tensor) -> Tensor:
-    if odd is None:
-        return torch.ones_like(index, dtype=torch.int8)
-    return torch.where(_picked(odd, index) < 0, -1, 1).to(torch.int8)

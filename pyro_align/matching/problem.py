@@ -19,7 +19,7 @@ from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 Features = Mapping[str, Sequence[Tensor]]
-_SMALL = 1 << 16  # views of up to this many entries are kept: looking them up anew would cost more than holding them
+_SMALL = 1 << 16  # views of up to this many entries are kept: looking them up again would cost more than holding them
 _EXACT = (torch.float32, torch.float64)
 
 

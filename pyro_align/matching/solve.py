@@ -86,10 +86,12 @@ def match(
         (4.0, 'optimal')
     """
     chosen = as_matcher(matcher)
-    if max_sweeps < 0 or restarts < 0 or wave < 1 or (time_limit is not None and not time_limit > 0):
+    whole = all(isinstance(n, int) for n in (max_sweeps, restarts, wave))
+    timed = time_limit is None or (isinstance(time_limit, int | float) and time_limit > 0)
+    if not whole or max_sweeps < 0 or restarts < 0 or wave < 1 or not timed:
         raise MatchError(
-            "expected max_sweeps >= 0, restarts >= 0, wave >= 1 and time_limit > 0 or None; "
-            f"got {max_sweeps}, {restarts}, {wave} and {time_limit}"
+            "expected whole numbers max_sweeps >= 0, restarts >= 0, wave >= 1 and time_limit > 0 or None; "
+            f"got {max_sweeps!r}, {restarts!r}, {wave!r} and {time_limit!r}"
         )
     clock = Clock(time_limit)
     problem = Problem(symmetry, fixed, moving, odd)

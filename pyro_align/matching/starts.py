@@ -53,14 +53,18 @@ def _gram(problem: Problem, name: str, size: int, side: int) -> Tensor:
 
 
 def kick(permutation: Permutation, share: float, generator: torch.Generator) -> Permutation:
-    """The relabeling after a share of every atom's units, but at least two, are shuffled among themselves."""
-    indices = {}
-    for name, index in permutation.indices.items():
-        n = index.shape[-1]
-        count = min(n, max(2, math.ceil(share * n)))
-        rows = index.reshape(-1, n).clone()
-        for row in rows:
-            picked = torch.randperm(n, generator=generator, device="cpu")[:count]
-            row[picked] = row[picked[torch.randperm(count, generator=generator, device="cpu")]]
-        indices[name] = rows.reshape(index.shape)
+    """The relabeling after a share of every atom's units are shuffled among themselves."""
+    indices = {name: kicked(index, share, generator) for name, index in permutation.indices.items()}
     return permutation.symmetry.permutation(indices, permutation.signs)
+
+
+def kicked(index: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A table ``(*outer sizes, size)`` in each row of which a share, but at least two, are shuffled."""
+    n = index.shape[-1]
+    count = min(n, max(2, math.ceil(share * n)))
+    rows = index.reshape(-1, n)
+    where, order = (
+        torch.rand(len(rows), m, generator=generator, device="cpu").argsort(1)[:, :count] for m in (n, count)
+    )
+    where, order = where.to(index.device), order.to(index.device)
+    return rows.scatter(1, where, rows.gather(1, where.gather(1, order))).reshape(index.shape)

@@ -1,6 +1,6 @@
 """One move of coordinate ascent: relabel one atom, with everything nested in it, and hold the others.
 
-With the other atoms held, the objective is linear in an atom's permutation wherever the atom stands once: its gain
+With the other atoms held, the objective is linear in an atom's permutation wherever the atom appears once: its gain
 matrix comes from one matrix product per feature and a linear assignment maximizes it. Two things go beyond that.
 
 *Nested atoms* (the dimensions inside attention heads) move together with the atom around them; see
@@ -47,12 +47,12 @@ class Update:
     Args:
         problem: What is matched.
         name: The atom.
-        joint: Whether nested atoms are matched anew for each pair of outer indices.
+        joint: Whether nested atoms are matched independently for each pair of outer indices.
 
     Attributes:
         softens: Whether the atom can be matched softly: nothing is nested in it, nor it in anything.
         spoken: Whether an anchored pass had evidence for it.
-        wanted: Share of the partners that were the best of some unit by that evidence: one where every unit has a
+        wanted: Fraction of the partners that were the best of some unit by that evidence: one where every unit has a
             partner of its own, 1 - 1/e where chance decides, less where units crowd on a few.
     """
 

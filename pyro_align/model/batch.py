@@ -174,7 +174,7 @@ class Runner:
             with untouched(self.model, seed=self.seed), torch.no_grad():
                 records = forward.record(self.model, args, kwargs, {k: v[0] for k, v in values.items()})
             self._nesting.append(records.max_plate_nesting if records.discrete else None)
-            # a parameter that is not in the store would be made anew in every run, which vmap does not allow
+            # a parameter that is not in the store would be made again in every run, which vmap does not allow
             made = [(n, m) for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in stored]
             self._parameters = {name: m["value"].detach() for name, m in made}
         nesting, parameters = self._nesting[0], self._parameters

@@ -94,7 +94,7 @@ class Density:
         self.args, self.kwargs, self.seed = tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
-        # A parameter not yet in the store would be initialized anew, perhaps at random, at every run.
+        # A parameter not yet in the store would be initialized again, perhaps at random, at every run.
         self.params: dict[Any, Any] = {
             name: node["value"].detach()
             for name, node in prototype.nodes.items()
@@ -156,7 +156,7 @@ class Density:
         return bool(set(self.observed) - self._deterministic)
 
     def resampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Density:
-        """The same sites with other data of the same kind; subsampling plates draw anew at each run."""
+        """The same sites with other data of the same kind; subsampling plates draw again at each run."""
         other = copy.copy(self)
         other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
         return other

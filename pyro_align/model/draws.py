@@ -16,6 +16,7 @@ from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.forward import Records, masked_log_prob
 from pyro_align.model.guards import untouched
+from pyro_align.symmetry.stacks import Stacks, stacked, unstacked
 
 Values = Mapping[str, Tensor]
 
@@ -28,12 +29,14 @@ class DrawDensity:
         model: The Pyro model.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
+        stacks: Stack -> the model's latent sites that callers give and get as one.
         chunk: Draws that a caller should read and give at a time.
     """
 
     model: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    stacks: Stacks = field(default_factory=dict)
     chunk: int = 250
 
     def __post_init__(self) -> None:
@@ -49,11 +52,18 @@ class DrawDensity:
 
     @property
     def supports(self) -> dict[str, Any]:
-        """Latent site -> support."""
-        return {name: site.support for name, site in self.density.latents.items()}
+        """Latent site, or stack -> support."""
+        return {name: sites[0].support for name, sites in self.latents.items()}
+
+    @property
+    def latents(self) -> dict[str, list[Any]]:
+        """Name -> the latent site, or the latent sites of a stack."""
+        alone = {name: [site] for name, site in self.density.latents.items()}
+        return stacked(alone, self.stacks, lambda parts: [site for part in parts for site in part])
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises a :class:`TraceError` unless the draws have every latent site of the model, in its shape."""
+        shapes = {m: s[k in self.stacks :] for k, s in shapes.items() for m in self.stacks.get(k, (k,))}
         for name, site in self.density.latents.items():
             if name not in shapes:
                 raise TraceError(
@@ -68,7 +78,7 @@ class DrawDensity:
 
     def deterministic(self, name: str, latents: Values) -> Tensor | None:
         """What the model's ``pyro.deterministic`` of that name is at one draw; None where there is none."""
-        inner = self.density
+        inner, latents = self.density, unstacked(latents, self.stacks)
         values = {k: v.to(inner.latents[k].device, inner.latents[k].dtype) for k, v in latents.items()}
         with untouched(inner.model, seed=inner.seed), torch.no_grad():
             node = inner.trace(values).nodes.get(name)
@@ -159,7 +169,7 @@ class DrawDensity:
 
     def _placed(self, values: Values) -> dict[str, Tensor]:
         """The latent sites' draws, where the model runs."""
-        latents = self.density.latents
+        latents, values = self.density.latents, unstacked(values, self.stacks, 1)
         return {k: v.to(latents[k].device, latents[k].dtype) for k, v in values.items() if k in latents}
 
 

@@ -5,6 +5,7 @@ Messages are recorded as they leave Pyro's effect stack, so scales, masks, plate
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pyro_align.errors import TraceError
+from pyro_align.errors import DiagnosticWarning, TraceError
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.guards import LOCK
@@ -153,7 +154,7 @@ def is_subsample(message: Mapping[str, Any]) -> bool:
 
 
 def check_observed(records: Records) -> None:
-    """Refuses observed values that broadcasting would repeat, which runs without validation let through.
+    """Refuses observed values that broadcasting would repeat, which runs without validation let through; warns of one.
 
     Raises:
         TraceError: An observed value has another shape than its site.
@@ -170,6 +171,13 @@ def check_observed(records: Records) -> None:
                 f"observed site '{name}': expected values of shape {tuple(batch + torch.Size(fn.event_shape))}, as the "
                 f"model says, got {tuple(value.shape)}; each would be compared with several. Reshape them, for example "
                 "with .squeeze(-1)"
+            )
+        if value.numel() == 1 < batch.numel():
+            warnings.warn(
+                f"observed site '{name}': one value stands for all {batch.numel()} of shape {tuple(batch)}, as Pyro "
+                "reads it. If it is one observation, drop the plate; if it is meant for each, write .expand(...)",
+                DiagnosticWarning,
+                stacklevel=2,
             )
 
 

@@ -18,7 +18,7 @@ from pyro_align.model.reached import reached_modules
 def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Floating-point buffers that ``state_dict`` saves, by name.
 
-    One that it does not save (rotary frequencies, a table of sines) is built anew by every module of the class: a
+    One that it does not save (rotary frequencies, a table of sines) is built again by every module of the class: a
     relabeled copy of it would be lost on the way through a checkpoint, so it is a constant of the architecture.
     """
     unsaved = {

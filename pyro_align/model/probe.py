@@ -85,7 +85,7 @@ def probe(
 
 
 def _warn_of_unlearned(model: Callable[..., Any], records: forward.Records, given: set[str]) -> None:
-    """Warns of ``pyro.param`` statements whose learned values are nowhere: the run has made them anew."""
+    """Warns of ``pyro.param`` statements whose learned values are nowhere: the run has made them again."""
     made = [n for n, m in records.trace.nodes.items() if m["type"] == "param" and n not in given and "$$$" not in n]
     if not made:
         return

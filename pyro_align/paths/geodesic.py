@@ -23,7 +23,7 @@ class Path:
     Attributes:
         start: The posterior at ``tau = 0``.
         end: The posterior at ``tau = 1``.
-        coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that shall stay low rank: a path between
+        coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that are to stay low rank: a path between
             the same ends that is not the geodesic, but as short as a coupling within the family allows.
 
     Example:

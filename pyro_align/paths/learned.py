@@ -1,8 +1,8 @@
-"""Curved paths, trained to be low: a quadratic Bezier curve or a chain of two pieces with one bend between the ends.
+"""Curved paths, trained to be low: a quadratic Bezier curve or a chain of two pieces with a corner.
 
 Two posteriors that a straight path joins only over a barrier may still be joined by a curved one (Garipov et al. 2018;
-Draxler et al. 2018). The bend is a mean-field Gaussian of its own; it starts where the curve is the displacement
-between the ends, and is trained on the negative ELBO averaged over tau (Garipov et al. 2018, eq. 2).
+Draxler et al. 2018). The control point is a mean-field Gaussian of its own; it starts where the curve is the
+displacement between the endpoints, and is trained on the negative ELBO averaged over tau (Garipov et al. 2018, eq. 2).
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def _is_data(leaf: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class BentPath:
+class LearnedPath:
     """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
 
     Attributes:
         start: The posterior at 0.
-        bend: The control point of the curve, or the corner of the chain.
+        control: The control point of the curve, or the corner of the chain.
         end: The posterior at 1.
         kind: ``"bezier"`` or ``"chain"``.
         losses: Negative ELBO of every training step, nats; noisy.
@@ -119,7 +119,7 @@ class BentPath:
     """
 
     start: MeanFieldNormal = field(repr=False)
-    bend: MeanFieldNormal = field(repr=False)
+    control: MeanFieldNormal = field(repr=False)
     end: MeanFieldNormal = field(repr=False)
     kind: str = "bezier"
     losses: tuple[float, ...] = field(default=(), repr=False)
@@ -139,7 +139,7 @@ class BentPath:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         if tau in (0.0, 1.0):
             return self.start.displace(self.end, tau)
-        moments = blend(_moments(self.start), _moments(self.bend), _moments(self.end), tau, self.kind)
+        moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
         return _with_moments(self.start, moments)
 
     def __call__(self, tau: float) -> Guide:
@@ -161,8 +161,8 @@ def learn_path(
     seed: int = 0,
     progress: bool = False,
     **kwargs: Any,
-) -> BentPath:
-    """Trains the bend of a path between two posteriors on the negative ELBO, averaged over tau.
+) -> LearnedPath:
+    """Trains the control point of a path between two posteriors on the negative ELBO, averaged over tau.
 
     Args:
         model: The Pyro model.
@@ -175,7 +175,7 @@ def learn_path(
         batch_size: Data in each step's batch, drawn anew without replacement from all tensors in the arguments that are
             as long as the first; None takes all data. The batch stands for all data, be it that the model scales its
             likelihood itself (``plate("data", size, subsample=x)``) or not. A model that subsamples by itself
-            (``plate("data", n, subsample_size=m)``) draws anew at every step, and needs no ``batch_size``.
+            (``plate("data", n, subsample_size=m)``) draws again at every step, and needs no ``batch_size``.
         temperature: Weight of the KL.
         seed: Seed of taus and draws.
         progress: Whether to show a progress bar.
@@ -222,26 +222,26 @@ def learn_path(
     with untouched(model, seed=seed):
         for _ in trange(max_steps, desc="path", disable=not progress):
             tau = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
-            bend = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
-            moments = blend(ends[0], bend, ends[1], tau, kind)
+            control = {k: (m, log_s.exp()) for k, (m, log_s) in leaves.items()}
+            moments = blend(ends[0], control, ends[1], tau, kind)
             loss = negative_elbo(density, start, moments, temperature, generator, batches)
             for leaf, gradient in zip(flat, torch.autograd.grad(loss, flat), strict=True):
-                leaf.grad = gradient  # of the bend alone: the model's own parameters get none
+                leaf.grad = gradient  # of the control point alone: the model's own parameters get none
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
     learned = {k: (m.detach(), log_s.detach().exp()) for k, (m, log_s) in leaves.items()}
-    return BentPath(start, _with_moments(start, learned), end, kind, tuple(losses))
+    return LearnedPath(start, _with_moments(start, learned), end, kind, tuple(losses))
 
 
-def blend(start: Moments, bend: Moments, end: Moments, tau: float, kind: str) -> Moments:
+def blend(start: Moments, control: Moments, end: Moments, tau: float, kind: str) -> Moments:
     """Location and standard deviation at ``tau``; both are blended linearly, so scales stay positive."""
     if kind == "bezier":
         weights = ((1 - tau) ** 2, 2 * tau * (1 - tau), tau**2)
     else:
         weights = (max(0.0, 1 - 2 * tau), 1 - abs(2 * tau - 1), max(0.0, 2 * tau - 1))
     a, b, c = weights
-    mixed = {k: [a * x + b * y + c * z for x, y, z in zip(start[k], bend[k], end[k], strict=True)] for k in start}
+    mixed = {k: [a * x + b * y + c * z for x, y, z in zip(start[k], control[k], end[k], strict=True)] for k in start}
     return {k: (loc, scale) for k, (loc, scale) in mixed.items()}
 
 

@@ -20,7 +20,7 @@ def evaluate_networks(
     taus: int | Sequence[float] = 25,
     batches: Iterable[Any] | None = None,
 ) -> pd.DataFrame:
-    """A loss of the networks along a path, and how far it rises above the straight line between the ends.
+    """A loss of the networks along a path, and how far it rises above the straight line between the endpoints.
 
     Args:
         path: The path between two networks, ``align(a, b, symmetry).path``: ``path(tau)`` is a network.
@@ -58,7 +58,7 @@ def evaluate_networks(
 
 
 def reset_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """A copy of a network with the running statistics of its batch normalization measured anew.
+    """A copy of a network with the running statistics of its batch normalization measured again.
 
     Between two networks the averaged statistics are those of neither (Jordan et al. 2023); measured on data, they are
     those of the network that it is.

@@ -99,7 +99,7 @@ class Plane:
         return _blend(self.corners, weights)
 
     def clipped(self, x: float, y: float) -> float:
-        """Share of standard deviations that are held at their floor at a point; 0 inside the triangle."""
+        """Fraction of standard deviations that are held at their floor at a point; 0 inside the triangle."""
         if not isinstance(self.corners[0], MeanFieldNormal):
             return 0.0
         weights, held, total = self.weights(float(x), float(y)), 0, 0

@@ -68,7 +68,7 @@ class RepairedPath:
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced anew where the path arrives
+        return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced again where the path arrives
 
     @property
     def sites(self) -> Mapping[str, SiteSpec]:

@@ -9,7 +9,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def to_arviz(barriers: Barrier | Mapping[str, Barrier]) -> Any:
     draw; ``constant_data`` the curves, chords, excesses, bands and barriers, each a variable with dims ``(path,)``
     (only where several are given) ``evaluation``, ``loss`` and ``tau``; ``title`` and ``unit`` are coordinates along
     ``loss``. Values that a barrier does not have are NaN. There is no ``log_likelihood``, on purpose: ``arviz.loo``
-    would count the data of every tau; see :func:`pyro_align.barrier.views.at`.
+    would count the data of every tau; see :meth:`pyro_align.barrier.Barrier.at`.
     Written with ``.to_netcdf(file)``, read with ``arviz.from_netcdf(file)``.
 
     Returns:
@@ -117,7 +117,7 @@ def point_to_arviz(
         log_prior: Log prior density of each draw, ``(draws,)`` nats, or None.
         posterior: Latent site -> draws ``(draws, *site_shape)``, or None.
         predictive: Observed site -> draws of the data ``(draws, *shape)``, or None.
-        chord: Loss -> its straight line between the ends at ``tau``, per datum, or None.
+        chord: Loss -> its straight line between the endpoints at ``tau``, per datum, or None.
         thin: Every how manieth draw the posterior keeps; the other groups keep all.
     """
     attrs = {"tau": tau, "evaluation": evaluation}
@@ -164,7 +164,7 @@ def guide_shape(point: Any) -> float:
 
     Below 0.5 the guide is close to the posterior; above 0.7 too far for its draws to be corrected. Infinite where some
     of the tail is nothing beside the largest weight in float64, and with fewer than 25 draws, of which no tail can be
-    fitted. Zero where the tail is flat but for rounding, as where the guide is the posterior.
+    fitted. Zero where the tail is flat except for rounding, as where the guide is the posterior.
     """
     log_p, log_q = (point["sample_stats"][name].values.ravel().astype(np.float64) for name in ("lp", "log_q"))
     log_weights = np.sort(log_p - log_q)
@@ -264,7 +264,7 @@ def _psis_loo(point, correct: bool):
     """ArviZ's own result, with pointwise figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto shapes, which are reported as figures
-        tree = _tree(point)
+        tree = as_tree(point)
         log_likelihood = _untied(tree["log_likelihood"].to_dataset())
         if not correct and _has_inference_data():
             only = _arviz().InferenceData(log_likelihood=log_likelihood)
@@ -354,7 +354,7 @@ def assemble(groups: Mapping[str, xr.Dataset]) -> Any:
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
 
-def _tree(tree) -> xr.DataTree:
+def as_tree(tree) -> xr.DataTree:
     """An ArviZ object of either generation as a tree of data sets."""
     groups = tree.children if isinstance(tree, xr.DataTree) else {name: tree[name] for name in tree.groups()}
     datasets = {f"/{name}": g.to_dataset() if isinstance(g, xr.DataTree) else g for name, g in groups.items()}
@@ -404,24 +404,7 @@ def write_zarr(tree: Any, folder: str | os.PathLike[str]) -> None:
         FileExistsError: The folder holds something.
         ImportError: The package ``zarr`` is not there.
     """
-    files.write_tree(_tree(tree), folder)
-
-
-def write_each(folder: str | os.PathLike[str], trees: Mapping[str, Callable[[], Any]]) -> None:
-    """Writes ArviZ objects to Zarr folders within a folder, each made, written and dropped before the next.
-
-    Each is written under another name and renamed, so that it is there whole or not at all; what is there is kept, and
-    not made again.
-
-    Args:
-        folder: Where; made if it is not there.
-        trees: Name of a folder -> function that makes the object.
-
-    Raises:
-        OSError: The folder cannot be written, which is found before the first object is made.
-        ImportError: The package ``zarr`` is not there.
-    """
-    files.write_trees(folder, {name: lambda make=make: _tree(make()) for name, make in trees.items()})
+    files.write_tree(as_tree(tree), folder)
 
 
 def read_zarr(folder: str | os.PathLike[str]) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyro_align.symmetry.group import Symmetry
 
-# Okabe & Ito (2008), told apart with every common color blindness. Atoms beyond the last color begin anew: the letter
+# Okabe & Ito (2008), told apart with every common color blindness. Atoms beyond the last color start again: the letter
 # and the line tell them apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 GREY, INK = "0.88", "0.25"
@@ -271,7 +271,7 @@ def _write(ax: Axes, symmetry: Symmetry, rows: dict[str, tuple[Axis, ...]]) -> N
     if any(isinstance(t, Sum) for t in every):
         notes.append("+ joined end to end")
     if any(a.within for t in found for a in leaves(t) if not a.fixed):
-        notes.append("framed: relabeled anew for each index of the atom of the frame's color")
+        notes.append("framed: relabeled independently for each index of the atom of the frame's color")
     if any(a.odd for t in found for a in leaves(t)):
         notes.append("± with signs")
     if symmetry.rotated:

@@ -47,6 +47,9 @@ def symmetry_table(symmetry: Symmetry) -> str:
     lines += ["", text_table(["site", "shape", "axes"], rows)]
     if symmetry.scalings:
         lines += ["", "positive scalings of units: " + "; ".join(map(str, symmetry.scalings))]
+    if symmetry.stacks:
+        parts = (f"{site} stands for {', '.join(members)}" for site, members in symmetry.stacks.items())
+        lines += ["", "stacked along a first axis: " + "; ".join(parts)]
     kin = [o for o in symmetry.opaque if o.is_family]
     if names := ", ".join(sorted({o.operation for o in symmetry.opaque if o not in kin})):
         count = sum(any(not r.must for r in reasons) for reasons in symmetry.reasons.values())
@@ -57,7 +60,7 @@ def symmetry_table(symmetry: Symmetry) -> str:
         ]
     if kin:
         families = "; ".join(", ".join(o.sites) for o in kin)
-        lines += ["", f"used alike, so they may well change places as wholes, which is not looked for: {families}"]
+        lines += ["", f"used alike, so they may change places as wholes, which whole_sites=True looks for: {families}"]
     if symmetry.rests:
         held = ", ".join(dict.fromkeys(f"{r.tensor}[{r.axis}]" for r in symmetry.rests))
         lines += ["", f"holds only while these stay constant: {held}"]

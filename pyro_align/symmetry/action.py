@@ -57,7 +57,7 @@ def act(blocks: Sequence[Block], value: Tensor, tables: Tables, *, batch_dims: i
 def act_on_block(
     block: Block, value: Tensor, tables: Tables, batch_dims: int, signs: bool, held: Collection[int] = ()
 ) -> Tensor:
-    """The relabeled piece, but for the dimensions in ``held``, which stay as they are."""
+    """The relabeled piece, except for the dimensions in ``held``, which stay as they are."""
     for i, dim, _ in block.gathers(()):
         if i in held:
             continue

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pyro_align.axes import Atom
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.action import Tables, act
+from pyro_align.symmetry.stacks import stack_tensors, unstacked
 
 if TYPE_CHECKING:
     from pyro_align.symmetry.group import Symmetry
@@ -101,8 +102,9 @@ class Permutation:
         """The relabeled values, as new tensors; devices and dtypes are kept.
 
         Args:
-            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out. Or a state dict, whose counters of
-                batches stay as they are; or a network, of which a relabeled copy is returned.
+            values: Site -> tensor ``(*batch, *site_shape)``. Sites may be left out, but of those that change places as
+                wholes either all or none. Or a state dict, whose counters of batches stay as they are; or a network,
+                of which a relabeled copy is returned.
             batch_dims: Number of leading axes (draws, chains) that are not the site's.
 
         Raises:
@@ -112,10 +114,14 @@ class Permutation:
             made = copy.deepcopy(values)
             made.load_state_dict(self.apply(values.state_dict()))
             return made
-        return {
+        moved = {
             site: value.clone() if _is_counter(site) else self.apply_site(site, value, batch_dims=batch_dims)
-            for site, value in values.items()
+            for site, value in stack_tensors(values, self.symmetry.stacks, batch_dims).items()
         }
+        if self.symmetry.stacks:
+            parted = unstacked(moved, self.symmetry.stacks, batch_dims)
+            moved = {site: parted[site] if site in parted else moved[site] for site in values}
+        return moved
 
     def apply_site(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
         """The relabeled value of one site; with ``signs=False`` only the order changes (for scales, say)."""

@@ -18,6 +18,7 @@ from pyro_align.symmetry.completeness import Completeness
 from pyro_align.symmetry.element import Permutation, polar
 from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
 from pyro_align.symmetry.scalings import Scaling
+from pyro_align.symmetry.stacks import Stacks
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Symmetry:
         scalings: Positive scalings of units that leave the model unchanged too; they are no part of the elements, see
             :func:`~pyro_align.canonical`.
         reasons: ``(site, axis)`` -> what made the axis, or parts of it, keep their order; see :meth:`why`.
+        stacks: Site of ``sites`` that stands for several, stacked along its first axis -> their names: they change
+            places as wholes where an atom permutes that axis.
 
     Example:
         >>> symmetry = Symmetry.from_axes(
@@ -111,6 +114,7 @@ class Symmetry:
     rests: tuple[Resting, ...] = ()
     reasons: Mapping[tuple[str, int], tuple[Reason, ...]] = field(default_factory=dict)
     scalings: tuple[Scaling, ...] = ()
+    stacks: Stacks = field(default_factory=dict)
     _all_atoms: Mapping[str, Atom] = field(init=False, repr=False)
     _blocks: dict[str, tuple[Block, ...]] = field(init=False, repr=False)
 
@@ -122,6 +126,7 @@ class Symmetry:
         object.__setattr__(self, "rests", tuple(self.rests))
         object.__setattr__(self, "scalings", tuple(self.scalings))
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
+        object.__setattr__(self, "stacks", MappingProxyType({k: v for k, v in self.stacks.items() if k in self.sites}))
         object.__setattr__(self, "_all_atoms", MappingProxyType(collect_atoms(self.sites)))
         object.__setattr__(self, "_blocks", {})
         for site, terms in self.sites.items():
@@ -131,6 +136,8 @@ class Symmetry:
                         f"site '{site}', axis {i}: the size of '{term}' is open; write the symmetry as a SymmetrySpec "
                         "and bind it to shapes: SymmetrySpec({...}).bind(shapes)"
                     )
+            if len(members := self.stacks.get(site, ())) not in (0, axis_size(terms[0]) if terms else 0):
+                raise SymmetryError(f"site '{site}' stands for {len(members)} sites, its first axis is '{terms[0]}'")
             if any(a.within for t in terms for a in leaves(t) if not a.fixed):
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
@@ -144,6 +151,7 @@ class Symmetry:
             self.rests,
             reasons,
             self.scalings,
+            dict(self.stacks),
         )
 
     # -- making one ------------------------------------------------------------------------------------------------
@@ -291,7 +299,7 @@ class Symmetry:
         """Why an axis keeps its order, or that it does not: the operation, constant, data or output that fixed it.
 
         Args:
-            site: Name of a site.
+            site: Name of a site; for one of a stack, the answer is about the stack.
             axis: Number of one of its axes; negative ones count from the end.
 
         Returns:
@@ -301,12 +309,15 @@ class Symmetry:
         Raises:
             SymmetryError: There is no such site or axis.
         """
-        if site not in self.sites:
+        stack = next((k for k, members in self.stacks.items() if site in members), None)
+        if stack is None and site not in self.sites:
             raise SymmetryError(f"unknown site '{site}'; the symmetry has {list(self.sites)}")
+        first = int(stack is not None)
+        count = len(self.sites[stack or site]) - first
+        if not -count <= axis < count:
+            raise SymmetryError(f"site '{site}' has {count} axes, got axis {axis}")
+        axis, site = axis % count + first, stack or site
         terms = self.sites[site]
-        if not -len(terms) <= axis < len(terms):
-            raise SymmetryError(f"site '{site}' has {len(terms)} axes, got axis {axis}")
-        axis %= len(terms)
         return Why(site, axis, str(terms[axis]), self.reasons.get((site, axis), ()))
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -35,7 +35,9 @@ class Reason:
     """What made an axis keep its order, or a part of it.
 
     Attributes:
-        kind: ``"data"``, ``"constant"``, ``"output"``, ``"support"``, ``"operation"``, ``"no rule"``, ``"structure"``.
+        kind: ``"data"``, ``"constant"``, ``"output"``, ``"support"``, ``"operation"``, ``"no rule"``, ``"structure"``;
+            of an axis that moves, ``"form"`` (it is read as a product or a sum) or ``"tied"`` (it moves alike for all
+            indices of another).
         operation: The operation at fault, by its ATen name; empty where there is none.
         where: Source line, where known.
         must: Whether the axis must keep its order; False where discovery only has no rule, so that a symmetry may have
@@ -52,6 +54,12 @@ class Reason:
     through: str = ""
 
     def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        if self.kind == "form":
+            by = self.operation or "what it meets"
+            return f"{by} reads it in this form{where}: orders that do not keep the form are not looked for"
+        if self.kind == "tied":
+            return f"{self.operation} has it without {self.detail}{where}: it moves alike for every index of that"
         said = {
             "data": f"it is tied to {self.detail}",
             "constant": f"it is tied to {self.detail} that varies along it",
@@ -62,7 +70,6 @@ class Reason:
             "structure": f"at {self.operation or 'its use'} two descriptions of it do not fit together",
         }[self.kind]
         through = f", through {self.through}" if self.through else ""
-        where = f" ({self.where})" if self.where else ""
         verdict = "it must keep its order" if self.must else "a symmetry may have been missed"
         return f"{said}{through}{where}: {verdict}"
 
@@ -75,7 +82,7 @@ class Why:
         site: Name of the site.
         axis: Number of the axis.
         term: The axis's term.
-        reasons: What fixed its parts, one reason for each; empty where all of it is free.
+        reasons: What fixed its parts, one reason for each, and what restricts parts that move.
     """
 
     site: str

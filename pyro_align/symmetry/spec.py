@@ -82,6 +82,12 @@ def _made(sites: Mapping[str, tuple[Axis, ...]], scope: str) -> SymmetrySpec:
     return SymmetrySpec(sites, scope=scope)
 
 
+def check_symmetry(symmetry: Any) -> None:
+    """Raises a :class:`TypeError` unless it is a symmetry, with or without sizes."""
+    if not isinstance(symmetry, Symmetry | SymmetrySpec):
+        raise TypeError(f"expected a Symmetry or a SymmetrySpec, got {type(symmetry).__name__}")
+
+
 def bound(
     symmetry: Symmetry | SymmetrySpec,
     shapes: Mapping[str, Iterable[int]],
@@ -101,9 +107,14 @@ def bound(
         TypeError: It is neither.
         SymmetryError: A site has another shape.
     """
-    if not isinstance(symmetry, Symmetry | SymmetrySpec):
-        raise TypeError(f"expected a Symmetry or a SymmetrySpec, got {type(symmetry).__name__}")
+    check_symmetry(symmetry)
     shapes = {site: tuple(shape) for site, shape in shapes.items()}
+    stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
+    if moved := sorted(set(stacks) & carrying(symmetry.sites) - set(shapes)):
+        raise error(
+            f"{'; '.join(', '.join(stacks[k]) for k in moved)} change places as wholes in this symmetry, which the "
+            f"{of} cannot follow; use the symmetry of find_symmetry without whole_sites=True"
+        )
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(
             f"the symmetry relabels sites that the {of} does not have: {missing}; there are {sorted(shapes)}. All "

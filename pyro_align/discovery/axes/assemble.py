@@ -22,7 +22,7 @@ def assemble(inference: Inference, *, scope: str) -> Symmetry:
     """Names the free variables that the sites carry and writes every axis as a term over them."""
     atoms, sites = name_atoms(inference)
     axes = {name: write_axes(terms, atoms) for name, terms in sites.items()}
-    reasons = reasons_of(sites)
+    reasons = reasons_of(sites, atoms, inference.read)
     return Symmetry(axes, scope=scope, opaque=opaque_of(reasons, inference.kin), reasons=reasons)
 
 

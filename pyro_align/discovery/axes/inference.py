@@ -161,6 +161,11 @@ class Inference(Domain):
         with causes.blaming(Cause("operation")):
             walk(self.traced, self, self.constants)
 
+    @property
+    def read(self) -> Mapping[Node, Any]:
+        """What each node of the graph that was read stands for, as :meth:`tensor_of` says."""
+        return self._tensor_of
+
     def tensor_of(self, node: Node) -> AxisTensor:
         """What a node that depends on sites or data stands for: an :class:`AxisTensor`, or a list of them."""
         return self._tensor_of.get(self._copies.get(node, node))

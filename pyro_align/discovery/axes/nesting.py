@@ -7,7 +7,7 @@ product of its operands, a softmax the tensor without its axis, so one test per 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 
 from pyro_align.discovery.axes.terms import Cat, Prod, Term, Var, resolve, variables
@@ -20,7 +20,7 @@ def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var,
         tensors: Axes of every tensor of the graph.
         rank: Variables of the sites in their order of appearance; fixed ones come before free ones.
     """
-    within = _without_mutual(_told_everywhere(tensors, rank), rank)
+    within = _without_mutual(told_everywhere(tensors, rank), rank)
     while sum(_closed(within, var) for var in within):
         pass
     return {
@@ -30,14 +30,13 @@ def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var,
     }
 
 
-def _told_everywhere(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var, set[Var]]:
-    """Free variable -> the variables of sites that are told exactly once at each of its occurrences."""
+def told_everywhere(tensors: Iterable[Sequence[Term]], known: Collection[Var]) -> dict[Var, set[Var]]:
+    """Free variable -> the known variables that are told exactly once at each of its occurrences."""
     found: dict[Var, set[Var]] = {}
     for axes in {tuple(resolve(t) for t in tensor) for tensor in tensors}:
         for var, outer in _outer_of(axes):
-            known = outer & rank.keys()
-            found[var] = found[var] & known if var in found else known
-    return {var: outer for var, outer in found.items() if var in rank}
+            found[var] = found[var] & outer if var in found else outer.intersection(known)
+    return {var: outer for var, outer in found.items() if var in known}
 
 
 def _without_mutual(told: dict[Var, set[Var]], rank: dict[Var, int]) -> dict[Var, set[Var]]:

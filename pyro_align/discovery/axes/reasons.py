@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch.fx import Node
 
+from pyro_align.axes import Atom
 from pyro_align.discovery.axes.causes import Cause
+from pyro_align.discovery.axes.nesting import told_everywhere
 from pyro_align.discovery.axes.terms import Cat, Term, Var, is_fixed, resolve, variables
 from pyro_align.symmetry.reasons import WHOLE_SITES, OpaqueOperation, Reason
 
@@ -18,16 +21,50 @@ _ONE_BY_ONE = {
 }
 
 
-def reasons_of(sites: Mapping[str, list[Term]]) -> dict[tuple[str, int], tuple[Reason, ...]]:
-    """For every axis with a part that keeps its order: what fixed it."""
-    found = {}
+def reasons_of(
+    sites: Mapping[str, list[Term]], atoms: Mapping[Var, Atom], tensors: Mapping[Node, Any]
+) -> dict[tuple[str, int], tuple[Reason, ...]]:
+    """For every axis: what fixed its parts, what gave it a form, and what ties units that might be nested.
+
+    Args:
+        sites: Site -> the terms of its axes.
+        atoms: The atom of each variable that moves, or in which another is nested.
+        tensors: Node of the graph -> its :class:`AxisTensor`, or a list of them.
+    """
+    ties, found = _ties(sites, atoms, tensors), {}
     for site, axes in sites.items():
         for axis, term in enumerate(axes):
             whole = is_fixed(term)
-            reasons = tuple(dict.fromkeys(_reason(v.cause, whole) for v in _kept(term) if v.cause is not None))
+            reasons = [_reason(v.cause, whole) for v in _kept(term) if v.cause is not None]
+            free = [v for v in variables(term) if v in atoms and not v.fixed]
+            if free and not isinstance(term, Var):
+                made = [v.cause.node for v in free if v.cause is not None and v.cause.node is not None]
+                reasons += [
+                    Reason("form", _name(n) if n else "", location(n) if n else "", True) for n in made or [None]
+                ]
+            reasons += [ties[v] for v in free if v in ties]
             if reasons:
-                found[site, axis] = reasons
+                found[site, axis] = tuple(dict.fromkeys(reasons))
     return found
+
+
+def _ties(sites: Mapping[str, list[Term]], atoms: Mapping[Var, Atom], tensors: Mapping[Node, Any]) -> dict[Var, Reason]:
+    """Variable that has another beside it at every site and moves alike for all indices of it -> what made it so."""
+    found, order = {}, {var: i for i, var in enumerate(atoms)}
+    for var, beside in told_everywhere(sites.values(), atoms).items():
+        outer = [o for o in beside if not o.fixed and order[o] < order[var] and atoms[o].name not in atoms[var].within]
+        if outer:
+            first = min(outer, key=order.__getitem__)
+            apart = (node for node, tensor in tensors.items() if _has_without(tensor, var, first))
+            if (node := next(apart, None)) is not None:
+                found[var] = Reason("tied", _name(node), location(node), True, f"'{atoms[first].name}'")
+    return found
+
+
+def _has_without(tensor: Any, var: Var, other: Var) -> bool:
+    """Whether a tensor carries a variable and does not tell the index of another beside it."""
+    axes = [tuple(map(resolve, t.axes)) for t in (tensor if isinstance(tensor, list) else [tensor]) if t is not None]
+    return any(other not in told_everywhere([own], [var, other]).get(var, [other]) for own in axes)
 
 
 def opaque_of(

@@ -142,7 +142,7 @@ class KronNormal(DenseNormal):
         return replace(moved, blocks=blocks)
 
     def displace(self, other: Posterior, tau: float) -> DenseNormal:
-        """Between the ends a :class:`DenseNormal`, written back as a ``FullLaplace``."""
+        """Between the endpoints a :class:`DenseNormal`, written back as a ``FullLaplace``."""
         point = super().displace(other, tau)
         if point is self:
             return self
@@ -257,7 +257,7 @@ def _flat(parts: Mapping[str, Tensor]) -> Tensor:
 
 def _twin(laplace: Any) -> Any:
     """A copy with a module of its own; the original stays as it is."""
-    memo: dict = {id(laplace._backend): None} if laplace._backend is not None else {}  # built anew when needed
+    memo: dict = {id(laplace._backend): None} if laplace._backend is not None else {}  # built again when needed
     for value in laplace.__dict__.values():
         if isinstance(value, Tensor) and value.grad_fn is not None:  # a tuned prior precision, say
             memo[id(value)] = value.detach().clone()

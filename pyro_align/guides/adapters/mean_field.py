@@ -15,9 +15,9 @@ written back is what was read: a state, a copy of the module.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,19 +51,14 @@ def read_vi_diag_state(state: Any) -> MeanFieldNormal:
             raise GuideError(f"parameter '{name}' is a {type(value).__name__}; flatten params to name -> tensor")
     locs = {k: v.detach().clone() for k, v in params.items()}
     scales = {k: RawParameter(log_sds[k].detach().clone(), EXP) for k in params}
-    return MeanFieldNormal(real_sites(locs), locs, scales, _StateWriter(state))
+    return MeanFieldNormal(real_sites(locs), locs, scales, partial(_write_state, state))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _StateWriter:
-    state: Any
-
-    def __call__(self, q: MeanFieldNormal):
-        """A state with these parameters. The optimizer's state belongs to the old parameters and is kept as it was."""
-        like = self.state
-        params = _tree_like(like.params, {k: v.clone() for k, v in q.locs.items()})
-        log_sds = _tree_like(like.log_sd_diag, {k: v.raw.clone() for k, v in q.scales.items()})
-        return like.replace(params=params, log_sd_diag=log_sds)
+def _write_state(like: Any, q: MeanFieldNormal) -> Any:
+    """A state with these parameters. The optimizer's state belongs to the old parameters and is kept as it was."""
+    params = _tree_like(like.params, {k: v.clone() for k, v in q.locs.items()})
+    log_sds = _tree_like(like.log_sd_diag, {k: v.raw.clone() for k, v in q.scales.items()})
+    return like.replace(params=params, log_sd_diag=log_sds)
 
 
 def _tree_like(tree: Any, values: dict[str, Tensor]) -> Any:
@@ -106,7 +101,7 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
         site: RawParameter(own[rho].detach().clone(), pyro_constraints.softplus_positive)
         for site, (_, rho) in pairs.items()
     }
-    return MeanFieldNormal(real_sites(locs), locs, scales, _ModuleWriter(copy.deepcopy(module), pairs))
+    return MeanFieldNormal(real_sites(locs), locs, scales, partial(_write_module, copy.deepcopy(module), pairs))
 
 
 def is_bayesian_module(module: nn.Module) -> bool:
@@ -130,21 +125,16 @@ def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
     return pairs
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ModuleWriter:
-    module: nn.Module
-    pairs: Mapping[str, tuple[str, str]]
-
-    def __call__(self, q: MeanFieldNormal) -> nn.Module:
-        module = copy.deepcopy(self.module)
-        own = dict(module.named_parameters())
-        with torch.no_grad():
-            for site, (mu, rho) in self.pairs.items():
-                own[mu].copy_(q.locs[site])
-                own[rho].copy_(q.scales[site].raw)
-        for mine, twin in _twins(module, self.pairs):
-            twin.data = mine.data
-        return module
+def _write_module(like: nn.Module, pairs: Mapping[str, tuple[str, str]], q: MeanFieldNormal) -> nn.Module:
+    module = copy.deepcopy(like)
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for site, (mu, rho) in pairs.items():
+            own[mu].copy_(q.locs[site])
+            own[rho].copy_(q.scales[site].raw)
+    for mine, twin in _twins(module, pairs):
+        twin.data = mine.data
+    return module
 
 
 def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyro import poutine
@@ -26,7 +26,7 @@ def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
     scales = {k: _read(guide, f"{k}.scale") for k in sites}
     prototype = Prototype.of(guide)
     _unwrap_supports(prototype.attributes["prototype_trace"])
-    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, _Writer(prototype, locs))
+    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, partial(_write, prototype, locs))
 
 
 def _read(guide, path: str) -> RawParameter:
@@ -53,11 +53,6 @@ def _unwrap_supports(trace: poutine.Trace) -> None:
             node["fn"].support = support
 
 
-@dataclass(frozen=True, eq=False)
-class _Writer:
-    prototype: Prototype
-    locs: dict[str, RawParameter]
-
-    def __call__(self, q: MeanFieldNormal):
-        locs = {f"{k}.loc": self.locs[k].with_value(v) for k, v in q.locs.items()}
-        return self.prototype.build({**locs, **{f"{k}.scale": v for k, v in q.scales.items()}})
+def _write(prototype: Prototype, like: dict[str, RawParameter], q: MeanFieldNormal) -> Any:
+    locs = {f"{k}.loc": like[k].with_value(v) for k, v in q.locs.items()}
+    return prototype.build({**locs, **{f"{k}.scale": v for k, v in q.scales.items()}})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class Discrete(Posterior):
         return 0.0
 
     def displace(self, other: Posterior, tau: float) -> Discrete:
-        """Probabilities linear in tau; the ends are exact."""
+        """Probabilities linear in tau; the endpoints are exact."""
         self.check_compatible(other)
         tau = check_tau(tau)
         if tau in (0.0, 1.0):
@@ -161,12 +162,8 @@ def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
         for site, kind, params in guide._discrete_sites
     ]
     prototype = replace(prototype, attributes={**prototype.attributes, "_discrete_sites": slim})
-    return Discrete(sites, probs, kinds, _DiscreteWriter(prototype))
+    return Discrete(sites, probs, kinds, partial(_write, prototype))
 
 
-@dataclass(frozen=True, eq=False)
-class _DiscreteWriter:
-    prototype: Prototype
-
-    def __call__(self, q: Discrete):
-        return self.prototype.build({f"{k}_probs": v for k, v in q.probs.items()})
+def _write(prototype: Prototype, q: Discrete) -> AutoDiscreteParallel:
+    return prototype.build({f"{k}_probs": v for k, v in q.probs.items()})

@@ -33,6 +33,7 @@ from pyro_align.guides.transport import Transport, energy_coefficient, fit_trans
 from pyro_align.symmetry.element import Permutation
 
 NUM_DRAWS = 256  # draws on which moments and maps are fitted, where a posterior makes its own
+CHAINS = 17  # so many rows are draws: samplers are run in fewer chains, and tell little by fewer draws
 REMAINDER = 0.02  # energy coefficient above which a path says that its map does not carry one law into the other
 
 
@@ -45,6 +46,7 @@ class KnownByDraws(Posterior):
 
     labels: Labels
     known_by_draws = True
+    moves_whole_sites = True
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
@@ -105,7 +107,7 @@ class KnownByDraws(Posterior):
         )
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
-        """Between the ends, the law described at the top of this module."""
+        """Between the endpoints, the law described at the top of this module."""
         tau = check_tau(tau)
         if tau == 0.0:
             return self
@@ -281,7 +283,7 @@ def flat(sites: Mapping[str, SiteSpec], values: Values) -> Tensor:
 def relabeled(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels, values: Values) -> Values:
     """The relabeled draws, labels in their values included."""
     act, moves = Relabeling(p, sites), label_moves(p, sites, labels)
-    draws = {k: act.constrained(k, v, batch_dims=1) for k, v in values.items()}
+    draws = {k: act.constrained(k, v, batch_dims=1) for k, v in act.renamed(values).items()}
     return {**draws, **{k: move_labels(sites[k], index, draws[k]) for k, index in moves.items()}}
 
 
@@ -317,13 +319,28 @@ def _rows(mask: Tensor, values: Tensor) -> Tensor:
 
 
 @register_guide(dict)
-def read_draws(draws: Mapping[str, Tensor]) -> Draws:
-    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
+def read_draws(draws: Mapping[str, Tensor], *, known: bool = False) -> Draws:
+    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them.
+
+    Args:
+        draws: The draws.
+        known: Whether a symmetry has told that these are no chains of draws.
+
+    Raises:
+        GuideError: Something is no tensor of draws, or what may be chains of draws.
+    """
     if not draws:
         raise GuideError("there are no draws: the dict is empty")
     for name, value in draws.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             raise GuideError(f"site '{name}': expected a tensor (draws, *site_shape), got {type(value).__name__}")
+    lead = {tuple(value.shape[:2]) for value in draws.values()}
+    if not known and len(lead) == 1 and len(shape := lead.pop()) == 2 and 1 < shape[0] < min(shape[1], CHAINS):
+        raise GuideError(
+            f"site '{next(iter(draws))}': shape {tuple(next(iter(draws.values())).shape)} can be read as {shape[0]} "
+            f"chains of {shape[1]} draws or as {shape[0]} draws. Give chains as value.flatten(0, 1), and draws as a "
+            "list of dicts, one a draw; align and align_draws tell them by the symmetry"
+        )
     return Draws(plain_sites(draws), {k: v.detach().clone() for k, v in draws.items()})
 
 

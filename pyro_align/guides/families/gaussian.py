@@ -84,6 +84,10 @@ class DenseNormal(Posterior):
         return lower_root(self.root)
 
     @property
+    def moves_whole_sites(self) -> bool:
+        return not isinstance(self.stored, StoredForm)
+
+    @property
     def extra(self) -> int:
         """Columns of the root beyond one per coordinate."""
         return self.root.shape[1] - self.root.shape[0]
@@ -197,23 +201,28 @@ def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tenso
 
         def rotate(rows: Tensor, *, signs: bool = True) -> Tensor:
             parts = []
-            for name, part in split_flat(sites, rows.reshape(len(rows), -1).T).items():
+            for name, part in action.renamed(split_flat(sites, rows.reshape(len(rows), -1).T)).items():
                 moved = action.unconstrained(name, part, batch_dims=1, signs=signs)
                 parts.append(moved.reshape(len(part), -1))
             return torch.cat(parts, dim=-1).T.reshape(rows.shape)
 
         return rotate
-    index, sign = action.flat(list(sites))
-    if sign is None and torch.equal(index, torch.arange(len(index), device="cpu")):
-        return None
+    rows = Rows(*action.flat(list(sites)))
+    return None if rows.rest else rows
 
-    def act(rows: Tensor, *, signs: bool = True) -> Tensor:
-        rows = rows[index.to(rows.device)]
-        if sign is None or not signs:
-            return rows
-        return rows * sign.to(rows).reshape(-1, *(1,) * (rows.dim() - 1))
 
-    return act
+class Rows:
+    """A relabeling of flat coordinates, along the first axis of a tensor."""
+
+    def __init__(self, index: Tensor, sign: Tensor | None):
+        self.index, self.sign = index, sign
+        self.rest = sign is None and torch.equal(index, torch.arange(len(index), device="cpu"))
+
+    def __call__(self, tensor: Tensor, *, signs: bool = True) -> Tensor:
+        moved = tensor[self.index.to(tensor.device)]
+        if self.sign is None or not signs:
+            return moved
+        return moved * self.sign.to(moved).reshape(-1, *(1,) * (moved.dim() - 1))
 
 
 def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Features:

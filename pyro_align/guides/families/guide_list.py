@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from pyro.infer.autoguide import AutoGuideList
@@ -52,6 +53,10 @@ class Independent(Posterior):
     def dtype(self) -> torch.dtype:
         """Dtype of the first part."""
         return self.parts[0].dtype
+
+    @property
+    def moves_whole_sites(self) -> bool:
+        return all(part.moves_whole_sites for part in self.parts)
 
     @property
     def labels(self) -> Labels:
@@ -170,19 +175,15 @@ def read_auto_guide_list(guide: AutoGuideList) -> Independent:
                 f"part {i} of the guide list ({type(part).__name__}) can only be wrapped; wrap the whole list: "
                 "wrap_guide(guide, *args)"
             )
-    return Independent(parts, _GuideListWriter(Prototype.of(guide)))
+    return Independent(parts, partial(_write, Prototype.of(guide)))
 
 
-@dataclass(frozen=True, eq=False)
-class _GuideListWriter:
-    prototype: Prototype
-
-    def __call__(self, q: Independent) -> PyroModule:
-        guide = self.prototype.build({})
-        for part in q.parts:
-            child = part.to_guide()
-            if "master" in child.__dict__:
-                guide.append(child)
-            else:  # not an AutoGuide
-                guide.add_module(str(len(guide)), child)
-        return guide.train(self.prototype.training)
+def _write(prototype: Prototype, q: Independent) -> PyroModule:
+    guide = prototype.build({})
+    for part in q.parts:
+        child = part.to_guide()
+        if "master" in child.__dict__:
+            guide.append(child)
+        else:  # not an AutoGuide
+            guide.add_module(str(len(guide)), child)
+    return guide.train(prototype.training)

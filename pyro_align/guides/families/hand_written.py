@@ -7,6 +7,7 @@ mean-field guide, however it is written. It is read as a :class:`MeanFieldNormal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.mean_field import MeanFieldNormal, _AutoNormalWriter
+from pyro_align.guides.families.mean_field import MeanFieldNormal, write_auto_normal
 from pyro_align.guides.families.wrapped import trace_guide
-from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs, trace_of
 from pyro_align.guides.sites import SiteSpec
 from pyro_align.model.keywords import options_apart
 
@@ -82,7 +83,7 @@ def mean_field_guide(
                 raise GuideError(f"site '{name}': expected the names of a location and a scale, got {parameters[name]}")
         locs[name] = RawParameter(pair[0], constraints.real, spec.event_dim)
         scales[name] = RawParameter(pair[0], AutoNormal.scale_constraint, spec.event_dim).with_value(pair[1])
-    writer = _AutoNormalWriter(_prototype(nodes, guide), locs)
+    writer = partial(write_auto_normal, _prototype(nodes, guide), locs)
     return MeanFieldNormal(sites, {k: v.raw for k, v in locs.items()}, scales, writer)
 
 
@@ -143,13 +144,10 @@ def _from_store(spec: SiteSpec, name: str) -> Tensor:
 
 def _prototype(nodes: Mapping[str, dict[str, Any]], guide: Any) -> Prototype:
     """An ``AutoNormal`` over the sites, without a model: it never needs to look at one again."""
-    trace = pyro.poutine.Trace()
-    for name, node in nodes.items():
-        trace.add_node(name, **{**node, "name": name})
     frames = {f.name: f for node in nodes.values() for f in node["cond_indep_stack"] if f.vectorized}
     template = AutoNormal(lambda *args, **kwargs: None, init_loc_fn=init_to_feasible)
     template.__dict__.update(
-        prototype_trace=trace,
+        prototype_trace=trace_of(nodes),
         _prototype_frames=frames,
         _event_dims={name: node["fn"].event_dim for name, node in nodes.items()},
         _model=(None,),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +63,7 @@ class LowRankNormal(Posterior):
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
     is_coupled = True
+    moves_whole_sites = True
     in_unconstrained = True
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class LowRankNormal(Posterior):
         between = self._dense.displace(other._dense, tau)
         if tau == 1.0:
             end = self._with_values_of(other)
-            return replace(between, stored=end, write=_EndWriter(end, self.write_dense))
+            return replace(between, stored=end, write=partial(_write_end, end, self.write_dense))
         return between
 
     def displace_low_rank(self, other: Posterior, tau: float) -> LowRankNormal:
@@ -206,24 +207,13 @@ def read_auto_low_rank(guide: AutoLowRankMultivariateNormal) -> LowRankNormal:
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale, factor = (read_parameter(guide, name) for name in ("loc", "scale", "cov_factor"))
     prototype = Prototype.of(guide)
-    return LowRankNormal(sites, loc.value, scale, factor, _LowRankWriter(prototype, loc), dense_writer(prototype))
+    return LowRankNormal(sites, loc.value, scale, factor, partial(_write, prototype, loc), dense_writer(prototype))
 
 
-@dataclass(frozen=True, eq=False)
-class _LowRankWriter:
-    prototype: Prototype
-    loc: RawParameter
-
-    def __call__(self, q: LowRankNormal):
-        return self.prototype.build({"loc": self.loc.with_value(q.loc), "scale": q.scale, "cov_factor": q.factor})
+def _write(prototype: Prototype, loc: RawParameter, q: LowRankNormal) -> AutoLowRankMultivariateNormal:
+    return prototype.build({"loc": loc.with_value(q.loc), "scale": q.scale, "cov_factor": q.factor})
 
 
-@dataclass(frozen=True, eq=False)
-class _EndWriter:
-    """Writes the end of a path as the low-rank guide it is, and whatever is made of it as a dense one."""
-
-    end: LowRankNormal
-    dense: Callable[[DenseNormal], object]
-
-    def __call__(self, q: DenseNormal):
-        return self.end.to_guide() if q.stored is self.end else self.dense(q)
+def _write_end(end: LowRankNormal, dense: Callable[[DenseNormal], object], q: DenseNormal) -> object:
+    """The end of a path as the low-rank guide it is, and whatever is made of it as a dense one."""
+    return end.to_guide() if q.stored is end else dense(q)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.infer.autoguide.effect import AutoMessenger, AutoNormalMessenger
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_align.errors import GuideError
@@ -47,6 +49,7 @@ class MeanFieldNormal(Posterior):
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
     in_unconstrained = True
+    moves_whole_sites = True
 
     @property
     def divergences(self) -> tuple[str, ...]:
@@ -71,13 +74,14 @@ class MeanFieldNormal(Posterior):
 
     def _permute(self, p: Permutation) -> MeanFieldNormal:
         act = Relabeling(p, self.sites)
-        locs = {k: act.unconstrained(k, v) for k, v in self.locs.items()}
-        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in self.scales.items()}
+        locs = {k: act.unconstrained(k, v) for k, v in act.renamed(self.locs).items()}
+        scales = act.renamed(self.scales)
+        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in scales.items()}
         return replace(self, locs=locs, scales=scales)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         act = Relabeling(p, self.sites)
-        return {k: act.unconstrained(k, v, batch_dims=1) for k, v in noise.items()}
+        return {k: act.unconstrained(k, v, batch_dims=1) for k, v in act.renamed(noise).items()}
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
@@ -160,7 +164,7 @@ def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
     if isinstance(guide, AutoNormalMessenger):
         sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
-    writer = _AutoNormalWriter(Prototype.of(guide), locs)
+    writer = partial(write_auto_normal, Prototype.of(guide), locs)
     return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
 
 
@@ -177,14 +181,10 @@ def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSp
     return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
 
 
-@dataclass(frozen=True, eq=False)
-class _AutoNormalWriter:
-    prototype: Prototype
-    locs: Mapping[str, RawParameter]
-
-    def __call__(self, q: MeanFieldNormal):
-        parameters = {f"locs.{k}": self.locs[k].with_value(v) for k, v in q.locs.items()}
-        return self.prototype.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
+def write_auto_normal(prototype: Prototype, locs: Mapping[str, RawParameter], q: MeanFieldNormal) -> PyroModule:
+    """A guide that stores its locations as ``locs`` do."""
+    parameters = {f"locs.{k}": locs[k].with_value(v) for k, v in q.locs.items()}
+    return prototype.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
 
 
 # -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
@@ -195,21 +195,15 @@ def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
     """Reads the flat ``loc`` and ``scale``, which concatenate the sites in the order of the prototype trace."""
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale = read_parameter(guide, "loc"), read_parameter(guide, "scale")
-    writer = _AutoDiagonalNormalWriter(Prototype.of(guide), loc, scale)
+    writer = partial(_write_diagonal, Prototype.of(guide), loc, scale)
     scales = {k: scale.with_raw(v) for k, v in split_flat(sites, scale.raw).items()}
     return MeanFieldNormal(sites, split_flat(sites, loc.value), scales, writer)
 
 
-@dataclass(frozen=True, eq=False)
-class _AutoDiagonalNormalWriter:
-    prototype: Prototype
-    loc: RawParameter
-    scale: RawParameter
-
-    def __call__(self, q: MeanFieldNormal):
-        loc = torch.cat([v.flatten() for v in q.locs.values()])
-        scale = torch.cat([v.raw.flatten() for v in q.scales.values()])
-        return self.prototype.build({"loc": self.loc.with_value(loc), "scale": self.scale.with_raw(scale)})
+def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter, q: MeanFieldNormal) -> PyroModule:
+    loc = loc.with_value(torch.cat([v.flatten() for v in q.locs.values()]))
+    scale = scale.with_raw(torch.cat([v.raw.flatten() for v in q.scales.values()]))
+    return prototype.build({"loc": loc, "scale": scale})
 
 
 def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:

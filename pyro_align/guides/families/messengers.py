@@ -93,7 +93,7 @@ class Messenger(Wrapped):
             return guide.get_traces()[1].log_prob_sum()
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
-        """Parameters linear in tau, not the geodesic; the ends are the guides themselves."""
+        """Parameters linear in tau, not the geodesic; the endpoints are the guides themselves."""
         tau = check_tau(tau)
         if tau in (0.0, 1.0):
             return other if tau else self

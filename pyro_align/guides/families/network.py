@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
+from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
 from pyro_align.guides.pyro_state.copies import private_copy
@@ -43,7 +45,7 @@ def read_network(module: nn.Module) -> Point:
             points[site if constrained else name] = read_parameter(module, site if constrained else name)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
-    return Point(_sites(points), points, _NetworkWriter(_copy(module)))
+    return Point(_sites(points), points, partial(_write_network, _copy(module)))
 
 
 def _constrained(module: nn.Module) -> set[str]:
@@ -59,7 +61,7 @@ def read_state_dict(state: Mapping[str, Tensor]) -> Point:
     if not points:
         raise GuideError("the state dict has no floating-point tensors")
     kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
-    return Point(_sites(points), points, _StateDictWriter(kept))
+    return Point(_sites(points), points, partial(_write_state_dict, kept))
 
 
 def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
@@ -70,7 +72,9 @@ def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
     lead = {guide[k].dim() - len(terms) for k, terms in sites if isinstance(guide.get(k), Tensor)}
     if lead == {0}:
         return OrderedDict(guide)
-    return {k: v.flatten(0, 1) for k, v in guide.items()} if lead == {2} else guide
+    if lead == {2}:
+        guide = {k: v.flatten(0, 1) for k, v in guide.items()}
+    return read_draws(guide, known=True) if lead in ({1}, {2}) else guide
 
 
 def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
@@ -88,25 +92,17 @@ def _copy(module: nn.Module) -> nn.Module:
     return private_copy(module) if isinstance(module, PyroModule) else copy.deepcopy(module)
 
 
-@dataclass(frozen=True, eq=False)
-class _NetworkWriter:
-    module: nn.Module
-
-    def __call__(self, q: Point) -> nn.Module:
-        made = _copy(self.module)
-        held = {**dict(made.named_parameters()), **dict(made.named_buffers())}
-        with torch.no_grad():
-            for name, point in q.points.items():
-                held[name if name in held else f"{name}_unconstrained"].copy_(point.raw)
-        return made
+def _write_network(module: nn.Module, q: Point) -> nn.Module:
+    made = _copy(module)
+    held = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    with torch.no_grad():
+        for name, point in q.points.items():
+            held[name if name in held else f"{name}_unconstrained"].copy_(point.raw)
+    return made
 
 
-@dataclass(frozen=True, eq=False)
-class _StateDictWriter:
-    state: Mapping[str, Tensor]
-
-    def __call__(self, q: Point) -> dict[str, Tensor]:
-        return OrderedDict((k, q.points[k].raw.clone() if k in q.points else v.clone()) for k, v in self.state.items())
+def _write_state_dict(state: Mapping[str, Tensor], q: Point) -> dict[str, Tensor]:
+    return OrderedDict((k, q.points[k].raw.clone() if k in q.points else v.clone()) for k, v in state.items())
 
 
 # -- a guide and its model ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from pyro.infer.autoguide import AutoDelta
@@ -39,6 +40,8 @@ class Point(Posterior):
     points: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[Point], object] = field(repr=False)
 
+    moves_whole_sites = True
+
     def __post_init__(self) -> None:
         for name, parameter in self.points.items():
             check_finite("value", name, parameter.value)
@@ -52,7 +55,7 @@ class Point(Posterior):
 
     def _permute(self, p: Permutation) -> Point:
         act = Relabeling(p, self.sites)
-        return replace(self, points={k: self._relabeled(k, v, act) for k, v in self.points.items()})
+        return replace(self, points={k: self._relabeled(k, v, act) for k, v in act.renamed(self.points).items()})
 
     def _relabeled(self, site: str, parameter: RawParameter, act: Relabeling) -> RawParameter:
         value = parameter.value
@@ -125,12 +128,8 @@ def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
     sites = site_specs(latent_nodes(guide), guide)
-    return Point(sites, {k: read_parameter(guide, k) for k in sites}, _AutoDeltaWriter(Prototype.of(guide)))
+    return Point(sites, {k: read_parameter(guide, k) for k in sites}, partial(_write, Prototype.of(guide)))
 
 
-@dataclass(frozen=True, eq=False)
-class _AutoDeltaWriter:
-    prototype: Prototype
-
-    def __call__(self, q: Point):
-        return self.prototype.build(q.points)
+def _write(prototype: Prototype, q: Point) -> AutoDelta:
+    return prototype.build(q.points)

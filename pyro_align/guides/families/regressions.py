@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.gaussian import DenseNormal, StoredForm, lower_root
+from pyro_align.guides.families.gaussian import DenseNormal, Rows, StoredForm, lower_root
 from pyro_align.guides.families.wrapped import wrap_guide
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, RawParameter, read_parameter, site_specs
@@ -49,7 +49,7 @@ class LinearRegressions(StoredForm):
 
     def permute(self, p: Permutation) -> LinearRegressions:
         act = Relabeling(p, self.sites)
-        rows = {k: _Rows(*act.flat([k])) for k in self.sites}
+        rows = {k: Rows(*act.flat([k])) for k in self.sites}
         trils = {k: v if rows[k].rest else v.with_value(lower_root(rows[k](v.value))) for k, v in self.trils.items()}
         return replace(
             self,
@@ -84,20 +84,6 @@ class LinearRegressions(StoredForm):
                     rows[name] = rows[name] + weight.value @ rows[u]
             offset += spec.numel
         return torch.cat([v.value for v in self.locs.values()]), torch.cat(list(rows.values()))
-
-
-class _Rows:
-    """A relabeling of one site's flat coordinates, along the first axis of a tensor."""
-
-    def __init__(self, index: Tensor, sign: Tensor | None):
-        self.index, self.sign = index, sign
-        self.rest = sign is None and torch.equal(index, torch.arange(len(index), device="cpu"))
-
-    def __call__(self, tensor: Tensor, *, signs: bool = True) -> Tensor:
-        moved = tensor[self.index.to(tensor.device)]
-        if self.sign is None or not signs:
-            return moved
-        return moved * self.sign.to(moved).reshape(-1, *(1,) * (moved.dim() - 1))
 
 
 def _linear(weight: Tensor) -> nn.Linear:

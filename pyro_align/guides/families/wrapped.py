@@ -91,21 +91,22 @@ class RelabeledGuide(PyroModule):
         outside = {plate.name for plate in get_plates()}
         with _Aside(names, runs_model(self.guide)) as aside:
             self.guide(*args, **kwargs)
-        result = {}
+        result = {name: node["value"] for name, node in aside.nodes.items()}
+        names = {name for name in names & set(result) if not aside.nodes[name]["infer"].get("enumerate")}
+        for act, labels in zip(acts, moves, strict=True):
+            result = act.renamed(result)
+            for name in names:
+                batch_dims = result[name].dim() - len(self._sites[name].shape)
+                result[name] = act.constrained(name, result[name], batch_dims=batch_dims)
+                if name in labels:
+                    result[name] = move_labels(self._sites[name], labels[name], result[name])
         for name, node in aside.nodes.items():
-            value = node["value"]
-            if name in names and not node["infer"].get("enumerate"):
-                batch_dims = value.dim() - len(self._sites[name].shape)
-                for act, labels in zip(acts, moves, strict=True):
-                    value = act.constrained(name, value, batch_dims=batch_dims)
-                    if name in labels:
-                        value = move_labels(self._sites[name], labels[name], value)
+            if name in names:
                 with ExitStack() as stack:
                     for frame in node["cond_indep_stack"]:
                         if frame.vectorized and frame.name not in outside:
                             stack.enter_context(aside.plate(frame))
-                    value = pyro.sample(name, dist.Delta(value, event_dim=node["fn"].event_dim))
-            result[name] = value
+                    result[name] = pyro.sample(name, dist.Delta(result[name], event_dim=node["fn"].event_dim))
         return result
 
 

@@ -288,25 +288,37 @@ def site_specs(
 
 def slim_trace(trace: poutine.Trace) -> poutine.Trace:
     """The latent sites of a prototype trace without the training data, gradients and log probabilities."""
-    slim = poutine.Trace(trace.graph_type)
+    nodes = {}
     for name, node in latent_sites(trace).items():
-        fn, value = prior_of(node), node["value"]
-        shape_only = SimpleNamespace(
-            support=fn.support,
-            event_dim=fn.event_dim,
-            batch_shape=getattr(fn, "batch_shape", None),
-            event_shape=getattr(fn, "event_shape", None),
-        )
-        slim.add_node(
-            name,
-            name=name,
-            type="sample",
-            fn=shape_only,
-            value=torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape),
-            is_observed=False,
-            cond_indep_stack=node["cond_indep_stack"],
-            infer={"prior": shape_only},
-            scale=1.0,
-            mask=None,
-        )
-    return slim
+        fn = prior_of(node)
+        nodes[name] = bare_node(name, fn, node["value"], node["value"].shape, node["cond_indep_stack"])
+    return trace_of(nodes)
+
+
+def bare_node(name: str, fn: Any, like: Tensor, shape: torch.Size, stack: Any) -> dict[str, Any]:
+    """A latent site's node, with zeros like a value, and of its prior the support and shapes."""
+    prior = SimpleNamespace(
+        support=fn.support,
+        event_dim=fn.event_dim,
+        batch_shape=shape[: len(shape) - fn.event_dim],
+        event_shape=shape[len(shape) - fn.event_dim :],
+    )
+    return {
+        "name": name,
+        "type": "sample",
+        "fn": prior,
+        "value": torch.zeros((), dtype=like.dtype, device=like.device).expand(shape),
+        "is_observed": False,
+        "cond_indep_stack": stack,
+        "infer": {"prior": prior},
+        "scale": 1.0,
+        "mask": None,
+    }
+
+
+def trace_of(nodes: Mapping[str, Mapping[str, Any]]) -> poutine.Trace:
+    """A trace that holds these nodes."""
+    trace = poutine.Trace()
+    for name, node in nodes.items():
+        trace.add_node(name, **{**node, "name": name})
+    return trace

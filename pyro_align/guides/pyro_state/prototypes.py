@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch.distributions import biject_to
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.multivariate import MultivariateWriter, dense_writer
-from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, read_parameter
+from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, bare_node, read_parameter, trace_of
 
 
 def prototype_nodes(
@@ -33,37 +31,17 @@ def prototype_nodes(
         batch, event = shapes[name]
         like = read_parameter(guide, f"locs.{name}").raw
         shape = biject_to(site["fn"].support).forward_shape(torch.Size((*batch, *event)))
-        event_dim = site["fn"].event_dim
-        fn = SimpleNamespace(
-            support=site["fn"].support,
-            event_dim=event_dim,
-            batch_shape=shape[: len(shape) - event_dim],
-            event_shape=shape[len(shape) - event_dim :],
-        )
-        nodes[name] = {
-            "name": name,
-            "type": "sample",
-            "fn": fn,
-            "value": like.new_zeros(()).expand(shape),
-            "is_observed": False,
-            "cond_indep_stack": site["cond_indep_stack"],
-            "infer": {},
-            "scale": 1.0,
-            "mask": None,
-        }
+        nodes[name] = bare_node(name, site["fn"], like, shape, site["cond_indep_stack"])
     return nodes
 
 
 def dense_writer_over(prototype: Prototype, nodes: Mapping[str, dict[str, Any]]) -> MultivariateWriter:
     """Writes an ``AutoMultivariateNormal`` over the same sites."""
-    trace = poutine.Trace()
-    for name, node in nodes.items():
-        trace.add_node(name, **node)
     kept = ("_model", "create_plates", "_prototype_frames", "_init_scale")
     shapes = {k: biject_to(n["fn"].support).inverse_shape(n["value"].shape) for k, n in nodes.items()}
     attributes = {
         **{k: prototype.attributes[k] for k in kept if k in prototype.attributes},
-        "prototype_trace": trace,
+        "prototype_trace": trace_of(nodes),
         "_unconstrained_shapes": shapes,
         "_cond_indep_stacks": {k: n["cond_indep_stack"] for k, n in nodes.items()},
         "latent_dim": sum(math.prod(shape) for shape in shapes.values()),

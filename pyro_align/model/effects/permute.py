@@ -34,7 +34,8 @@ def permute_model(model: Callable[..., Any], permutation: Permutation) -> Callab
         A Pyro model with the same sites and shapes.
 
     Raises:
-        SymmetryError: When run, if a site's shape is not what the permutation expects.
+        SymmetryError: Sites change places as wholes, which a model's own order of sites does not allow; or, when run, a
+            site's shape is not what the permutation expects.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -45,6 +46,11 @@ def permute_model(model: Callable[..., Any], permutation: Permutation) -> Callab
         >>> pyro.poutine.trace(permute_model(model, p)).get_trace().nodes["z"]["fn"].mean
         tensor([2., 0., 1.])
     """
+    if stacks := permutation.symmetry.stacks:
+        raise SymmetryError(
+            f"{'; '.join(map(', '.join, stacks.values()))} change places as wholes, which a relabeled model cannot; "
+            "use a symmetry that was found without whole_sites=True"
+        )
     return PermuteMessenger(permutation)(model)
 
 

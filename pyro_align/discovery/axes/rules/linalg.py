@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def inverse(call: AxisCall, a: Any, **kwargs: Any) -> Any:
     """``(P A Q^T)^-1 = Q A^-1 P^T``."""
     batch = a.axes[:-2]
-    for axis in a.axes[-2:]:  # neither axis may be relabeled anew for each index of the other
+    for axis in a.axes[-2:]:  # neither axis may be relabeled independently for each index of the other
         call.witness([*batch, axis])
     return [[*batch, a.axes[-1], a.axes[-2]], list(batch)]
 
