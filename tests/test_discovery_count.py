@@ -159,6 +159,13 @@ def test_what_is_missing_is_named():
     assert find_symmetry(relu, scope="likelihood", scalings=True, count=True).certificate.completeness.complete
 
 
+@pytest.mark.parametrize(("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2))])
+def test_centered_rotations_and_those_of_blocks_are_counted_as_found(model, dimension):
+    group = find_symmetry(model, rotations=True, count=True)
+    assert (group.dimension, group.certificate.completeness.found) == (dimension, dimension)
+    assert group.certificate.completeness.complete
+
+
 def test_networks_are_counted_by_their_outputs():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     count = find_symmetry(net, torch.randn(5, 3), count=True).certificate.completeness

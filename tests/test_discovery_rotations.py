@@ -132,6 +132,21 @@ def with_a_matrix_of_ones(x):
     observe(x @ normal("a", 4, 3).T @ w @ normal("c", 2, 4).T)
 
 
+def by_spread_of_units(x):
+    h = x @ normal("a", 4, 3).T
+    observe((h + 1) @ normal("c", 2, 4).T + h.std(-1, keepdim=True) * h.mean(-1, keepdim=True))
+
+
+def layer_norms(x, gain=False):
+    scale, h = normal("gain", 5) if gain else 1.0, x @ normal("embed", 4, 5)
+    norm = nn.functional.layer_norm
+    h = h + torch.relu(norm(h, (5,)) * scale @ normal("up", 5, 3)) @ normal("down", 3, 5)
+    observe(norm(h, (5,)) * scale @ normal("head", 5, 2))
+
+
+CENTERED = {"factors_around_a_mean", "with_a_matrix_of_ones", "by_spread_of_units", "layer_norms"}
+
+
 def rms(x):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
@@ -176,7 +191,7 @@ MODELS = {
     "factors_of_ordered_scales": (lambda: factors(torch.tensor([1.0, 0.5, 0.25])), tuple, []),
     "factors_with_a_scale_each": (factors_with_a_scale_each, tuple, []),
     "factors_with_heavy_tails": (factors_with_heavy_tails, tuple, []),
-    "factors_around_a_mean": (factors_around_a_mean, tuple, []),
+    "factors_around_a_mean": (factors_around_a_mean, tuple, ["w[1] z[1]"]),
     "matrix_factorization": (matrix_factorization, tuple, ["u[1] v[1]"]),
     "by_distances": (by_distances, tuple, ["z[1]"]),
     "by_inner_products_and_length": (by_inner_products_and_length, tuple, ["z[1]"]),
@@ -190,7 +205,10 @@ MODELS = {
     "linear_recurrence": (linear_recurrence, data(5, 3), ["a[0] c[1] w[0] w[1]"]),
     "linear_recurrence_with_its_diagonal": (linear_recurrence_with_its_diagonal, data(5, 3), []),
     "with_an_identity": (with_an_identity, data(5, 3), ["a[0] c[1] w[0] w[1]"]),
-    "with_a_matrix_of_ones": (with_a_matrix_of_ones, data(5, 3), []),
+    "with_a_matrix_of_ones": (with_a_matrix_of_ones, data(5, 3), ["a[0] c[1] w[0] w[1]"]),
+    "by_spread_of_units": (by_spread_of_units, data(5, 3), ["a[0] c[1]"]),
+    "layer_norms": (layer_norms, data(5, 4), ["down[1] embed[1] head[0] up[0]"]),
+    "layer_norm_with_a_gain": (lambda x: layer_norms(x, gain=True), data(5, 4), []),
     "attention": (
         attention,
         data(2, 5, 4),
@@ -220,6 +238,7 @@ def test_exactly_the_known_rotations(name, signs):
     symmetry = find_symmetry(model, *args, rotations=True, signs=signs)
     if expected is not None:
         assert rotated(symmetry) == expected
+        assert {symmetry.atoms[a].centered for a in symmetry.rotated} <= {name in CENTERED}
     assert symmetry.certificate.error <= symmetry.certificate.tolerance
     plain = find_symmetry(model, *args, signs=signs)
     assert not plain.rotated
@@ -291,7 +310,7 @@ def test_a_rule_claims_only_what_holds(name):
     ("operation", "args", "rotates", "squares"),
     [
         (aten.mm.default, ((4, 3), (3, 2)), ["0[0]", "0[1]", "1[0]", "1[1]"], []),
-        (aten.addmm.default, ((2,), (4, 3), (3, 2)), ["0[0]", "1[1]", "2[0]", "2[1]"], []),
+        (aten.addmm.default, ((2,), (4, 3), (3, 2)), ["0[0]", "1[0]", "1[1]", "2[0]", "2[1]"], []),
         (aten.mul.Tensor, ((3, 4), (3, 1)), ["0[1]"], []),
         (aten.mul.Tensor, ((4,), (4,)), ["0[0]", "1[0]"], ["0[0]"]),
         (aten.add.Tensor, ((4,), (4,)), ["0[0]", "1[0]"], []),

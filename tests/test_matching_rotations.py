@@ -19,6 +19,7 @@ from pyro_align.symmetry.element import polar
 HEADS = (Atom("h", 2), Rotated("d"))
 CASES = {
     "factors": (SymmetrySpec({"w": (None, Rotated("f")), "z": (None, Rotated("f"))}), {"w": (6, 3), "z": (5, 3)}),
+    "centered": (SymmetrySpec({"w": (None, Rotated("f", centered=True))}), {"w": (6, 4)}),
     "heads": (
         SymmetrySpec(
             {"q": (HEADS, None), "k": (HEADS, None), "v": (("h", "e"), None), "o": (None, ("h", "e"))},
@@ -110,6 +111,20 @@ def test_polar_is_the_nearest_orthogonal_matrix():
     torch.testing.assert_close(found @ found.mT, torch.eye(3).expand(5, 3, 3))
     others = torch.linalg.qr(torch.randn(200, 1, 3, 3))[0]
     assert bool(((others * gain).sum((-1, -2)) <= (found * gain).sum((-1, -2)) + 1e-12).all())
+
+
+def test_centered_rotations_leave_the_ones():
+    symmetry = Symmetry.from_axes({"w": (None, Rotated("f", centered=True))}, shapes={"w": (6, 4)})
+    ones = {"w": torch.ones(6, 4)}
+    others = torch.stack([symmetry.random(seed).rotations["f"] for seed in range(200)])
+    torch.testing.assert_close(symmetry.random(0).apply(ones)["w"], ones["w"])
+    gain = 1e6 * torch.randn(4, 4)
+    found = polar(gain, centered=True)
+    torch.testing.assert_close(found.sum(-1), torch.ones(4))
+    assert bool(((others * gain).sum((-1, -2)) <= (found * gain).sum()).all())
+    assert symmetry.dimension == 3
+    with pytest.raises(SymmetryError, match="rows add up to one"):
+        symmetry.permutation(rotations={"f": -torch.eye(4)})
 
 
 def test_scales_cannot_follow():
