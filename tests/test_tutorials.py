@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,8 +42,6 @@ LENGTH = re.compile(
 def test_the_tutorial_runs(text, tmp_path):
     """Every line, with short fits; `make tutorials` runs them at the length that the notebooks show."""
     source = text.read_text(encoding="utf-8")
-    if re.search(r"\baz\.plot_", source) and int(version("arviz").split(".")[0]) >= 1:
-        pytest.skip("its figures are drawn by ArviZ 0.x, whose plots take other arguments than those of 1.x")
     script = tmp_path / text.name
     script.write_text(LENGTH.sub(lambda found: f"{found[1]}={int(found[2]) // 4}", source), encoding="utf-8")
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TUTORIALS.parent)}

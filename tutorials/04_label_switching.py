@@ -72,7 +72,9 @@ def chain(seed):
 
 chains = [chain(seed) for seed in range(4)]
 draws = {site: torch.stack([c[site] for c in chains]) for site in chains[0]}
-before = xr.Dataset({site: (("chain", "draw", "component"), value.numpy()) for site, value in draws.items()})
+dims = ("chain", "draw", "component")
+coords = {dim: range(n) for dim, n in zip(dims, draws["loc"].shape, strict=True)}
+before = xr.Dataset({site: (dims, value.numpy()) for site, value in draws.items()}, coords)
 az.summary(before)
 
 # %% [markdown]
@@ -80,8 +82,7 @@ az.summary(before)
 # different components, and mean nothing. The traces show why: each chain is steady, on its own labels.
 
 # %%
-axes = az.plot_trace(before, var_names=["loc", "scale"], compact=True, figsize=(9, 5))
-axes[0, 0].figure.tight_layout()
+_ = az.plot_trace(before, var_names=["loc", "scale"])
 
 # %% [markdown]
 # ## The symmetry
@@ -111,20 +112,22 @@ after = aligned.to_arviz()
 az.summary(after)
 
 # %%
-axes = az.plot_trace(after, var_names=["loc", "scale"], compact=True, figsize=(9, 5))
-axes[0, 0].figure.tight_layout()
+_ = az.plot_trace(after, var_names=["loc", "scale"])
 
 # %%
-axes = az.plot_forest([before, after], model_names=["before", "after"], var_names=["loc", "scale"], figsize=(8, 5))
+runs = {"before": before, "after": after}
+_ = az.plot_forest(
+    xr.Dataset({f"{site}, {when}": run[site] for site in ("loc", "scale") for when, run in runs.items()})
+)
 
 # %% [markdown]
 # Rank plots: if all chains sample one distribution, the ranks of each chain's draws are uniform.
 
 # %%
-axes = az.plot_rank(before, var_names=["scale"], figsize=(10, 2.5))
+_ = az.plot_rank(before, var_names=["scale"])
 
 # %%
-axes = az.plot_rank(after, var_names=["scale"], figsize=(10, 2.5))
+_ = az.plot_rank(after, var_names=["scale"])
 
 # %% [markdown]
 # ## Other methods

@@ -146,26 +146,28 @@ print("the group has", round(aligned.symmetry.log_order, 1), "nats;", aligned.mo
 # its own.
 
 # %%
-before = xr.Dataset({k: (("chain", "draw", "unit"), draws[k].numpy()) for k in ("w1", "b1", "w2")})
-after = xr.Dataset({k: (("chain", "draw", "unit"), aligned.draws[k].numpy()) for k in ("w1", "b1", "w2")})
-axes = az.plot_trace(before, var_names=["w2"], compact=True, figsize=(9, 2.5))
-axes[0, 0].figure.tight_layout()
+dims = ("chain", "draw", "unit")
+coords = {dim: range(n) for dim, n in zip(dims, draws["b1"].shape, strict=True)}
+before, after = (
+    xr.Dataset({site: (dims, values[site].numpy()) for site in ("w1", "b1", "w2")}, coords)
+    for values in (draws, aligned.draws)
+)
+_ = az.plot_trace(before, var_names=["w2"])
 
 # %%
-axes = az.plot_trace(after, var_names=["w2"], compact=True, figsize=(9, 2.5))
-axes[0, 0].figure.tight_layout()
+_ = az.plot_trace(after, var_names=["w2"])
 
 # %%
-axes = az.plot_forest([before, after], model_names=["before", "after"], var_names=["w1"], combined=True, figsize=(8, 5))
+_ = az.plot_forest(xr.Dataset({"w1, before": before["w1"], "w1, after": after["w1"]}), combined=True)
 
 # %% [markdown]
 # Ranks of one chain's draws among those of all: uniform where the chains agree.
 
 # %%
-axes = az.plot_rank(before.isel(unit=slice(3)), var_names=["w2"], figsize=(10, 2.5))
+_ = az.plot_rank(before.isel(unit=slice(3)), var_names=["w2"])
 
 # %%
-axes = az.plot_rank(after.isel(unit=slice(3)), var_names=["w2"], figsize=(10, 2.5))
+_ = az.plot_rank(after.isel(unit=slice(3)), var_names=["w2"])
 
 # %% [markdown]
 # ## What this shows, and what not

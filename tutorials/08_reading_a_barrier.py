@@ -219,21 +219,19 @@ with warnings.catch_warnings():
     loos = {name: az.loo(point, pointwise=True, reff=1.0) for name, point in points.items()}
     ranks = az.compare(loos)
 print(loos["tau = 0.5"])
-ranks[["rank", "elpd_loo", "p_loo", "elpd_diff", "dse", "weight"]]
+ranks
 
 # %% [markdown]
-# `elpd_loo` is the expected log predictive density of data left out, in nats over all data, from training data alone;
-# `dse` is the error of the difference to the best. High Pareto shapes (open markers on the right tell their share) mark
+# `elpd_loo` (ArviZ 1.x: `elpd`) is the expected log predictive density of data left out, in nats over all data, from
+# training data alone; `dse` is the error of the difference to the best. High Pareto shapes (open markers in the second
+# figure tell their fraction) mark
 # data for which it cannot be trusted: leaving them out would change the posterior more than its draws can tell.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-az.plot_khat(loos["tau = 0.5"], ax=axes[0], markersize=3, textsize=10)
-axes[0].set_title("Pareto shapes at tau 0.5", fontsize=10)
-axes[0].set_xlabel("datum")
-plots.plot_loo(many.loo(np.linspace(0, 1, 5)), ax=axes[1])
-figure.subplots_adjust(wspace=0.3, bottom=0.18)
-plt.show()
+_ = az.plot_khat(loos["tau = 0.5"])
+
+# %%
+_ = plots.plot_loo(many.loo(np.linspace(0, 1, 5)))
 
 # %% [markdown]
 # `barrier.compare()` ranks points of the path beside the mixture of its ends: the ensemble of the two posteriors, which
