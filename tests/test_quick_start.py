@@ -45,6 +45,7 @@ def table():
         "discovery.md:perceptron": pair,
         "discovery.md:horseshoe": pair,
         "discovery.md:one_by_one": (pair[0], torch.randn(5)),
+        "discovery.md:named": (torch.randn(5, 3), torch.randn(5)),
         "discovery.md:normalized": pair,
         "discovery.md:ordered": (torch.randn(7, 6),),
         "discovery.md:factors": (torch.randn(7, 6),),
