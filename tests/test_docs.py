@@ -40,13 +40,16 @@ def runnable_pages():
     return [page for page in PAGES if page.name not in NOT_RUN and script_of(page.read_text(encoding="utf-8")).strip()]
 
 
+def run_as_reader(code, script):
+    """In a process of its own: float32, an empty directory, warnings as they come."""
+    script.write_text(code, encoding="utf-8")
+    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, script], cwd=script.parent, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: page.name)
 def test_code_blocks_of_a_page_run_in_order(page, tmp_path):
-    """In a process of their own, as a reader would run them: float32, an empty directory, warnings as they come."""
-    script = tmp_path / f"{page.stem}.py"
-    script.write_text(script_of(page.read_text(encoding="utf-8")), encoding="utf-8")
-    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_as_reader(script_of(page.read_text(encoding="utf-8")), tmp_path / f"{page.stem}.py")
     assert done.returncode == 0, f"{page.name} (line numbers are those of the page):\n{done.stderr}"
     for shown in (block[2] for block in FENCE.finditer(page.read_text(encoding="utf-8")) if block[1] == "text"):
         assert shown in done.stdout, f"{page.name} shows\n{shown}\nbut its code prints\n{done.stdout}"

@@ -1,12 +1,10 @@
 """The tutorials run from top to bottom, and each notebook shows the cells of its text half."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from test_docs import run_as_reader
 
 jupytext = pytest.importorskip("jupytext")
 
@@ -41,9 +39,6 @@ LENGTH = re.compile(
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)
 def test_the_tutorial_runs(text, tmp_path):
     """Every line, with short fits; `make tutorials` runs them at the length that the notebooks show."""
-    source = text.read_text(encoding="utf-8")
-    script = tmp_path / text.name
-    script.write_text(LENGTH.sub(lambda found: f"{found[1]}={int(found[2]) // 4}", source), encoding="utf-8")
-    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TUTORIALS.parent)}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    short = LENGTH.sub(lambda found: f"{found[1]}={int(found[2]) // 4}", text.read_text(encoding="utf-8"))
+    done = run_as_reader(short, tmp_path / text.name)
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def _collapse(barrier: Barrier, symmetry: Symmetry | None) -> Iterator[str]:
 def _off_prior(
     barrier: Barrier, symmetry: Symmetry | None
 ) -> dict[float, tuple[dict[str, Any], EffectiveWidth | None]]:
-    """Of either end: site -> share of values that are active, and the effective width."""
+    """Of either end: site -> share of values away from the prior, and the effective width."""
     if barrier.problem is None:
         return {}
     args, kwargs = next(barrier.problem.data[0].batches())

@@ -94,9 +94,8 @@ def elements(symmetry: Symmetry) -> Iterator[Permutation]:
         6
     """
     for numbers in _chunks(round(math.exp(symmetry.log_order)), 1024):
-        indices, signs = tables(symmetry, tuple(symmetry.atoms), numbers)
-        for k in range(len(numbers)):
-            yield symmetry.permutation(*({n: t[k] for n, t in table.items()} for table in (indices, signs)))
+        made = tables(symmetry, tuple(symmetry.atoms), numbers)
+        yield from (_row(symmetry, made, k) for k in range(len(numbers)))
 
 
 def tried(problem: Problem, names: tuple[str, ...] | None = None) -> Iterator[tuple[Tensor, Permutation]]:
@@ -114,7 +113,11 @@ def tried(problem: Problem, names: tuple[str, ...] | None = None) -> Iterator[tu
 
 def member(symmetry: Symmetry, stack: Permutation, k: int) -> Permutation:
     """One of a stack's relabelings."""
-    return symmetry.permutation(*({n: t[k] for n, t in table.items()} for table in (stack.indices, stack.signs)))
+    return _row(symmetry, (stack.indices, stack.signs), k)
+
+
+def _row(symmetry: Symmetry, made: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], k: int) -> Permutation:
+    return symmetry.permutation(*({name: table[k] for name, table in part.items()} for part in made))
 
 
 def _chunks(count: int, size: int) -> Iterator[Tensor]:

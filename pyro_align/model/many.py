@@ -105,7 +105,7 @@ class Many:
                 DiagnosticWarning,
                 stacklevel=2,
             )
-        # vmap may hold copies laid out again (batched convolutions, transposes), hence the factor
+        # vmap may hold copies laid out otherwise (batched convolutions, transposes), hence the factor
         return max(1, min(count, budget // max(1, 2 * size)))
 
 
