@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyro_align.axes import AxisLike, Odd, Product, Sum
-from pyro_align.draws.align import align_draws
 from pyro_align.errors import FormatError
-from pyro_align.symmetry.group import Symmetry
-from pyro_align.symmetry.spec import SymmetrySpec
+
+if TYPE_CHECKING:
+    from pyro_align.axes import AxisLike
+    from pyro_align.symmetry.group import Symmetry
+    from pyro_align.symmetry.spec import SymmetrySpec
 
 
 def relabel(dataset: Any, symmetry: Symmetry | SymmetrySpec | Mapping[str, Any], **options: Any) -> Any:
@@ -35,6 +36,9 @@ def relabel(dataset: Any, symmetry: Symmetry | SymmetrySpec | Mapping[str, Any],
         >>> relabel(xr.Dataset({"loc": (("chain", "draw", "k"), loc)}), {"loc": ("k",)})["loc"].values.tolist()
         [[[0.0, 5.0], [0.2, 5.1]]]
     """
+    from pyro_align.draws.align import align_draws  # inside: whoever only imports this waits for no PyTorch
+    from pyro_align.symmetry.spec import SymmetrySpec
+
     if isinstance(symmetry, Mapping):
         symmetry = SymmetrySpec(symmetry)
     return align_draws(dataset, symmetry, **options).to_arviz()
@@ -49,6 +53,8 @@ def read_symmetry(path: str | os.PathLike[str]) -> SymmetrySpec:
     Raises:
         FormatError: The file is no such JSON.
     """
+    from pyro_align.symmetry.spec import SymmetrySpec
+
     try:
         with open(path, encoding="utf-8") as file:
             given = json.load(file)
@@ -62,6 +68,8 @@ def read_symmetry(path: str | os.PathLike[str]) -> SymmetrySpec:
 
 
 def _axis(given: Any) -> AxisLike:
+    from pyro_align.axes import Odd, Product, Sum
+
     if isinstance(given, dict) and set(given) <= {"product", "sum"} and len(given) == 1:
         ((kind, parts),) = given.items()
         return (Product if kind == "product" else Sum)(*(_axis(p) for p in parts))
