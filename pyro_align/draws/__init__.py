@@ -24,7 +24,7 @@ __all__ = [
     "symmetrize",
 ]
 
-# Imported when first asked for, as at the top level: PyTorch with the first draws that are relabeled, Pyro where needed.
+# Imported when first asked for, as at the top level: PyTorch with the first draws relabeled, Pyro where needed.
 _HOMES = {
     "pyro_align.draws.align": ("align_draws",),
     "pyro_align.draws.diagnostics": ("Modes",),
