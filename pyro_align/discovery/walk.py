@@ -97,8 +97,8 @@ class Constants:
         return self._values[node]
 
     def _computed(self, node: Node, args: Any, kwargs: Any) -> Any:
-        like = node.meta.get("val")
-        if not self._expand or not isinstance(like, Tensor):
+        like, given = node.meta.get("val"), (v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor))
+        if not self._expand or not isinstance(like, Tensor) or any(v.layout != torch.strided for v in (like, *given)):
             return node.target(*args, **kwargs)
         if node.target is aten.full.default:
             return node.target([], *args[1:], **kwargs).expand(like.shape)
