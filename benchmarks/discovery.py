@@ -155,7 +155,7 @@ def timed(function):
     return result, time.process_time() - start
 
 
-def against_tracing(model, args: tuple, repeats: int = 3) -> dict[str, float]:
+def against_tracing(model, args: tuple, repeats: int = 2) -> dict[str, float]:
     """Least CPU seconds of one make_fx tracing of the log joint, of discovery, and of one relabeling."""
     density = Density(model, args)
     values = density.initial_values()
