@@ -146,10 +146,12 @@ def find_symmetry(
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-        if signs:
-            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
         if scalings:
             symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
+        if signs:
+            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+            if numbers := {k: v for k, v in symmetry.stacks.items() if k not in source.stacks}:
+                traced, source.stacks = stack_sites(traced, numbers), symmetry.stacks
         symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
         symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
         return _counted(symmetry, source, traced, seed) if count else symmetry
