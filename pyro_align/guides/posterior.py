@@ -7,7 +7,7 @@ param store, reaches it; and nothing done with it reaches the guide.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -111,6 +111,15 @@ class Posterior(ABC):
             GuideError: The posterior does not have this discrete site.
         """
         raise GuideError(f"labels= names the sites {list(labels)}, and the guide has no discrete sites")
+
+    @property
+    def separate_parts(self) -> tuple[Posterior, ...]:
+        """Independent parts, each of which may come to be known by its draws while the others stay as they are."""
+        return ()
+
+    def with_parts(self, parts: Sequence[Posterior]) -> Posterior:
+        """The posterior with others in place of its separate parts."""
+        raise GuideError(f"a {type(self).__name__} has no separate parts")
 
     #: Discrete site -> the atom whose units its values number, or None where they number none.
     labels: Mapping[str, str | None] = {}
