@@ -62,6 +62,8 @@ def counted(make: Callable[[], tuple[Any, tuple]], options: dict[str, Any], limi
         return {"verdict": "not counted", "what": f"more than {limit} s"}
     except PyroAlignError as error:
         return {"verdict": "not counted", "what": str(error).splitlines()[0][:160]}
+    except Exception as error:
+        return {"verdict": "error", "what": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     found = symmetry.certificate.completeness

@@ -68,6 +68,11 @@ def before_a_norm():
     see(nn.functional.layer_norm(hidden, (K,), eps=0.0) @ normal("c", P, K).T)
 
 
+def number():
+    """A single number, nothing of which may be moved."""
+    see(DATA[:, 0] + normal("u"), TARGET[:, 0])
+
+
 def product():
     see(normal("u", 1)[:, None] * normal("v", 1) * TARGET)
 
@@ -132,6 +137,7 @@ def so(n):
         (leaky_relu_and_tanh, "likelihood", K),
         (before_a_norm, "likelihood", 1 + 2 * K + so(K - 1)),
         (product, "likelihood", 1),
+        (number, "joint", 0),
         (attention, "joint", so(2) + so(2)),
         (attention, "likelihood", 2 * 2**2 + 5**2),  # and the stream, which is linear
         (heads, "joint", 2 * (so(2) + so(2))),
