@@ -165,8 +165,10 @@ def test_what_is_missing_is_named():
     assert find_symmetry(relu, scope="likelihood", scalings=True, count=True).certificate.completeness.complete
 
 
-@pytest.mark.parametrize(("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2))])
-def test_centered_rotations_and_those_of_blocks_are_counted_as_found(model, dimension):
+@pytest.mark.parametrize(
+    ("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2)), (rotary, 2 + so(4) + so(5))]
+)
+def test_centered_rotations_and_those_of_blocks_and_planes_are_counted_as_found(model, dimension):
     group = find_symmetry(model, rotations=True, count=True)
     assert (group.dimension, group.certificate.completeness.found) == (dimension, dimension)
     assert group.certificate.completeness.complete
