@@ -299,6 +299,7 @@ def _encode_alignment(alignment: Alignment, arrays: list[Tensor]) -> dict[str, A
         "divergence": _in_words(alignment.divergence),
         "match": {k: dict(v) if isinstance(v, Mapping) else v for k, v in match.items()},
         "margins": None if margins is None else {k: _put(v, arrays) for k, v in margins.items()},
+        "scales": [{k: _put(v, arrays) for k, v in side.items()} for side in alignment.scales],
     }
 
 
@@ -324,6 +325,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
         site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},
         divergence=meta["divergence"],
         match=Match(permutation=p, **found),
+        scales=tuple({k: _get(v, arrays) for k, v in side.items()} for side in meta.get("scales", ())),
     )
 
 

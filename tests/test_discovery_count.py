@@ -68,6 +68,11 @@ def before_a_norm():
     see(nn.functional.layer_norm(hidden, (K,), eps=0.0) @ normal("c", P, K).T)
 
 
+def number():
+    """A single number, nothing of which may be moved."""
+    see(DATA[:, 0] + normal("u"), TARGET[:, 0])
+
+
 def product():
     see(normal("u", 1)[:, None] * normal("v", 1) * TARGET)
 
@@ -132,6 +137,7 @@ def so(n):
         (leaky_relu_and_tanh, "likelihood", K),
         (before_a_norm, "likelihood", 1 + 2 * K + so(K - 1)),
         (product, "likelihood", 1),
+        (number, "joint", 0),
         (attention, "joint", so(2) + so(2)),
         (attention, "likelihood", 2 * 2**2 + 5**2),  # and the stream, which is linear
         (heads, "joint", 2 * (so(2) + so(2))),
@@ -159,8 +165,10 @@ def test_what_is_missing_is_named():
     assert find_symmetry(relu, scope="likelihood", scalings=True, count=True).certificate.completeness.complete
 
 
-@pytest.mark.parametrize(("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2))])
-def test_centered_rotations_and_those_of_blocks_are_counted_as_found(model, dimension):
+@pytest.mark.parametrize(
+    ("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2)), (rotary, 2 + so(4) + so(5))]
+)
+def test_centered_rotations_and_those_of_blocks_and_planes_are_counted_as_found(model, dimension):
     group = find_symmetry(model, rotations=True, count=True)
     assert (group.dimension, group.certificate.completeness.found) == (dimension, dimension)
     assert group.certificate.completeness.complete

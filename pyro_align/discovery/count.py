@@ -181,7 +181,7 @@ def _tangents(generators: Tensor, slots: Sequence[_Slot], values: Values, shapes
     for slot, m in zip(slots, matrices, strict=True):
         m = m.reshape(-1, 1, slot.size, slot.size)
         flat = m @ slot.flat(values[slot.site])  # (generators, points, size, rest)
-        moved = slot.back(flat.flatten(0, 1), shapes[slot.site]).reshape(*flat.shape[:2], -1)
+        moved = slot.back(flat.flatten(0, 1), shapes[slot.site]).reshape(*flat.shape[:2], flat.shape[2:].numel())
         moves[slot.site] = moves[slot.site] + moved
     return torch.cat([m.flatten(1) for m in moves.values()], 1).mT
 

@@ -17,6 +17,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.stacks import refused
 
 
 class Guide(Protocol):
@@ -76,10 +77,8 @@ class Posterior(ABC):
         stacks = {site: p.symmetry.stacks[site] for site in carriers if site in p.symmetry.stacks}
         if stacks and not self.moves_whole_sites:
             raise GuideError(
-                f"{type(self).__name__} cannot follow a relabeling by which "
-                f"{'; '.join(map(', '.join, stacks.values()))} "
-                "change places as wholes; wrap the guide, wrap_guide(guide, *args), or use a symmetry that was found "
-                "without whole_sites=True"
+                f"{type(self).__name__} cannot follow this relabeling, as {refused(stacks)}, or wrap the guide, "
+                "wrap_guide(guide, *args)"
             )
         carriers = {member for site in carriers for member in stacks.get(site, (site,))}
         missing = sorted(carriers - set(self.sites))
