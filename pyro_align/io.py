@@ -24,8 +24,9 @@ from pyro_align.alignment.pair import Alignment
 from pyro_align.axes import Atom, Axis, Product, Sum
 from pyro_align.errors import FormatError, PyroAlignError
 from pyro_align.files import read_tensors, write_tensors
-from pyro_align.guides import Posterior, RelabeledGuide, read_guide
-from pyro_align.guides.registry import read_again
+from pyro_align.guides import GuideAndModel, Posterior, RelabeledGuide, read_guide
+from pyro_align.guides.families.network import ModelAt
+from pyro_align.guides.registry import by_draws, read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.completeness import Completeness, Missing
 from pyro_align.symmetry.element import Permutation
@@ -113,9 +114,11 @@ def _described(meta: Mapping[str, Any], arrays: list[Tensor]) -> str:
     """What a guide to load into must be."""
     state = meta["state"] if isinstance(meta.get("state"), Mapping) else {}
     shapes = ", ".join(f"{name} {tuple(_get(number, arrays).shape)}" for name, number in state.items())
+    kind = meta.get("type")
+    like = "the guide that was relabeled, or another" if kind == RelabeledGuide.__name__ else f"a {kind}"
     return (
-        f"the parameters of a {meta.get('type')} ({shapes}); its model is code, and stays where it is: pass a "
-        f"{meta.get('type')} over the same model that has run once, load(path, like=guide)"
+        f"the parameters of a {kind} ({shapes}); its model is code, and stays where it is: pass "
+        f"{like} over the same model that has run once, load(path, like=guide)"
     )
 
 
@@ -237,20 +240,40 @@ def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any
 
 def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[str, Any]:
     guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
-    state = {name: _put(value, arrays) for name, value in guide.state_dict().items()}
+    state = {name: _put(value, arrays) for name, value in _tensors(guide).items()}
     meta = {"type": type(guide).__name__, "state": state}
-    if isinstance(guide, RelabeledGuide):  # its relabelings are no parameters
-        meta["relabelings"] = [_encode_permutation(p, arrays) for p in guide.relabelings]
+    if isinstance(inner := _inner(guide), RelabeledGuide):  # its relabelings are no parameters
+        meta["relabelings"] = [_encode_permutation(p, arrays) for p in inner.relabelings]
     return meta
+
+
+def _inner(guide: Any) -> Any:
+    return guide.guide if isinstance(guide, GuideAndModel) else guide
+
+
+def _tensors(guide: Any) -> dict[str, Tensor]:
+    """Name -> tensor of a guide, and of the model whose parameters were learned with it."""
+    if isinstance(guide, GuideAndModel):
+        parts = {"guide": _tensors(guide.guide), "model": _tensors(guide.model)}
+        return {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()}
+    if isinstance(guide, ModelAt):
+        return guide.tensors
+    if not isinstance(guide, nn.Module):
+        raise TypeError(f"cannot save a {type(guide).__name__}, which is no module; save its draws or its Permutation")
+    return dict(guide.state_dict())
 
 
 def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> nn.Module:
     q = read_guide(like)
     guide = q.to_guide()
+    if "relabelings" in meta and not isinstance(_inner(guide), RelabeledGuide):
+        # a plain guide stands for one that is known by its draws since it was relabeled
+        q = by_draws(q)
+        guide = q.to_guide()
     if type(guide).__name__ != meta["type"]:
         raise FormatError(f"the file holds a {meta['type']}, like= is a {type(guide).__name__}")
     state = {name: _get(entry, arrays) for name, entry in meta["state"].items()}
-    own = guide.state_dict()
+    own = _tensors(guide)
     wrong = sorted(set(state) ^ set(own)) or [k for k, v in own.items() if v.shape != state[k].shape]
     if wrong:
         raise FormatError(f"the saved guide and like= differ in the parameters {wrong}; is it the same model?")
@@ -259,8 +282,8 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             if tensor.dtype != state[name].dtype:
                 raise FormatError(f"parameter '{name}' was saved as {state[name].dtype}, like= has {tensor.dtype}")
             tensor.copy_(state[name])
-    if isinstance(guide, RelabeledGuide):
-        guide.relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
+    if "relabelings" in meta:
+        _inner(guide).relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
     read_again(q, guide)  # refuses NaN and infinite parameters
     return guide
 
@@ -276,6 +299,7 @@ def _encode_alignment(alignment: Alignment, arrays: list[Tensor]) -> dict[str, A
         "divergence": _in_words(alignment.divergence),
         "match": {k: dict(v) if isinstance(v, Mapping) else v for k, v in match.items()},
         "margins": None if margins is None else {k: _put(v, arrays) for k, v in margins.items()},
+        "scales": [{k: _put(v, arrays) for k, v in side.items()} for side in alignment.scales],
     }
 
 
@@ -301,6 +325,7 @@ def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Mo
         site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},
         divergence=meta["divergence"],
         match=Match(permutation=p, **found),
+        scales=tuple({k: _get(v, arrays) for k, v in side.items()} for side in meta.get("scales", ())),
     )
 
 

@@ -124,10 +124,8 @@ class Objective:
         if permutation is None or self.symmetry is self.group:
             return permutation
         known = self.symmetry.atoms
-        return self.symmetry.permutation(
-            {k: v for k, v in permutation.indices.items() if k in known},
-            {k: v for k, v in permutation.signs.items() if k in known},
-        )
+        parts = (permutation.indices, permutation.signs, permutation.rotations)
+        return self.symmetry.permutation(*({k: v for k, v in part.items() if k in known} for part in parts))
 
     def finish(self, found: Match) -> Match:
         """What was found, with its relabeling as an element of the group."""
@@ -142,7 +140,7 @@ class Objective:
         """A relabeling of the tensors with features as an element of the group; all other atoms keep their order."""
         if self.symmetry is self.group:
             return permutation
-        return self.group.permutation(permutation.indices, permutation.signs)
+        return self.group.permutation(permutation.indices, permutation.signs, permutation.rotations)
 
 
 def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: Any) -> Objective:
@@ -180,10 +178,16 @@ def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: 
         for site in here:
             odd[site] = (*odd.get(site, ()), *here.odd[site])
     sides = (Features(odd, lambda s: _stacked(fixed, s), odd), Features(odd, lambda s: _stacked(moving, s), odd))
-    if axes.keys() == odd.keys() == symmetry.sites.keys():
-        return Objective(symmetry, symmetry, *sides)
-    kept = {site: terms for site, terms in axes.items() if site in odd}
-    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), *sides)
+    return over(symmetry, *sides, axes)
+
+
+def over(symmetry: Symmetry, fixed: Features, moving: Features, axes: Mapping[str, Any] | None = None) -> Objective:
+    """The objective on the tensors that have features, of which ``axes`` gives the terms where they are no sites."""
+    axes = symmetry.sites if axes is None else axes
+    if axes.keys() == fixed.keys() == symmetry.sites.keys():
+        return Objective(symmetry, symmetry, fixed, moving)
+    kept = {site: terms for site, terms in axes.items() if site in fixed}
+    return Objective(symmetry, replace(symmetry, sites=kept, certificate=None), fixed, moving)
 
 
 def _stacked(parts: Sequence[tuple[Features, float]], site: str) -> tuple[Tensor, ...]:

@@ -1,5 +1,7 @@
 """Positive scalings of units: found over the rationals, certified, and brought to one gauge."""
 
+from dataclasses import replace
+
 import pyro
 import pytest
 import torch
@@ -7,7 +9,7 @@ from problems import normal, observe
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, init_to_sample
 from torch import nn
 
-from pyro_align import align, canonical, find_symmetry, load, save
+from pyro_align import align, align_many, canonical, find_symmetry, load, permute_guide, save
 from pyro_align.errors import GuideError
 from pyro_align.guides import read_guide
 
@@ -138,14 +140,55 @@ def test_a_planted_rescaling_is_undone_exactly():
     assert after < before
 
 
-def test_a_planted_relabeling_is_found_behind_the_gauge():
+def test_align_undoes_a_planted_rescaling_and_relabeling(tmp_path):
+    """By itself: both networks are brought to one scale first, and the result says by how much."""
     net = network()
     symmetry = find_symmetry(net, X, scalings=True)
     element = symmetry.random(1)
     other = rescaled(element.apply(net), symmetry)
-    found = align(canonical(net, symmetry), canonical(other, symmetry), symmetry)
+    found = align(net, other, symmetry)
     assert found.permutation @ element == symmetry.identity()
-    assert found.distance < 1e-8
+    assert found.distance < 1e-8 < 0.1 < found.distance_before
+    torch.testing.assert_close(found.guide(X), net(X), rtol=1e-12, atol=1e-12)
+    assert "brought to one scale first, by factors up to" in str(found)
+    least = canonical(other, symmetry).state_dict()
+    for scaling, factor in zip(symmetry.scalings, found.scales[1].values(), strict=True):
+        other.load_state_dict(scaling.apply(symmetry.sites, other.state_dict(), factor.log()))
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, least[name], rtol=1e-9, atol=1e-12)
+    save(tmp_path / "found", found)
+    again = load(tmp_path / "found", like=net)
+    assert [list(side) for side in again.scales] == [list(side) for side in found.scales]
+    assert all(torch.equal(v, found.scales[1][k]) for k, v in again.scales[1].items())
+
+
+def test_align_many_brings_all_to_one_scale():
+    net = network()
+    symmetry = find_symmetry(net, X, scalings=True)
+    others = [rescaled(symmetry.random(k).apply(net), symmetry, seed=k) for k in range(2)]
+    for reference in (None, 0):
+        found = align_many([net, *others], symmetry, reference=reference)
+        assert found.distances.max() < 1e-6 < 0.1 < found.distances_before[0, 1]
+        assert len(found.scales) == 3
+        assert "brought to one scale first" in str(found)
+
+
+def test_align_brings_mean_field_posteriors_to_one_scale_where_the_likelihood_alone_counts():
+    guide = AutoNormal(relu, init_loc_fn=init_to_sample, init_scale=0.3)
+    guide()
+    joint, symmetry = (find_symmetry(relu, scope=s, scalings=True) for s in ("joint", "likelihood"))
+    q = read_guide(guide)
+    locs, scales = ({k: q.marginal(k)[i] for k in symmetry.shapes} for i in (0, 1))
+    for scaling in symmetry.scalings:
+        log_scale = torch.linspace(-1, 1, symmetry.atoms[scaling.atom].size)
+        locs, scales = (scaling.apply(symmetry.sites, values, log_scale) for values in (locs, scales))
+    widths = {k: q.scales[k].with_value(s) for k, s in scales.items()}
+    other = replace(q, locs=locs, scales=widths).to_guide()
+    found = align(guide, other, symmetry)
+    assert found.distance < 1e-5 < 0.1 < found.distance_before
+    plain = align(guide, other, joint)
+    assert not plain.scales
+    assert plain.distance == pytest.approx(found.distance_before)
 
 
 def test_it_is_the_least_norm():
@@ -193,6 +236,7 @@ def test_what_has_no_gauge_is_refused():
     guide()
     with pytest.raises(GuideError, match="no gauge in closed form"):
         canonical(guide, symmetry)
+    assert not align(guide, permute_guide(guide, symmetry.random(0)), symmetry).scales
     pyro.clear_param_store()
     point = AutoDelta(relu, init_loc_fn=init_to_sample)
     point()

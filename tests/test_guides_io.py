@@ -18,6 +18,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    init_to_sample,
 )
 
 from pyro_align.alignment.pair import align
@@ -129,6 +130,35 @@ def test_alignments_by_activations_come_back(tmp_path):
         assert back.permutation == alignment.permutation
 
 
+def test_a_plain_guide_stands_for_one_that_left_its_family(tmp_path):
+    """Shares on a simplex: the aligned guide is wrapped, and whoever loads it has a plain one of the same model."""
+
+    def mixture():
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+        parts = dist.MixtureSameFamily(dist.Categorical(share), dist.Normal(loc, 1.0))
+        pyro.sample("y", parts.expand([4]).to_event(1), obs=torch.tensor([-1.0, 0.0, 2.0, 5.0]))
+
+    guides = []
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        with pyro.get_param_store().scope():
+            guides.append(AutoNormal(mixture, init_loc_fn=init_to_sample))
+            guides[-1]()
+    a, b, like = guides
+    alignment = align(a, b, find_symmetry(mixture))
+    save(tmp_path / "a", alignment)
+    with pytest.raises(TypeError, match="pass the guide that was relabeled, or another over the same model"):
+        load(tmp_path / "a")
+    noise = alignment.posterior.noise(3)
+    found = load(tmp_path / "a", like=like).posterior.push(noise)
+    assert all(torch.equal(v, found[k]) for k, v in alignment.posterior.push(noise).items())
+    save(tmp_path / "b", same := align(b, b, find_symmetry(mixture)))
+    assert same.permutation.is_identity
+    assert load(tmp_path / "b", like=like).permutation.is_identity
+
+
+@pytest.mark.usefixtures("few_draws")
 def test_wrapped_guides_come_back_with_their_relabeling(tmp_path):
     a, b, like = (fitted(AutoIAFNormal, seed) for seed in range(3))
     alignment = align(a, permute_guide(b, SYMMETRY.random(5)), SYMMETRY)

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_sample
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -153,6 +153,49 @@ def test_a_partial_network_is_evaluated_as_one():
     assert abs(barrier.excess[1]) > 1.0
     torch.testing.assert_close(barrier.value[0], barrier.value[-1], rtol=0.3, atol=0.0)
     torch.testing.assert_close(aligned["expected_nll"].value[0], barrier.value[0])
+
+
+class Experts(PyroModule):
+    """A learned layer, and weights of experts on a simplex: relabeled, a Gaussian guide is known by its draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = PyroModule[nn.Linear](2, 4)
+        self.out = PyroSample(dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2))
+        self.share = PyroSample(dist.Dirichlet(torch.ones(3)))
+
+    def forward(self, x, y=None):
+        mean = torch.tanh(self.inner(x)) @ self.out.mT
+        share = dist.Categorical(self.share)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.MixtureSameFamily(share, dist.Normal(mean, 0.5)), obs=y)
+
+
+@pytest.mark.usefixtures("few_draws")
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
+def test_experts_whose_shares_leave_the_family(family, tmp_path):
+    fits = []
+    for seed in range(2):
+        pyro.set_rng_seed(seed)
+        model = Experts()
+        with pyro.get_param_store().scope():
+            guide = family(model, init_loc_fn=init_to_sample, init_scale=0.05)
+            guide(X, Y)
+        fits.append((guide, model))
+    (a, model), (b, _) = fits
+    symmetry = pyro_align.find_symmetry(model, X, Y, parameters=True)
+    assert sorted(atom.size for atom in symmetry.atoms.values()) == [3, 4]
+    p = symmetry.random(1)
+    moved = permute_guide(GuideAndModel(*fits[0]), p)
+    back = pyro_align.align(a, moved.guide, symmetry, parameters=(model, moved.model))
+    assert back.permutation == p.inverse()
+    alignment = pyro_align.align(a, b, symmetry, parameters=(model, fits[1][1]))
+    barrier = pyro_align.evaluate_barrier(model, alignment.path, X, Y, taus=3, num_samples=4)
+    assert not barrier.summary().isna().all(axis=None)
+    pyro_align.save(tmp_path / "a", alignment)
+    loaded = pyro_align.load(tmp_path / "a", like=GuideAndModel(*fits[0]))
+    noise = alignment.posterior.noise(3)
+    assert all(torch.equal(v, loaded.posterior.push(noise)[k]) for k, v in alignment.posterior.push(noise).items())
 
 
 class Autoencoder(nn.Module):

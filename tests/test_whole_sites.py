@@ -182,7 +182,7 @@ def test_many_guides(symmetry):
 
 def test_a_wrapped_guide_runs(symmetry):
     guide, p = guide_of(AutoGaussian), symmetry.random(5)
-    with pytest.raises(GuideError, match="change places as wholes; wrap the guide"):
+    with pytest.raises(GuideError, match=r"change places as wholes: .*, or wrap the guide"):
         permute_guide(guide, p)
     moved = permute_guide(wrap_guide(guide, X, X[:, 0]), p)
     pyro.set_rng_seed(0)
@@ -195,9 +195,9 @@ def test_a_wrapped_guide_runs(symmetry):
 
 def test_what_cannot_follow_says_so(symmetry):
     guide = guide_of(AutoNormal)
-    with pytest.raises(SymmetryError, match="which a relabeled model cannot"):
+    with pytest.raises(SymmetryError, match="a relabeled model cannot follow"):
         permute_model(experts, symmetry.random(1))
-    with pytest.raises(PyroAlignError, match="change places as wholes in this symmetry, which the guide cannot follow"):
+    with pytest.raises(PyroAlignError, match=r"the guide cannot follow this symmetry, as .* change places as wholes"):
         effective_width(experts, guide, symmetry, X, X[:, 0])
     with pytest.raises(GuideError, match="align posteriors"):
         align_draws([guide, guide], symmetry)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pyro_align import align, canonical, find_symmetry
+from pyro_align import align, find_symmetry
 
 Values = dict[str, Tensor]
 TRAIN = 1437
@@ -77,8 +77,8 @@ def gauge(steps: int) -> None:
         p = {k: pyro.sample(k, dist.Normal(0.0, 1.0).expand(s).to_event(len(s))) for k, s in WIDTHS.items()}
         pyro.sample("y", dist.Categorical(logits=relu_net(p, x)).to_event(1), obs=y)
 
-    symmetry = find_symmetry(model, x[:5], y[:5], scope="likelihood", scalings=True)
-    print(*symmetry.scalings, sep="\n")
+    plain, scaled = (find_symmetry(model, x[:5], y[:5], scope="likelihood", scalings=s) for s in (False, True))
+    print(*scaled.scalings, sep="\n")
     a = OrderedDict(fit_relu(0, (1, 1, 1), steps, x, y, train))
 
     def loss(p: Values) -> float:
@@ -86,10 +86,10 @@ def gauge(steps: int) -> None:
 
     for name, gains in (("same recipe", (1, 1, 1)), ("scale shared otherwise", (4, 0.5, 0.5))):
         b = OrderedDict(fit_relu(1, gains, steps, x, y, train))
-        for what, prepare in (("permutations", dict), ("gauge, permutations", lambda p: canonical(p, symmetry))):
-            one, two = OrderedDict(prepare(a)), OrderedDict(prepare(b))
-            found = align(one, two, symmetry, restarts=4)
-            print(f"{name:24s}{what:22s}test barrier {barrier(loss, one, dict(found.guide), 11):.4f}", flush=True)
+        for what, symmetry in (("permutations", plain), ("gauge, permutations", scaled)):
+            found = align(a, b, symmetry, restarts=4)
+            value = barrier(loss, dict(found.reference.to_guide()), dict(found.guide), 11)
+            print(f"{name:24s}{what:22s}test barrier {value:.4f}", flush=True)
 
 
 # -- rotations of a transformer ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pyro_align.guides.features import stacked_features
 from pyro_align.matching import Match, Problem, match
 from pyro_align.matching.enumeration import LIMIT, member, tried
 from pyro_align.matching.starts import kick
+from pyro_align.objectives import build_objective, over
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
@@ -82,12 +83,12 @@ def _nearest(
     """The nearest of all relabelings; None where they, or those that may be nearest, are too many."""
     if symmetry.rotated or symmetry.log_order > math.log(LIMIT) + 1e-9:
         return None
-    sides = a.features("w2", "fixed"), b.features("w2", "moving")
-    fixed, moving = (stacked_features(side, symmetry.stacks) for side in sides)
-    sizes = sum(float(t.double().square().sum()) for s in symmetry.sites for t in (*fixed[s], *moving[s]))
+    goal = build_objective(a, b, symmetry, "w2")
+    fixed, moving = goal.fixed, goal.moving
+    sizes = sum(float(t.double().square().sum()) for s in goal.symmetry.sites for t in (*fixed[s], *moving[s]))
     candidates = [
         (sizes - 2 * value, k, stack)
-        for values, stack in tried(Problem(symmetry, fixed, moving, fixed.odd))
+        for values, stack in tried(Problem(goal.symmetry, fixed, moving, fixed.odd))
         for k, value in enumerate(values.tolist())
     ]
     width = sum(math.prod(shape) for shape in a.shapes.values())
@@ -97,7 +98,7 @@ def _nearest(
             break
         if not tries:
             return None
-        element, tries = member(symmetry, stack, k), tries - 1
+        element, tries = goal.as_element(member(goal.symmetry, stack, k)), tries - 1
         if (now := distance(element)) < least:
             best, least = element, now
     return best
@@ -125,8 +126,9 @@ def _alternate(
 ) -> Match:
     best, least = found.permutation, distance(found.permutation)
     while True:
-        fixed, moving = (stacked_features(f, symmetry.stacks) for f in a.coupled_features(b, best))
-        found = match(symmetry, fixed, moving, odd=fixed.odd, init=best, **options)
+        goal = over(symmetry, *(stacked_features(f, symmetry.stacks) for f in a.coupled_features(b, best)))
+        how = {"odd": goal.fixed.odd, "init": goal.start(best), **options}
+        found = goal.finish(match(goal.symmetry, goal.fixed, goal.moving, **how))
         nearer = distance(found.permutation)
         status = "converged" if found.status == "optimal" else found.status  # given the coupling, which may not be best
         if found.permutation == best or not nearer < least:

@@ -18,6 +18,7 @@ from pyro_align.alignment.pair import fit_symmetry, match_posteriors
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import DiagnosticWarning, GuideError, PyroAlignError
 from pyro_align.guides import Posterior, barycenter, check_distinct, read_guide
+from pyro_align.guides.canonical import Scales, has_gauge, one_scale
 from pyro_align.guides.families.network import by_axes
 from pyro_align.matching import Match, Matcher, match
 from pyro_align.matching.starts import kick
@@ -49,6 +50,8 @@ class ManyAlignments:
         status: ``"converged"`` (a local optimum: no posterior comes nearer by itself) or ``"max_rounds"``.
         matches: How the last match of each posterior went; None for a reference.
         falls: How much each restart lowered the mean squared distance.
+        scales: For each posterior, scaling -> the factor of each unit by which it was brought to one scale before, as
+            by :func:`~pyro_align.canonical`; empty where there are none.
 
     Example:
         >>> from pyro_align import Symmetry, align_many, permute_guide
@@ -74,6 +77,7 @@ class ManyAlignments:
     status: str
     matches: tuple[Match | None, ...] = field(repr=False)
     falls: tuple[float, ...] = ()
+    scales: tuple[Scales, ...] = ()
 
     @cached_property
     def guides(self) -> tuple[Any, ...]:
@@ -95,7 +99,7 @@ class ManyAlignments:
         before, after = self.distances_before[pairs].mean(), self.distances[pairs].mean()
         return (
             f"{n} posteriors, {self.status} after {len(self.history)} rounds: mean pairwise W2 distance "
-            f"{before:.6g} -> {after:.6g}{self._restarts()}"
+            f"{before:.6g} -> {after:.6g}{self._restarts()}{'; brought to one scale first' if self.scales else ''}"
         )
 
     def _restarts(self) -> str:
@@ -118,6 +122,8 @@ def align_many(
     progress: bool = False,
 ) -> ManyAlignments:
     """Relabels several posteriors so that they lie near one another.
+
+    Where the symmetry has scalings, each is brought to one scale first, as by :func:`~pyro_align.align`.
 
     Without a reference, alignment to the barycenter and the barycenter of the aligned alternate until no unit moves,
     and each is then matched to the barycenter of the others: each step lowers the mean squared W2 distance to the
@@ -162,6 +168,9 @@ def align_many(
     posteriors = _read(guides)
     symmetry = fit_symmetry(symmetry, posteriors[0])
     check_resting(symmetry, *guides)
+    given, scales = posteriors, ()
+    if has_gauge(posteriors[0], symmetry):
+        posteriors, scales = map(list, zip(*(one_scale(q, symmetry) for q in posteriors), strict=True))
     options = {"matcher": matcher, "seed": seed, "max_sweeps": max_sweeps, "divergence": divergence}
     first = _check_reference(reference, len(posteriors))
     bar = tqdm(desc="align", unit="match", disable=not progress)
@@ -175,7 +184,7 @@ def align_many(
             start = _from_reference(posteriors, symmetry, first, match_all, restarts)
             moved = [q.permute(p) for q, p in zip(posteriors, start.permutations, strict=True)]
             frame = replace(start, history=(_spread(posteriors[first], moved),), status="converged")
-            return _result(posteriors, frame, posteriors[first])
+            return replace(_result(given, posteriors, frame, posteriors[first]), scales=tuple(scales))
         best: _Frame | None = None
         rises = []
         generator = torch.Generator().manual_seed(seed)
@@ -192,7 +201,7 @@ def align_many(
             best = frame if best is None or frame.history[-1] < best.history[-1] else best
             k += 1
         center = barycenter([q.permute(p) for q, p in zip(posteriors, best.permutations, strict=True)])
-        return replace(_result(posteriors, best, center), falls=tuple(rises))
+        return replace(_result(given, posteriors, best, center), falls=tuple(rises), scales=tuple(scales))
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,13 +311,15 @@ def _pairwise(posteriors: Sequence[Posterior]) -> np.ndarray:
     return out
 
 
-def _result(posteriors: Sequence[Posterior], frame: _Frame, center: Posterior) -> ManyAlignments:
+def _result(
+    given: Sequence[Posterior], posteriors: Sequence[Posterior], frame: _Frame, center: Posterior
+) -> ManyAlignments:
     moved = [q.permute(p) for q, p in zip(posteriors, frame.permutations, strict=True)]
     return ManyAlignments(
         permutations=frame.permutations,
         posteriors=tuple(moved),
         center=center,
-        distances_before=_pairwise(posteriors),
+        distances_before=_pairwise(given),
         distances=_pairwise(moved),
         history=frame.history,
         status=frame.status,

@@ -14,6 +14,7 @@ from pyro_align.diagnostics import EffectiveWidth
 from pyro_align.discovery.resting import check_resting
 from pyro_align.errors import GuideError, MatchError
 from pyro_align.guides import Guide, MeanFieldNormal, Point, Posterior, SiteSpec, check_distinct, read_guide
+from pyro_align.guides.canonical import Scales, has_gauge, one_scale
 from pyro_align.guides.families.network import beside, by_axes
 from pyro_align.guides.registry import alike, relabelable
 from pyro_align.matching import Match, Matcher, match
@@ -33,7 +34,7 @@ class Alignment:
     """One posterior relabeled to lie near another.
 
     Attributes:
-        permutation: The relabeling that was applied.
+        permutation: The relabeling that was applied, after the scales where there are any.
         posterior: The relabeled posterior, as a snapshot.
         distance_before: Wasserstein-2 distance of the two posteriors as they were given.
         distance: Wasserstein-2 distance after relabeling.
@@ -41,8 +42,11 @@ class Alignment:
             Empty for families with correlations between sites.
         divergence: What was minimized.
         match: How the matcher went: objective, history, status, time by part.
-        reference: The posterior that stayed.
+        reference: The posterior that stayed, at its one scale where there are scalings.
         distance_error: Standard error of ``distance``, where it is estimated from draws; 0 elsewhere.
+        scales: For the posterior that stays and the other, scaling -> the factor of each unit by which the posterior
+            was brought to one scale before they were matched, as by :func:`~pyro_align.canonical`; empty where the
+            symmetry has no scalings, or the family no such scale in closed form.
 
     Example:
         >>> from pyro_align import Symmetry, align, permute_guide
@@ -68,6 +72,7 @@ class Alignment:
     match: Match = field(repr=False)
     distance_error: float = 0.0
     reference: Posterior | None = field(default=None, repr=False)
+    scales: tuple[Scales, ...] = ()
 
     @property
     def status(self) -> str:
@@ -139,14 +144,24 @@ class Alignment:
         return pd.concat(frames, names=["atom", "unit"])
 
     def __str__(self) -> str:
+        atoms, group = self.permutation.symmetry.atoms, self.permutation.symmetry
         moved = ", ".join(
-            f"{name} {count}/{self.permutation.indices[name].numel()}"
+            f"{name} {count}/{math.prod(group.outer_shape(name)) * atoms[name].size}"
             for name, count in self.permutation.moved().items()
         )
         error = f" +- {self.distance_error:.2g}" if self.distance_error else ""
         return (
             f"Alignment by {self.divergence}: W2 distance {self.distance_before:.6g} -> {self.distance:.6g}{error}\n"
-            f"units moved: {moved or 'none'}\n{self.match}"
+            f"units moved: {moved or 'none'}\n{self._scaled()}{self.match}"
+        )
+
+    def _scaled(self) -> str:
+        if not self.scales:
+            return ""
+        largest = (max(float(f.log().abs().max()) for f in side.values()) for side in self.scales)
+        here, there = (f"{math.exp(log):.3g}" for log in largest)
+        return (
+            f"brought to one scale first, by factors up to {here} here and {there} there: {', '.join(self.scales[0])}\n"
         )
 
 
@@ -172,6 +187,10 @@ def align(
     For diagonal Gaussians the squared Wasserstein-2 distance is ``|m0 - P m1|^2 + |s0 - P s1|^2``: minimizing it over
     relabelings P is a sum of bilinear assignment problems (Rossi, Singh & Hannagan 2023, section 4), solved by one
     linear assignment per atom in turn. Both guides stay as they are.
+
+    Where the symmetry has scalings, points and mean-field posteriors are brought to one scale first, as by
+    :func:`~pyro_align.canonical`, which leaves the likelihood as it is: ``alignment.scales`` has the factors, and
+    ``alignment.reference`` the guide that stays, at that scale.
 
     Args:
         guide_a: The guide that stays: a Pyro guide, or a :class:`~pyro_align.guides.Posterior` read from one; or a
@@ -235,6 +254,11 @@ def align(
     symmetry = fit_symmetry(symmetry, a)
     check_resting(symmetry, guide_a, guide_b)
     a, b = relabelable(a, symmetry), relabelable(b, symmetry)
+    before, sites_before = _distances(a, b)
+    scales: tuple[Scales, ...] = ()
+    if has_gauge(b, symmetry):
+        (a, here), (b, there) = one_scale(a, symmetry), one_scale(b, symmetry)
+        scales = here, there
     found = match_posteriors(
         a,
         b,
@@ -251,7 +275,7 @@ def align(
         progress=progress,
     )
     moved = b.permute(found.permutation)
-    (before, sites_before), (after, sites_after) = _distances(a, b), _distances(a, moved)
+    after, sites_after = _distances(a, moved)
     return Alignment(
         permutation=found.permutation,
         posterior=moved,
@@ -262,6 +286,7 @@ def align(
         match=found,
         distance_error=a.distance_error(moved),
         reference=a,
+        scales=scales,
     )
 
 

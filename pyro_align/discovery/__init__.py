@@ -28,6 +28,7 @@ from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
+from pyro_align.discovery.rotations.planes import add_planes
 from pyro_align.discovery.scalings import add_scalings
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
@@ -99,7 +100,8 @@ def find_symmetry(
             they are looked for in models of up to 100,000 entries.
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
-            :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+            :func:`~pyro_align.axes.Rotated` wherever sites carry them. Pairs of a rotary embedding are rotated by an
+            angle each; they are found by some gradients at random points, where parts of fixed order may be such.
         scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
             linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of
             the joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
@@ -147,10 +149,14 @@ def find_symmetry(
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-        if signs:
-            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+            function, real = GraphFunction(traced).differentiable, source.real_sites(traced)
+            symmetry = add_planes(symmetry, function, lambda k: source.random_values(traced, k), real=real)
         if scalings:
             symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
+        if signs:
+            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+            if numbers := {k: v for k, v in symmetry.stacks.items() if k not in source.stacks}:
+                traced, source.stacks = stack_sites(traced, numbers), symmetry.stacks
         symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
         symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
         return _counted(symmetry, source, traced, seed) if count else symmetry

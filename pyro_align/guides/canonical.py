@@ -24,6 +24,8 @@ from pyro_align.model.supports import is_real
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.scalings import Scaling
 
+Scales = Mapping[str, Tensor]
+
 _SWEEPS, _SETTLED = 1000, 1e-12  # over the atoms; the largest change of a logarithm at which they have ended
 _NEWTON = 50  # steps for one unit whose exponents are not one
 
@@ -32,8 +34,7 @@ def canonical(guide: Any, symmetry: Symmetry, *, prior: float | Mapping[str, flo
     """A guide, or a network, whose units have the one scale that fits its prior best; its likelihood is the same.
 
     Points get the least norm, ``sum (value / prior) ** 2``. Mean-field posteriors get the least KL to normal priors
-    around zero. Where no unit may be scaled the guide comes back as it is. Align what has been brought to its gauge:
-    ``align(canonical(a, symmetry), canonical(b, symmetry), symmetry)``.
+    around zero. Where no unit may be scaled the guide comes back as it is. :func:`~pyro_align.align` does so itself.
 
     Args:
         guide: A guide with a point or an independent normal for each entry of its sites, a network, or a state dict.
@@ -59,19 +60,20 @@ def canonical(guide: Any, symmetry: Symmetry, *, prior: float | Mapping[str, flo
         >>> bool((least(x) - net(x)).abs().max() < 1e-5)
         True
     """
-    q = read_guide(guide)
+    return one_scale(read_guide(guide), symmetry, prior)[0].to_guide()
+
+
+def has_gauge(q: Posterior, symmetry: Symmetry) -> bool:
+    """Whether the symmetry has scalings, and they have a gauge in closed form on this posterior."""
+    scaled = {site for scaling in symmetry.scalings for site, _, _ in scaling.exponents}
+    return bool(scaled) and isinstance(q, Point | MeanFieldNormal) and scaled.isdisjoint(symmetry.stacks)
+
+
+def one_scale(
+    q: Posterior, symmetry: Symmetry, prior: float | Mapping[str, float | Tensor] = 1.0
+) -> tuple[Posterior, Scales]:
+    """The posterior of :func:`canonical`, and scaling -> the factor of each unit by which it was brought there."""
     _check(q, symmetry)
-    log_scales = gauge(q, symmetry, prior)
-    factors: dict[str, Tensor] = {}
-    for scaling, log_scale in zip(symmetry.scalings, log_scales, strict=True):
-        for site in {s for s, _, _ in scaling.exponents}:
-            factor = (scaling.powers(symmetry.sites, site) @ log_scale).exp()
-            factors[site] = factors[site] * factor if site in factors else factor
-    return _scaled(q, factors).to_guide()
-
-
-def gauge(q: Posterior, symmetry: Symmetry, prior: float | Mapping[str, float | Tensor]) -> list[Tensor]:
-    """The logarithms of the scales of :func:`canonical`, one tensor ``(size,)`` for each of the symmetry's scalings."""
     sites = {s for scaling in symmetry.scalings for s, _, _ in scaling.exponents}
     energy, entropy = {}, isinstance(q, MeanFieldNormal)
     for site in sites:
@@ -89,7 +91,12 @@ def gauge(q: Posterior, symmetry: Symmetry, prior: float | Mapping[str, float | 
             largest = max(largest, float(step.abs().max()))
         if largest <= _SETTLED:
             break
-    return [part.total for part in parts]
+    factors: dict[str, Tensor] = {}
+    for part in parts:
+        for site, powers in part.powers.items():
+            factor = (powers @ part.total).exp()
+            factors[site] = factors[site] * factor if site in factors else factor
+    return _scaled(q, factors), {str(part.scaling): part.total.exp() for part in parts}
 
 
 @dataclass
@@ -130,7 +137,7 @@ class _Part:
         if not bool(((up > 0) & (down > 0)).all()):
             raise GuideError(
                 f"a unit of '{self.scaling.atom}' has only zeros on one side of the scaling {self.scaling}: any scale "
-                "fits it. Remove such units, or align without a gauge"
+                "fits it. Remove such units, or use a symmetry that was found without scalings=True"
             )
         if set(terms) == {1.0, -1.0}:  # a quadratic in e^(2 t)
             return 0.5 * ((count + (count.square() + 4 * up * down).sqrt()) / (2 * up)).log()

@@ -7,7 +7,7 @@ param store, reaches it; and nothing done with it reaches the guide.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.stacks import refused
 
 
 class Guide(Protocol):
@@ -76,10 +77,8 @@ class Posterior(ABC):
         stacks = {site: p.symmetry.stacks[site] for site in carriers if site in p.symmetry.stacks}
         if stacks and not self.moves_whole_sites:
             raise GuideError(
-                f"{type(self).__name__} cannot follow a relabeling by which "
-                f"{'; '.join(map(', '.join, stacks.values()))} "
-                "change places as wholes; wrap the guide, wrap_guide(guide, *args), or use a symmetry that was found "
-                "without whole_sites=True"
+                f"{type(self).__name__} cannot follow this relabeling, as {refused(stacks)}, or wrap the guide, "
+                "wrap_guide(guide, *args)"
             )
         carriers = {member for site in carriers for member in stacks.get(site, (site,))}
         missing = sorted(carriers - set(self.sites))
@@ -112,6 +111,15 @@ class Posterior(ABC):
             GuideError: The posterior does not have this discrete site.
         """
         raise GuideError(f"labels= names the sites {list(labels)}, and the guide has no discrete sites")
+
+    @property
+    def separate_parts(self) -> tuple[Posterior, ...]:
+        """Independent parts, each of which may come to be known by its draws while the others stay as they are."""
+        return ()
+
+    def with_parts(self, parts: Sequence[Posterior]) -> Posterior:
+        """The posterior with others in place of its separate parts."""
+        raise GuideError(f"a {type(self).__name__} has no separate parts")
 
     #: Discrete site -> the atom whose units its values number, or None where they number none.
     labels: Mapping[str, str | None] = {}

@@ -120,7 +120,11 @@ def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
     A mean-field Gaussian over a simplex lives in stick-breaking coordinates: relabeled, it is another law, of which
     draws and densities are known.
     """
-    return _by_draws(posterior) if _leaves_family(posterior, symmetry) else posterior
+    if not _leaves_family(posterior, symmetry):
+        return posterior
+    if posterior.separate_parts:
+        return posterior.with_parts([relabelable(part, symmetry) for part in posterior.separate_parts])
+    return by_draws(posterior)
 
 
 def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
@@ -130,16 +134,23 @@ def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
     return mixed or any(_leaves_family(part, symmetry) for part in parts)
 
 
-def _by_draws(posterior: Posterior) -> Posterior:
+def by_draws(posterior: Posterior) -> Posterior:
+    """The posterior as one that is known by its draws and their log densities; of one beside a model's, the guide's."""
+    if posterior.separate_parts:
+        guide, *others = posterior.separate_parts
+        return posterior.with_parts([by_draws(guide), *others])
     found = _RULES[object](posterior.to_guide())
     return found.with_labels(posterior.labels) if posterior.labels else found
 
 
 def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
-    """The posteriors; where one is known by its draws, all are."""
+    """The posteriors; where one is known by its draws, all are, part by part."""
+    if all(q.separate_parts for q in posteriors) and len({len(q.separate_parts) for q in posteriors}) == 1:
+        columns = [alike(*column) for column in zip(*(q.separate_parts for q in posteriors), strict=True)]
+        return tuple(q.with_parts(parts) for q, parts in zip(posteriors, zip(*columns, strict=True), strict=True))
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
-    return tuple(q if q.known_by_draws else _by_draws(q) for q in posteriors)
+    return tuple(q if q.known_by_draws else by_draws(q) for q in posteriors)
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

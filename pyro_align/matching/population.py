@@ -24,7 +24,9 @@ from pyro_align.matching.starts import kicked
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_KICKED = 3_000  # values up to which the first search kicks the best
+_ANNEALS = 3  # populations that a first search anneals; a restart anneals one
+_KICKED = 12  # members of a wave of kicks
+_EFFORTS = {3_000: (16, 6), SMALL: (8, 4)}  # values up to which -> waves, and waves without a rise that end the search
 _WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
 _ROUNDS = 10  # of annealing
@@ -79,7 +81,9 @@ def fits(problem: Problem) -> bool:
 def search(run: Run) -> bool:
     """Replaces the relabeling by the best of a population, where that is better.
 
-    Where the search may choose its start the population is annealed to begin with; restarts elsewhere are kicks alone.
+    Where the search may choose its start, populations are annealed to begin with, the first in the order of the atoms
+    and the others in random ones; then, wave by wave, copies of the best are kicked and climb, until some waves bring
+    nothing.
 
     Returns:
         Whether it came to its end before the time limit.
@@ -89,30 +93,31 @@ def search(run: Run) -> bool:
         return True
     best = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in (run.labels.indices, run.labels.signs)))
     value = float(population.values(best))
-    if run.random_order:
-        waves, count = (2, 8) if run.anchored else (6, 8)
-    else:
-        waves, count = int(_size(run.problem) <= _KICKED), 4
-    for wave in range(-1 if run.anchored else 0, max(waves, 1)):
+    anneals = (1 if run.random_order else _ANNEALS) if run.anchored else 0
+    waves, patience = next(effort for size, effort in _EFFORTS.items() if _size(run.problem) <= size)
+    idle = 0
+    for wave in range(-anneals, waves):
         if run.clock.expired:
             return False
         with run.clock("gain"):
             if wave < 0:
-                members = population.annealed(run)
+                members = population.annealed(run, random=run.random_order or wave > -anneals)
             else:
-                share = 0.1 + 0.3 * _draw(run.generator) if run.random_order else 0.15
-                crowd = {k: v.expand(count, -1) for k, v in best.indices.items()}
-                signs = {k: v.expand(count, -1) for k, v in best.signs.items()}
+                share = 0.1 + 0.3 * _draw(run.generator)
+                crowd = {k: v.expand(_KICKED, -1) for k, v in best.indices.items()}
+                signs = {k: v.expand(_KICKED, -1) for k, v in best.signs.items()}
                 members = Members({k: kicked(v, share, run.generator) for k, v in crowd.items()}, signs)
             population.climb(members)
             values = population.values(members)
         k = int(values.argmax())
-        if wave < 0 and not run.random_order and values[k] - values.min() <= _ROUNDING * abs(values[k]):
-            waves = 0  # wherever the search begins it ends here
-        if values[k] > value + _ROUNDING * abs(value):
+        better = bool(values[k] > value + _ROUNDING * abs(value))
+        if better:
             value, best = float(values[k]), members.take(torch.tensor([k], device=values.device))
             run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (best.indices, best.signs)))
-        if wave >= waves - 1:
+        if wave == -anneals and not run.random_order and values[k] - values.min() <= _ROUNDING * abs(values[k]):
+            break  # wherever the search begins it ends here
+        idle = 0 if better or wave < 0 else idle + 1
+        if idle == patience:
             break
     return True
 
@@ -235,14 +240,14 @@ class Population:
 
     # -- annealing ---------------------------------------------------------------------------------------------------
 
-    def annealed(self, run: Run) -> Members:
+    def annealed(self, run: Run, *, random: bool) -> Members:
         """Members annealed from matrices in which all partners, and both signs, are equally likely.
 
-        The first search has three members and takes atoms as they come; restarts four, from random temperatures and
-        with atoms in random order.
+        Three members, with atoms as they come; or, at random, four, from random temperatures and with atoms in random
+        order.
         """
         names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64, device="cpu")
-        if run.random_order:
+        if random:
             warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
             names = shuffled(names, run.generator)
         warmest = (_WARMEST * warmest).to(self.problem.device, torch.float32)

@@ -222,10 +222,13 @@ def read_layout(records: Records, enumerated: Enumerated | None = None, *, by_ha
         BarrierError: The model observes nothing.
     """
     if not records.data:
-        raise BarrierError(
-            f"the model observes no data (latent sites: {list(records.latent)}); pass the observed values with its "
-            "arguments, such as evaluate_barrier(model, path, x, y)"
-        )
+        remedy = "pass the observed values with its arguments, such as evaluate_barrier(model, path, x, y)"
+        if records.factors:
+            remedy = (
+                f"its factors {list(records.factors)} count as prior: where one is likelihood, say so with "
+                'poutine.infer_config(model, lambda site: {"likelihood": True} if site["name"] == NAME else {})'
+            )
+        raise BarrierError(f"the model observes no data (latent sites: {list(records.latent)}); {remedy}")
     data = observations(records, enumerated, by_hand=by_hand)
     shape = tuple(data.log_likelihood.shape)
     seen = math.prod(shape) if data.mask is None else int(data.mask.sum())

@@ -10,6 +10,7 @@ from typing import Any
 from pyro_align.axes import Axis, AxisLike
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.group import SCOPES, Symmetry
+from pyro_align.symmetry.stacks import refused
 from pyro_align.symmetry.terms import carrying, collect_atoms, fill_sizes, read_axes
 
 
@@ -111,10 +112,7 @@ def bound(
     shapes = {site: tuple(shape) for site, shape in shapes.items()}
     stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
     if moved := sorted(set(stacks) & carrying(symmetry.sites) - set(shapes)):
-        raise error(
-            f"{'; '.join(', '.join(stacks[k]) for k in moved)} change places as wholes in this symmetry, which the "
-            f"{of} cannot follow; use the symmetry of find_symmetry without whole_sites=True"
-        )
+        raise error(f"the {of} cannot follow this symmetry, as {refused({k: stacks[k] for k in moved})}")
     if missing := sorted(carrying(symmetry.sites) - set(shapes)):
         raise error(
             f"the symmetry relabels sites that the {of} does not have: {missing}; there are {sorted(shapes)}. All "

@@ -1,7 +1,7 @@
 """Sites that change places as wholes, as one site: stacked along a new first axis, which an atom may permute.
 
 ``loc_0, loc_1, loc_2`` are stacked as ``loc_*`` of shape ``(3, *site_shape)``. A symmetry over the stack is over its
-members: values go in and come out by their own names.
+members: values go in and come out by their own names. A stack of one gives a single number an axis that has a sign.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ def stack_name(members: Sequence[str], taken: Iterable[str]) -> str:
     end = _common_start([m[len(start) :][::-1] for m in members])[::-1]
     name = f"{start}*{end}" if start or end else " & ".join(members)
     return name if name not in taken else " & ".join(members)
+
+
+def refused(stacks: Stacks) -> str:
+    """What the sites of some stacks do, and how to find a symmetry in which they do not: for messages."""
+    moved = "; ".join(", ".join(members) for members in stacks.values())
+    if all(len(members) == 1 for members in stacks.values()):
+        return f"{moved} changes sign with other sites: use a symmetry that was found without signs=True"
+    return f"{moved} change places as wholes: use a symmetry that was found without whole_sites=True"
 
 
 def _common_start(names: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 The loadings and the scores of a single factor change sign together, and so does each of several factors whose order a
 prior fixes. Every index of every fixed axis gets an unknown, and the graph says which may change sign together, as for
-units. What the signs of units do not make already becomes an atom of size one: it has no order, but a sign.
+units. What the signs of units do not make already becomes an atom of size one: it has no order, but a sign. A site that
+is a single number has no axis to carry it: it is read as a stack of one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pyro_align.discovery.walk import walk
 from pyro_align.symmetry.action import Tables, act
 from pyro_align.symmetry.blocks import site_blocks
 from pyro_align.symmetry.group import Symmetry
+from pyro_align.symmetry.stacks import stack_name
 
 ENTRIES = 100_000  # of all sites together; larger models are not looked at
 UNKNOWNS = 512  # indices of fixed axes; beyond, a site changes sign as a whole or not at all
@@ -42,17 +44,18 @@ def add_loose_signs(symmetry: Symmetry, inference: Inference, *, real: Collectio
         inference: The axes of the traced graph.
         real: Sites whose values may change sign: their support is all real numbers.
     """
-    shapes = symmetry.shapes
-    sites = [site for site, terms in symmetry.sites.items() if site in real and terms]
-    if not sites or sum(torch.Size(shape).numel() for shape in shapes.values()) > ENTRIES:
+    sites = [site for site in symmetry.sites if site in real]
+    if not sites or sum(torch.Size(shape).numel() for shape in symmetry.shapes.values()) > ENTRIES:
         return symmetry
-    unknowns = list(_unknowns(symmetry, sites))
+    numbers = [site for site, terms in symmetry.sites.items() if not terms]
+    lined = replace(symmetry, sites={**symmetry.sites, **dict.fromkeys(numbers, (Fixed(1),))})  # each as a vector
+    unknowns = list(_unknowns(lined, sites))
     parities = Parities()
-    ids = {site: _ids(parities, site, shapes[site], unknowns) for site in shapes}
+    ids = {s: _ids(parities, s, n, unknowns).reshape(symmetry.shapes[s]) for s, n in lined.shapes.items()}
     walk(inference.traced, SignDomain(parities, ids.__getitem__), inference.constants)
-    solutions = [_turns(vector, unknowns, shapes) for vector in parities.equations.solutions(len(unknowns))]
-    chosen = _independent(symmetry, solutions, sites)
-    return _with_atoms(symmetry, chosen) if chosen else symmetry
+    solutions = [_turns(vector, unknowns, lined.shapes) for vector in parities.equations.solutions(len(unknowns))]
+    chosen = _independent(lined, solutions, sites)
+    return _with_atoms(symmetry, lined, chosen) if chosen else symmetry
 
 
 def _anonymous(term: Axis) -> bool:
@@ -133,7 +136,8 @@ def _of_units(symmetry: Symmetry) -> Iterator[int]:
         terms = {s: [map_atoms(t, _signed) for t in symmetry.sites[s]] for s, _ in symmetry.carriers[name]}
         blocks = {site: site_blocks(site, axes) for site, axes in terms.items()}
         signs = torch.ones(*symmetry.outer_shape(name), atom.size, dtype=torch.int8)
-        for unit in itertools.product(*map(range, signs.shape)):
+        units = signs.shape[:-1] if atom.kind == "plane rotation" else signs.shape  # half a turn moves both dimensions
+        for unit in itertools.product(*map(range, units)):
             tables = Tables(signs={name: signs.index_put([torch.tensor(i) for i in unit], -signs.new_ones(()))})
             turned = {
                 s: act(b, torch.ones(symmetry.shapes[s], dtype=torch.int8), tables) < 0 for s, b in blocks.items()
@@ -168,21 +172,25 @@ def _shortest(turns: Turns, symmetry: Symmetry) -> Turns:
     return out
 
 
-def _with_atoms(symmetry: Symmetry, chosen: Sequence[Turns]) -> Symmetry:
+def _with_atoms(symmetry: Symmetry, lined: Symmetry, chosen: Sequence[Turns]) -> Symmetry:
     names: list[str] = []
     for turns in chosen:
         site, axes = next(iter(turns.items()))
         axis = next(i for i, t in enumerate(axes) if bool(t.any()))
         index = "" if bool(axes[axis].all()) else f"[{axis}]/{int(axes[axis].nonzero()[0])}"
         names.append(unique_name(f"sign of {site}{index}", [*names, *symmetry.atoms]))
-    sites = {}
+    sites, stacks = {}, dict(symmetry.stacks)
     for site, terms in symmetry.sites.items():
         here = [(name, turns[site]) for name, turns in zip(names, chosen, strict=True) if site in turns]
-        sites[site] = tuple(
+        marked = tuple(
             _marked(term, [(name, axes[i]) for name, axes in here if bool(axes[i].any())])
-            for i, term in enumerate(terms)
+            for i, term in enumerate(lined.sites[site] if here else terms)
         )
-    return replace(symmetry, sites=sites)
+        if here and not terms:
+            member, site = site, stack_name([site], symmetry.sites)
+            stacks[site] = (member,)
+        sites[site] = marked
+    return replace(symmetry, sites=sites, stacks=stacks)
 
 
 def _marked(term: Axis, signs: Sequence[tuple[str, Tensor]]) -> Axis:

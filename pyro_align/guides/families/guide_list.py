@@ -34,10 +34,12 @@ class Independent(Posterior):
     Attributes:
         parts: The posteriors, in the order of the list.
         write: Makes a Pyro guide of a member of the family.
+        separate: Whether a part may come to be known by its draws while the others stay as they are.
     """
 
     parts: tuple[Posterior, ...]
     write: Callable[[Independent], object] = field(repr=False)
+    separate: bool = False
 
     def __post_init__(self) -> None:
         names = [name for part in self.parts for name in part.sites]
@@ -81,6 +83,13 @@ class Independent(Posterior):
         for part in self.parts:
             own = {k: v for k, v in labels.items() if k in part.sites}
             parts.append(part.with_labels(own) if own else part)
+        return replace(self, parts=tuple(parts))
+
+    @property
+    def separate_parts(self) -> tuple[Posterior, ...]:
+        return self.parts if self.separate else ()
+
+    def with_parts(self, parts: Sequence[Posterior]) -> Independent:
         return replace(self, parts=tuple(parts))
 
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:

@@ -155,14 +155,17 @@ def read_guide_and_model(both: GuideAndModel) -> Independent:
     read = _read_model_at if type(both.model) is ModelAt else _read_model
     if isinstance(both.model, nn.Module):
         read = read_network
-    return Independent((read_guide(both.guide), read(both.model)), _write_both)
+    return Independent((read_guide(both.guide), read(both.model)), _write_both, separate=True)
 
 
 def _read_model(model: Callable[..., Any]) -> Point:
     """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
     points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
     if not points:
-        raise GuideError("parameters: the model reaches no modules with parameters")
+        raise GuideError(
+            "parameters: the model reaches no modules with parameters; what pyro.param keeps in the param store is not "
+            "reached: make it an attribute (PyroParam) of a PyroModule"
+        )
     return Point(_sites(points), points, lambda q: ModelAt(model, {k: v.raw for k, v in q.points.items()}))
 
 

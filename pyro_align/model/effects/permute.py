@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.stacks import refused
 
 _NO_SHAPE = torch.Size()
 
@@ -47,10 +48,7 @@ def permute_model(model: Callable[..., Any], permutation: Permutation) -> Callab
         tensor([2., 0., 1.])
     """
     if stacks := permutation.symmetry.stacks:
-        raise SymmetryError(
-            f"{'; '.join(map(', '.join, stacks.values()))} change places as wholes, which a relabeled model cannot; "
-            "use a symmetry that was found without whole_sites=True"
-        )
+        raise SymmetryError(f"a relabeled model cannot follow this symmetry, as {refused(stacks)}")
     return PermuteMessenger(permutation)(model)
 
 
