@@ -73,6 +73,15 @@ def by_distances():
     observe(torch.exp(-gap))
 
 
+def by_distances_in_one_call():
+    z = normal("z", N, K)
+    observe(torch.exp(-torch.cdist(z, z)) + torch.nn.functional.pdist(z).sum())
+
+
+def by_distances_to_constants():
+    observe(torch.exp(-torch.cdist(normal("z", N, K), torch.arange(6.0).reshape(2, 3))))
+
+
 def by_inner_products_and_length():
     z = normal("z", N, K)
     observe(z @ z.T / (1 + z.norm(dim=-1)))
@@ -196,6 +205,8 @@ MODELS = {
     "factors_around_a_mean": (factors_around_a_mean, tuple, ["w[1] z[1]"]),
     "matrix_factorization": (matrix_factorization, tuple, ["u[1] v[1]"]),
     "by_distances": (by_distances, tuple, ["z[1]"]),
+    "by_distances_in_one_call": (by_distances_in_one_call, tuple, ["z[1]"]),
+    "by_distances_to_constants": (by_distances_to_constants, tuple, []),
     "by_inner_products_and_length": (by_inner_products_and_length, tuple, ["z[1]"]),
     "by_spread": (by_spread, tuple, ["z[1]"]),
     "deep_linear": (deep_linear, data(5, 3), ["a[0] b[1]", "b[0] c[1]"]),
