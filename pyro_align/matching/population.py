@@ -109,7 +109,7 @@ def search(run: Run) -> bool:
     tables = (run.labels.indices, run.labels.signs)
     members = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in tables))
     values = population.values(members)
-    start, anneals = float(values), 1 if run.random_order else _ANNEALS
+    anneals = 1 if run.random_order else _ANNEALS
     waves, idle = _WAVES // (2 if run.random_order else 1), 0
     for wave in range(-anneals, waves):
         if run.clock.expired:
@@ -121,13 +121,14 @@ def search(run: Run) -> bool:
                 children = population.children(members, run.generator)
             population.climb(children)
             found = population.values(children)
-            idle = 0 if wave < 0 or found.max() - values[0] > _ROUNDING * values[0].abs() else idle + 1
+            rises = found.max() - values[0] > _ROUNDING * values[0].abs()
             members, values = _best(members.join(children), torch.cat([values, found]))
+        if rises:
+            run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
+        idle = 0 if rises or wave < 0 else idle + 1
         alike = found.max() - found.min() <= _ROUNDING * torch.max(found.abs())
         if idle == _PATIENCE or (wave == -_ANNEALS and alike):  # wherever the search begins it ends here
             break
-    if values[0] > start + _ROUNDING * abs(start):
-        run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
     return not run.clock.expired
 
 
