@@ -2,7 +2,7 @@
 
 The models are those of the tests (``tests/zoo``) and of ``benchmarks/wild``. Run it from the root:
 
-python -m benchmarks.count [--only NAME ...] [--limit SECONDS] [--entries NUMBER] [--csv FILE]
+python -m benchmarks.count [--lists NAME ...] [--only NAME ...] [--limit SECONDS] [--entries NUMBER] [--csv FILE]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,19 @@ from pyro_align.errors import PyroAlignError
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 
-def models() -> Iterator[tuple[str, str, Callable[[], tuple[Any, tuple]], dict[str, Any]]]:
+LISTS = ("zoo", "programs", "networks")
+
+
+def models(lists: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], tuple[Any, tuple]], dict[str, Any]]]:
     """``(list, name, make, options of find_symmetry)``."""
     import zoo  # noqa: F401
     from problems import PROBLEMS
 
-    yield from (("tests/zoo", p.name, p.build, dict(p.options)) for p in PROBLEMS.values())
-    for kind in ("programs", "networks"):
-        yield from ((f"wild/{kind}", name, e.make, dict(e.options)) for name, e in load(kind).items())
+    for kind in lists:
+        if kind == "zoo":
+            yield from ((kind, p.name, p.build, dict(p.options)) for p in PROBLEMS.values())
+        else:
+            yield from ((kind, name, e.make, dict(e.options)) for name, e in load(kind).items())
 
 
 class OutOfTime(BaseException):
@@ -82,6 +87,7 @@ def entries_of(model: Any, args: tuple) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lists", nargs="+", choices=LISTS, default=LISTS)
     parser.add_argument("--only", nargs="+", default=None, help="names to run, or beginnings of names")
     parser.add_argument("--limit", type=int, default=60, help="CPU seconds that a model may take")
     parser.add_argument("--entries", type=int, default=5000, help="entries of all sites above which none is counted")
@@ -91,14 +97,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     rows = []
-    for group, name, make, given in models():
+    for group, name, make, given in models(options.lists):
         if options.only and not name.startswith(tuple(options.only)):
             continue
         start = time.process_time()
         row = {"list": group, "model": name, **counted(make, given, options.limit, options.entries)}
         rows.append({**row, "seconds": round(time.process_time() - start, 1)})
         dimensions = f"{row.get('counted', ''):>5}{row.get('found', ''):>5}"
-        print(f"{group:14s}{name:34s}{dimensions}  {row['verdict']:20s}{row['what']}", flush=True)
+        print(f"{group:10s}{name:34s}{dimensions}  {row['verdict']:20s}{row['what']}", flush=True)
         if options.csv:
             pd.DataFrame(rows).to_csv(options.csv, index=False)
     for group in dict.fromkeys(r["list"] for r in rows):

@@ -22,8 +22,14 @@ from torch import Tensor
 
 from pyro_align.errors import SymmetryError
 
-Kind = Literal["permutation", "signed", "rotation", "centered rotation"]
-MARKS: dict[Kind, str] = {"permutation": "", "signed": "±", "rotation": "↻", "centered rotation": "↻₁"}
+Kind = Literal["permutation", "signed", "rotation", "centered rotation", "plane rotation"]
+MARKS: dict[Kind, str] = {
+    "permutation": "",
+    "signed": "±",
+    "rotation": "↻",
+    "centered rotation": "↻₁",
+    "plane rotation": "↻₂",
+}
 OPEN = -1  # the size of an atom until a hand-written symmetry meets shapes
 
 
@@ -38,7 +44,8 @@ class Atom:
         within: Names of the atoms in which this one is nested, outermost first.
         kind: What moves along this axis: ``"permutation"``, the order of the units; ``"signed"``, the order, and the
             values change sign with their units; ``"rotation"``, an orthogonal matrix acts;
-            ``"centered rotation"``, one that leaves the vector of ones as it is (the mean, behind a LayerNorm).
+            ``"centered rotation"``, one that leaves the vector of ones as it is (the mean, behind a LayerNorm);
+            ``"plane rotation"``, one of two dimensions by an angle, without reflections (a pair of a rotary embedding).
 
     Example:
         >>> Atom("hidden", 128)
@@ -54,6 +61,8 @@ class Atom:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise SymmetryError(f"atom '{self.name}': kind must be one of {get_args(Kind)}, got {self.kind!r}")
+        if self.kind == "plane rotation" and self.size != 2:
+            raise SymmetryError(f"atom '{self.name}': a plane has 2 dimensions, got {self.size}")
 
     @property
     def odd(self) -> bool:
@@ -67,7 +76,7 @@ class Atom:
     @property
     def rotates(self) -> bool:
         """Whether orthogonal matrices act along this axis."""
-        return self.kind in ("rotation", "centered rotation")
+        return self.kind in ("rotation", "centered rotation", "plane rotation")
 
     @property
     def centered(self) -> bool:
@@ -144,13 +153,14 @@ def Odd(name: str, size: int | None = None) -> Atom:
     return Atom(name, OPEN if size is None else size, kind="signed")
 
 
-def Rotated(name: str, size: int | None = None, *, centered: bool = False) -> Atom:
+def Rotated(name: str, size: int | None = None, *, centered: bool = False, plane: bool = False) -> Atom:
     """An atom along which orthogonal matrices act: the factors of a factor model with spherical priors, say.
 
     Args:
         name: The atom's name.
         size: Number of dimensions, if it is known.
         centered: Whether the matrices leave the vector of ones as it is, as between layer normalizations.
+        plane: Whether they are rotations of a plane by an angle, as of the pairs of a rotary embedding.
 
     Example:
         >>> print(Rotated("factor"))
@@ -158,8 +168,8 @@ def Rotated(name: str, size: int | None = None, *, centered: bool = False) -> At
         >>> print(Rotated("stream", centered=True))
         ↻₁stream
     """
-    kind: Kind = "centered rotation" if centered else "rotation"
-    return Atom(name, OPEN if size is None else size, kind=kind)
+    kind: Kind = "plane rotation" if plane else "centered rotation" if centered else "rotation"
+    return Atom(name, 2 if plane else OPEN if size is None else size, kind=kind)
 
 
 def as_axis(spec: AxisLike) -> Axis:

@@ -26,7 +26,7 @@ from pyro_align.errors import FormatError, PyroAlignError
 from pyro_align.files import read_tensors, write_tensors
 from pyro_align.guides import GuideAndModel, Posterior, RelabeledGuide, read_guide
 from pyro_align.guides.families.network import ModelAt
-from pyro_align.guides.registry import read_again, relabelable
+from pyro_align.guides.registry import by_draws, read_again
 from pyro_align.matching import Match
 from pyro_align.symmetry.completeness import Completeness, Missing
 from pyro_align.symmetry.element import Permutation
@@ -242,10 +242,13 @@ def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[st
     guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
     state = {name: _put(value, arrays) for name, value in _tensors(guide).items()}
     meta = {"type": type(guide).__name__, "state": state}
-    inner = guide.guide if isinstance(guide, GuideAndModel) else guide
-    if isinstance(inner, RelabeledGuide):  # its relabelings are no parameters
+    if isinstance(inner := _inner(guide), RelabeledGuide):  # its relabelings are no parameters
         meta["relabelings"] = [_encode_permutation(p, arrays) for p in inner.relabelings]
     return meta
+
+
+def _inner(guide: Any) -> Any:
+    return guide.guide if isinstance(guide, GuideAndModel) else guide
 
 
 def _tensors(guide: Any) -> dict[str, Tensor]:
@@ -261,11 +264,12 @@ def _tensors(guide: Any) -> dict[str, Tensor]:
 
 
 def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> nn.Module:
-    relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta.get("relabelings", ()))
     q = read_guide(like)
-    if relabelings:  # a plain guide stands for one that is known by its draws since it was relabeled
-        q = relabelable(q, relabelings[0].symmetry)
     guide = q.to_guide()
+    if "relabelings" in meta and not isinstance(_inner(guide), RelabeledGuide):
+        # a plain guide stands for one that is known by its draws since it was relabeled
+        q = by_draws(q)
+        guide = q.to_guide()
     if type(guide).__name__ != meta["type"]:
         raise FormatError(f"the file holds a {meta['type']}, like= is a {type(guide).__name__}")
     state = {name: _get(entry, arrays) for name, entry in meta["state"].items()}
@@ -278,9 +282,8 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             if tensor.dtype != state[name].dtype:
                 raise FormatError(f"parameter '{name}' was saved as {state[name].dtype}, like= has {tensor.dtype}")
             tensor.copy_(state[name])
-    inner = guide.guide if isinstance(guide, GuideAndModel) else guide
-    if isinstance(inner, RelabeledGuide):
-        inner.relabelings = relabelings
+    if "relabelings" in meta:
+        _inner(guide).relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
     read_again(q, guide)  # refuses NaN and infinite parameters
     return guide
 

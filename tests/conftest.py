@@ -8,6 +8,8 @@ import pyro
 import pytest
 import torch
 
+from pyro_align.guides.families import draws, wrapped
+
 SEED = 0
 
 torch.set_num_threads(1)  # one thread a worker: the workers of pytest-xdist share the cores
@@ -23,6 +25,13 @@ def clean_slate():
     yield
     pyro.clear_param_store()
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """What is known by its draws makes 48 in place of 256: for tests that do not look at how near moments are."""
+    for module in (draws, wrapped):
+        monkeypatch.setattr(module, "NUM_DRAWS", 48)
 
 
 @pytest.fixture

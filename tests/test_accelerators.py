@@ -378,6 +378,7 @@ def test_fused_recurrent_layers_keep_their_symmetry(cell, device):
     assert there.sites == here.sites
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_align_by_model(device):
     """Divergences that run the model, losses of the midpoint and of the path, and what is chosen by them."""
     x, y = data(device)

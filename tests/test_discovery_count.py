@@ -155,6 +155,30 @@ def test_the_count_is_what_theory_says(model, scope, dimension):
     assert completeness.found + sum(m.dimension for m in completeness.missing) == dimension
 
 
+def test_a_gradient_that_is_rounding_is_read_as_zero():
+    """The keys' bias, which the softmax drops: without a prior its entries may be anything."""
+
+    def network(x, bias):
+        q, k, v = (x @ normal(n, 4, 4) for n in "qkv")
+        k = k + normal("b", 4) if bias else k
+        mixed = torch.softmax(q @ k.mT, -1) @ v
+        see(torch.tanh(mixed), TARGET[:, :4])
+
+    plain, free = (
+        find_symmetry(network, DATA, bias, scope="likelihood", rotations=True, count=True).certificate.completeness
+        for bias in (False, True)
+    )
+    assert plain.found == free.found == so(4)
+    assert (plain.dimension, free.dimension) == (4**2, 4**2 + 4 * 3)  # as many as there are tangents at three points
+
+
+def test_sites_on_which_nothing_linear_acts_have_nothing_to_count():
+    def model():
+        pyro.sample("y", dist.Categorical(pyro.sample("p", dist.Dirichlet(torch.ones(3)))), obs=torch.tensor(1))
+
+    assert find_symmetry(model, count=True).certificate.completeness.complete
+
+
 def test_what_is_missing_is_named():
     found = find_symmetry(factors, count=True).certificate.completeness
     assert [str(m) for m in found.missing] == ["rotations of dimension 3 on z[1], w[1]"]
@@ -165,8 +189,10 @@ def test_what_is_missing_is_named():
     assert find_symmetry(relu, scope="likelihood", scalings=True, count=True).certificate.completeness.complete
 
 
-@pytest.mark.parametrize(("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2))])
-def test_centered_rotations_and_those_of_blocks_are_counted_as_found(model, dimension):
+@pytest.mark.parametrize(
+    ("model", "dimension"), [(layer_norm, so(K - 1)), (two_scales, so(2)), (rotary, 2 + so(4) + so(5))]
+)
+def test_centered_rotations_and_those_of_blocks_and_planes_are_counted_as_found(model, dimension):
     group = find_symmetry(model, rotations=True, count=True)
     assert (group.dimension, group.certificate.completeness.found) == (dimension, dimension)
     assert group.certificate.completeness.complete

@@ -102,6 +102,16 @@ def test_points_of_its_own_suit_unconstrained_densities():
     assert find_symmetry_of_density(log_density, shapes, rotations=True).dimension == 3
 
 
+def test_rotations_that_leave_the_mean():
+    def log_density(v):
+        spread = v["w"] - v["w"].mean(-1, keepdim=True)
+        weight = torch.arange(1.0, 6.0, dtype=torch.float64)
+        return -(spread.square().sum(-1) * weight + v["w"].mean(-1).exp()).sum()
+
+    found = find_symmetry_of_density(log_density, {"w": (5, 4)}, rotations=True)
+    assert [(atom.kind, atom.size) for atom in found.atoms.values()] == [("centered rotation", 4)]
+
+
 def test_running_out_of_evaluations_is_told():
     log_density, shapes, draws = density_of(network)
     with pytest.warns(DiagnosticWarning, match="stopped after 10 evaluations"):

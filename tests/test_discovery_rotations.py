@@ -2,18 +2,20 @@
 
 import warnings
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from architectures import ROTATED_ACTIVATIONS, random_net
 from problems import normal, observe
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, init_to_sample
 from rule_samplers import SAMPLERS, Draw
 from torch import nn
 
-from pyro_align import find_symmetry
+from pyro_align import align, align_draws, find_symmetry, load, permute_guide, save
 from pyro_align.discovery import check_rotation_rule, rotation_rule
-from pyro_align.errors import SymmetryError
+from pyro_align.errors import PyroAlignError, SymmetryError
 
 aten = torch.ops.aten
 
@@ -69,6 +71,15 @@ def by_distances():
     z = normal("z", N, K)
     gap = (z[:, None] - z[None]).square().sum(-1)
     observe(torch.exp(-gap))
+
+
+def by_distances_in_one_call():
+    z = normal("z", N, K)
+    observe(torch.exp(-torch.cdist(z, z)) + torch.nn.functional.pdist(z).sum())
+
+
+def by_distances_to_constants():
+    observe(torch.exp(-torch.cdist(normal("z", N, K), torch.arange(6.0).reshape(2, 3))))
 
 
 def by_inner_products_and_length():
@@ -171,9 +182,9 @@ def rotary(q):
     return q * cos + torch.cat([-q[..., 2:], q[..., :2]], -1) * sin
 
 
-def rotary_attention(x):
+def rotary_attention(x, scale=1.0):
     """Queries and keys mix in pairs of their own angle; values stay free."""
-    q, k, v = (x @ normal(n, 4, 4) for n in "qkv")
+    q, k, v = (x @ normal(n, 4, 4, scale=scale) for n in "qkv")
     mixed = torch.softmax(rotary(q) @ rotary(k).transpose(-1, -2), -1) @ v
     observe(mixed @ normal("o", 4, 2))
 
@@ -194,6 +205,8 @@ MODELS = {
     "factors_around_a_mean": (factors_around_a_mean, tuple, ["w[1] z[1]"]),
     "matrix_factorization": (matrix_factorization, tuple, ["u[1] v[1]"]),
     "by_distances": (by_distances, tuple, ["z[1]"]),
+    "by_distances_in_one_call": (by_distances_in_one_call, tuple, ["z[1]"]),
+    "by_distances_to_constants": (by_distances_to_constants, tuple, []),
     "by_inner_products_and_length": (by_inner_products_and_length, tuple, ["z[1]"]),
     "by_spread": (by_spread, tuple, ["z[1]"]),
     "deep_linear": (deep_linear, data(5, 3), ["a[0] b[1]", "b[0] c[1]"]),
@@ -220,7 +233,6 @@ MODELS = {
         ["d[1] embed[1] head[0] k[0] o[1] q[0] u[0] v[0]", "k[1] q[1]", "o[0] v[1]"],
     ),
     "attention_with_a_gain": (lambda x: attention(x, gain=True), data(2, 5, 4), ["k[1] q[1]", "o[0] v[1]"]),
-    "rotary_attention": (rotary_attention, data(2, 5, 4), ["o[0] v[1]"]),
 }
 
 
@@ -253,6 +265,120 @@ def test_heads_rotate_one_by_one():
     heads = {name: symmetry.outer_shape(name) for name in symmetry.rotated}
     assert sorted(heads.values()) == [(), (2,), (2,)]
     assert symmetry.dimension == 8 * 7 // 2 + 2 * 2 * 3  # the stream; queries with keys and values, in either head
+
+
+def test_centered_rotations_are_filed_and_aligned(tmp_path):
+    x = data(5, 4)()
+    symmetry = find_symmetry(layer_norms, *x, rotations=True)
+    save(tmp_path / "group", symmetry)
+    again = load(tmp_path / "group")
+    assert dict(again.sites) == dict(symmetry.sites)
+    element = symmetry.random(3)
+    save(tmp_path / "element", element)
+    assert load(tmp_path / "element") == element
+    guide = AutoDelta(layer_norms, init_loc_fn=init_to_sample)
+    guide(*x)
+    found = align(guide, permute_guide(guide, element), again, restarts=2)
+    assert found.distance < 1e-5
+    save(tmp_path / "found", found)
+    assert load(tmp_path / "found", like=guide).permutation == found.permutation
+
+
+# -- planes of rotary embeddings --------------------------------------------------------------------------------------
+
+
+def halves(x, angle):
+    """As in Llama's public code: a pair is half of a head apart."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+
+def neighbors(x, angle):
+    """As in the paper: pairs of complex numbers."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+class RotaryTransformer(nn.Module):
+    """Two layers, two heads of four dimensions each, angles that grow with the position, or come with the data."""
+
+    def __init__(self, turn, gain=False):
+        super().__init__()
+        self.turn, self.embed, self.head = turn, nn.Linear(3, 8), nn.Linear(8, 3)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24, bias=False) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+        self.gain = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0])) if gain else 1.0
+
+    def forward(self, x, positions=None):
+        positions = torch.arange(x.shape[1], dtype=x.dtype) if positions is None else positions
+        angle = positions[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        h = self.embed(x)
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(torch.tanh(h)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            q, k = self.turn(q * self.gain, angle), self.turn(k, angle)
+            h = h + out((torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2))
+        return self.head(torch.tanh(h))
+
+
+def planes(symmetry):
+    return {n: a for n, a in symmetry.atoms.items() if a.kind == "plane rotation"}
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("turn", [halves, neighbors])
+def test_pairs_of_a_rotary_embedding_rotate_by_an_angle_each(turn, signs):
+    net, x = RotaryTransformer(turn).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    symmetry = find_symmetry(net, x, rotations=True, signs=signs)
+    found = planes(symmetry)
+    assert [symmetry.outer_shape(name) for name in found] == [(2, 2), (2, 2)]  # heads and pairs, in either layer
+    assert [symmetry.carriers[name] for name in found] == [(("qkv.0.weight", 0),), (("qkv.1.weight", 0),)]
+    assert symmetry.certificate.error <= symmetry.certificate.tolerance
+    assert not any("sign of qkv" in name for name in symmetry.atoms)
+    element = symmetry.random(1)
+    torch.testing.assert_close(element.apply(net)(x), net(x), rtol=1e-10, atol=1e-10)
+    assert "↻₂" in str(symmetry)
+
+
+def test_planes_are_aligned_and_filed(tmp_path):
+    """By points and full covariance; a mean-field guide cannot follow, and relabeling draws does not rotate planes."""
+    x = data(2, 5, 4)()
+    symmetry = find_symmetry(rotary_attention, *x, signs=True, rotations=True)
+    save(tmp_path / "group", symmetry)
+    symmetry = load(tmp_path / "group")
+    element = symmetry.random(1)
+    save(tmp_path / "element", element)
+    assert load(tmp_path / "element") == element
+    for family in (AutoDelta, AutoMultivariateNormal, AutoNormal):
+        pyro.clear_param_store()
+        guide = family(rotary_attention, init_loc_fn=init_to_sample)
+        guide(*x)
+        if family is AutoNormal:
+            with pytest.raises(PyroAlignError, match="mean-field"):
+                align(guide, guide, symmetry)
+            continue
+        found = align(guide, permute_guide(guide, element), symmetry, restarts=4)
+        assert found.distance < 1e-4 * found.distance_before
+        assert "units moved" in str(found)
+    symmetry.plot()
+    plt.close("all")
+    draws = {k: torch.randn(1, 20, *shape) for k, shape in symmetry.shapes.items()}
+    with pytest.raises(SymmetryError, match="plane"):
+        align_draws(draws, symmetry, method="procrustes")
+
+
+def test_rotary_angles_may_come_with_the_data():
+    net, x = RotaryTransformer(halves).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    positions = torch.tensor([0.0, 1.5, 2.0, 5.0, 9.0], dtype=torch.float64)
+    assert len(planes(find_symmetry(net, x, positions, rotations=True))) == 2
+
+
+def test_what_distinguishes_the_dimensions_of_a_pair_ends_its_rotation():
+    net, x = RotaryTransformer(halves, gain=True).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    assert not planes(find_symmetry(net, x, rotations=True))
+    args = data(2, 5, 4)()
+    assert len(planes(find_symmetry(rotary_attention, *args, rotations=True))) == 1
+    scale = torch.tensor([1.0, 1.0, 1.0, 2.0])
+    assert not planes(find_symmetry(lambda x: rotary_attention(x, scale), *args, rotations=True))
 
 
 def test_a_support_that_is_not_all_real_numbers():

@@ -3,14 +3,12 @@
 import doctest
 import importlib
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from reader import run_as_reader, shortened
 
 import pyro_align
 
@@ -40,16 +38,9 @@ def runnable_pages():
     return [page for page in PAGES if page.name not in NOT_RUN and script_of(page.read_text(encoding="utf-8")).strip()]
 
 
-def run_as_reader(code, script):
-    """In a process of its own: float32, an empty directory, warnings as they come."""
-    script.write_text(code, encoding="utf-8")
-    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, script], cwd=script.parent, env=environment, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: page.name)
 def test_code_blocks_of_a_page_run_in_order(page, tmp_path):
-    done = run_as_reader(script_of(page.read_text(encoding="utf-8")), tmp_path / f"{page.stem}.py")
+    done = run_as_reader(shortened(script_of(page.read_text(encoding="utf-8"))), tmp_path / f"{page.stem}.py")
     assert done.returncode == 0, f"{page.name} (line numbers are those of the page):\n{done.stderr}"
     for shown in (block[2] for block in FENCE.finditer(page.read_text(encoding="utf-8")) if block[1] == "text"):
         assert shown in done.stdout, f"{page.name} shows\n{shown}\nbut its code prints\n{done.stdout}"

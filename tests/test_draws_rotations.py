@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_align import Symmetry, SymmetrySpec, align_draws
-from pyro_align.axes import Odd
+from pyro_align.axes import Atom, Odd, Rotated
 from pyro_align.draws.rotations import procrustes, signed_order, varimax
 from pyro_align.errors import SymmetryError
 
@@ -93,6 +93,37 @@ def test_rotations_that_are_left_are_named(draws, truth):
     frame = aligned.report(modes=False)
     assert frame["continuous"].to_dict() == {"w": True, "f": True, "s": False, "(all sites)": True}
     assert align_draws(draws, LOADINGS, method="procrustes", by="w", model=model, args=(y,)).continuous == ()
+
+
+def spread(y):
+    """What is seen subtracts the mean of the units, whose prior has one mean: their ones are fixed."""
+    w = pyro.sample("w", dist.Normal(0.3, 1.0).expand([P, 3]).to_event(2))
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.Normal((w - w.mean(-1, keepdim=True)).square().sum(-1), 1.0).to_event(1), obs=y)
+
+
+def paired(y):
+    """Complex numbers whose lengths alone are seen: an angle each."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
+    v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    pyro.sample("y", dist.Normal(w.square().sum(-1) + v.square().sum(), 1.0).to_event(1), obs=y)
+
+
+def test_every_kind_of_group_that_is_left_is_named():
+    g = torch.Generator().manual_seed(0)
+    w = {"w": torch.randn(1, 20, P, 3, generator=g)}
+    aligned = align_draws(w, SymmetrySpec({"w": (None, "unit")}), model=spread, args=(torch.zeros(N, P),))
+    assert aligned.continuous == ("unit",)
+    plane = Rotated("plane", plane=True), Rotated("all", 4)
+    spec = SymmetrySpec({"w": (Atom("pair", fixed=True), plane[0]), "v": (plane[1],)}, within={"plane": "pair"})
+    values = {"w": torch.randn(1, 20, 3, 2, generator=g), "v": torch.randn(1, 20, 4, generator=g)}
+    options = {"method": "procrustes", "model": paired, "args": (torch.ones(3),)}
+    aligned = align_draws(values, spec, atom="all", **options)
+    assert aligned.continuous == ("plane",)
+    assert "under rotations of the planes 'plane', which are as they were" in str(aligned)
+    assert aligned.report(modes=False)["continuous"].to_dict() == {"w": True, "v": False, "(all sites)": True}
+    with pytest.raises(SymmetryError, match="it cannot be rotated"):
+        align_draws(values, spec, atom="plane", **options)
 
 
 def test_what_cannot_be_rotated_is_refused(draws):

@@ -156,6 +156,7 @@ def by_hand(y):
         pyro.sample("z", dist.Categorical(logits=-((y[:, None] - loc) ** 2) / 2))
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_labels_of_a_wrapped_guide():
     """The ELBO is the old one draw by draw; were the labels forgotten, it would fall by hundreds of nats."""
     q, p = wrap_guide(by_hand, Y), SYMMETRY.permutation({"k": [1, 2, 0]})

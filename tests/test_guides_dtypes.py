@@ -54,6 +54,7 @@ def test_every_family_keeps_its_dtype(name, tmp_path):
     assert {t.dtype for t in floats(load(tmp_path / "g.zip", like=a))} == {torch.float32}
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.usefixtures("float32")
 def test_barycenters_wrapped_and_hand_written_guides_keep_their_dtype():
     def by_hand(x, y=None):
@@ -81,6 +82,7 @@ def test_barycenters_wrapped_and_hand_written_guides_keep_their_dtype():
     assert {t.dtype for t in floats(many.center_guide)} == {torch.float32}
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_hierarchical_messenger_is_wrapped():
     """Its prior is part of its parametrization; the wrapped guide draws, scores and trains as it does."""
     reduced = poutine.condition(model, {"mix": torch.full((4, 3), 1 / 3)})  # Pyro's own cannot take a simplex

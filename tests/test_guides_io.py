@@ -153,8 +153,12 @@ def test_a_plain_guide_stands_for_one_that_left_its_family(tmp_path):
     noise = alignment.posterior.noise(3)
     found = load(tmp_path / "a", like=like).posterior.push(noise)
     assert all(torch.equal(v, found[k]) for k, v in alignment.posterior.push(noise).items())
+    save(tmp_path / "b", same := align(b, b, find_symmetry(mixture)))
+    assert same.permutation.is_identity
+    assert load(tmp_path / "b", like=like).permutation.is_identity
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_wrapped_guides_come_back_with_their_relabeling(tmp_path):
     a, b, like = (fitted(AutoIAFNormal, seed) for seed in range(3))
     alignment = align(a, permute_guide(b, SYMMETRY.random(5)), SYMMETRY)

@@ -121,6 +121,7 @@ def test_paths_move_the_parameters(kind):
     assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, middle, X)))
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("kind", ["hierarchical", "regressive"])
 def test_alignment(kind, tmp_path):
     a = messenger_guide(fitted(kind), X)

@@ -226,6 +226,7 @@ def test_wrapped_local_sites_keep_their_plates():
     assert Trace_ELBO().loss(local, new, x) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_path_between_wrapped_guides():
     a, b = (wrapped("subclass", seed)[2] for seed in (0, 1))
     path = displacement(a, b)
@@ -288,6 +289,7 @@ class Amortized(torch.nn.Module):
             pyro.sample("z", dist.Normal(loc, torch.nn.functional.softplus(raw)).to_event(1))
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("handled", [False, True])
 def test_methods_of_a_module_are_wrapped_with_a_copy_of_it(handled):
     first, second = Amortized(), Amortized()

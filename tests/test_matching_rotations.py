@@ -17,6 +17,7 @@ from pyro_align.matching import match
 from pyro_align.symmetry.element import polar
 
 HEADS = (Atom("h", 2), Rotated("d"))
+ROTARY = (Atom("h", 2), Rotated("d", plane=True), Atom("pair", 3, fixed=True))  # half of a head apart
 CASES = {
     "factors": (SymmetrySpec({"w": (None, Rotated("f")), "z": (None, Rotated("f"))}), {"w": (6, 3), "z": (5, 3)}),
     "centered": (SymmetrySpec({"w": (None, Rotated("f", centered=True))}), {"w": (6, 4)}),
@@ -26,6 +27,14 @@ CASES = {
             within={"d": "h", "e": "h"},
         ),
         {"q": (6, 4), "k": (6, 4), "v": (6, 4), "o": (4, 6)},
+    ),
+    "planes": (
+        SymmetrySpec({"q": (None, (Atom("pair", 3, fixed=True), Rotated("d", plane=True)))}, within={"d": "pair"}),
+        {"q": (5, 6)},
+    ),
+    "rotary": (
+        SymmetrySpec({"q": (ROTARY, None), "k": (ROTARY, None), "v": ("h", None)}, within={"d": ("h", "pair")}),
+        {"q": (12, 4), "k": (12, 4), "v": (2, 3)},
     ),
     "stream": (
         SymmetrySpec(
@@ -119,12 +128,48 @@ def test_centered_rotations_leave_the_ones():
     others = torch.stack([symmetry.random(seed).rotations["f"] for seed in range(200)])
     torch.testing.assert_close(symmetry.random(0).apply(ones)["w"], ones["w"])
     gain = 1e6 * torch.randn(4, 4)
-    found = polar(gain, centered=True)
+    found = polar(gain, "centered rotation")
     torch.testing.assert_close(found.sum(-1), torch.ones(4))
     assert bool(((others * gain).sum((-1, -2)) <= (found * gain).sum()).all())
     assert symmetry.dimension == 3
     with pytest.raises(SymmetryError, match="rows add up to one"):
         symmetry.permutation(rotations={"f": -torch.eye(4)})
+
+
+def test_planes_are_rotated_by_angles():
+    """The best of all angles, in every pair of every head, and no reflection."""
+    gain = torch.randn(5, 2, 2)
+    angles = torch.linspace(0, 2 * math.pi, 20001)
+    cos, sin = angles.cos(), angles.sin()
+    turns = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    best = torch.einsum("axy,bxy->ab", turns, gain).max(0).values
+    found = (polar(gain, "plane rotation") * gain).sum((-1, -2))
+    torch.testing.assert_close(found, best, rtol=1e-6, atol=1e-6)
+    spec, shapes = CASES["rotary"]
+    symmetry = spec.bind(shapes)
+    assert symmetry.dimension == 6
+    p, q = symmetry.random(0), symmetry.random(1)
+    torch.testing.assert_close(torch.linalg.det(p.rotations["d"]), torch.ones(2, 3))
+    values = {k: v[0] for k, v in points(symmetry, 0).items()}
+    for name, value in (p @ q).apply(values).items():
+        torch.testing.assert_close(value, p.apply(q.apply(values))[name])
+    assert p.inverse() @ p == symmetry.identity()
+    with pytest.raises(SymmetryError, match="the matrices reflect it"):
+        symmetry.permutation(rotations={"d": torch.eye(2).flip(0).expand(2, 3, 2, 2)})
+
+
+def test_heads_and_their_planes_are_matched_jointly():
+    """The best of all orders of heads, with the best angle in every pair of each."""
+    spec, shapes = CASES["rotary"]
+    symmetry = spec.bind(shapes)
+    fixed, moving = points(symmetry, 0), points(symmetry, 1)
+    worth = torch.einsum("ix,jx->ij", fixed["v"][0], moving["v"][0])
+    views = [[v[k][0].view(2, 2, 3, 4) for k in "qk"] for v in (fixed, moving)]
+    gains = sum(torch.einsum("irpx,jspx->ijprs", a, b) for a, b in zip(*views, strict=True))
+    cos, sin = gains[..., 0, 0] + gains[..., 1, 1], gains[..., 1, 0] - gains[..., 0, 1]
+    worth = worth + (cos.square() + sin.square()).sqrt().sum(-1)
+    best = max(float(sum(worth[i, j] for i, j in enumerate(order))) for order in itertools.permutations(range(2)))
+    assert match(symmetry, fixed, moving, odd=(True,)).objective == pytest.approx(best)
 
 
 def test_scales_cannot_follow():

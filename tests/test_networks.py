@@ -171,6 +171,7 @@ class Experts(PyroModule):
             return pyro.sample("y", dist.MixtureSameFamily(share, dist.Normal(mean, 0.5)), obs=y)
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
 def test_experts_whose_shares_leave_the_family(family, tmp_path):
     fits = []

@@ -1,10 +1,9 @@
 """The tutorials run from top to bottom, and each notebook shows the cells of its text half."""
 
-import re
 from pathlib import Path
 
 import pytest
-from test_docs import run_as_reader
+from reader import run_as_reader, shortened
 
 jupytext = pytest.importorskip("jupytext")
 
@@ -29,16 +28,8 @@ def test_the_notebook_is_the_executed_pair_of_its_text(text):
     assert not [output.text for cell in codes for output in cell.outputs if output.get("name") == "stderr"]
 
 
-# Lengths of fits and chains: a quarter of them runs the same lines.
-# But a Laplace approximation needs a mode (02_full_covariance).
-LENGTH = re.compile(
-    r"(?<!guide_class, seed, )\b((?:max_|warmup_)?steps|warmup|draws|MCMC\(kernel, num_samples)=(\d{3,})\b"
-)
-
-
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)
 def test_the_tutorial_runs(text, tmp_path):
     """Every line, with short fits; `make tutorials` runs them at the length that the notebooks show."""
-    short = LENGTH.sub(lambda found: f"{found[1]}={int(found[2]) // 4}", text.read_text(encoding="utf-8"))
-    done = run_as_reader(short, tmp_path / text.name)
+    done = run_as_reader(shortened(text.read_text(encoding="utf-8")), tmp_path / text.name)
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,7 @@ from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
 from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
+from pyro_align.discovery.rotations.planes import add_planes
 from pyro_align.discovery.scalings import add_scalings
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
@@ -36,7 +37,7 @@ from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_modul
 from pyro_align.discovery.whole_sites import infer_stacked, stack_sites
 from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
 from pyro_align.model.density import Density
-from pyro_align.model.guards import gradless, uncompiled, untouched
+from pyro_align.model.guards import gradless, uncollected, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
@@ -99,7 +100,8 @@ def find_symmetry(
             they are looked for in models of up to 100,000 entries.
         rotations: Whether to look for atoms that may be rotated as a whole (factors with spherical priors, the
             dimensions inside attention heads): an orthogonal matrix then acts on them, and they are
-            :func:`~pyro_align.axes.Rotated` wherever sites carry them.
+            :func:`~pyro_align.axes.Rotated` wherever sites carry them. Pairs of a rotary embedding are rotated by an
+            angle each; they are found by some gradients at random points, where parts of fixed order may be such.
         scalings: Whether to look for units that may be multiplied by any positive number before a ReLU, a norm or a
             linear map and divided by it behind: ``symmetry.scalings``. Under the usual priors they are no symmetry of
             the joint, so ask with ``scope="likelihood"``; :func:`~pyro_align.canonical` then fixes their scale.
@@ -137,15 +139,18 @@ def find_symmetry(
     source.check_observes()
     _check_trials(trials)
     with _in_one_sentence():
-        traced = source.trace()
-        inference = infer(traced)
-        if whole_sites:
-            traced, inference, source.stacks = infer_stacked(traced, inference)
+        with uncollected():
+            traced = source.trace()
+            inference = infer(traced)
+            if whole_sites:
+                traced, inference, source.stacks = infer_stacked(traced, inference)
         symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
         if signs:
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
         if rotations:
             symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
+            function, real = GraphFunction(traced).differentiable, source.real_sites(traced)
+            symmetry = add_planes(symmetry, function, lambda k: source.random_values(traced, k), real=real)
         if scalings:
             symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
         if signs:

@@ -25,6 +25,7 @@ from pyro_align.symmetry.group import Symmetry
 GENERATORS = 1500  # unknown entries of matrices: as many gradients, and a singular value decomposition of that size
 SPARE = 20  # points beyond the number of unknowns
 _ZERO = 1e-9  # of the largest singular value; those of the models in the tests are above 1e-6 or below 1e-13
+_NOISE = 1e-12  # of the largest column: a gradient that is rounding
 _TANGENTS = 3  # points at which tangents are compared
 _ABSENT = 1e-6  # entries of a unit vector of generators that are rounding
 
@@ -78,11 +79,14 @@ def count_linear(
     """
     start = time.perf_counter()
     slots, left_out = _slots(symmetry, sites)
+    if not slots:  # simplexes, say: no linear map acts on them
+        return Completeness(0, 0, (), left_out, 0, float("inf"), time.perf_counter() - start)
     total = sum(s.size**2 for s in slots)
     rows, values = _equations(function, slots, point, total + SPARE, seed)
     norm = rows.norm(dim=0)
-    scale = torch.where(norm > 0, norm, 1.0)
-    _, singular, right = torch.linalg.svd(rows / scale, full_matrices=True)
+    speaks = norm > _NOISE * norm.max()  # what a softmax drops has a gradient of rounding, to be read as zero
+    scale = torch.where(speaks, norm, 1.0)
+    _, singular, right = torch.linalg.svd(torch.where(speaks, rows / scale, 0.0), full_matrices=True)
     kept = int((singular > _ZERO * singular[0]).sum())
     gap = float(singular[kept - 1] / singular[kept]) if 0 < kept < total else float("inf")
     null = torch.linalg.qr((right[kept:] / scale).mT)[0]  # (generators, solutions)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.axes import Atom, Fixed, Odd, Product, Sum
+from pyro_align.axes import Atom, Fixed, Kind, Odd, Product, Sum
 from pyro_align.discovery.certify import certify_function
 from pyro_align.errors import DiagnosticWarning, TraceError
 from pyro_align.symmetry.group import Symmetry
@@ -58,7 +58,8 @@ def find_symmetry_of_density(
         draws: Site -> a few draws ``(draws, *shape)`` at which to compare; at least three. Without them points are
             standard normal noise, which suits densities of unconstrained values.
         signs: Whether units may change sign too, and single indices and whole sites.
-        rotations: Whether to look for atoms on which every orthogonal matrix acts.
+        rotations: Whether to look for atoms on which every orthogonal matrix acts, or every one that leaves the vector
+            of ones as it is.
         max_evaluations: Evaluations of the density after which to stop, with a warning.
         trials: Random elements in the certificate.
         seed: Seed of the points and the certificate.
@@ -259,16 +260,15 @@ def _real(points: Sequence[Values], shapes: Mapping[str, tuple[int, ...]]) -> fr
 
 
 def _rotations(search: _Search, symmetry: Symmetry, real: frozenset[str]) -> Symmetry:
-    """Atoms along whole axes on which a random orthogonal matrix acts."""
-    for name, atom in symmetry.atoms.items():
-        kind = {name: replace(atom, kind="rotation")}
-        if any(not isinstance(symmetry.sites[s][i], Atom) for s, i in symmetry.carriers[name]):
-            continue
-        trial = _marked(symmetry, kind, dict.fromkeys(symmetry.carriers[name], True))
-        element = trial.random(0).only(name)
+    """Atoms along whole axes on which a random orthogonal matrix acts, or one that leaves the mean."""
+    kinds: tuple[Kind, ...] = ("rotation", "centered rotation")
+    for (name, atom), kind in itertools.product(symmetry.atoms.items(), kinds):
         sites = {s for s, _ in symmetry.carriers[name]}
-        if not sites <= real:
+        whole = all(isinstance(symmetry.sites[s][i], Atom) for s, i in symmetry.carriers[name])
+        if not whole or not sites <= real or symmetry.atoms[name].rotates or (kind != "rotation" and atom.size < 3):
             continue
+        trial = _marked(symmetry, {name: replace(atom, kind=kind)}, dict.fromkeys(symmetry.carriers[name], True))
+        element = trial.random(0).only(name)
         if search.keeps(lambda point, e=element, s=sites: {k: e.apply_site(k, point[k]) for k in s}):
             symmetry = search.found = trial
     return symmetry

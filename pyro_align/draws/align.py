@@ -130,7 +130,10 @@ def align_draws(
         atom = only_atom(symmetry, atom, "atom=")
         symmetry = rotating(symmetry, atom)
     elif symmetry.rotated:
-        raise SymmetryError(f"the symmetry rotates {sorted(symmetry.rotated)}: use method='procrustes' or 'varimax'")
+        raise SymmetryError(
+            f"the symmetry rotates {sorted(symmetry.rotated)}: use method='procrustes' or 'varimax', or a symmetry "
+            "that was found without rotations=True"
+        )
     density = _density(
         source, stacks, model, tuple(args), dict(kwargs or {}), needed=certify or method in BY_ALLOCATION
     )
@@ -162,7 +165,8 @@ def align_draws(
             outcome = task.relabel_by_values(start)
     result = task.result(outcome, pivot, flagged, log_probs)
     _warn_of_unsettled(result)
-    return task.certified(result, log_probs) if certify and density is not None else result
+    undone = atom if method in BY_ROTATION else None
+    return task.certified(result, log_probs, undone) if certify and density is not None else result
 
 
 def _named(given: Mapping[str, Any] | None, option: str, known: Iterable[str]) -> Mapping[str, Any]:

@@ -54,8 +54,8 @@ class AlignedDraws:
         converged: Whether the last pass changed nothing.
         improved: Fraction of the draws that a second search brought nearer to the reference than the first, which tells
             how far the searches are to be trusted; None where the best relabeling of a draw is found for certain.
-        continuous: Atoms whose every rotation leaves the log joint unchanged, and that were not rotated: what is left
-            of R-hat may be due to them. Only looked for where the model is known.
+        continuous: Atoms whose rotations (all, or those that leave the mean) or scalings leave the log joint unchanged
+            and were not undone: what is left of R-hat may be due to them. Only looked for where the model is known.
         carried: Which variables were relabeled along with the symmetry's sites, and which may have had to be.
 
     Example:
@@ -280,14 +280,19 @@ class AlignedDraws:
             f"AlignedDraws by {self.method}, {chains} chains of {draws} draws: {int(self.relabeled.sum())} "
             f"relabeled, {int(self.flagged.sum())} flagged; {self.iterations} passes, "
             + ("converged" if self.converged else "not converged: raise max_iterations"),
-            *(
-                f"the log joint does not change under rotations of '{name}': use method='procrustes' or 'varimax'"
-                for name in self.continuous
-            ),
+            *map(self._left, self.continuous),
             *([] if self.improved is None else [f"a second search improved {self.improved:.1%} of the draws"]),
             *(f"'{name}' was left as it was: {why}" for name, why in self.carried.unsettled.items()),
         ]
         return "\n".join([*lines, str(self.invariance)] if self.invariance else lines)
+
+    def _left(self, name: str) -> str:
+        """What is left of a continuous group, in words."""
+        if self.symmetry.atoms[name].kind == "plane rotation":
+            return f"the log joint does not change under rotations of the planes '{name}', which are as they were"
+        if any(scaling.atom == name for scaling in self.symmetry.scalings):
+            return f"the log joint does not change under scalings of '{name}', whose scales are as they were"
+        return f"the log joint does not change under rotations of '{name}': use method='procrustes' or 'varimax'"
 
     # -- ArviZ -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.axes import Atom, map_atoms
+from pyro_align.axes import Atom, Kind, map_atoms
 from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import Outcome
 from pyro_align.draws.stack import Features
@@ -40,8 +40,8 @@ Rule = Callable[
 ]  # draws, their present rotations, reference -> matrices from the right
 
 
-def rotating(symmetry: Symmetry, atom: str) -> Symmetry:
-    """The symmetry whose ``atom`` may be rotated.
+def rotating(symmetry: Symmetry, atom: str, kind: Kind = "rotation") -> Symmetry:
+    """The symmetry whose ``atom`` may be rotated: as it says itself, or in a given way.
 
     Raises:
         SymmetryError: The atom is nested, or is part of an axis only.
@@ -57,7 +57,7 @@ def rotating(symmetry: Symmetry, atom: str) -> Symmetry:
         raise SymmetryError(f"atom '{atom}' holds {holding}, and cannot be rotated")
 
     def rotated(leaf: Atom) -> Atom:
-        return replace(leaf, kind="rotation") if leaf.name == atom and not leaf.rotates else leaf
+        return replace(leaf, kind=kind) if leaf.name == atom and not leaf.rotates else leaf
 
     return replace(
         symmetry, sites={s: tuple(map_atoms(t, rotated) for t in terms) for s, terms in symmetry.sites.items()}
@@ -132,10 +132,8 @@ def by_rotation(
     """
     labels = Labels.identity(symmetry, units.count)
     frame = Frame(units, rows, labels.rotations[rows.atom], fixed, max_iterations)
-    centered = symmetry.atoms[rows.atom].centered
-    center, passes, still = frame.settle(
-        rows.one(start), lambda value, _, center: procrustes(value, center, centered=centered)
-    )
+    kind = symmetry.atoms[rows.atom].kind
+    center, passes, still = frame.settle(rows.one(start), lambda value, _, center: procrustes(value, center, kind))
     if method == "varimax":
         simple = varimax(center[None])[0]
 
@@ -196,10 +194,10 @@ class Frame:
         return center if self.fixed else total / count
 
 
-def procrustes(value: Tensor, reference: Tensor, *, centered: bool = False) -> Tensor:
+def procrustes(value: Tensor, reference: Tensor, kind: Kind = "rotation") -> Tensor:
     """The orthogonal matrices ``(units, n, n)`` that bring ``value @ q`` nearest to a reference (Schoenemann 1966).
 
-    With ``centered`` they leave the vector of ones as it is.
+    They are of the kind that the atom has.
 
     Example:
         >>> reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -207,7 +205,7 @@ def procrustes(value: Tensor, reference: Tensor, *, centered: bool = False) -> T
         >>> bool((reference @ turn @ procrustes((reference @ turn)[None], reference)[0] - reference).abs().max() < 1e-6)
         True
     """
-    return polar(value.mT @ reference, centered=centered)
+    return polar(value.mT @ reference, kind)
 
 
 def varimax(value: Tensor) -> Tensor:
@@ -238,30 +236,42 @@ def signed_order(value: Tensor, reference: Tensor) -> Tensor:
     return one_hot(index, gain.shape[-1]).to(value.dtype) * sign
 
 
-def rotations_left(symmetry: Symmetry, density: DrawDensity, draws: Sequence[dict[str, Tensor]]) -> tuple[str, ...]:
-    """The atoms whose every rotation leaves the log joint unchanged: relabeling them leaves a continuous group behind.
+def rotations_left(
+    symmetry: Symmetry, density: DrawDensity, draws: Sequence[dict[str, Tensor]], undone: str | None = None
+) -> tuple[str, ...]:
+    """The atoms whose rotations leave the log joint unchanged: relabeling them leaves a continuous group behind.
+
+    Where not every rotation does, those that leave the vector of ones as it is may. Atoms that the symmetry rotates or
+    scales itself are among them, but for the one whose rotations were undone.
 
     Args:
         symmetry: The group.
+        undone: The atom that was rotated, if any.
         density: The model.
         draws: A few draws, site -> ``site_shape``.
     """
+    scaled = {scaling.atom for scaling in symmetry.scalings if symmetry.scope == "joint"}
+    values = {k: torch.stack([d[k] for d in draws]) for k in draws[0]}
+
+    def free(name: str, kind: Kind) -> bool:
+        element = rotating(symmetry, name, kind).random(0).only(name)
+        sites = {s for s, _ in symmetry.carriers[name]} & values.keys()
+        if any(not values[s].is_floating_point() or bool((values[s] >= 0).all()) for s in sites):
+            return False
+        moved = {k: element.apply_site(k, v, batch_dims=1) if k in sites else v for k, v in values.items()}
+        before, after = density.log_probs(values)[0], density.log_probs(moved)[0]
+        return bool(((after - before).abs() <= density.tolerance(before)).all())
+
     found = []
-    stacked = {k: torch.stack([d[k] for d in draws]) for k in draws[0]}
     for name, atom in symmetry.atoms.items():
-        if atom.rotates or atom.size < 2:
+        if name == undone:
             continue
-        try:
-            group = rotating(symmetry, name)
-        except SymmetryError:
-            continue
-        sites = {s for s, _ in symmetry.carriers[name]}
-        if any(not stacked[s].is_floating_point() or bool((stacked[s] >= 0).all()) for s in sites & set(stacked)):
-            continue
-        others = {n: p for n, p in group.random(0).rotations.items() if n == name}
-        element = group.permutation(rotations=others)
-        moved = {k: element.apply_site(k, v, batch_dims=1) if k in sites else v for k, v in stacked.items()}
-        before, after = density.log_probs(stacked)[0], density.log_probs(moved)[0]
-        if bool(((after - before).abs() <= density.tolerance(before)).all()):
+        if atom.rotates or name in scaled:
             found.append(name)
+        elif atom.size > 1:
+            try:
+                if free(name, "rotation") or (atom.size > 2 and free(name, "centered rotation")):
+                    found.append(name)
+            except SymmetryError:  # a part of an axis, or nested: it cannot be rotated
+                continue
     return tuple(found)

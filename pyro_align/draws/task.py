@@ -237,8 +237,8 @@ class Task:
         parts = [self.density.fingerprints(self.latents(c, s)) for c, s in self.density_slices()]
         return tuple(torch.cat(part).reshape(self.source.shape) for part in zip(*parts, strict=True))
 
-    def certified(self, result: AlignedDraws, before: tuple[Tensor, ...]) -> AlignedDraws:
-        """The result, once every relabeled draw has the log joint that it had before."""
+    def certified(self, result: AlignedDraws, before: tuple[Tensor, ...], undone: str | None) -> AlignedDraws:
+        """The result, once every relabeled draw has the log joint that it had before; with the groups that are left."""
         count, worst, smallest = 0, 0.0, np.inf
         for chain, part in self.density_slices():
             moved = torch.from_numpy(result.relabeled[chain, part] & self.finite[chain, part])
@@ -260,7 +260,7 @@ class Task:
             (int(c), slice(int(d), int(d) + 1)) for c, d in np.argwhere(self.finite)[:: max(1, self.finite.sum() // 2)]
         ]
         draws = [{k: v[0] for k, v in self.latents(*at).items()} for at in usable[:2]]
-        result = replace(result, continuous=rotations_left(self.symmetry, self.density, draws))
+        result = replace(result, continuous=rotations_left(self.symmetry, self.density, draws, undone))
         return replace(result, invariance=Invariance(count, worst, 0.0 if count == 0 else smallest))
 
     def result(

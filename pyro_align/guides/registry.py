@@ -124,7 +124,7 @@ def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
         return posterior
     if posterior.separate_parts:
         return posterior.with_parts([relabelable(part, symmetry) for part in posterior.separate_parts])
-    return _by_draws(posterior)
+    return by_draws(posterior)
 
 
 def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
@@ -134,7 +134,11 @@ def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
     return mixed or any(_leaves_family(part, symmetry) for part in parts)
 
 
-def _by_draws(posterior: Posterior) -> Posterior:
+def by_draws(posterior: Posterior) -> Posterior:
+    """The posterior as one that is known by its draws and their log densities; of one beside a model's, the guide's."""
+    if posterior.separate_parts:
+        guide, *others = posterior.separate_parts
+        return posterior.with_parts([by_draws(guide), *others])
     found = _RULES[object](posterior.to_guide())
     return found.with_labels(posterior.labels) if posterior.labels else found
 
@@ -146,7 +150,7 @@ def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
         return tuple(q.with_parts(parts) for q, parts in zip(posteriors, zip(*columns, strict=True), strict=True))
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
-    return tuple(q if q.known_by_draws else _by_draws(q) for q in posteriors)
+    return tuple(q if q.known_by_draws else by_draws(q) for q in posteriors)
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

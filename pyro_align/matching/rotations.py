@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_align.axes import Atom
 from pyro_align.errors import MatchError
 from pyro_align.matching.assignment import assign, picked
 from pyro_align.matching.clock import Clock
@@ -50,7 +51,10 @@ def check_rotatable(problem: Problem) -> None:
 
 @dataclass
 class _Gains:
-    """Gain by atom: ``(*batch, new, old)``, for a nested one ``(*batch, new, old, new inside, old inside)``."""
+    """Gain by atom: ``(*batch, new, old)``, for a nested one ``(*batch, new, old, *ordered, new inside, old inside)``.
+
+    What is ordered are the atoms around the nested one that do not move: the pairs of a rotary embedding.
+    """
 
     even: dict[str, Tensor] = field(default_factory=dict)
     odd: dict[str, Tensor] = field(default_factory=dict)
@@ -107,12 +111,17 @@ def _families(symmetry: Symmetry) -> dict[str, tuple[str, ...]]:
         if not any(o in free for o in atom.within):
             families[name] = (
                 name,
-                *(n for n, a in free.items() if a.within == (*atom.within, name) and n not in holds),
+                *(n for n, a in free.items() if _around(symmetry, a) == (*atom.within, name) and n not in holds),
             )
     for name in free:  # deeper atoms move alone
         if not any(name in family for family in families.values()):
             raise MatchError(f"'{name}' is nested more than once; groups with rotations are matched one level deep")
     return families
+
+
+def _around(symmetry: Symmetry, atom: Atom) -> tuple[str, ...]:
+    """The free atoms in which a rotated one is nested; those of fixed order are alike on both sides."""
+    return tuple(o for o in atom.within if o in symmetry.atoms or not atom.rotates)
 
 
 def _search(
@@ -200,7 +209,8 @@ def _add(problem: Problem, block: Block, chain: tuple[int, ...], tables: Tables,
     left = [chr(ord("a") + k) for k in range(len(dims))]
     right = [c.upper() if k in chain else c for k, c in enumerate(left)]
     batch = "".join(left[o] for o in dims[chain[0]].outer)
-    out = batch + "".join(left[k] + right[k] for k in chain)
+    ordered = "".join(left[o] for o in dims[chain[-1]].outer if o not in chain and left[o] not in batch)
+    out = batch + "".join(left[k] + right[k] for k in chain[:-1]) + ordered + left[chain[-1]] + right[chain[-1]]
     held = (*chain, *block.inside(chain[0]))
     for fixed, moving, odd in problem.features(block.site):
         here = block.view(fixed).to(problem.work_dtype)
@@ -220,19 +230,16 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
             return {}, {}, {}
         scale = float(torch.linalg.svdvals(total).mean()) if reward else 0.0
         total = total + reward * scale * p.rotations[root].to(total)
-        return {}, {}, {root: polar(total, centered=symmetry.atoms[root].centered)}
+        return {}, {}, {root: polar(total, symmetry.atoms[root].kind)}
     n = symmetry.atoms[root].size
     shape = symmetry.outer_shape(root)
     if total is None:
         total = torch.zeros(*shape, n, n, dtype=problem.work_dtype, device=problem.device)
     inner = {c: g for c in family[1:] if (g := gains.total(c)) is not None}
     for c, g in inner.items():
-        best = (
-            (polar(g, centered=symmetry.atoms[c].centered) * g).sum(-1)
-            if symmetry.atoms[c].rotates
-            else picked(g, assign(g))
-        )
-        total = total + best.sum(-1).to(total)
+        atom = symmetry.atoms[c]
+        best = (polar(g, atom.kind) * g).sum(-1) if atom.rotates else picked(g, assign(g))
+        total = total + best.flatten(len(shape) + 2).sum(-1).to(total)
     if reward:
         total = total + reward * float(total.abs().mean()) * torch.nn.functional.one_hot(p.indices[root], n).to(total)
     index = assign(total)
@@ -240,14 +247,15 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
     if root in gains.odd and len(family) == 1:
         signs[root] = _sign(gains.odd[root], index)
     for c, g in inner.items():
-        pair = index.reshape(*index.shape, 1, 1, 1)
-        mine = g.gather(len(shape) + 1, pair.expand(*index.shape, 1, *g.shape[-2:])).squeeze(len(shape) + 1)
+        rest = g.shape[len(shape) + 2 :]
+        pair = index.reshape(*index.shape, *[1] * (1 + len(rest))).expand(*index.shape, 1, *rest)
+        mine = g.gather(len(shape) + 1, pair).squeeze(len(shape) + 1)
         if symmetry.atoms[c].rotates:
-            rotations[c] = polar(mine, centered=symmetry.atoms[c].centered)
+            rotations[c] = polar(mine, symmetry.atoms[c].kind)
             continue
         indices[c] = assign(mine)
         if c in gains.odd:
-            odd = gains.odd[c].gather(len(shape) + 1, pair.expand(*index.shape, 1, *g.shape[-2:]))
+            odd = gains.odd[c].gather(len(shape) + 1, pair)
             signs[c] = _sign(odd.squeeze(len(shape) + 1), indices[c])
     return indices, signs, rotations
 

@@ -276,6 +276,8 @@ def _write(ax: Axes, symmetry: Symmetry, rows: dict[str, tuple[Axis, ...]]) -> N
         notes.append("± with signs")
     if symmetry.rotated:
         notes.append("↻ rotated")
+    if any(a.kind == "plane rotation" for a in symmetry.atoms.values()):
+        notes.append("↻₂ by an angle")
     inches = ax.get_position().width * ax.figure.get_figwidth()
     ax.set_xlabel(fill("; ".join(notes), max(30, int(inches / 0.052))), fontsize=7.5, loc="left", color=INK)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from pyro_align.axes import Atom
+from pyro_align.axes import Atom, Kind
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.action import Tables, act
 from pyro_align.symmetry.stacks import stack_tensors, unstacked
@@ -288,22 +288,29 @@ def _rotation(atom: Atom, given, shape: tuple[int, ...]) -> Tensor:
         raise SymmetryError(
             f"atom '{atom.name}': its rotations leave the vector of ones as it is, so rows add up to one"
         )
-    return (polar(matrix, centered=atom.centered) if error > 1e-14 * shape[-1] else matrix).contiguous()
+    if atom.kind == "plane rotation" and bool((torch.linalg.det(matrix) < 0).any()):
+        raise SymmetryError(f"atom '{atom.name}': a plane is rotated by an angle, and the matrices reflect it")
+    return (polar(matrix, atom.kind) if error > 1e-14 * shape[-1] else matrix).contiguous()
 
 
-def polar(gain: Tensor, *, centered: bool = False) -> Tensor:
+def polar(gain: Tensor, kind: Kind = "rotation") -> Tensor:
     """The orthogonal matrices R that maximize ``<R, gain>``, ``(*batch, n, n)`` (Schoenemann 1966).
 
     Args:
         gain: The matrices.
-        centered: Whether R must leave the vector of ones as it is: a positive gain then stands for the one along it.
+        kind: That of the atom. A centered rotation leaves the vector of ones as it is, so that a positive gain stands
+            for the one along it; a plane is rotated by the one angle that is best.
 
     Example:
         >>> polar(torch.tensor([[0.0, -2.0], [3.0, 0.0]]))
         tensor([[ 0., -1.],
                 [ 1.,  0.]])
     """
-    if centered and gain.numel():
+    if kind == "plane rotation":
+        angle = torch.atan2(gain[..., 1, 0] - gain[..., 0, 1], gain[..., 0, 0] + gain[..., 1, 1])
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    if kind == "centered rotation" and gain.numel():
         size = gain.flatten(-2).norm(dim=-1)[..., None, None]
         gain = gain - gain.mean(-1, keepdim=True)
         gain = gain - gain.mean(-2, keepdim=True) + torch.where(size > 0, size, 1.0) / gain.shape[-1]

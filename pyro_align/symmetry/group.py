@@ -286,7 +286,7 @@ class Symmetry:
                 noise = torch.randn(*shape, atom.size, generator=generator, dtype=torch.float64, device="cpu")
                 q, r = torch.linalg.qr(noise)  # Mezzadri 2007: with the diagonal of r made positive, q is uniform
                 q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-                rotations[name] = polar(noise, centered=True) if atom.centered else q
+                rotations[name] = q if atom.kind == "rotation" else polar(noise, atom.kind)
                 continue
             indices[name] = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").argsort(-1)
             if atom.odd:

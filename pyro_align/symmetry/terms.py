@@ -108,12 +108,8 @@ def collect_atoms(sites: Sites) -> dict[str, Atom]:
 
 
 def _merged(where: str, known: Atom, leaf: Atom) -> Atom:
-    if (known.fixed, known.within, known.rotates, known.centered) != (
-        leaf.fixed,
-        leaf.within,
-        leaf.rotates,
-        leaf.centered,
-    ):
+    a, b = ((x.fixed, x.within, x.kind if x.rotates else "") for x in (known, leaf))
+    if a != b:
         raise SymmetryError(f"{where}: atom '{leaf.name}' is described in two ways, as {known} and as {leaf}")
     if OPEN not in (known.size, leaf.size) and leaf.size != known.size:
         raise SymmetryError(f"{where}: atom '{leaf.name}' has size {leaf.size} here and {known.size} elsewhere")

@@ -224,6 +224,22 @@ def convolution(
     return call.add(flat, bias)
 
 
+@rotation_rule("aten._cdist_forward")
+def distances(call: RotationCall, a: Any, b: Any, p: Any, *args: Any) -> Any:
+    """Euclidean distances between rows, a sum over columns; rows themselves are not followed."""
+    if p != 2 or a.states != b.states or any(call.carried(x, range(x.ndim - 1)) for x in (a, b)):
+        return None
+    left, right = ("bcdefgh"[: x.ndim - 2] + row + "k" for x, row in ((a, "i"), (b, "j")))
+    call.contract(a, left, b, right, "ij")
+    return Outcome()
+
+
+@rotation_rule("aten._pdist_forward")
+def distances_of_pairs(call: RotationCall, x: Any, p: Any = 2) -> Any:
+    """The same between all pairs of rows of one matrix."""
+    return distances(call, x, x, p)
+
+
 @rotation_rule("aten.embedding")
 def embedding(call: RotationCall, weight: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:
     """Rows of a table."""

@@ -136,7 +136,8 @@ def _of_units(symmetry: Symmetry) -> Iterator[int]:
         terms = {s: [map_atoms(t, _signed) for t in symmetry.sites[s]] for s, _ in symmetry.carriers[name]}
         blocks = {site: site_blocks(site, axes) for site, axes in terms.items()}
         signs = torch.ones(*symmetry.outer_shape(name), atom.size, dtype=torch.int8)
-        for unit in itertools.product(*map(range, signs.shape)):
+        units = signs.shape[:-1] if atom.kind == "plane rotation" else signs.shape  # half a turn moves both dimensions
+        for unit in itertools.product(*map(range, units)):
             tables = Tables(signs={name: signs.index_put([torch.tensor(i) for i in unit], -signs.new_ones(()))})
             turned = {
                 s: act(b, torch.ones(symmetry.shapes[s], dtype=torch.int8), tables) < 0 for s, b in blocks.items()
