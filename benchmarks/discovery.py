@@ -1,6 +1,7 @@
 """How long discovery takes, certificate included, and how much memory it needs beyond the model.
 
 python benchmarks/discovery.py resnet      # ResNet-20 x4, against one make_fx tracing of its log joint
+python benchmarks/discovery.py depth       # encoders of 12, 24 and 48 layers, likewise
 python benchmarks/discovery.py gpt2        # 12 layers, 124M parameters: CPU seconds and peak memory
 python benchmarks/discovery.py everything  # signs, rotations, scalings too, against permutations alone
 python benchmarks/discovery.py vit_b_16    # a published network as its library builds it (extra `networks`)
@@ -154,26 +155,43 @@ def timed(function):
     return result, time.process_time() - start
 
 
-def run_resnet() -> None:
-    """Discovery against one tracing of the log joint."""
-    model = bayesian(resnet())
-    x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
-    pyro_align.discovery.find_symmetry(bayesian(nn.Linear(3, 2)), torch.randn(2, 3), y % 2)  # imports and caches
-    density = Density(model, (x, y))
+def against_tracing(model, args: tuple, repeats: int = 3) -> dict[str, float]:
+    """Least CPU seconds of one make_fx tracing of the log joint, of discovery, and of one relabeling."""
+    density = Density(model, args)
     values = density.initial_values()
-    names = list(values)
 
     def trace():
-        function = lambda *v: density.log_joint(dict(zip(names, v, strict=True)))  # noqa: E731
+        function = lambda *v: density.log_joint(dict(zip(values, v, strict=True)))  # noqa: E731
         return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values.values())
 
-    _, tracing = timed(trace)
-    symmetry, seconds = timed(lambda: pyro_align.discovery.find_symmetry(model, x, y))
-    print(f"ResNet-20 x4: {sum(v.numel() for v in values.values()):,} parameters, {len(symmetry.atoms)} atoms")
+    pyro_align.discovery.find_symmetry(bayesian(nn.Linear(3, 2)), torch.randn(2, 3), args[1] % 2)  # imports and caches
+    runs = [(timed(trace)[1], *timed(lambda: pyro_align.discovery.find_symmetry(model, *args))) for _ in range(repeats)]
+    element = runs[0][1].random(torch.Generator().manual_seed(0))
+    applied = min(timed(lambda: element.apply(values))[1] for _ in range(3 * repeats))
+    tracing, discovery = min(run[0] for run in runs), min(run[2] for run in runs)
+    print(f"{sum(v.numel() for v in values.values()):,} parameters, {len(runs[0][1].atoms)} atoms")
     print(
-        f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {seconds:.2f} s: "
-        f"{seconds / tracing:.2f} times"
+        f"one make_fx tracing of the log joint {tracing:.2f} s; discovery with certificate {discovery:.2f} s: "
+        f"{discovery / tracing:.2f} times; one relabeling {applied:.3f} s"
     )
+    return {"tracing": tracing, "discovery": discovery, "relabeling": applied}
+
+
+def run_resnet() -> None:
+    """Discovery against one tracing of the log joint."""
+    print("ResNet-20 x4:")
+    against_tracing(bayesian(resnet()), (torch.randn(2, 3, 32, 32), torch.tensor([1, 7])))
+
+
+def run_depth() -> None:
+    """The same for encoders of 12, 24 and 48 layers, and how it grows."""
+    seconds: dict[int, dict[str, float]] = {}
+    for layers in (12, 24, 48):
+        blocks = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True) for _ in range(layers)]
+        print(f"encoder of {layers} layers:")
+        model = bayesian(nn.Sequential(*blocks, nn.Flatten(), nn.Linear(80, 3)))
+        seconds[layers] = against_tracing(model, (torch.randn(2, 5, 16), torch.tensor([1, 2])), repeats=2)
+    print("48 layers / 24: " + ", ".join(f"{k} {seconds[48][k] / v:.2f} times" for k, v in seconds[24].items()))
 
 
 def run_gpt2() -> None:
@@ -255,7 +273,7 @@ def report(name: str, net: nn.Module, x: torch.Tensor) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = {"resnet": run_resnet, "gpt2": run_gpt2, "everything": run_everything}
+    own = {"resnet": run_resnet, "depth": run_depth, "gpt2": run_gpt2, "everything": run_everything}
     parser.add_argument("model", choices=[*own, *PUBLISHED])
     chosen = parser.parse_args().model
     own[chosen]() if chosen in own else run_published(chosen)

@@ -37,7 +37,7 @@ from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_modul
 from pyro_align.discovery.whole_sites import infer_stacked, stack_sites
 from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
 from pyro_align.model.density import Density
-from pyro_align.model.guards import gradless, uncompiled, untouched
+from pyro_align.model.guards import gradless, uncollected, uncompiled, untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
@@ -139,10 +139,11 @@ def find_symmetry(
     source.check_observes()
     _check_trials(trials)
     with _in_one_sentence():
-        traced = source.trace()
-        inference = infer(traced)
-        if whole_sites:
-            traced, inference, source.stacks = infer_stacked(traced, inference)
+        with uncollected():
+            traced = source.trace()
+            inference = infer(traced)
+            if whole_sites:
+                traced, inference, source.stacks = infer_stacked(traced, inference)
         symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
         if signs:
             symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.distributions.constraints import Constraint
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.running import placed
 from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
-from pyro_align.discovery.walk import double
+from pyro_align.discovery.walk import Constants, double
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.guards import gradless, untouched
 from pyro_align.symmetry.element import Permutation
@@ -28,13 +29,10 @@ RELATIVE_SINGLE = 1e-5  # for a model that runs in float32 alone
 class DoubleInterpreter(fx.Interpreter):
     """Runs a graph in float64, whatever dtype it was traced in."""
 
-    def fetch_attr(self, target: Any) -> Any:
-        value = super().fetch_attr(target)
-        return double(value.detach() if isinstance(value, Tensor) else value)
-
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        dtypes = pytree.tree_map_only(torch.dtype, double, (args, kwargs))
-        return super().call_function(target, *dtypes)
+        if any(type(value) is torch.dtype for value in (*args, *kwargs.values())):
+            args, kwargs = pytree.tree_map_only(torch.dtype, double, (args, kwargs))
+        return super().call_function(target, args, kwargs)
 
 
 class _Attached(DoubleInterpreter):
@@ -61,17 +59,18 @@ class GraphFunction:
 
     def __init__(self, traced: TracedGraph):
         self.traced, self.supports = traced, traced.supports
-        self._data = {node: double(value.detach()) for node, value in traced.data.items()}
+        data = {node: double(value.detach()) for node, value in traced.data.items()}
+        self._given: dict[Node, Any] = {**data, **Constants(traced).used()}
 
     def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter) -> Any:
         """Everything that the graph returns; ``interpreter`` may look on."""
-        given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._data}
+        given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._given}
         with torch.no_grad():
             return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
 
     def differentiable(self, values: Mapping[str, Tensor]) -> Tensor:
         """What must not change, flattened, as a function that autograd can follow; updated values are left out."""
-        given = {**placed(self.traced, values, double), **self._data}
+        given = {**placed(self.traced, values, double), **self._given}
         out = _Attached(self.traced.module, garbage_collect_values=True).run(initial_env=given)
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         results = results[: len(results) - len(self.traced.states)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.discovery.axes.terms import ONE, Term, Uniform, Var, concat, product
+from pyro_align.model.forward import unexpanded
 
 LARGEST = 1024  # rows of a constant matrix whose blocks are compared
 ROUNDING = 1e-14  # relative; four orders below what the certificate tells from rounding
@@ -77,7 +78,9 @@ def _in_turn(value: Tensor, axis: int) -> Term | None:
 def runs(value: Tensor, axis: int) -> list[int]:
     """Lengths of the runs of equal slices along an axis of a tensor with entries."""
     n = value.shape[axis]
-    moved = value.movedim(axis, 0)
+    if value.stride(axis) == 0:
+        return [n]
+    moved = unexpanded(value).movedim(axis, 0)
     differs = _differ(moved[1:], moved[:-1]).reshape(n - 1, -1).any(-1)
     cuts = [0, *(torch.nonzero(differs).flatten() + 1).tolist(), n]
     return [b - a for a, b in itertools.pairwise(cuts)]

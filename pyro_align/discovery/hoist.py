@@ -48,7 +48,6 @@ def hoist_selections(module: GraphModule) -> None:
             changed = True
     if changed:
         graph.lint()
-        module.recompile()
 
 
 def _selection(node: Node) -> tuple[Node, int, int] | None:

@@ -10,6 +10,7 @@ An operation of one's own is added by one declaration: :func:`contraction` for a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ def withdraw(operation: str) -> None:
     CONTRACTIONS.pop(operation, None)
 
 
+@functools.cache
 def names_of(operation: Any) -> tuple[str, str]:
     """How tables may name an operator: by overload, by packet."""
     name = str(operation)

@@ -16,8 +16,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.registry import Registry
 from pyro_align.discovery.tracing import TracedGraph, attribute
+from pyro_align.model.forward import unexpanded
+
+aten: Any = torch.ops.aten
 
 
 class Unsupported(Exception):
@@ -61,7 +65,8 @@ class Call:
 class Constants:
     """The nodes of a graph that depend on neither sites nor data, and their values, computed when asked for.
 
-    They are computed in float64, lest rounding tell apart what is alike.
+    They are computed in float64, lest rounding tell apart what is alike. What is the same along an axis is computed
+    once and expanded: the log of a prior's scale, say.
     """
 
     def __init__(self, traced: TracedGraph):
@@ -69,6 +74,8 @@ class Constants:
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
         sites = {node for nodes in traced.nodes.values() for node in nodes}
+        # what is laid out in memory as it was traced must be
+        self._expand: bool = all(n.target is not aten.as_strided.default for n in traced.module.graph.nodes)
         for node in traced.module.graph.nodes:
             free = node.op in ("get_attr", "call_function") and node not in sites
             if free and all(source in self._nodes for source in node.all_input_nodes):
@@ -86,8 +93,23 @@ class Constants:
             else:
                 args, kwargs = double(torch.fx.node.map_arg((node.args, node.kwargs), self.value))
                 with torch.no_grad():
-                    self._values[node] = node.target(*args, **kwargs)
+                    self._values[node] = self._computed(node, args, kwargs)
         return self._values[node]
+
+    def _computed(self, node: Node, args: Any, kwargs: Any) -> Any:
+        like, given = node.meta.get("val"), (v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor))
+        if not self._expand or not isinstance(like, Tensor) or any(v.layout != torch.strided for v in (like, *given)):
+            return node.target(*args, **kwargs)
+        if node.target is aten.full.default:
+            return node.target([], *args[1:], **kwargs).expand(like.shape)
+        if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not is_a(node.target, "same", "cast"):
+            return node.target(*args, **kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, unexpanded, (args, kwargs))
+        return node.target(*args, **kwargs).expand(like.shape)
+
+    def used(self) -> dict[Node, Any]:
+        """Every constant node, with its value where the rest of the graph uses it."""
+        return {n: self.value(n) if any(u not in self._nodes for u in n.users) else None for n in self._nodes}
 
 
 _DOUBLE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}

@@ -71,7 +71,6 @@ def stack_sites(traced: TracedGraph, stacks: Stacks) -> TracedGraph:
                 body.erase_node(node)
         nodes[name] = (stack,)
     finish(graph.module)
-    graph.module.recompile()
     values = stack_tensors(traced.values, stacks)
     supports = stacked(traced.supports, stacks, lambda s: s[0])
     return replace(graph, values=values, nodes={name: nodes[name] for name in values}, supports=supports)

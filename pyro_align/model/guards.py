@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import sys
 import threading
@@ -64,6 +65,18 @@ def gradless(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise
     with torch.enable_grad():
         return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which looks at all of PyTorch again for every few hundred new nodes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
