@@ -183,6 +183,8 @@ def test_what_is_missing_is_named():
     found = find_symmetry(factors, count=True).certificate.completeness
     assert [str(m) for m in found.missing] == ["rotations of dimension 3 on z[1], w[1]"]
     assert not found.complete
+    likely = find_symmetry(factors, scope="likelihood", rotations=True, count=True).certificate.completeness
+    assert [str(m) for m in likely.missing] == ["linear maps of dimension 6 on z[0], z[1], w[0], w[1]"]
     assert find_symmetry(factors, rotations=True, count=True).certificate.completeness.complete
     scaled = find_symmetry(relu, scope="likelihood", count=True).certificate.completeness
     assert [(m.kind, m.dimension) for m in scaled.missing] == [("scalings", K)]

@@ -93,6 +93,38 @@ def test_state_dicts(symmetry, kind):
     assert isinstance(read_guide(a), Point)
 
 
+class Loose(nn.Module):
+    """A network whose signature takes anything, or nothing, as those of language models do."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, *inputs, x=None):
+        return self.layers(inputs[0] if inputs else X if x is None else x)
+
+
+class Silent(Loose):
+    def forward(self, x=None):
+        if x is None:
+            raise ValueError("give x")
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("kind", [Loose, Silent])
+def test_networks_that_could_be_called_without_arguments(kind):
+    a, b = kind(0), kind(1)
+    symmetry = pyro_align.find_symmetry(a, X)
+    kept = copy.deepcopy(b.state_dict())
+    moved = permute_guide(b, p := symmetry.random(1))
+    assert isinstance(read_guide(b, X), Point)
+    torch.testing.assert_close(moved.eval()(X), copy.deepcopy(b).eval()(X))
+    assert pyro_align.align(b, moved, symmetry).permutation == p.inverse()
+    assert isinstance(pyro_align.align(a, b, symmetry).path(0.5), kind)
+    assert all(torch.equal(v, kept[k]) for k, v in b.state_dict().items())
+
+
 class LastLayer(PyroModule):
     """A network whose last layer alone has a prior."""
 

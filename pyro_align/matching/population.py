@@ -2,9 +2,10 @@
 
 Below some ten thousand values a search spends its time on bookkeeping, not on arithmetic. A population shares the
 bookkeeping: each gain matrix is one batched product, and only the assignments are made one by one. Members begin where
-every partner is equally likely and are annealed (see :mod:`pyro_align.matching.soft`); the best of them is kicked and
-climbs again (iterated local search: Lourenco, Martin & Stuetzle 2003). What this is worth is measured by
-``benchmarks/optimum.py``.
+every partner is equally likely and are annealed (see :mod:`pyro_align.matching.soft`). Wave by wave the best are then
+kicked (iterated local search: Lourenco, Martin & Stuetzle 2003) or crossed: a child's atoms are assigned one after
+another, those not yet assigned being the mean of its two parents' matrices. Children climb, and the best of all stay.
+What this is worth is measured by ``benchmarks/optimum.py``.
 """
 
 from __future__ import annotations
@@ -19,14 +20,27 @@ from torch.nn.functional import one_hot
 
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
-from pyro_align.matching.soft import Parts, anneal, assigned, best_sign, picked, shuffled, total_gain, uniform
+from pyro_align.matching.soft import (
+    Pair,
+    Parts,
+    anneal,
+    assigned,
+    best_sign,
+    hard,
+    picked,
+    shuffled,
+    total_gain,
+    uniform,
+)
 from pyro_align.matching.starts import kicked
 from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_ANNEALS = 3  # populations that a first search anneals; a restart anneals one
-_KICKED = 12  # members of a wave of kicks
-_EFFORTS = {3_000: (16, 6), SMALL: (8, 4)}  # values up to which -> waves, and waves without a rise that end the search
+_WAVES = 12  # of children after annealing; half as many in a restart
+_PATIENCE = 5  # waves without a rise that end the search
+_ANNEALS = 3  # populations that the first search anneals; a restart anneals one
+_KEPT, _CHILDREN = 8, 12  # members that stay, and children of a wave
+_CROSSED = 0.5  # share of waves in which members are crossed, not kicked
 _WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
 _ROUNDS = 10  # of annealing
@@ -71,6 +85,11 @@ class Members:
             for name, table in mine.items():
                 mine[name] = table.index_copy(0, rows, theirs[name])
 
+    def join(self, other: Members) -> Members:
+        """Both together."""
+        pairs = ((self.indices, other.indices), (self.signs, other.signs))
+        return Members(*({k: torch.cat([v, theirs[k]]) for k, v in mine.items()} for mine, theirs in pairs))
+
 
 def fits(problem: Problem) -> bool:
     """Whether a problem is small, has no nested atoms, and no block that carries more than two."""
@@ -79,11 +98,7 @@ def fits(problem: Problem) -> bool:
 
 
 def search(run: Run) -> bool:
-    """Replaces the relabeling by the best of a population, where that is better.
-
-    Where the search may choose its start, populations are annealed to begin with, the first in the order of the atoms
-    and the others in random ones; then, wave by wave, copies of the best are kicked and climb, until some waves bring
-    nothing.
+    """Replaces the relabeling by the best of a population that it is a member of.
 
     Returns:
         Whether it came to its end before the time limit.
@@ -91,35 +106,39 @@ def search(run: Run) -> bool:
     population = Population(run.problem)
     if not population.sizes:
         return True
-    best = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in (run.labels.indices, run.labels.signs)))
-    value = float(population.values(best))
-    anneals = (1 if run.random_order else _ANNEALS) if run.anchored else 0
-    waves, patience = next(effort for size, effort in _EFFORTS.items() if _size(run.problem) <= size)
-    idle = 0
+    tables = (run.labels.indices, run.labels.signs)
+    members = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in tables))
+    values = population.values(members)
+    anneals = 1 if run.random_order else _ANNEALS
+    waves, idle = _WAVES // (2 if run.random_order else 1), 0
     for wave in range(-anneals, waves):
         if run.clock.expired:
-            return False
+            break
         with run.clock("gain"):
             if wave < 0:
-                members = population.annealed(run, random=run.random_order or wave > -anneals)
+                children = population.annealed(run.generator, random=run.random_order or wave > -anneals)
             else:
-                share = 0.1 + 0.3 * _draw(run.generator)
-                crowd = {k: v.expand(_KICKED, -1) for k, v in best.indices.items()}
-                signs = {k: v.expand(_KICKED, -1) for k, v in best.signs.items()}
-                members = Members({k: kicked(v, share, run.generator) for k, v in crowd.items()}, signs)
-            population.climb(members)
-            values = population.values(members)
-        k = int(values.argmax())
-        better = bool(values[k] > value + _ROUNDING * abs(value))
-        if better:
-            value, best = float(values[k]), members.take(torch.tensor([k], device=values.device))
-            run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (best.indices, best.signs)))
-        if wave == -anneals and not run.random_order and values[k] - values.min() <= _ROUNDING * abs(values[k]):
-            break  # wherever the search begins it ends here
-        idle = 0 if better or wave < 0 else idle + 1
-        if idle == patience:
+                children = population.children(members, run.generator)
+            population.climb(children)
+            found = population.values(children)
+            rises = found.max() - values[0] > _ROUNDING * values[0].abs()
+            members, values = _best(members.join(children), torch.cat([values, found]))
+        if rises:
+            run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
+        idle = 0 if rises or wave < 0 else idle + 1
+        alike = found.max() - found.min() <= _ROUNDING * torch.max(found.abs())
+        if idle == _PATIENCE or (wave == -_ANNEALS and alike):  # wherever the search begins it ends here
             break
-    return True
+    return not run.clock.expired
+
+
+def _best(members: Members, values: Tensor) -> tuple[Members, Tensor]:
+    """The best of them, best first, without those of equal value."""
+    values, rows = values.sort(descending=True)
+    apart = torch.ones_like(values, dtype=torch.bool)
+    apart[1:] = values[:-1] - values[1:] > _ROUNDING * values[1:].abs()
+    kept = apart.nonzero().flatten()[:_KEPT]
+    return members.take(rows[kept]), values[kept]
 
 
 def _size(problem: Problem) -> int:
@@ -238,28 +257,49 @@ class Population:
                 break
         return moved
 
-    # -- annealing ---------------------------------------------------------------------------------------------------
+    # -- new members -------------------------------------------------------------------------------------------------
 
-    def annealed(self, run: Run, *, random: bool) -> Members:
+    def annealed(self, generator: torch.Generator, *, random: bool) -> Members:
         """Members annealed from matrices in which all partners, and both signs, are equally likely.
 
-        Three members, with atoms as they come; or, at random, four, from random temperatures and with atoms in random
-        order.
+        Three, with atoms as they come; at random, four, from random temperatures and with atoms in random order.
         """
         names, warmest = list(self.sizes), torch.tensor([0.7, 1.0, 1.4], dtype=torch.float64, device="cpu")
         if random:
-            warmest = 0.5 + 1.5 * torch.rand(4, generator=run.generator, device="cpu", dtype=torch.float64)
-            names = shuffled(names, run.generator)
+            warmest = 0.5 + 1.5 * torch.rand(4, generator=generator, device="cpu", dtype=torch.float64)
+            names = shuffled(names, generator)
         warmest = (_WARMEST * warmest).to(self.problem.device, torch.float32)
-        soft = {name: uniform(len(warmest), self.sizes[name], name in self.signed, warmest) for name in names}
+        return self._anneal(
+            {n: uniform(len(warmest), self.sizes[n], n in self.signed, warmest) for n in names}, warmest, _ROUNDS
+        )
 
-        def gain(name: str, soft: Mapping[str, tuple[Tensor, Tensor]]) -> Parts:
+    def _anneal(self, soft: dict[str, Pair], warmest: Tensor, rounds: int) -> Members:
+        def gain(name: str, soft: Mapping[str, Pair]) -> Parts:
             return self.gains(name, lambda term: soft[term.other][term.flips] @ term.moving)
 
-        indices, signs = anneal(gain, soft, warmest, _ROUNDS)
-        for name in self.signed & set(names) - set(signs):  # nothing speaks for either sign
+        indices, signs = anneal(gain, soft, warmest, rounds)
+        for name in self.signed & set(soft) - set(signs):  # nothing speaks for either sign
             signs[name] = best_sign(None, indices[name])
         return Members(indices, signs)
+
+    def children(self, members: Members, generator: torch.Generator) -> Members:
+        """Copies of random members, kicked; or, as often, children of two each."""
+        count = len(next(iter(members.indices.values())))
+        one = torch.randint(count, (_CHILDREN,), generator=generator, device="cpu")
+        parent = members.take(one.to(self.problem.device))
+        if count == 1 or _draw(generator) > _CROSSED:
+            share = 0.1 + 0.3 * _draw(generator)
+            return Members({k: kicked(v, share, generator) for k, v in parent.indices.items()}, parent.signs)
+        two = (one + 1 + torch.randint(count - 1, (_CHILDREN,), generator=generator, device="cpu")) % count
+        other, like = (
+            members.take(two.to(self.problem.device)),
+            torch.ones(_CHILDREN, device=self.problem.device).float(),
+        )
+        soft = {}
+        for n in shuffled(list(self.sizes), generator):
+            matrices = (hard(p.indices[n], p.signs.get(n), like) for p in (parent, other))
+            soft[n] = tuple((a + b) / 2 for a, b in zip(*matrices, strict=True))
+        return self._anneal(soft, like, 1)
 
 
 def _relabeled(term: Term, members: Members) -> Tensor:

@@ -73,10 +73,11 @@ class Searches:
     def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
         """The k-th restart.
 
-        Small problems anneal and kick populations by turns. Elsewhere most shuffle a tenth of the units of the best so
-        far and climb again, which is cheap, and some are annealed from another temperature, more slowly, and give those
-        that follow a better place to begin. The second, for coordinate ascent, is Frank-Wolfe as the caller would run
-        it with the same seed: it is now and then the better of the two, and two restarts or more never end below it.
+        On small problems populations of their own and such that the best so far belongs to take turns. Elsewhere most
+        shuffle a tenth of the units of the best so far and climb again, which is cheap, and some are annealed from
+        another temperature, more slowly, and give those that follow a better place to begin. The second, for coordinate
+        ascent, is Frank-Wolfe as the caller would run it with the same seed: it is now and then the better of the two,
+        and two restarts or more never end below it.
         """
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
         kind = k % 8

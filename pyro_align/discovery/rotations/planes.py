@@ -100,8 +100,8 @@ def add_planes(
 
 def _parts(symmetry: Symmetry, site: str) -> Iterator[_Part]:
     for axis, term in enumerate(symmetry.sites[site]):
-        if all(reason.kind not in ("constant", "operation") for reason in symmetry.reasons.get((site, axis), ())):
-            continue
+        if all(r.kind in ("data", "output", "support") for r in symmetry.reasons.get((site, axis), ())):
+            continue  # nothing inside the model keeps its order
         start = 0
         for number, part in enumerate(_terms(term)):
             *heads, last = _factors(part)
