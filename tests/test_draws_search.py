@@ -73,7 +73,7 @@ def test_gains_are_derivatives_of_the_objective():
     spread = {k: (v[0].expand(5, *v[0].shape),) for k, v in fixed.items()}
     p = stack.random(3)
     gains = StackGains.of(symmetry, fixed, moving, (True,))
-    even, odd = gains.gain("a", gains.hard(p))
+    even, odd = gains.gains.expected("a", gains.hard(p))
     index = p.indices["a"].clone()
     index[:, [0, 1]] = index[:, [1, 0]]
     q = stack.permutation({**p.indices, "a": index}, p.signs)

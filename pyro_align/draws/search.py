@@ -215,7 +215,7 @@ class Trial:
         gains = self.gains()
         hard = gains.hard(self.best)
         for name in hard:
-            wanted = total_gain(gains.gain(name, hard)).argmax(2)
+            wanted = total_gain(gains.gains.expected(name, hard)).argmax(2)
             doubt |= (wanted != self.best.indices[name]).any(1)
         return doubt
 
@@ -236,7 +236,7 @@ def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permu
     hard = gains.hard(p)
     loss = torch.full((gains.units,), torch.inf, dtype=torch.float64, device="cpu")
     for name in hard:
-        parts = gains.gain(name, hard)
+        parts = gains.gains.expected(name, hard)
         gain, index, odd = total_gain(parts).double(), p.indices[name], parts[1]
         if gain.shape[-1] > 1:
             now = picked(gain, index)

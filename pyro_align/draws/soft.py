@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_align.draws.stack import Features
-from pyro_align.matching.soft import Pair, Parts, anneal, hard, uniform
-from pyro_align.symmetry.blocks import Dim
+from pyro_align.matching.gains import Gains
+from pyro_align.matching.soft import Pair, anneal, hard, uniform
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 
@@ -28,21 +28,13 @@ def softening(symmetry: Symmetry) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One block of a site: features of the reference ``dims``, and of the draws ``(units, *dims)``."""
-
-    dims: tuple[Dim, ...]
-    odd: bool
-    fixed: Tensor
-    moving: Tensor
-
-
-@dataclass(frozen=True)
 class StackGains:
-    """The gains of a stack of draws, each with a reference of its own or a common one."""
+    """The gains of a stack of draws with a common reference."""
 
-    symmetry: Symmetry
-    pieces: tuple[Piece, ...]
+    gains: Gains
+    signed: frozenset[str]
+    sizes: Mapping[str, int]
+    like: Tensor
     units: int
 
     @classmethod
@@ -55,47 +47,24 @@ class StackGains:
             moving: Site -> as many features of the draws, ``(units, *site_shape)`` each.
             odd: Which features change sign with signed units.
         """
-        pieces = [
-            Piece(block.dims, o, block.view(f.to(m.dtype)), torch.vmap(block.view)(m))
+        views = (
+            (block.dims, block.view(f.to(m.dtype)), torch.vmap(block.view)(m), o)
             for site in symmetry.sites
             for block in symmetry.blocks(site)
             if block.names
             for f, m, o in zip(fixed[site], moving[site], odd, strict=True)
-        ]
-        return cls(symmetry, tuple(pieces), len(next(iter(moving.values()))[0]))
+        )
+        sizes = {name: symmetry.atoms[name].size for name in softening(symmetry)}
+        first = next(iter(moving.values()))[0]
+        return cls(Gains.of(sizes, views), symmetry.signed, sizes, first.new_empty(()), len(first))
 
     def uniform(self) -> dict[str, Pair]:
         """Every partner, and either sign, equally likely."""
-        atoms, signed, like = self.symmetry.atoms, self.symmetry.signed, self.pieces[0].moving
-        return {n: uniform(self.units, atoms[n].size, n in signed, like) for n in softening(self.symmetry)}
+        return {name: uniform(self.units, n, name in self.signed, self.like) for name, n in self.sizes.items()}
 
     def hard(self, p: Permutation) -> dict[str, Pair]:
         """The matrices of a relabeling of the stack."""
-        like = self.pieces[0].moving
-        return {n: hard(p.indices[n], p.signs.get(n), like) for n in softening(self.symmetry)}
-
-    def gain(self, name: str, soft: Mapping[str, Pair]) -> Parts:
-        """What each pair (new, old) of an atom's units adds to the objective, by even axes and by odd ones.
-
-        Where an atom stands on two axes of one site, the sum of either with the other held: the objective's derivative.
-        """
-        totals: list[Tensor | None] = [None, None]
-        for piece in self.pieces:
-            for held in (i for i, d in enumerate(piece.dims) if d.name == name):
-                value = piece.moving
-                for i, dim in enumerate(piece.dims):
-                    if i != held and dim.name in soft:
-                        matrix = soft[dim.name][dim.odd and piece.odd]
-                        moved = value.movedim(i + 1, 1)
-                        value = (
-                            (matrix @ moved.reshape(self.units, dim.size, -1)).reshape(moved.shape).movedim(1, i + 1)
-                        )
-                rows = piece.fixed.movedim(held, 0).reshape(piece.dims[held].size, -1)
-                columns = value.movedim(held + 1, 1).reshape(self.units, piece.dims[held].size, -1)
-                kind = piece.dims[held].odd and piece.odd
-                part = rows @ columns.transpose(1, 2)
-                totals[kind] = part if totals[kind] is None else totals[kind] + part
-        return totals[0], totals[1]
+        return {name: hard(p.indices[name], p.signs.get(name), self.like) for name in self.sizes}
 
 
 def annealed(gains: StackGains, stack: Symmetry, warmest: float, generator: torch.Generator) -> Permutation:
@@ -108,5 +77,5 @@ def annealed(gains: StackGains, stack: Symmetry, warmest: float, generator: torc
         generator: Draws the order of the atoms.
     """
     soft = gains.uniform()
-    first = torch.tensor([warmest], dtype=gains.pieces[0].moving.dtype, device="cpu")
-    return stack.permutation(*anneal(gains.gain, soft, first, _ROUNDS, generator))
+    first = torch.tensor([warmest], dtype=gains.like.dtype, device="cpu")
+    return stack.permutation(*anneal(gains.gains.expected, soft, first, _ROUNDS, generator))

@@ -11,13 +11,13 @@ What this is worth is measured by ``benchmarks/optimum.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pyro_align.matching.gains import Gains, Term
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.soft import (
@@ -33,39 +33,17 @@ from pyro_align.matching.soft import (
     uniform,
 )
 from pyro_align.matching.starts import kicked
-from pyro_align.symmetry.blocks import Block
 
 SMALL = 12_000  # values of all sites up to which a population is searched
-_WAVES = 12  # of children after annealing; half as many in a restart
+_WAVES = 12  # of children after annealing
 _PATIENCE = 5  # waves without a rise that end the search
-_ANNEALS = 3  # populations that the first search anneals; a restart anneals one
+_ANNEALS = 3  # populations that the first search anneals; a restart anneals two
 _KEPT, _CHILDREN = 8, 12  # members that stay, and children of a wave
 _CROSSED = 0.5  # share of waves in which members are crossed, not kicked
 _WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
 _ROUNDS = 10  # of annealing
 _REWARDS = (0.0, 2.0)  # for standing still, in multiples of the mean gain that a row could still make
-
-
-@dataclass(frozen=True)
-class Term:
-    """What a block says about an atom, given the atom on its other free axis.
-
-    Attributes:
-        fixed: ``(n, m * rest)``.
-        moving: ``(m, rest * n)``.
-        other: The other atom.
-        odd: Whether the gain counts for or against the unit's sign.
-        flips: Whether the other atom's signs count.
-        first: Whether this is the block's first atom: a block's value is counted once.
-    """
-
-    fixed: Tensor
-    moving: Tensor
-    other: str
-    odd: bool
-    flips: bool
-    first: bool
 
 
 @dataclass
@@ -109,9 +87,8 @@ def search(run: Run) -> bool:
     tables = (run.labels.indices, run.labels.signs)
     members = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in tables))
     values = population.values(members)
-    anneals = 1 if run.random_order else _ANNEALS
-    waves, idle = _WAVES // (2 if run.random_order else 1), 0
-    for wave in range(-anneals, waves):
+    anneals, idle = 2 if run.random_order else _ANNEALS, 0
+    for wave in range(-anneals, _WAVES):
         if run.clock.expired:
             break
         with run.clock("gain"):
@@ -161,58 +138,23 @@ class Population:
         self.sizes: dict[str, int] = {
             name: atom.size for name, atom in problem.symmetry.atoms.items() if name in spoken
         }
-        self.terms: dict[str, list[Term]] = {name: [] for name in self.sizes}
-        self.constant: dict[str, list[Tensor | None]] = {name: [None, None] for name in self.sizes}
-        self.scales: tuple[float, ...] = tuple(self._largest(side) for side in (0, 1))
-        for block in problem.blocks:
-            for i in block.free:
-                self._cut(block, i, *(j for j in block.free if j != i))
-
-    def _largest(self, side: int) -> float:
-        return (
-            max((float(v[side].abs().max()) for b in self.problem.blocks for v in self.problem.views(b)), default=1)
-            or 1
+        blocks = [(b.dims, v) for b in problem.blocks if b.free for v in problem.views(b)]
+        tops = (max((float(v[side].abs().max()) for _, v in blocks), default=1) or 1 for side in (0, 1))
+        self.scales: tuple[float, ...] = tuple(tops)
+        self.gains = Gains.of(
+            self.sizes,
+            (
+                (dims, (fixed / self.scales[0]).float(), (moving / self.scales[1]).float().unsqueeze(0), odd)
+                for dims, (fixed, moving, odd) in blocks
+            ),
         )
-
-    def _cut(self, block: Block, i: int, j: int | None = None) -> None:
-        name, n = block.dims[i].name, block.dims[i].size
-        for *sides, odd in self.problem.views(block):
-            fixed, moving = ((v / scale).float() for v, scale in zip(sides, self.scales, strict=True))
-            mine = odd and block.dims[i].odd
-            if j is None:
-                gain = (fixed.movedim(i, 0).reshape(n, -1) @ moving.movedim(i, 0).reshape(n, -1).T).unsqueeze(0)
-                self.constant[name][mine] = _sum(self.constant[name][mine], gain)
-                continue
-            other = block.dims[j]
-            left = fixed.movedim((i, j), (0, 1)).reshape(n, -1)
-            right = moving.movedim((j, i), (0, -1)).reshape(other.size, -1)
-            self.terms[name].append(Term(left, right, other.name, mine, odd and other.odd, i < j))
-
-    # -- gains -------------------------------------------------------------------------------------------------------
-
-    def gains(self, name: str, rows: Callable[[Term], Tensor], *, once: bool = False) -> Parts:
-        """What each pair (new, old) of an atom's units adds to the objective.
-
-        Args:
-            name: The atom.
-            rows: Relabels a term's moving side along its other atom, ``(members, m, rest * n)``.
-            once: Whether to leave out the blocks that count for another atom.
-        """
-        parts = list(self.constant[name])
-        for term in self.terms[name]:
-            if term.first or not once:
-                moved = rows(term)
-                gain = term.fixed @ moved.reshape(len(moved), -1, len(term.fixed))
-                parts[term.odd] = _sum(parts[term.odd], gain)
-        return parts[0], parts[1]
 
     def values(self, members: Members) -> Tensor:
         """What the blocks with free atoms add to the objective, ``(members,)``."""
-        total = None
+        total = torch.zeros((), dtype=torch.float64, device=self.problem.device)
         for name, index in members.indices.items():
-            parts = self.gains(name, lambda term: _relabeled(term, members), once=True)
-            total = _sum(total, _along(parts, index, members.signs.get(name)))
-        assert total is not None  # a problem that fits has an atom
+            parts = self.gains.parts(name, lambda term: _relabeled(term, members), once=True)
+            total = total + _along(parts, index, members.signs.get(name))
         return total
 
     # -- climbing ----------------------------------------------------------------------------------------------------
@@ -230,10 +172,10 @@ class Population:
 
     def _move(self, name: str, members: Members) -> Tensor:
         """Moves one atom of every member where that raises its value; says where, ``(members,)`` bool."""
-        parts = self.gains(name, lambda term: _relabeled(term, members))
+        parts = self.gains.parts(name, lambda term: _relabeled(term, members))
         count, index, sign = len(members.indices[name]), members.indices[name], members.signs.get(name)
         gain = total_gain(parts).expand(count, -1, -1)
-        curved = any(term.other == name for term in self.terms[name])
+        curved = any(term.others[0][0] == name for term in self.gains.terms[name])
         before = self.values(members) if curved else _along(parts, index, sign)
         moved = torch.zeros(count, dtype=torch.bool, device=gain.device)
         unit = stay = None
@@ -274,10 +216,7 @@ class Population:
         )
 
     def _anneal(self, soft: dict[str, Pair], warmest: Tensor, rounds: int) -> Members:
-        def gain(name: str, soft: Mapping[str, Pair]) -> Parts:
-            return self.gains(name, lambda term: soft[term.other][term.flips] @ term.moving)
-
-        indices, signs = anneal(gain, soft, warmest, rounds)
+        indices, signs = anneal(self.gains.expected, soft, warmest, rounds)
         for name in self.signed & set(soft) - set(signs):  # nothing speaks for either sign
             signs[name] = best_sign(None, indices[name])
         return Members(indices, signs)
@@ -303,13 +242,10 @@ class Population:
 
 
 def _relabeled(term: Term, members: Members) -> Tensor:
-    index = members.indices[term.other]
-    rows = term.moving.index_select(0, index.flatten()).view(*index.shape, -1)
-    return rows * members.signs[term.other].unsqueeze(-1).to(rows.dtype) if term.flips else rows
-
-
-def _sum(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
+    ((other, flips),) = term.others  # as fits() says
+    index = members.indices[other]
+    rows = term.moving[0].index_select(0, index.flatten()).view(*index.shape, -1)
+    return rows * members.signs[other].unsqueeze(-1).to(rows.dtype) if flips else rows
 
 
 def _along(parts: Parts, index: Tensor, sign: Tensor | None) -> Tensor:
