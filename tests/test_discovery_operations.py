@@ -3,6 +3,7 @@
 import pytest
 import torch
 from problems import normal, observe
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_align import find_symmetry
 from pyro_align.discovery import (
@@ -15,6 +16,9 @@ from pyro_align.discovery import (
     probe_preactivations,
     rule,
 )
+from pyro_align.discovery.certify import GraphFunction
+from pyro_align.discovery.tracing import TracedGraph, trace_module
+from pyro_align.discovery.walk import Constants
 
 
 @torch.library.custom_op("operations_test::affine", mutates_args=())
@@ -96,3 +100,38 @@ def test_one_declaration_serves_the_checks():
     assert check_sign_rule(turned, torch.randn(3, 4)).free == 12
     assert check_rotation_rule(turned, torch.randn(3, 4)).rotated
     assert check_rotation_rule(affine, torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)).rotated
+
+
+def test_constants_made_in_single_precision_are_certified_in_double():
+    torch.set_default_dtype(torch.float32)  # put back after every test
+
+    def single(x):
+        start = torch.full((3,), 0.1) @ normal("w1", 8, 3).T
+        observe(torch.tanh(start + torch.eye(8) @ normal("w2", 8)) @ normal("w3", 2, 8).T, torch.zeros(2))
+
+    assert find_symmetry(single, X.float()).log_order > 0
+
+
+def test_a_constant_that_repeats_is_computed_once():
+    def repeated(s, w):
+        prior = torch.log(torch.ones(()).expand(400, 300) * 2.0)
+        return (s - prior).sum() + (w * torch.arange(300.0)).sum()
+
+    graph = make_fx(repeated, tracing_mode="fake", _allow_non_fake_inputs=True)(torch.randn(400, 300), torch.randn(300))
+    s, w = (node for node in graph.graph.nodes if node.op == "placeholder")
+    values = {"s": torch.randn(400, 300), "w": torch.randn(300)}
+    traced = TracedGraph(graph, values, {"s": (s,), "w": (w,)}, {})
+    (prior,) = (v for v in Constants(traced).used().values() if v is not None and v.dim() == 2)
+    assert prior.shape == (400, 300)
+    assert prior.stride() == (0, 0)
+    assert torch.equal(GraphFunction(traced)(values), repeated(*values.values()).reshape(1))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm_is_decomposed_into_what_it_is(affine):
+    norm = torch.nn.GroupNorm(2, 6, affine=affine)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 12, bias=False), torch.nn.Unflatten(1, (6, 2)), norm)
+    traced = trace_module(net, (X,), {})
+    values = {k: torch.randn_like(v) for k, v in traced.values.items()}
+    expected = torch.func.functional_call(net, values, (X,))
+    torch.testing.assert_close(GraphFunction(traced)(values), expected.flatten())

@@ -16,9 +16,8 @@ from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.activations import ActivationProbe
-from pyro_align.discovery.axes.assemble import assemble
+from pyro_align.discovery.axes.assemble import assemble, infer
 from pyro_align.discovery.axes.checking import check_rule
-from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.certify import GraphFunction, ModelFunction, certify_function
 from pyro_align.discovery.count import count_linear
 from pyro_align.discovery.density import find_symmetry_of_density

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_align.discovery.graphs import call, shape_of
+from pyro_align.discovery.hoist import sliced
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
@@ -212,13 +213,16 @@ class Batching:
         if any(source in self.moving for source in node.all_input_nodes):
             self.moving.add(node)
 
-    def constant(self, numbers: Sequence[float]) -> Node:
-        name, self.count = f"_numbers{self.count}", self.count + 1
-        self.module.register_buffer(name, torch.tensor(numbers))
+    def attribute(self, value: Tensor) -> Node:
+        name, self.count = f"_rolled{self.count}", self.count + 1
+        self.module.register_buffer(name, value)
         with self.graph.inserting_before(self.here):
-            node = self.graph.get_attr(name)
+            return self.graph.get_attr(name)
+
+    def constant(self, numbers: Sequence[float]) -> Node:
+        node = self.attribute(torch.tensor(numbers))
         mode = next(v for n in self.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)).fake_mode
-        node.meta["val"] = mode.from_tensor(getattr(self.module, name))
+        node.meta["val"] = mode.from_tensor(torch.tensor(numbers))
         return node
 
     def unfolded(self, source: Node, dim: int, start: int, count: int, length: int) -> Node:
@@ -262,10 +266,7 @@ class Batching:
 
     def inlined(self, batched: GraphModule, node: Node, env: dict[Node, Node]) -> Node:
         if node.op == "get_attr":
-            name, self.count = f"_rolled{self.count}", self.count + 1
-            self.module.register_buffer(name, getattr(batched, node.target))
-            with self.graph.inserting_before(self.here):
-                new = self.graph.get_attr(name)
+            new = self.attribute(getattr(batched, node.target))
         else:
             views = (aten.view.default, aten._unsafe_view.default)
             target = aten.reshape.default if node.target in views else node.target
@@ -288,8 +289,6 @@ def _part(node: Node) -> tuple[Node, int, int, int] | None:
         shape = shape_of(source)
         return source, dim % len(shape), index % shape[dim], 0
     if node.target is aten.slice.Tensor:
-        source, dim, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
-        dim %= len(shape_of(source))
-        kept = range(*slice(start, end, step).indices(shape_of(source)[dim]))
-        return (source, dim, kept.start, len(kept)) if step == 1 and len(kept) else None
+        source, dim, kept = sliced(node)
+        return (source, dim, kept.start, len(kept)) if kept.step == 1 and len(kept) else None
     return None

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_align.discovery.copying import copied, finish
-from pyro_align.discovery.graphs import call, shape_of
+from pyro_align.discovery.graphs import call, copied, finish, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants

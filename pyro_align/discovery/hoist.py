@@ -71,7 +71,7 @@ def _selection(node: Node) -> tuple[Node, int, int] | None:
 
 def _single_slice(node: Node) -> tuple[Node, int, int] | None:
     """The same for a slice of length one."""
-    source, dim, kept = _slice(node)
+    source, dim, kept = sliced(node)
     return (source, dim, kept[0]) if len(kept) == 1 and shape_of(source)[dim] > 1 else None
 
 
@@ -84,7 +84,7 @@ def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
     if shape_of(source) is None:
         return None
     if node.target is aten.slice.Tensor:
-        source, dim, kept = _slice(node)
+        source, dim, kept = sliced(node)
         start, stop, step = kept.start, kept.stop, kept.step
     elif node.target is aten.index.Tensor:
         places = [(i, ix) for i, ix in enumerate(node.args[1]) if ix is not None]
@@ -120,7 +120,7 @@ def _constant(module: GraphModule, node: Node) -> Tensor | None:
     return value if type(value) is Tensor else None
 
 
-def _slice(node: Node) -> tuple[Node, int, range]:
+def sliced(node: Node) -> tuple[Node, int, range]:
     source, dim, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
     dim %= len(shape_of(source))
     return source, dim, range(*slice(start, end, step).indices(shape_of(source)[dim]))
@@ -248,7 +248,7 @@ class _Hoist:
         return None
 
     def _sliced(self, source: Node, dim: int, index: int) -> Node | None:
-        inner, axis, kept = _slice(source)
+        inner, axis, kept = sliced(source)
         if axis == dim:
             return self.select(inner, dim, kept[index])
         found = self.select(inner, dim, index)

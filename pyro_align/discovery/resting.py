@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_align.axes import leaves
+from pyro_align.discovery.axes.assemble import infer
 from pyro_align.discovery.axes.inference import Inference
-from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.axes.terms import resolve, variables
 from pyro_align.discovery.constants import is_scaled_identity, runs
 from pyro_align.discovery.tracing import TracedGraph, attribute

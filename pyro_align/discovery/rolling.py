@@ -19,8 +19,7 @@ import torch
 from torch.fx import Graph, Node
 
 from pyro_align.discovery.batching import Batching, key_of
-from pyro_align.discovery.copying import copied, finish
-from pyro_align.discovery.graphs import call, shape_of
+from pyro_align.discovery.graphs import call, copied, finish, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.concrete import ConcreteData, is_library
 from pyro_align.discovery.densities import densities_as_operations
+from pyro_align.discovery.graphs import ReadModule, finish
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
@@ -38,13 +39,6 @@ _ADVICE = (
 
 _LARGEST = 1 << 22  # entries of a tensor of one number that is looked at like any other constant
 _UNDERSTOOD = ("logaddexp", "logaddexp2", "max_unpool2d", "max_unpool3d")  # as they are, better than decomposed
-
-
-class ReadModule(GraphModule):
-    """A graph that is read and interpreted, so that no Python code is made of it whenever it is rewritten."""
-
-    def recompile(self) -> Any:
-        """Does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +156,10 @@ def _trace(
             raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
     module = ReadModule(module, module.graph)
     _free_constants(module)
-    _drop_dead_code(module)
+    finish(module)
     _free_of_strides(module)
     hoist_selections(module)
-    _drop_dead_code(module)
+    finish(module)
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not all(isinstance(n, int) for n in value.shape):
@@ -195,11 +189,9 @@ def _described(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet():
     """Without what torch logs of errors that are reported here in one sentence."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("_subclasses", "fx.experimental", "_dynamo")]
+    parts = ("_subclasses", "_subclasses.fake_tensor", "_subclasses.meta_utils", "fx.experimental", "_dynamo")
+    loggers = [logging.getLogger(f"torch.{part}") for part in parts]
     flags = [logger.disabled for logger in loggers]
-    for part in ("fake_tensor", "meta_utils"):
-        loggers.append(logging.getLogger(f"torch._subclasses.{part}"))
-        flags.append(loggers[-1].disabled)
     for logger in loggers:
         logger.disabled = True
     try:
@@ -257,11 +249,6 @@ def _number_of(kind: str, node: Node) -> float | None:
 
 def _is_random(node: Node) -> bool:
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _drop_dead_code(module: GraphModule) -> None:
-    """Removes what does not reach the output, unused random numbers (an initial value already there, say) included."""
-    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
 def _make_graph(function: Callable[..., Any], sites: list[Tensor], data: list[Tensor]) -> GraphModule:

@@ -93,7 +93,7 @@ class Constants:
             else:
                 args, kwargs = double(torch.fx.node.map_arg((node.args, node.kwargs), self.value))
                 with torch.no_grad():
-                    self._values[node] = self._computed(node, args, kwargs)
+                    self._values[node] = double(self._computed(node, args, kwargs))
         return self._values[node]
 
     def _computed(self, node: Node, args: Any, kwargs: Any) -> Any:
@@ -101,7 +101,7 @@ class Constants:
         if not self._expand or not isinstance(like, Tensor) or any(v.layout != torch.strided for v in (like, *given)):
             return node.target(*args, **kwargs)
         if node.target is aten.full.default:
-            return node.target([], *args[1:], **kwargs).expand(like.shape)
+            return double(node.target([], *args[1:], **kwargs)).expand(like.shape)
         if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not is_a(node.target, "same", "cast"):
             return node.target(*args, **kwargs)
         args, kwargs = pytree.tree_map_only(Tensor, unexpanded, (args, kwargs))

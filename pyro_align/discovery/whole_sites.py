@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from pyro_align.discovery.axes.assemble import assemble
+from pyro_align.discovery.axes.assemble import assemble, infer
 from pyro_align.discovery.axes.inference import Inference
-from pyro_align.discovery.axes.readings import infer
 from pyro_align.discovery.axes.terms import resolve, variables
-from pyro_align.discovery.copying import copied, finish
-from pyro_align.discovery.graphs import call
+from pyro_align.discovery.graphs import call, copied, finish
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry.stacks import Stacks, stack_name, stack_tensors, stacked
 

@@ -1,4 +1,4 @@
-"""From inferred terms to a Symmetry: atoms get names, what is fixed is folded together."""
+"""From a graph's terms, read as says more, to a Symmetry: atoms get names, what is fixed is folded together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,26 @@ from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.axes.nesting import nested
 from pyro_align.discovery.axes.reasons import opaque_of, reasons_of
 from pyro_align.discovery.axes.terms import Cat, Term, Uniform, Var, is_fixed, resolve, size_of, variables
+from pyro_align.discovery.rolling import rolled
+from pyro_align.discovery.tracing import TracedGraph
+from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.group import Symmetry
 
 _SUFFIX = re.compile(r"[._](weight|bias|scale|loc)$")
+
+
+def infer(traced: TracedGraph) -> Inference:
+    """The axes of a graph, by the reading that leaves more of them free."""
+    plain, found = Inference(traced), rolled(traced)
+    plain.kin = found.kin
+    if found.traced is None:
+        return plain
+    other = Inference(found.traced, found.copies)
+    other.kin = found.kin
+    try:
+        return max(plain, other, key=lambda inference: assemble(inference, scope="joint").log_order)
+    except SymmetryError:  # the axes of some tensor of the rolled graph depend on each other in a circle
+        return plain
 
 
 def assemble(inference: Inference, *, scope: str) -> Symmetry:
