@@ -65,22 +65,16 @@ class TracedGraph:
 def trace_density(density: Density, *, scope: str, parameters: bool = False) -> TracedGraph:
     """Traces a Pyro model's log joint (or log likelihood)."""
     values = density.initial_values(seed=density.seed)
-    leaves, spec = pytree.tree_flatten((density.args, density.kwargs))
-    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    data, arguments = _data_of(density.args, density.kwargs)
 
     def function(sites: list[Tensor], data: list[Tensor]) -> Tensor:
-        filled = list(leaves)
-        for i, tensor in zip(slots, data, strict=True):
-            filled[i] = tensor
-        args, kwargs = pytree.tree_unflatten(filled, spec)
         conditioned = copy.copy(density)
-        conditioned.args, conditioned.kwargs = args, kwargs
+        conditioned.args, conditioned.kwargs = arguments(data)
         named = dict(zip(values, sites, strict=True))
         return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
 
     _fill_caches(density, values)
     captured = module_tensors(density.model) if parameters else {}
-    data = [leaves[i] for i in slots]
     module = _trace(function, values, data, density.model, density.seed)
     params = [name for name, site in density.latents.items() if site.is_param]
     traced = _assemble(module, values, data, captured, params=params)
@@ -99,22 +93,30 @@ def trace_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     named = {n: p.detach() for n, p in module.named_parameters()}
     named.update(saved_buffers(module))
     states = _updated(module, args, kwargs)
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    data, arguments = _data_of(tuple(args), dict(kwargs))
 
     def function(sites: list[Tensor], data: list[Tensor]):
-        filled = list(leaves)
-        for i, tensor in zip(slots, data, strict=True):
-            filled[i] = tensor
-        a, k = pytree.tree_unflatten(filled, spec)
         current = dict(zip(named, sites, strict=True))
-        out = torch.func.functional_call(module, current, a, k)
+        out = torch.func.functional_call(module, current, *arguments(data))
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         return results + [current[name] for name in states]
 
-    data = [leaves[i] for i in slots]
     graph = _trace(function, named, data, module, 0)
     return _assemble(graph, named, data, {}, states=states)
+
+
+def _data_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+    """The tensors among a model's arguments, and the arguments with others in their places."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def arguments(data: list[Tensor]) -> Any:
+        filled = list(leaves)
+        for i, tensor in zip(slots, data, strict=True):
+            filled[i] = tensor
+        return pytree.tree_unflatten(filled, spec)
+
+    return [leaves[i] for i in slots], arguments
 
 
 def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_align.errors import PyroAlignError, TraceError, first_line
+from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
-from pyro_align.model.forward import Records, check_observed, is_subsample, run
+from pyro_align.model.forward import Records, check_observed, is_subsample, not_run, run
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
@@ -141,14 +141,8 @@ class Density:
         except PyroAlignError:
             raise
         except Exception as error:
-            given = ", ".join(
-                [_describe(a) for a in self.args] + [f"{k}={_describe(v)}" for k, v in self.kwargs.items()]
-            )
-            raise TraceError(
-                f"the model could not be run with the arguments given ({given or 'none'}): "
-                f"{type(error).__name__}: {first_line(error)}"
-                + ("" if self.args or self.kwargs else ". Pass the arguments that you pass to the model itself")
-            ) from error
+            advice = "" if self.args or self.kwargs else ". Pass the arguments that you pass to the model itself"
+            raise TraceError(f"{not_run(self.args, self.kwargs, error)}{advice}") from error
 
     @property
     def observes(self) -> bool:
@@ -256,9 +250,3 @@ def _latent(
     name: str, value: Tensor, support: constraints.Constraint, *, shape: tuple[int, ...] = (), is_param: bool = False
 ) -> LatentSite:
     return LatentSite(name, shape or tuple(value.shape), support, value.dtype, value.device, is_param, value.detach())
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-    return type(value).__name__

@@ -18,7 +18,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pyro_align.errors import DiagnosticWarning, TraceError
+from pyro_align.errors import DiagnosticWarning, TraceError, first_line
 from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, SubstituteMessenger
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.guards import LOCK
@@ -179,6 +179,18 @@ def check_observed(records: Records) -> None:
                 DiagnosticWarning,
                 stacklevel=2,
             )
+
+
+def not_run(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> str:
+    """Says that the model failed with these arguments."""
+
+    def described(value: object) -> str:
+        if isinstance(value, Tensor):
+            return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+        return type(value).__name__
+
+    given = ", ".join([*map(described, args), *(f"{k}={described(v)}" for k, v in kwargs.items())]) or "none"
+    return f"the model could not be run with the arguments given ({given}): {type(error).__name__}: {first_line(error)}"
 
 
 def _fits(given: torch.Size, expected: torch.Size) -> bool:

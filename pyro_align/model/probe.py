@@ -155,17 +155,14 @@ def _check_sites(records: forward.Records, posterior) -> None:
     for name, message in records.latent.items():
         if name not in posterior.sites:
             continue  # summed out
-        expected, given = _site_shape(message["fn"]), tuple(posterior.sites[name].shape)
+        fn, given = message["fn"], tuple(posterior.sites[name].shape)
+        expected = (*fn.batch_shape, *fn.event_shape)
         if given not in (expected, full_shape(message)):
             raise BarrierError(
                 f"site '{name}': the model samples shape {expected}, the path's posterior has {given}; "
                 "was the guide fitted to a model of another size?"
                 + (" Draws by chain are given as value.flatten(0, 1)" if given[1:] == expected else "")
             )
-
-
-def _site_shape(fn) -> tuple[int, ...]:
-    return tuple(fn.batch_shape) + tuple(fn.event_shape)
 
 
 def _check_devices(posterior, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -189,19 +186,12 @@ def _explain(error: Exception, posterior, args: tuple[Any, ...], kwargs: Mapping
             f"the model failed on data of another dtype: {', '.join(others)}, the path's posterior is {wanted}; "
             f"convert with .to(torch.{wanted}) ({type(error).__name__}: {first_line(error)})"
         )
-    given = ", ".join([*map(_describe, args), *(f"{k}={_describe(v)}" for k, v in kwargs.items())]) or "none"
     return (
-        f"the model could not be run with the arguments given ({given}): {type(error).__name__}: {first_line(error)}. "
-        "Pass what you pass to the model itself, as *args, **kwargs or in evaluation="
+        f"{forward.not_run(args, kwargs, error)}. Pass what you pass to the model itself, as *args, **kwargs or in "
+        "evaluation="
     )
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     named = [(f"argument {i}", a) for i, a in enumerate(args)] + [(f"argument '{k}'", v) for k, v in kwargs.items()]
     return [(name, leaf) for name, value in named for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return type(value).__name__

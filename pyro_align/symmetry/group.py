@@ -122,9 +122,8 @@ class Symmetry:
         if self.scope not in SCOPES:
             raise SymmetryError(f"scope must be one of {SCOPES}, got {self.scope!r}")
         object.__setattr__(self, "sites", MappingProxyType({k: tuple(v) for k, v in self.sites.items()}))
-        object.__setattr__(self, "opaque", tuple(self.opaque))
-        object.__setattr__(self, "rests", tuple(self.rests))
-        object.__setattr__(self, "scalings", tuple(self.scalings))
+        for name in ("opaque", "rests", "scalings"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
         object.__setattr__(self, "stacks", MappingProxyType({k: v for k, v in self.stacks.items() if k in self.sites}))
         object.__setattr__(self, "_all_atoms", MappingProxyType(collect_atoms(self.sites)))
@@ -142,17 +141,8 @@ class Symmetry:
                 self.blocks(site)  # every part of the site must tell which outer index a nested unit belongs to
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
-        reasons = dict(self.reasons)
-        return Symmetry, (
-            dict(self.sites),
-            self.scope,
-            self.opaque,
-            self.certificate,
-            self.rests,
-            reasons,
-            self.scalings,
-            dict(self.stacks),
-        )
+        kept = (self.scope, self.opaque, self.certificate, self.rests, dict(self.reasons), self.scalings)
+        return Symmetry, (dict(self.sites), *kept, dict(self.stacks))
 
     # -- making one ------------------------------------------------------------------------------------------------
 
