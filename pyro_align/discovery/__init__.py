@@ -143,20 +143,20 @@ def find_symmetry(
             inference = infer(traced)
             if whole_sites:
                 traced, inference, source.stacks = infer_stacked(traced, inference)
-        symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
-        if signs:
-            symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
-        if rotations:
-            symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-            function, real = GraphFunction(traced).differentiable, source.real_sites(traced)
-            symmetry = add_planes(symmetry, function, lambda k: source.random_values(traced, k), real=real)
-        if scalings:
-            symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
-        if signs:
-            symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
-            if numbers := {k: v for k, v in symmetry.stacks.items() if k not in source.stacks}:
-                traced, source.stacks = stack_sites(traced, numbers), symmetry.stacks
-        symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
+            symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
+            if signs:
+                symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+            if rotations:
+                symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
+                function, real = GraphFunction(traced).differentiable, source.real_sites(traced)
+                symmetry = add_planes(symmetry, function, lambda k: source.random_values(traced, k), real=real)
+            if scalings:
+                symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
+            if signs:
+                symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+                if numbers := {k: v for k, v in symmetry.stacks.items() if k not in source.stacks}:
+                    traced, source.stacks = stack_sites(traced, numbers), symmetry.stacks
+            symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
         symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
         return _counted(symmetry, source, traced, seed) if count else symmetry
 
@@ -499,11 +499,11 @@ def _counted(symmetry: Symmetry, source: _Source, traced: TracedGraph, seed: int
 
 
 def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, *, trials: int, seed: int) -> Symmetry:
-    failure: TraceError | None = None
+    failure, function = None, GraphFunction(traced)
     for scale in (1.0, 0.1, 0.01):
         values = source.generic_values(traced, seed, scale)
         try:
-            certificate = certify_function(symmetry, GraphFunction(traced), values, trials=trials, seed=seed)
+            certificate = certify_function(symmetry, function, values, trials=trials, seed=seed)
         except TraceError as error:
             failure = error
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,8 +60,11 @@ class GraphFunction:
 
     def __init__(self, traced: TracedGraph):
         self.traced, self.supports = traced, traced.supports
-        data = {node: double(value.detach()) for node, value in traced.data.items()}
-        self._given: dict[Node, Any] = {**data, **Constants(traced).used()}
+
+    @cached_property
+    def _given(self) -> dict[Node, Any]:
+        data = {node: double(value.detach()) for node, value in self.traced.data.items()}
+        return {**data, **Constants(self.traced).used()}
 
     def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter) -> Any:
         """Everything that the graph returns; ``interpreter`` may look on."""
