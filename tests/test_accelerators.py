@@ -316,7 +316,7 @@ def test_matchers_work_where_the_features_lie(matcher, monkeypatch, device):
 )
 def test_only_square_matrices_travel(matcher, init):
     """Sites have far more entries than n x n: none of them, nor anything of their size, goes to the host or back."""
-    n, wide = 9, 50  # 9! relabelings are too many to enumerate
+    n, wide = 14, 50  # more units than a population has members, whose indices travel; too many to enumerate
     axes = {"w1": ("h", None), "wh": ("h", "h", None), "w2": (None, "h")}
     symmetry = Symmetry.from_axes(axes, shapes={"w1": (n, wide), "wh": (n, n, wide), "w2": (wide, n)})
     fixed = features(symmetry, 0)
