@@ -85,13 +85,16 @@ def add_planes(
     for k in range(max(map(len, groups)) + SPARE):
         values = point(k)
         try:
-            gradients = _gradients(function, values, {part.site for part in found}, k)
+            gradients = _gradients(function, values, {part.site for parts in groups for part in parts}, k)
         except (RuntimeError, NotImplementedError):  # no derivatives: nothing is known
             return symmetry
-        for part, rates in found.items():
-            rates.append(part.rates(gradients[part.site], values[part.site]).cpu())
+        for part in (part for parts in groups for part in parts):
+            found[part].append(part.rates(gradients[part.site], values[part.site]).cpu())
+        groups = [parts for parts in groups if any(_open(parts, found, stride) for stride in _strides(parts))]
+        if not groups:
+            return symmetry
     for parts in groups:
-        for stride in (s for s in range(1, parts[0].size // 2 + 1) if parts[0].size % (2 * s) == 0):
+        for stride in _strides(parts):
             for together in _together([(part, torch.stack(found[part])) for part in parts], stride):
                 trial, plane = _marked(symmetry, together, stride)
                 symmetry = trial if plane and _holds(trial, plane, function, point(0)) else symmetry
@@ -130,11 +133,30 @@ def _gradients(function, values: dict[str, Tensor], sites: Collection[str], seed
     return {s: torch.zeros_like(v) if g is None else g for (s, v), g in zip(at.items(), found, strict=True)}
 
 
+def _strides(parts: Sequence[_Part]) -> list[int]:
+    """How far apart the two dimensions of a pair may be."""
+    size = parts[0].size
+    return [stride for stride in range(1, size // 2 + 1) if size % (2 * stride) == 0]
+
+
+def _rows(rates: Sequence[Tensor], stride: int) -> Tensor:
+    """One equation a point, head and plane, one unknown a part: ``(equations, parts)``."""
+    first = torch.tensor([i for i in range(rates[0].shape[-1]) if i // stride % 2 == 0])
+    return torch.stack([r[:, :, first, first + stride].flatten() for r in rates], 1)
+
+
+def _open(parts: Sequence[_Part], found: dict[_Part, list[Tensor]], stride: int) -> bool:
+    """Whether the points so far leave a solution: most groups have none after the first."""
+    rows = _rows([torch.stack(found[part]) for part in parts], stride)
+    if len(rows) < len(parts) or not bool(rows.isfinite().all()):
+        return True
+    singular = torch.linalg.svdvals(rows)
+    return bool(singular[-1] <= _ZERO * singular[0])
+
+
 def _together(rates: Sequence[tuple[_Part, Tensor]], stride: int) -> Iterator[list[_Part]]:
     """Sets of parts in which every plane may be rotated, in all of a set by the same angle."""
-    first = [i for i in range(rates[0][0].size) if i // stride % 2 == 0]
-    other = [i + stride for i in first]
-    rows = torch.stack([r[:, :, first, other].flatten() for _, r in rates], 1)
+    rows = _rows([r for _, r in rates], stride)
     if not bool(rows.isfinite().all()):
         return
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)
