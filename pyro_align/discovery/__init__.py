@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -144,21 +145,23 @@ def find_symmetry(
             if whole_sites:
                 traced, inference, source.stacks = infer_stacked(traced, inference)
             symmetry = replace(assemble(inference, scope=scope), stacks=source.stacks)
+            function, real = GraphFunction(traced), source.real_sites(traced)
             if signs:
-                symmetry = add_signs(symmetry, inference, real=source.real_sites(traced))
+                symmetry = add_signs(symmetry, inference, real=real)
             if rotations:
-                symmetry = add_rotations(symmetry, inference, real=source.real_sites(traced))
-                function, real = GraphFunction(traced).differentiable, source.real_sites(traced)
-                symmetry = add_planes(symmetry, function, lambda k: source.random_values(traced, k), real=real)
+                symmetry = add_rotations(symmetry, inference, real=real)
+                point = partial(source.random_values, traced)
+                symmetry = add_planes(symmetry, function.differentiable, point, real=real)
             if scalings:
                 symmetry = add_scalings(symmetry, inference, scalable=source.scalable_sites(traced))
             if signs:
-                symmetry = add_loose_signs(symmetry, inference, real=source.real_sites(traced))
+                symmetry = add_loose_signs(symmetry, inference, real=real)
                 if numbers := {k: v for k, v in symmetry.stacks.items() if k not in source.stacks}:
                     traced, source.stacks = stack_sites(traced, numbers), symmetry.stacks
+                    function = GraphFunction(traced)
             symmetry = replace(symmetry, rests=source.resting(symmetry, traced))
-        symmetry = _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
-        return _counted(symmetry, source, traced, seed) if count else symmetry
+        symmetry = _with_certificate(symmetry, source, function, trials=trials, seed=seed)
+        return _counted(symmetry, source, function, seed) if count else symmetry
 
 
 @options_apart
@@ -241,7 +244,7 @@ def certify(
         source.stacks = symmetry.stacks
         traced = stack_sites(traced, symmetry.stacks)
     symmetry = bound(symmetry, {name: v.shape for name, v in traced.values.items()}, of="model")
-    return _with_certificate(symmetry, source, traced, trials=trials, seed=seed)
+    return _with_certificate(symmetry, source, GraphFunction(traced), trials=trials, seed=seed)
 
 
 @options_apart
@@ -480,17 +483,18 @@ def _without_graph(symmetry: Symmetry | SymmetrySpec, source: _Source, *, trials
     return replace(symmetry, certificate=certify_function(symmetry, function, values, trials=trials, seed=seed))
 
 
-def _counted(symmetry: Symmetry, source: _Source, traced: TracedGraph, seed: int) -> Symmetry:
+def _counted(symmetry: Symmetry, source: _Source, function: GraphFunction, seed: int) -> Symmetry:
     """The symmetry with the completeness count in its certificate."""
+    traced = function.traced
     free = [
         name
         for name, value in traced.values.items()
         if value.is_floating_point() and (name not in traced.supports or is_elementwise(traced.supports[name]))
     ]
     completeness = count_linear(
-        GraphFunction(traced).differentiable,
+        function.differentiable,
         symmetry,
-        lambda k: source.random_values(traced, k),
+        partial(source.random_values, traced),
         sites=[name for name in free if name in symmetry.sites],
         seed=seed,
     )
@@ -498,10 +502,12 @@ def _counted(symmetry: Symmetry, source: _Source, traced: TracedGraph, seed: int
     return replace(symmetry, certificate=replace(symmetry.certificate, completeness=completeness))
 
 
-def _with_certificate(symmetry: Symmetry, source: _Source, traced: TracedGraph, *, trials: int, seed: int) -> Symmetry:
-    failure, function = None, GraphFunction(traced)
+def _with_certificate(
+    symmetry: Symmetry, source: _Source, function: GraphFunction, *, trials: int, seed: int
+) -> Symmetry:
+    failure: TraceError | None = None
     for scale in (1.0, 0.1, 0.01):
-        values = source.generic_values(traced, seed, scale)
+        values = source.generic_values(function.traced, seed, scale)
         try:
             certificate = certify_function(symmetry, function, values, trials=trials, seed=seed)
         except TraceError as error:
