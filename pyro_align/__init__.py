@@ -6,7 +6,9 @@ The verbs are here; the rest is in public submodules: `axes`, `alignment`, `obje
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyro_align.lazy import on_request
 
 if TYPE_CHECKING:
     from pyro_align.alignment import align, align_many
@@ -83,19 +85,4 @@ _SUBMODULES = (
 )
 
 if not TYPE_CHECKING:  # type checkers see the names above and no others
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        home = next((module for module, names in _HOMES.items() if name in names), None)
-        if home is not None:
-            value = getattr(import_module(home), name)
-        elif name in _SUBMODULES:
-            value = import_module(f"pyro_align.{name}")
-        else:
-            raise AttributeError(f"module 'pyro_align' has no attribute '{name}'")
-        globals()[name] = value
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__, *_SUBMODULES})
+    __getattr__, __dir__ = on_request(__name__, _HOMES, _SUBMODULES)

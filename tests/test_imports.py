@@ -40,6 +40,7 @@ LAYERS = (
     "axes",
     "files",
     "errors",
+    "lazy",
 )
 
 # Layers that do not know a layer below them either.

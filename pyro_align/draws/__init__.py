@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyro_align.lazy import on_request
 
 if TYPE_CHECKING:
     from pyro_align.draws.align import align_draws
@@ -35,15 +37,4 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        home = next((module for module, names in _HOMES.items() if name in names), None)
-        if home is None:
-            raise AttributeError(f"module 'pyro_align.draws' has no attribute '{name}'")
-        globals()[name] = value = getattr(import_module(home), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = on_request(__name__, _HOMES)
