@@ -12,7 +12,6 @@ alone, each in two halves, which labels can disturb only where they switch insid
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from uci_data import HIDDEN, TARGETS, load
+from uci_data import HIDDEN, load, read_options
 
 from pyro_align import align_draws, find_symmetry
 from pyro_align.draws.diagnostics import rhat_and_ess
@@ -79,21 +78,10 @@ def row(name: str, relabeling: str, draws: dict[str, Tensor], at: Tensor, y: Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("uci", type=Path, help="folder of the tables yacht.txt, energy.txt, concrete.txt")
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--warmup", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="the chains of uci_numpyro.py --quick")
-    options = parser.parse_args()
-    if options.quick:
-        options.draws = options.warmup = 50
+    options = read_options(__doc__)
     torch.set_default_dtype(torch.float64)
-    for name in options.names or TARGETS:
-        x, y, order = load(options.uci, name)
-        x, y = torch.from_numpy(x), torch.from_numpy(y)
-        train, test = order[: int(0.8 * len(order))], order[int(0.8 * len(order)) :]
+    for name in options.names:
+        x, y, train, test = map(torch.from_numpy, load(options.uci, name))
         draws, divergent, seconds = read_runs(options.runs, name, options.draws, options.warmup)
         chains, length = next(iter(draws.values())).shape[:2]
         print(f"{name}: {chains} chains of {length} draws, {divergent} divergent, {seconds:.0f} CPU s")

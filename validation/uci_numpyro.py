@@ -6,9 +6,7 @@ python validation/uci_numpyro.py UCI RUNS yacht --quick
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, init_to_uniform
-from uci_data import HIDDEN, TARGETS, load
+from uci_data import HIDDEN, load, read_options
 
 
 def network(x, y) -> None:
@@ -32,21 +30,10 @@ def network(x, y) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("uci", type=Path, help="folder of the tables yacht.txt, energy.txt, concrete.txt")
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--warmup", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="two chains of 50 draws after 50")
-    options = parser.parse_args()
-    if options.quick:
-        options.chains, options.draws, options.warmup = 2, 50, 50
+    options = read_options(__doc__)
     options.runs.mkdir(exist_ok=True, parents=True)
-    for name in options.names or TARGETS:
-        x, y, order = load(options.uci, name)
-        train = order[: int(0.8 * len(order))]
+    for name in options.names:
+        x, y, train, _ = load(options.uci, name)
         for seed in range(options.chains):
             path = options.runs / f"{name}_{options.draws}_{options.warmup}_{seed}.npz"
             if path.exists():
@@ -59,10 +46,7 @@ def main() -> None:
             found["cpu"] = np.array(time.process_time() - start)
             np.savez_compressed(path, **found)
             steps, bad = found["num_steps"].mean(), int(found["diverging"].sum())
-            print(
-                f"{path.name}: {time.process_time() - start:.0f} s, {steps:.0f} steps a draw, {bad} divergent",
-                flush=True,
-            )
+            print(f"{path.name}: {found['cpu']:.0f} s, {steps:.0f} steps a draw, {bad} divergent", flush=True)
 
 
 if __name__ == "__main__":
