@@ -7,7 +7,7 @@ param store, reaches it; and nothing done with it reaches the guide.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -273,6 +273,9 @@ class Posterior(ABC):
 
     # -- back to Pyro ----------------------------------------------------------------------------------------------
 
-    @abstractmethod
+    #: Makes a Pyro guide of a member of the family; families without it override :meth:`to_guide`.
+    write: Callable[[Any], Any]
+
     def to_guide(self) -> Guide:
         """A new Pyro guide that owns its parameters, under names of its own in the param store."""
+        return self.write(self)

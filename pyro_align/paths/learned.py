@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -140,7 +140,7 @@ class LearnedPath:
         if tau in (0.0, 1.0):
             return self.start.displace(self.end, tau)
         moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
-        return _with_moments(self.start, moments)
+        return self.start.with_moments(moments)
 
     def __call__(self, tau: float) -> Guide:
         """A new Pyro guide at ``tau``."""
@@ -231,7 +231,7 @@ def learn_path(
             schedule.step()
             losses.append(float(loss.detach()))
     learned = {k: (m.detach(), log_s.detach().exp()) for k, (m, log_s) in leaves.items()}
-    return LearnedPath(start, _with_moments(start, learned), end, kind, tuple(losses))
+    return LearnedPath(start, start.with_moments(learned), end, kind, tuple(losses))
 
 
 def blend(start: Moments, control: Moments, end: Moments, tau: float, kind: str) -> Moments:
@@ -297,9 +297,3 @@ def _mean_field(guide: Any) -> MeanFieldNormal:
 
 def _moments(q: MeanFieldNormal) -> Moments:
     return {name: q.marginal(name) for name in q.sites}
-
-
-def _with_moments(q: MeanFieldNormal, moments: Moments) -> MeanFieldNormal:
-    locs = {k: m for k, (m, _) in moments.items()}
-    scales = {k: q.scales[k].with_value(s) for k, (_, s) in moments.items()}
-    return replace(q, locs=locs, scales=scales)

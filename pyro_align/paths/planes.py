@@ -158,19 +158,15 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
 
 
 def _blend(corners: Sequence[Any], weights: Sequence[float]):
-    first = corners[0]
+    first, *others = corners
+    made = first.changed(lambda _, *values: _mix(values, weights), *others, parts=first.entries[:1], what="plane's point")
     if isinstance(first, Point):
-        points = {k: v.with_value(_mix([q.points[k].value for q in corners], weights)) for k, v in first.points.items()}
-        for name, parameter in points.items():
-            if not bool(first.sites[name].support.check(parameter.value).all()):
-                raise GuideError(f"site '{name}': the point of the plane lies outside the site's support")
-        return replace(first, points=points)
-    locs = {k: _mix([q.locs[k] for q in corners], weights) for k in first.sites}
-    scales = {}
-    for name, parameter in first.scales.items():
-        there = [q.scales[name].value for q in corners]
-        scales[name] = parameter.with_value(torch.maximum(_mix(there, weights), _floor(there)))
-    return replace(first, locs=locs, scales=scales)
+        return made
+
+    def held(site: str, *scales: Tensor) -> Tensor:
+        return torch.maximum(_mix(scales, weights), _floor(scales))
+
+    return replace(made, scales=first.changed(held, *others, parts=("scales",)).scales)
 
 
 def _mix(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

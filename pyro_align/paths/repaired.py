@@ -9,7 +9,7 @@ mean and the standard deviation that interpolate those at the ends, by scaling i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -213,5 +213,4 @@ def _scaled(q: MeanFieldNormal, where: tuple[str, int], factor: Tensor, shift: T
     shape = [-1 if i == axis else 1 for i in range(loc.dim())]
     by = factor.to(loc).reshape(shape)
     moved = by * loc if shift is None else by * loc + shift.to(loc).reshape(shape)
-    scales = {**q.scales, site: q.scales[site].with_value(by * scale)}
-    return replace(q, locs={**q.locs, site: moved}, scales=scales)
+    return q.with_moments({site: (moved, by * scale)})

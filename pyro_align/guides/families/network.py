@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
@@ -20,9 +19,8 @@ from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
 from pyro_align.guides.pyro_state.copies import private_copy
-from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
+from pyro_align.guides.pyro_state.modules import raw_parameters, read_parameter, sites_of
 from pyro_align.guides.registry import read_guide, register_guide
-from pyro_align.guides.sites import SiteSpec
 from pyro_align.model.learnables import module_tensors, with_tensors
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
@@ -45,7 +43,7 @@ def read_network(module: nn.Module) -> Point:
             points[site if constrained else name] = read_parameter(module, site if constrained else name)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
-    return Point(_sites(points), points, partial(_write_network, _copy(module)))
+    return Point(sites_of(points), points, partial(_write_network, _copy(module)))
 
 
 def _constrained(module: nn.Module) -> set[str]:
@@ -57,11 +55,11 @@ def _constrained(module: nn.Module) -> set[str]:
 @register_guide(OrderedDict)
 def read_state_dict(state: Mapping[str, Tensor]) -> Point:
     """Reads the floating-point tensors of a state dict, one site each; the others are kept as they are."""
-    points = {k: RawParameter(v.detach().clone()) for k, v in state.items() if v.is_floating_point()}
+    points = raw_parameters({k: v for k, v in state.items() if v.is_floating_point()})
     if not points:
         raise GuideError("the state dict has no floating-point tensors")
     kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
-    return Point(_sites(points), points, partial(_write_state_dict, kept))
+    return Point(sites_of(points), points, partial(_write_state_dict, kept))
 
 
 def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
@@ -75,17 +73,6 @@ def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
     if lead == {2}:
         guide = {k: v.flatten(0, 1) for k, v in guide.items()}
     return read_draws(guide, known=True) if lead in ({1}, {2}) else guide
-
-
-def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
-    sites = {}
-    for name, point in points.items():
-        value = point.value
-        support = point.constraint
-        if support is not constraints.real:
-            support = constraints.independent(support, value.dim() - support.event_dim)
-        sites[name] = SiteSpec(name, tuple(value.shape), support, value.dim(), value.dtype, value.device)
-    return sites
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -152,21 +139,20 @@ class GuideAndModel:
 @register_guide(GuideAndModel)
 def read_guide_and_model(both: GuideAndModel) -> Independent:
     """The guide's posterior and a point mass at the model's parameters."""
-    read = _read_model_at if type(both.model) is ModelAt else _read_model
-    if isinstance(both.model, nn.Module):
-        read = read_network
-    return Independent((read_guide(both.guide), read(both.model)), _write_both, separate=True)
+    model = read_network(both.model) if isinstance(both.model, nn.Module) else _read_model(both.model)
+    return Independent((read_guide(both.guide), model), _write_both, separate=True)
 
 
 def _read_model(model: Callable[..., Any]) -> Point:
     """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
-    points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
-    if not points:
+    inner, tensors = (model.model, model.tensors) if type(model) is ModelAt else (model, module_tensors(model))
+    if not tensors:
         raise GuideError(
             "parameters: the model reaches no modules with parameters; what pyro.param keeps in the param store is not "
             "reached: make it an attribute (PyroParam) of a PyroModule"
         )
-    return Point(_sites(points), points, lambda q: ModelAt(model, {k: v.raw for k, v in q.points.items()}))
+    points = raw_parameters(tensors)
+    return Point(sites_of(points), points, lambda q: ModelAt(inner, {k: v.raw for k, v in q.points.items()}))
 
 
 class ModelAt:
@@ -186,11 +172,6 @@ class ModelAt:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
         return with_tensors(self.model, self.tensors)(*args, **kwargs)
-
-
-def _read_model_at(model: ModelAt) -> Point:
-    points = {k: RawParameter(v.clone()) for k, v in model.tensors.items()}
-    return Point(_sites(points), points, lambda q: ModelAt(model.model, {k: v.raw for k, v in q.points.items()}))
 
 
 def _write_both(q: Independent) -> GuideAndModel:

@@ -115,6 +115,22 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
+def raw_parameters(values: Mapping[str, Tensor], constraint: Any = constraints.real) -> dict[str, RawParameter]:
+    """Owned copies of unconstrained tensors, as parameters."""
+    return {name: RawParameter(_own(value), constraint) for name, value in values.items()}
+
+
+def sites_of(parameters: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
+    """Sites of which these values are all that is known, all their axes event axes."""
+    sites = {}
+    for name, parameter in parameters.items():
+        value, support = parameter.value, parameter.constraint
+        if support is not constraints.real:
+            support = constraints.independent(support, value.dim() - support.event_dim)
+        sites[name] = SiteSpec(name, tuple(value.shape), support, value.dim(), value.dtype, value.device)
+    return sites
+
+
 # -- whole modules -----------------------------------------------------------------------------------------------------
 
 
