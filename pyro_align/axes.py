@@ -233,11 +233,7 @@ def map_atoms(axis: Axis, function: Callable[[Atom], Axis]) -> Axis:
 
 
 def with_sizes(axis: Axis, sizes: Mapping[str, int], size: int) -> Axis:
-    """The same term with sizes filled in from ``sizes`` and, where one unknown remains, from the whole ``size``.
-
-    Raises:
-        SymmetryError: The term cannot have that size.
-    """
+    """The same term with sizes filled in from ``sizes`` and, where one unknown remains, from the whole ``size``."""
     axis = map_atoms(axis, lambda a: replace(a, size=sizes[a.name]) if a.name in sizes else a)
     unknown = {a.name for a in leaves(axis) if a.size == OPEN}
     anonymous = [a for a in leaves(axis) if a.size == OPEN and not a.name]
@@ -274,9 +270,6 @@ def coordinates(axis: Axis) -> dict[str, Tensor]:
     """For each named atom that appears once on the axis, or once in each term of a sum, its index at every position.
 
     A position at which the atom is absent or appears more than once holds -1.
-
-    Returns:
-        Atom name -> int64 tensor ``(size,)``.
     """
     if isinstance(axis, Atom):
         return {axis.name: torch.arange(axis.size, device="cpu")} if axis.name else {}

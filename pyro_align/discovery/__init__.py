@@ -296,14 +296,10 @@ def _trace_of(symmetry: Symmetry, model: Any, args: tuple[Any, ...], kwargs: dic
 
 
 class _Source:
-    """What is traced: a Pyro model's density or a module's output.
-
-    Attributes:
-        stacks: Sites of the graph that stand for several of the model.
-    """
+    """What is traced: a Pyro model's density or a module's output."""
 
     def __init__(self, model, args, kwargs, *, scope: str, parameters: bool, seed: int):
-        self.stacks: Stacks = {}
+        self.stacks: Stacks = {}  # sites of the graph that stand for several of the model
         if scope not in ("joint", "likelihood"):
             raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
         self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters

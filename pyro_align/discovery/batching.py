@@ -44,23 +44,17 @@ class _Unlike(Exception):
 
 @dataclass
 class _Body:
-    """One computation for several values: a graph whose inputs are values shared by all, or one for each.
-
-    Attributes:
-        graph: The computation.
-        inputs: What each placeholder stands for: a shared node, or how to make the tensor of all values.
-        order: The order of the values in the first tensor that they are parts of; None where it is theirs.
-        gain: Whether some input is made of the parts of a tensor that depends on sites.
-        depth: How far below the values the comparison is.
-        kin: Sites that stand in the same place of the computation, with the calls that use them.
-    """
+    """One computation for several values: a graph whose inputs are values shared by all, or one for each."""
 
     graph: Graph = field(default_factory=Graph)
+    # what each placeholder stands for: a shared node, or how to make the tensor of all values
     inputs: list[Node | Callable[[], Node]] = field(default_factory=list)
     known: dict[Any, Any] = field(default_factory=dict)
+    # the order of the values in the first tensor that they are parts of; None where it is theirs
     order: list[int] | None = None
-    gain: bool = False
-    depth: int = 0
+    gain: bool = False  # whether some input is made of the parts of a tensor that depends on sites
+    depth: int = 0  # how far below the values the comparison is
+    # sites that stand in the same place of the computation, with the calls that use them
     kin: list[tuple[tuple[Node, ...], tuple[Node, ...]]] = field(default_factory=list)
 
 

@@ -90,18 +90,11 @@ class GraphFunction:
 
 
 class ModelFunction:
-    """The same by running the model itself, where it has no graph; in float64 where the model can be run so.
+    """The same by running the model itself, where it has no graph; in float64 where the model can be run so."""
 
-    Args:
-        total: Site values -> what must not change: a tensor, or a list of them.
-        supports: Site name -> its support.
-        model: What is run; it is left as it was.
-        values: Values at which to find out whether the model runs in float64.
-    """
-
-    total: Callable[..., Any]
+    total: Callable[..., Any]  # site values -> what must not change: a tensor, or a list of them
     cast: Callable[[Any], Any]
-    model: object
+    model: object  # what is run; it is left as it was
     supports: Mapping[str, Constraint]
     rounding: float
 
@@ -145,12 +138,7 @@ def certify_function(
     trials: int,
     seed: int,
 ) -> Certificate:
-    """Checks a symmetry against a model's function of its sites.
-
-    Raises:
-        SymmetryError: A relabeling changes the function; the message names the atom at fault.
-        TraceError: The function is not finite at any of the draws tried.
-    """
+    """Checks a symmetry against a model's function of its sites."""
     generator = torch.Generator().manual_seed(seed)
     before = function(values)
     if not bool(torch.isfinite(before).all()):
@@ -176,11 +164,7 @@ def _change(function: GraphFunction, permutation: Permutation, values, before: T
 
 
 def _scaled(symmetry: Symmetry, function, values: Mapping[str, Tensor], generator, tolerance: float) -> float:
-    """The change by random scalings of units, where the symmetry has them.
-
-    Raises:
-        SymmetryError: It is more than rounding.
-    """
+    """The change by random scalings of units, where the symmetry has them."""
     if not symmetry.scalings or not isinstance(function, GraphFunction):
         return 0.0
     moved = dict(values)

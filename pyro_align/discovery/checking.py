@@ -101,23 +101,13 @@ class Alone:
 
     def verify(
         self,
+        # pairs of functions: inputs -> moved inputs, outputs -> outputs as they must become
         elements: Iterable[tuple[Action, Action]],
+        # says in a sentence what is wrong, given the pair, the output and the change
         blame: Callable[[Action, Action, str, float], str],
-        compared: Action = dict,
+        compared: Action = dict,  # what of the outputs is compared; all by default
     ) -> float:
-        """Runs the operation on inputs moved by each element and compares.
-
-        Args:
-            elements: Pairs of functions: inputs -> moved inputs, outputs -> outputs as they must become.
-            blame: Says in a sentence what is wrong, given the pair, the output and the change.
-            compared: What of the outputs is compared; all by default.
-
-        Returns:
-            The largest difference, relative to the output's size.
-
-        Raises:
-            SymmetryError: A claim is false.
-        """
+        """The largest difference, relative to an output's size, that moving the inputs by each element makes."""
         before, error = compared(self.run(self.values)), 0.0
         for move, follow in elements:
             for name, change in self.changes(follow(before), compared(self.run(move(self.values)))).items():

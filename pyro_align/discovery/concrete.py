@@ -57,14 +57,10 @@ class ConcreteData(TorchFunctionMode):
 
     So the data may be looked at (``int(lengths.max())``), sizes may be tensors (``x[:length]``), and observed entries
     may be selected (``x[mask]``).
-
-    Args:
-        sites: Names of the sites, whose placeholders come first.
-        data: Values of the placeholders that follow.
     """
 
-    data: list[Tensor]
-    sites: list[str]
+    data: list[Tensor]  # values of the placeholders that follow
+    sites: list[str]  # names of the sites, whose placeholders come first
 
     def __init__(self, sites: Sequence[str], data: Sequence[Tensor]):
         super().__init__()

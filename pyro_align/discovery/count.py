@@ -58,25 +58,14 @@ class _Slot:
 
 
 def count_linear(
-    function: Callable[[Values], Tensor],
+    function: Callable[[Values], Tensor],  # site -> value to a tensor, which must not change; it can be differentiated
     symmetry: Symmetry,
-    point: Callable[[int], Values],
+    point: Callable[[int], Values],  # seed -> random values of all sites, in float64
     *,
-    sites: Sequence[str],
-    seed: int = 0,
+    sites: Sequence[str],  # which of them are floating-point numbers that may be moved
+    seed: int = 0,  # seed of the points and of the outputs' weights
 ) -> Completeness:
-    """Counts the linear symmetries of a function along the axes of its sites.
-
-    Args:
-        function: Site -> value to a tensor, which must not change; it can be differentiated.
-        symmetry: The group found.
-        point: Seed -> random values of all sites, in float64.
-        sites: Which of them are floating-point numbers that may be moved.
-        seed: Seed of the points and of the outputs' weights.
-
-    Raises:
-        TraceError: The function is not differentiable or not finite at the points.
-    """
+    """Counts the linear symmetries of a function along the axes of its sites."""
     start = time.perf_counter()
     slots, left_out = _slots(symmetry, sites)
     if not slots:  # simplexes, say: no linear map acts on them

@@ -33,10 +33,9 @@ ROUNDING = 1e-11  # of a constant's largest entry: entries nearer to each other 
 
 
 def without_factors(traced: TracedGraph) -> tuple[TracedGraph, dict[Node, Node]]:
-    """The same function without Cholesky factors where they are not needed, and the copy of each node.
+    """The same function without Cholesky factors where they are not needed, and original node -> node.
 
-    Returns:
-        The graph, and original node -> node. A graph without such operations is returned as it is.
+    A graph without such operations is returned as it is.
     """
     if not any(node.target in FACTORS for node in traced.module.graph.nodes):
         return traced, {}

@@ -25,15 +25,10 @@ from pyro_align.symmetry.group import Resting, Symmetry
 
 
 def find_resting(symmetry: Symmetry, traced: TracedGraph, named: Mapping[int, str]) -> tuple[Resting, ...]:
-    """What a symmetry takes for constant although training may change it.
+    """What a symmetry takes for constant although training may change it; ``named`` has each tensor's name by identity.
 
     The graph is read once more with the learnable tensors as sites: those whose axes are then tied to an axis that is
     free must stay as they are along it.
-
-    Args:
-        symmetry: What was found.
-        traced: The graph.
-        named: Identity of each learnable tensor -> its name; one that no name is known for goes by its shape.
     """
     patterns, values, nodes = {}, {}, {}
     for node, value in _learnable_nodes(traced, named):
@@ -99,15 +94,7 @@ def _pattern(value: Tensor, axis: int) -> tuple[int, ...] | None:
 
 
 def check_resting(symmetry: Symmetry, *guides: object) -> None:
-    """Refuses a symmetry that rests on values that have changed.
-
-    Args:
-        symmetry: The symmetry.
-        guides: Guides whose models' tensors are looked at; what has no model is passed over.
-
-    Raises:
-        SymmetryError: With the tensor, the axis and the atoms.
-    """
+    """Refuses a symmetry that rests on values that have changed."""
     if not symmetry.rests:
         return
     for model in map(_model_of, guides):

@@ -36,16 +36,11 @@ SIGHT = 4  # how far up two values are compared before they are tried
 
 @dataclass(frozen=True)
 class Rolled:
-    """What rolling the loops of a graph gives.
+    """What rolling the loops of a graph gives."""
 
-    Attributes:
-        traced: The same function with its loops rolled; None where there are none.
-        copies: The copy of each node of the original.
-        kin: Families of sites that are used alike wherever they are used, so that they might change places as wholes.
-    """
-
-    traced: TracedGraph | None
-    copies: dict[Node, Node]
+    traced: TracedGraph | None  # the same function with its loops rolled; None where there are none
+    copies: dict[Node, Node]  # the copy of each node of the original
+    # families of sites that are used alike wherever they are used, so that they might change places as wholes
     kin: tuple[tuple[str, ...], ...]
 
 

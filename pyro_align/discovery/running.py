@@ -13,13 +13,7 @@ from pyro_align.discovery.tracing import TracedGraph
 
 
 def placed(traced: TracedGraph, values: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[Node, Tensor]:
-    """Values of the nodes that stand for sites.
-
-    Args:
-        traced: The graph.
-        values: Site name -> value.
-        cast: What is done to each.
-    """
+    """Values of the nodes that stand for sites."""
     return {node: cast(values[name]) for name, nodes in traced.nodes.items() for node in nodes}
 
 
@@ -27,10 +21,6 @@ class Running(fx.Interpreter):
     """A run of a graph that stops where it is told to, and may be told other values to go on with.
 
     Tensors are dropped after their last use.
-
-    Args:
-        traced: The graph.
-        values: Site values; sites left out keep those of the trace.
     """
 
     def __init__(self, traced: TracedGraph, values: Mapping[str, Tensor]):

@@ -36,12 +36,7 @@ _TIED = tuple(
 
 
 def restrict(axes: Sequence[Term], support: constraints.Constraint) -> None:
-    """Takes from a site's axes the freedom that would lead out of its support.
-
-    Args:
-        axes: One term per axis of the site.
-        support: The site's support, event axes last.
-    """
+    """Takes from a site's axes the freedom that would lead out of its support."""
     base = base_support(support)
     if isinstance(base, constraints.cat | constraints.stack):
         terms.fix(axes[base.dim])
@@ -71,11 +66,7 @@ def _restrict_event(axes: Sequence[Term], base: constraints.Constraint) -> None:
 def check_support(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], supports: Mapping[str, constraints.Constraint]
 ) -> None:
-    """Refuses a relabeling that takes a site's value out of its support.
-
-    Raises:
-        SymmetryError: With the site's name.
-    """
+    """Refuses a relabeling that takes a site's value out of its support."""
     for name, value in after.items():
         support = supports.get(name)
         if support is None or is_real(support) or value is before[name]:

@@ -43,22 +43,16 @@ _UNDERSTOOD = ("logaddexp", "logaddexp2", "max_unpool2d", "max_unpool3d")  # as 
 
 @dataclass(frozen=True, eq=False)
 class TracedGraph:
-    """The graph of a function of named values.
+    """The graph of a function of named values."""
 
-    Attributes:
-        module: The graph, with real constants as attributes.
-        values: Site name -> the value it was traced at.
-        nodes: Site name -> the nodes that stand for its value: a placeholder, or attributes of the module.
-        data: Nodes of the data.
-        states: Sites whose updated values (running statistics) are the last outputs; they follow their sites.
-        supports: Site name -> its support; sites left out may take any real values.
-    """
-
-    module: GraphModule
-    values: Mapping[str, Tensor]
+    module: GraphModule  # the graph, with real constants as attributes
+    values: Mapping[str, Tensor]  # site name -> the value it was traced at
+    # site name -> the nodes that stand for its value: a placeholder, or attributes of the module
     nodes: Mapping[str, tuple[Node, ...]]
     data: Mapping[Node, Tensor]
+    # sites whose updated values (running statistics) are the last outputs; they follow their sites
     states: tuple[str, ...] = ()
+    # site name -> its support; sites left out may take any real values
     supports: Mapping[str, Constraint] = field(default_factory=dict)
 
 

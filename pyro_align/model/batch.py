@@ -21,14 +21,10 @@ from pyro_align.model.observations import latent_terms, observations, predict, t
 
 @dataclass(frozen=True)
 class Normals:
-    """The sites that are independent Normals under one posterior, and their KLs as far as they are known.
+    """The sites that are independent Normals under one posterior, and their KLs as far as they are known."""
 
-    Attributes:
-        moments: Site -> location and scale.
-        known: Site -> prior, and the KL to it; the prior of most sites is the same for every draw and batch.
-    """
-
-    moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # site -> location and scale
+    # site -> prior, and the KL to it; the prior of most sites is the same for every draw and batch
     known: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def kl(self, name: str, message: dict[str, Any]) -> Tensor | None:
@@ -61,36 +57,22 @@ def _equal(x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Draws:
-    """What the model says about each draw on one batch of data, in nats, discrete latents summed out.
+    """What the model says about each draw on one batch of data, in nats, discrete latents summed out."""
 
-    Attributes:
-        log_likelihood: Per draw and datum, ``(draws, *datum)``, or ``(draws, data)`` where some are masked and left
-            out; unscaled.
-        likelihood: The data's contribution to the ELBO, ``(draws,)``: scaled, without subsampling's part.
-        log_prior: Scaled log density of all latent and factor sites, ``(draws,)``.
-        factors: Scaled log density of the factor sites among them, ``(draws,)``.
-        analytic: Sum of the closed-form KLs, ``(draws,)``, of the sites named in :attr:`closed`.
-        rest: Log density of the other latent and factor sites, ``(draws,)``.
-        log_q_closed: Log posterior density of the sites in :attr:`closed`, ``(draws,)``; zero where these are all.
-        closed: Sites whose KL is in closed form.
-        prediction: Mean of the observed site's distribution, ``(draws, *datum, ...)``, or None where no loss wants it.
-        target: The observed values that it is judged against, ``(*datum, ...)``, or None.
-        mask: Which data are observed, ``(*datum)``, or None where all are.
-        stand: For how many data each stands, by subsampling.
-    """
-
+    # per draw and datum, ``(draws, *datum)``, or ``(draws, data)`` where some are masked and left out; unscaled
     log_likelihood: Tensor
-    likelihood: Tensor
-    log_prior: Tensor
-    factors: Tensor
-    analytic: Tensor
-    rest: Tensor
-    log_q_closed: Tensor
-    closed: tuple[str, ...]
+    likelihood: Tensor  # the data's contribution to the ELBO, ``(draws,)``: scaled, without subsampling's part
+    log_prior: Tensor  # scaled log density of all latent and factor sites, ``(draws,)``
+    factors: Tensor  # scaled log density of the factor sites among them, ``(draws,)``
+    analytic: Tensor  # sum of the closed-form KLs, ``(draws,)``, of the sites named in :attr:`closed`
+    rest: Tensor  # log density of the other latent and factor sites, ``(draws,)``
+    log_q_closed: Tensor  # log posterior density of the sites in :attr:`closed`, ``(draws,)``; zero where these are all
+    closed: tuple[str, ...]  # sites whose KL is in closed form
+    # mean of the observed site's distribution, ``(draws, *datum, ...)``, or None where no loss wants it
     prediction: Tensor | None = None
-    target: Tensor | None = None
-    mask: Tensor | None = None
-    stand: float = 1.0
+    target: Tensor | None = None  # the observed values that it is judged against, ``(*datum, ...)``, or None
+    mask: Tensor | None = None  # which data are observed, ``(*datum)``, or None where all are
+    stand: float = 1.0  # for how many data each stands, by subsampling
 
 
 @dataclass
@@ -105,21 +87,13 @@ class _Aside:
 
 @dataclass
 class Runner:
-    """Runs one model on many draws.
-
-    Attributes:
-        model: The Pyro model.
-        seed: Seed of whatever randomness the model itself uses (subsampling); the same for every draw and tau.
-        chunk: Draws in one vectorized run; None chooses it by ``max_memory``.
-        max_memory: Bytes that the model's intermediate tensors may take.
-        sizes: Bytes of one draw's run, by the data's shapes.
-    """
+    """Runs one model on many draws."""
 
     model: Callable[..., Any]
-    seed: int = 0
-    chunk: int | None = None
-    max_memory: int = 2**30
-    sizes: dict[Hashable, int] = field(default_factory=dict)
+    seed: int = 0  # seed of whatever randomness the model itself uses (subsampling); the same for every draw and tau
+    chunk: int | None = None  # draws in one vectorized run; None chooses it by ``max_memory``
+    max_memory: int = 2**30  # bytes that the model's intermediate tensors may take
+    sizes: dict[Hashable, int] = field(default_factory=dict)  # bytes of one draw's run, by the data's shapes
 
     def __post_init__(self) -> None:
         self.many: Many = Many(self.model, self.seed, self.chunk, self.max_memory, self.sizes)
@@ -133,27 +107,19 @@ class Runner:
 
     def __call__(
         self,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],  # site -> constrained draws ``(draws, *site_shape)``
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        # location and scale of the sites that are independent Normals under the posterior
         normals: Normals | None = None,
-        predict: bool = False,
+        predict: bool = False,  # whether predictions are wanted
+        # whether the values of the latent sites are wanted; zeros else. They do not depend on the data, so the first
+        # batch gives them
         prior: bool = True,
+        # whether the model's scales stand for data left out, see :func:`~pyro_align.model.observations.scaled_by_hand`
         by_hand: bool = False,
     ) -> Draws:
-        """Runs the model on every draw.
-
-        Args:
-            values: Site -> constrained draws ``(draws, *site_shape)``.
-            args: The model's arguments.
-            kwargs: Its keyword arguments.
-            normals: Location and scale of the sites that are independent Normals under the posterior.
-            predict: Whether predictions are wanted.
-            prior: Whether the values of the latent sites are wanted; zeros else. They do not depend on the data, so
-                the first batch gives them.
-            by_hand: Whether the model's scales stand for data left out, see
-                :func:`~pyro_align.model.observations.scaled_by_hand`.
-        """
+        """Runs the model on every draw."""
         normals, key, aside = Normals() if normals is None else normals, call_shapes(args, kwargs), _Aside()
 
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,28 +56,11 @@ class LatentSite:
 
 
 class Density:
-    """A model with its data, as a density over its latent sites.
+    """A model with its data, as a density over its latent sites."""
 
-    Args:
-        model: A Pyro model: any callable with Pyro primitives.
-        args: Positional arguments of the model.
-        kwargs: Keyword arguments of the model.
-        parameters: Whether learnable ``pyro.param`` values take part as sites.
-        seed: Seed of the one run that finds the sites (and of a subsampling plate's fixed subsample).
-
-    Attributes:
-        latents: Site name -> :class:`LatentSite`, in the model's order.
-        observed: Names of the observed sites.
-        enumerated: Names of the discrete latent sites that are summed out.
-        params: Parameters that the model declares and the param store does not have yet, with their initial values.
-
-    Raises:
-        TraceError: The model cannot be run with these arguments, or has no latent site.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    seed: int
+    args: tuple[Any, ...]  # positional arguments of the model
+    kwargs: dict[str, Any]  # keyword arguments of the model
+    seed: int  # seed of the one run that finds the sites (and of a subsampling plate's fixed subsample)
 
     def __init__(
         self,
@@ -85,12 +68,12 @@ class Density:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        parameters: bool = False,
+        parameters: bool = False,  # whether learnable ``pyro.param`` values take part as sites
         seed: int = 0,
     ):
         if not callable(model):
             raise TypeError(f"expected a Pyro model (a callable), got {type(model).__name__}")
-        self.model: Callable[..., Any] = model
+        self.model: Callable[..., Any] = model  # a Pyro model: any callable with Pyro primitives
         self.args, self.kwargs, self.seed = tuple(args), dict(kwargs or {}), seed
         stored = set(pyro.get_param_store().keys())
         prototype, declared = self._prototype()
@@ -101,9 +84,9 @@ class Density:
             if node["type"] == "param" and name not in stored
         }
         self._subsamples: dict[str, Tensor] = {}
-        self.latents: dict[str, LatentSite] = {}
-        self.observed: list[str] = []
-        self.enumerated: list[str] = []
+        self.latents: dict[str, LatentSite] = {}  # site name -> :class:`LatentSite`, in the model's order
+        self.observed: list[str] = []  # names of the observed sites
+        self.enumerated: list[str] = []  # names of the discrete latent sites that are summed out
         self._deterministic = {name for name, node in prototype.nodes.items() if is_deterministic(node)}
         dims = [0]
         for name, node in prototype.nodes.items():
@@ -171,12 +154,7 @@ class Density:
     def trace(self, values: Mapping[str, Tensor]) -> Any:
         """Runs the model at ``values`` and computes each site's log probability (validation off).
 
-        Args:
-            values: Site -> constrained value ``site_shape``.
-
-        Returns:
-            A trace whose nodes hold ``log_prob`` (scaled and masked), ``unscaled_log_prob`` and ``log_prob_sum``. The
-            discrete latents that are summed out hold their whole support along dims left of the plates.
+        The discrete latents that are summed out hold their whole support along dims left of the plates.
         """
         trace = self.run(values)
         with pyro.validation_enabled(False):
@@ -218,13 +196,8 @@ class Density:
         """Generic values in every site's support: Gaussian noise of the given scale, mapped onto the support.
 
         A site onto whose support torch has no map (an integer latent, say) keeps the value of a draw from its prior.
-
-        Args:
-            seed: Seed of the draw.
-            scale: Standard deviation in unconstrained space.
-            dtype: Dtype of the values; each site's own by default.
-            fan_in: Whether to divide real sites by the square root of the size of their trailing axes, so that sums
-                over them stay of order one.
+        With ``fan_in``, real sites are divided by the root of the size of their trailing axes, so that sums over them
+        stay of order one.
         """
         generator = torch.Generator().manual_seed(seed)
         values = {}

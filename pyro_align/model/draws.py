@@ -23,21 +23,13 @@ Values = Mapping[str, Tensor]
 
 @dataclass
 class DrawDensity:
-    """A model with its data, evaluated at many draws by ``torch.func.vmap``, or one by one where that fails.
-
-    Attributes:
-        model: The Pyro model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        stacks: Stack -> the model's latent sites that callers give and get as one.
-        chunk: Draws that a caller should read and give at a time.
-    """
+    """A model with its data, evaluated at many draws by ``torch.func.vmap``, or one by one where that fails."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    stacks: Stacks = field(default_factory=dict)
-    chunk: int = 250
+    stacks: Stacks = field(default_factory=dict)  # stack -> the model's latent sites that callers give and get as one
+    chunk: int = 250  # draws that a caller should read and give at a time
 
     def __post_init__(self) -> None:
         self.density: Density = Density(self.model, self.args, self.kwargs)
@@ -87,11 +79,7 @@ class DrawDensity:
         return node["value"].cpu()
 
     def log_probs(self, values: Values) -> tuple[Tensor, Tensor]:
-        """Log joint and log likelihood of each draw, ``(units,)`` nats each, discrete sites summed out.
-
-        Args:
-            values: Site -> constrained draws ``(units, *site_shape)``.
-        """
+        """Log joint and log likelihood of draws, ``(units,)`` nats each, discrete sites summed out."""
         return self.fingerprints(values)[:2]
 
     def fingerprints(self, values: Values) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,11 +113,7 @@ class DrawDensity:
     # -- allocations -----------------------------------------------------------------------------------------------
 
     def allocation_sites(self, site: str | None = None) -> tuple[str, ...]:
-        """The discrete sites, or the marginalized mixtures, whose allocations are wanted.
-
-        Raises:
-            TraceError: The model has none, or none of that name.
-        """
+        """The discrete sites, or the marginalized mixtures, whose allocations are wanted."""
         found = (*self.density.enumerated, *self._mixtures())
         if not found or (site is not None and site not in found):
             raise TraceError(

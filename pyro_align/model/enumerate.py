@@ -52,32 +52,19 @@ class _Ring(LogRing):
 
 @dataclass
 class Component:
-    """Sites that must be summed over together, as they share discrete latents.
+    """Sites that must be summed over together, as they share discrete latents."""
 
-    Attributes:
-        latent: Latent sites, the discrete ones among them.
-        data: Observed sites.
-        plates: Names of the plates that all of them share: given the other latents, its cells are independent.
-    """
-
-    latent: list[str]
+    latent: list[str]  # latent sites, the discrete ones among them
     data: list[str]
+    # names of the plates that all of them share: given the other latents, its cells are independent
     plates: frozenset[str]
 
 
 class Enumerated:
-    """A run's log densities with the discrete latents summed out exactly.
-
-    Args:
-        records: A run with enumeration.
-
-    Attributes:
-        components: Groups of sites that share discrete latents; sites that depend on none are in no group.
-        depends: Sites whose density depends on a discrete latent.
-    """
+    """A run's log densities with the discrete latents summed out exactly."""
 
     def __init__(self, records: Records):
-        self.records = records
+        self.records = records  # a run with enumeration
         trace = records.trace
         trace.symbolize_dims()
         self._plates: dict[str, str] = trace.plate_to_symbol
@@ -86,7 +73,9 @@ class Enumerated:
         self._factors = {name: self._packed(m, masked_log_prob(m)) for name, m in messages.items()}
         self._symbols = {name: self._summed.intersection(f._pyro_dims) for name, f in self._factors.items()}
         self._messages = messages
+        # sites whose density depends on a discrete latent
         self.depends: frozenset[str] = frozenset(name for name, symbols in self._symbols.items() if symbols)
+        # groups of sites that share discrete latents; sites that depend on none are in no group
         self.components: list[Component] = self._components(messages)
 
     def _packed(self, message: Message, value: Tensor) -> Tensor:
@@ -120,12 +109,7 @@ class Enumerated:
     def log_prob(self, names: Iterable[str], plates: Collection[str] = ()) -> Tensor:
         """Log of the sum over the discrete latents of the product of the sites' densities, scales left out, in nats.
 
-        Args:
-            names: The sites, whole components or the latent sites of some.
-            plates: Plates to keep, from left to right; all others are summed out.
-
-        Returns:
-            ``(*plates)``.
+        The sites are whole components or the latent sites of some; ``plates`` are kept, from left to right.
         """
         layout = "".join(self._plates[p] for p in plates)
         with pyro.validation_enabled(False):
@@ -154,11 +138,7 @@ class Enumerated:
             return contract_to_tensor(self._tree(factors, factors), self._summed, ring=_Ring(cache={}))
 
     def scale(self, component: Component, scales: Iterable[float | Tensor]) -> float | Tensor:
-        """The one scale of a component's sites.
-
-        Raises:
-            TraceError: The sites have several: the sum over discrete latents has no scale then.
-        """
+        """The one scale of a component's sites."""
         scales = list(scales)
         if any(a is not scales[0] and not (_number(a) and _number(scales[0]) and a == scales[0]) for a in scales):
             raise TraceError(
@@ -170,13 +150,7 @@ class Enumerated:
     def mean(self, name: str, value: Tensor, event_dims: int) -> Tensor:
         """The average of what depends on a site's discrete latents, over these latents given all other ones.
 
-        Args:
-            name: The site.
-            value: ``(*batch, *event)`` with the site's batch dims.
-            event_dims: Number of its event dims.
-
-        Returns:
-            ``(*batch, *event)`` without the dims of the latents.
+        ``(*batch, *event)`` with the site's batch dims becomes ``(*batch, *event)`` without the dims of the latents.
         """
         keep = "".join(sorted(self._symbols[name]))
         if not keep:

@@ -32,25 +32,15 @@ def run(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    # site or parameter -> value ``site_shape``; sites in subsampled plates may have all data
     values: Mapping[str, Tensor],
     *,
-    subsamples: Mapping[str, Tensor] | None = None,
+    subsamples: Mapping[str, Tensor] | None = None,  # plate -> its subsample; others are drawn
+    # where given, discrete latents without a value hold their whole support along dims left of that many plates; None
+    # samples them
     max_plate_nesting: int | None = None,
 ) -> Any:
-    """Runs the model with its latent sites at ``values`` and validation off.
-
-    Args:
-        model: The Pyro model.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        values: Site or parameter -> value ``site_shape``; sites in subsampled plates may have all data.
-        subsamples: Plate -> its subsample; others are drawn.
-        max_plate_nesting: Where given, discrete latents without a value hold their whole support along dims left of
-            that many plates; None samples them.
-
-    Returns:
-        The :class:`pyro.poutine.Trace`, without log probabilities.
-    """
+    """The trace of a run with latent sites at ``values`` and validation off; it has no log probabilities."""
     tracer, substitute = TraceMessenger(), SubstituteMessenger(values, subsamples)
     with LOCK, pyro.validation_enabled(False), tracer:
         if max_plate_nesting is None:
@@ -64,21 +54,14 @@ def run(
 
 @dataclass
 class Records:
-    """The sample messages of one run, sorted by their part in the log joint.
-
-    Attributes:
-        trace: All messages.
-        latent: Latent site -> message, enumerated ones among them.
-        data: Observed site -> message.
-        factors: ``pyro.factor`` outside plates -> message; those with ``infer={"likelihood": True}`` are data.
-        parameters: Names of the model's own parameters that were given values.
-    """
+    """The sample messages of one run, sorted by their part in the log joint."""
 
     trace: Any
-    latent: dict[str, Message] = field(default_factory=dict)
-    data: dict[str, Message] = field(default_factory=dict)
+    latent: dict[str, Message] = field(default_factory=dict)  # latent site -> message, enumerated ones among them
+    data: dict[str, Message] = field(default_factory=dict)  # observed site -> message
+    # ``pyro.factor`` outside plates -> message; those with ``infer={"likelihood": True}`` are data
     factors: dict[str, Message] = field(default_factory=dict)
-    parameters: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()  # names of the model's own parameters that were given values
 
     def __post_init__(self) -> None:
         for name, message in self.trace.nodes.items():
@@ -154,11 +137,7 @@ def is_subsample(message: Mapping[str, Any]) -> bool:
 
 
 def check_observed(records: Records) -> None:
-    """Refuses observed values that broadcasting would repeat, which runs without validation let through; warns of one.
-
-    Raises:
-        TraceError: An observed value has another shape than its site.
-    """
+    """Refuses observed values that broadcasting would repeat, which runs without validation let by; warns of one."""
     for name, message in records.data.items():
         value, fn = message["value"], message["fn"]
         if not isinstance(value, Tensor):

@@ -35,10 +35,6 @@ def untouched(*roots: object, seed: int | None = None) -> Iterator[None]:
 
     The store's own dictionaries are put back, not copies of their tensors, so that parameters keep their identity. Of
     modules, buffers, training flags and all attributes are put back. The block holds the lock of this module.
-
-    Args:
-        roots: Models, guides or modules; the modules that they hold, close over or find in globals are guarded.
-        seed: Seed of the global generators inside the block; None leaves the stream where it is.
     """
     with LOCK:
         store = pyro.get_param_store()

@@ -80,12 +80,7 @@ def learnables(model: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def with_tensors(model: Callable[..., Any], values: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """A model that runs with tensors of its modules at other values; the modules stay as they are.
-
-    Args:
-        model: The model: a module, a method of one, or a function over modules.
-        values: Name, as in :func:`module_tensors`, -> value.
-    """
+    """A model that runs with tensors of its modules at other values; the modules stay as they are."""
     caller, named = _Caller(model), {}
     for i, (prefix, module) in enumerate(_roots(model)):
         caller.add_module(str(i), module)

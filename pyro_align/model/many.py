@@ -21,35 +21,20 @@ One = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass
 class Many:
-    """The one way in which this package runs a model at many draws.
+    """The one way in which this package runs a model at many draws."""
 
-    Attributes:
-        model: The Pyro model, left as it is.
-        seed: Seed of whatever randomness the model itself uses (subsampling); the same for every draw.
-        chunk: Draws in one vectorized run; None chooses it by ``max_memory``.
-        max_memory: Bytes that the model's intermediate tensors may take.
-        sizes: Bytes of one draw's run, by ``key`` of the call.
-        vectorized: Whether vmap is in use; falls to False for good when it fails.
-    """
-
-    model: Callable[..., Any]
-    seed: int = 0
-    chunk: int | None = None
-    max_memory: int = 2**30
-    sizes: dict[Hashable, int] = field(default_factory=dict)
-    vectorized: bool = True
+    model: Callable[..., Any]  # the Pyro model, left as it is
+    seed: int = 0  # seed of whatever randomness the model itself uses (subsampling); the same for every draw
+    chunk: int | None = None  # draws in one vectorized run; None chooses it by ``max_memory``
+    max_memory: int = 2**30  # bytes that the model's intermediate tensors may take
+    sizes: dict[Hashable, int] = field(default_factory=dict)  # bytes of one draw's run, by ``key`` of the call
+    vectorized: bool = True  # whether vmap is in use; falls to False for good when it fails
     _told: bool = False
 
     def __call__(self, one: One, values: Mapping[str, Tensor], key: Hashable = None) -> dict[str, Tensor]:
-        """The function at every draw.
+        """The function at every draw, name -> ``(draws, ...)``, from site -> draws ``(draws, *site_shape)``.
 
-        Args:
-            one: Site -> value of one draw to named tensors. It runs the model.
-            values: Site -> draws ``(draws, *site_shape)``.
-            key: Of what the memory of a run depends on besides the draw's shapes.
-
-        Returns:
-            Name -> ``(draws, ...)``.
+        ``key`` says of what the memory of a run depends on besides the draw's shapes.
         """
         count = next(iter(values.values())).shape[0]
         with untouched(self.model, seed=self.seed), torch.no_grad():

@@ -17,14 +17,11 @@ LOG_TWO_PI = math.log(2 * math.pi)
 
 
 def normal_kl(message: Mapping[str, Any], loc: Tensor, scale: Tensor) -> Tensor | None:
-    """E_q[log q - c log p] of one site with q = N(loc, scale^2) and a Normal prior of scale c, in closed form.
+    """E_q[log q - c log p] of one site with q = N(loc, scale^2) and a Normal prior of scale c, in nats, or None.
 
     With c = 1 it is KL(q || p) = log(s_p / s) + (s^2 + (m - m_p)^2) / (2 s_p^2) - 1/2. A prior that depends on other
     latents gives the KL at their drawn values, an unbiased estimate where q's sites are independent. Of a site in a
     subsampled plate, the rows that the run took stand for all.
-
-    Returns:
-        Scalar in nats, or None where the prior is no Normal.
     """
     prior = normal_prior(message)
     if prior is None:

@@ -30,53 +30,30 @@ from pyro_align.model.normals import unwrapped
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model says about its data.
+    """What a model says about its data."""
 
-    Attributes:
-        plates: Names of the datum's dimensions, in order.
-        shape: Their sizes in this run.
-        seen: Number of data in this run, masked ones left out.
-        full: Number of data that the model stands for; greater than ``seen`` under subsampling.
-        by_hand: Whether the model scales its likelihood by ``full / seen`` without a plate that says so.
-        categorical: The observed site whose class probabilities a task loss can judge, or None.
-        observed: Names of the observed sites.
-    """
-
-    plates: tuple[str, ...]
-    shape: tuple[int, ...]
-    seen: int
-    full: int
-    categorical: str | None
-    observed: tuple[str, ...]
-    by_hand: bool = False
+    plates: tuple[str, ...]  # names of the datum's dimensions, in order
+    shape: tuple[int, ...]  # their sizes in this run
+    seen: int  # number of data in this run, masked ones left out
+    full: int  # number of data that the model stands for; greater than ``seen`` under subsampling
+    categorical: str | None  # the observed site whose class probabilities a task loss can judge, or None
+    observed: tuple[str, ...]  # names of the observed sites
+    by_hand: bool = False  # whether the model scales its likelihood by ``full / seen`` without a plate that says so
 
 
 @dataclass(frozen=True)
 class Observations:
-    """The data of one run.
+    """The data of one run."""
 
-    Attributes:
-        log_likelihood: Log likelihood of each datum, ``(*datum)`` nats; unscaled, zero where masked.
-        total: The data's contribution to the ELBO, ``()`` nats: scaled, without subsampling's part.
-        mask: Which data are observed, ``(*datum)``, or None where all are.
-        plates: Names of the plates whose cells are the data, in order; none where there are none.
-        stand: For how many data each stands, by the subsampling plates; their mean.
-    """
-
-    log_likelihood: Tensor
-    total: Tensor
-    mask: Tensor | None
-    plates: tuple[str, ...]
-    stand: float
+    log_likelihood: Tensor  # log likelihood of each datum, ``(*datum)`` nats; unscaled, zero where masked
+    total: Tensor  # the data's contribution to the ELBO, ``()`` nats: scaled, without subsampling's part
+    mask: Tensor | None  # which data are observed, ``(*datum)``, or None where all are
+    plates: tuple[str, ...]  # names of the plates whose cells are the data, in order; none where there are none
+    stand: float  # for how many data each stands, by the subsampling plates; their mean
 
 
 def scaled_by_hand(whole: Records, part: Records) -> bool:
-    """Whether a model scales its likelihood so that some data stand for all: by N / n for n data, without a plate.
-
-    Args:
-        whole: A run without enumeration.
-        part: One on fewer data.
-    """
+    """Whether a model scales its likelihood so that some data stand for all: by N / n for n data, without a plate."""
     for name in whole.data:
         sizes = [math.prod(torch.Size(r.data[name]["fn"].batch_shape)) for r in (whole, part) if name in r.data]
         scales = [own_scale(r.data[name]) for r in (whole, part) if name in r.data]
@@ -103,13 +80,7 @@ def latent_terms(records: Records, enumerated: Enumerated | None) -> dict[str, T
 
 
 def observations(records: Records, enumerated: Enumerated | None, *, by_hand: bool = False) -> Observations:
-    """The data of a run, discrete latents summed out for each.
-
-    Args:
-        records: The run.
-        enumerated: Its sums over discrete latents, or None where it has none.
-        by_hand: Whether scales stand for data left out, as those of subsampling plates do.
-    """
+    """The data of a run, discrete latents summed out for each; ``by_hand`` where scales stand for data left out."""
     groups = _groups(records, enumerated)
     if not groups:
         nothing = torch.zeros((), device=_any_device(records))
@@ -216,11 +187,7 @@ def _in_order(plates: frozenset[str], message: Message) -> tuple[str, ...]:
 
 
 def read_layout(records: Records, enumerated: Enumerated | None = None, *, by_hand: bool = False) -> Layout:
-    """The datum's dimensions and the number of data.
-
-    Raises:
-        BarrierError: The model observes nothing.
-    """
+    """The datum's dimensions and the number of data."""
     if not records.data:
         remedy = "pass the observed values with its arguments, such as evaluate_barrier(model, path, x, y)"
         if records.factors:

@@ -29,31 +29,14 @@ def probe(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    posterior: Posterior,
-    draw: Mapping[str, Tensor],
-    seed: int,
+    posterior: Posterior,  # the path's posterior at some tau
+    draw: Mapping[str, Tensor],  # one draw from it
+    seed: int,  # seed of the model's own randomness
     *,
-    strict: bool = True,
-    measure: bool = False,
+    strict: bool = True,  # whether every latent site needs a value
+    measure: bool = False,  # whether to measure the memory that the run takes, which saves another run for that
 ) -> tuple[Layout, int | None]:
-    """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done.
-
-    Args:
-        model: The Pyro model.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        posterior: The path's posterior at some tau.
-        draw: One draw from it.
-        seed: Seed of the model's own randomness.
-        strict: Whether every latent site needs a value.
-        measure: Whether to measure the memory that the run takes, which saves another run for that.
-
-    Returns:
-        The data's layout, and the peak bytes or None.
-
-    Raises:
-        BarrierError: The arguments do not fit the model, or the posterior's sites are not the model's.
-    """
+    """Runs the model once, at one draw, to learn its data and to find what is wrong before any work is done."""
     _check_devices(posterior, args, kwargs)
     try:
         with untouched(model, seed=seed), torch.no_grad():

@@ -15,11 +15,7 @@ _ENTRIES = 1000  # of a container: longer ones are data
 
 
 def reached_modules(*roots: object) -> list[nn.Module]:
-    """Every ``nn.Module`` that running the roots may touch, children included.
-
-    Args:
-        roots: Models: functions, partials, methods, modules, or other callables; containers of these.
-    """
+    """Every ``nn.Module`` that running the roots may touch, children included."""
     found: dict[int, nn.Module] = {}
     seen: dict[int, object] = {}  # holds what was seen, so that no id is given twice
     todo = list(roots)

@@ -33,12 +33,7 @@ class Tables:
 def act(blocks: Sequence[Block], value: Tensor, tables: Tables, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
     """The relabeled value of a site, ``(*batch, *site_shape)``; the value itself where nothing moves.
 
-    Args:
-        blocks: The site's blocks, which cover it.
-        value: The site's value.
-        tables: What moves.
-        batch_dims: Number of leading axes that are not the site's.
-        signs: Whether the value changes sign with signed units; without, it must not be rotated either.
+    Without ``signs`` the value does not change sign with signed units, and must not be rotated either.
     """
     moving = [block for block in blocks if tables.move(block)]
     if not moving:

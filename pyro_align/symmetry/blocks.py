@@ -24,21 +24,14 @@ _SLAB = 1 << 17  # entries summed at a time, so that what is made on the way sta
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension of a block.
+    """One dimension of a block."""
 
-    Attributes:
-        name: The free atom along it, or ``""`` where the order is kept.
-        size: Number of indices.
-        kind: What moves along it, see :class:`~pyro_align.axes.Atom`.
-        outer: Positions, in the block, of the dimensions of the atoms around this one, outermost first.
-        around: Names of those atoms.
-    """
-
-    name: str
+    name: str  # the free atom along it, or ``""`` where the order is kept
     size: int
-    kind: Kind = "permutation"
+    kind: Kind = "permutation"  # what moves along it, see :class:`~pyro_align.axes.Atom`
+    # positions, in the block, of the dimensions of the atoms around this one, outermost first
     outer: tuple[int, ...] = ()
-    around: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()  # names of those atoms
 
     @property
     def odd(self) -> bool:
@@ -48,19 +41,13 @@ class Dim:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One piece of a site.
-
-    Attributes:
-        site: The site's name.
-        dims: One entry per dimension of the view.
-        steps: How the view is cut from the site's tensor: ``("split", dim, sizes)`` and
-            ``("narrow", dim, start, n)``.
-        members: The blocks that are stacked along the first dimension, where this one stands for several.
-    """
+    """One piece of a site."""
 
     site: str
-    dims: tuple[Dim, ...]
+    dims: tuple[Dim, ...]  # one entry per dimension of the view
+    # how the view is cut from the site's tensor: ``("split", dim, sizes)`` and ``("narrow", dim, start, n)``
     steps: tuple[tuple[Any, ...], ...] = ()
+    # the blocks that are stacked along the first dimension, where this one stands for several
     members: tuple[Block, ...] = ()
 
     def view(self, value: Tensor, batch_dims: int = 0) -> Tensor:

@@ -91,23 +91,12 @@ def check_symmetry(symmetry: Any) -> None:
 
 def bound(
     symmetry: Symmetry | SymmetrySpec,
-    shapes: Mapping[str, Iterable[int]],
+    shapes: Mapping[str, Iterable[int]],  # site -> shape
     *,
-    of: str,
-    error: type[Exception] = SymmetryError,
+    of: str,  # what has the shapes, for messages: "guide", "draws"
+    error: type[Exception] = SymmetryError,  # raised where a site is missing that carries a free atom
 ) -> Symmetry:
-    """The symmetry of values with these shapes: a spec gets its sizes, a ``Symmetry`` is checked.
-
-    Args:
-        symmetry: The symmetry or spec.
-        shapes: Site -> shape.
-        of: What has the shapes, for messages: "guide", "draws".
-        error: Raised where a site is missing that carries a free atom.
-
-    Raises:
-        TypeError: It is neither.
-        SymmetryError: A site has another shape.
-    """
+    """The symmetry of values with these shapes: a spec gets its sizes, a ``Symmetry`` is checked."""
     check_symmetry(symmetry)
     shapes = {site: tuple(shape) for site, shape in shapes.items()}
     stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}

@@ -48,11 +48,7 @@ def _common_start(names: Sequence[str]) -> str:
 
 
 def stacked(values: Mapping[str, _T], stacks: Stacks, join: Callable[[list[_T]], _T]) -> dict[str, _T]:
-    """The values with the members of each stack joined; stacks of which no member is there are left out.
-
-    Raises:
-        SymmetryError: Some members of a stack are there and others are not.
-    """
+    """The values with the members of each stack joined; stacks of which no member is there are left out."""
     owner = {member: name for name, members in stacks.items() for member in members}
     out: dict[str, _T] = {}
     for site, value in values.items():

@@ -14,12 +14,7 @@ Sites = Mapping[str, tuple[Axis, ...]]
 def read_axes(
     axes: Mapping[str, Sequence[AxisLike]], within: Mapping[str, str | Sequence[str]] | None = None
 ) -> dict[str, tuple[Axis, ...]]:
-    """Site -> axis terms, from the short notation of :func:`~pyro_align.axes.as_axis`.
-
-    Args:
-        axes: Site -> one entry per axis.
-        within: Nested atom -> the atoms it is nested in, outermost first.
-    """
+    """Site -> axis terms, from the short notation of :func:`~pyro_align.axes.as_axis`."""
     around = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (within or {}).items()}
 
     def nest(atom: Atom) -> Atom:
@@ -37,11 +32,7 @@ def read_axes(
 
 
 def fill_sizes(sites: Sites, shapes: Mapping[str, Iterable[int]]) -> dict[str, tuple[Axis, ...]]:
-    """The terms with open sizes filled in from, and all sizes checked against, the sites' shapes.
-
-    Raises:
-        SymmetryError: A site is missing, or a term does not fit its axis.
-    """
+    """The terms with open sizes filled in from, and all sizes checked against, the sites' shapes."""
     shapes = {k: tuple(v) for k, v in shapes.items()}
     missing = sorted(set(sites) - set(shapes))
     if missing:
@@ -90,11 +81,7 @@ def carrying(sites: Sites) -> set[str]:
 
 
 def collect_atoms(sites: Sites) -> dict[str, Atom]:
-    """The named atoms, each as all sites describe it; a signed one need not be odd at every axis.
-
-    Raises:
-        SymmetryError: Two axes describe an atom differently, or atoms are nested in what is not there.
-    """
+    """The named atoms, each as all sites describe it; a signed one need not be odd at every axis."""
     found: dict[str, Atom] = {}
     for site, terms in sites.items():
         for i, term in enumerate(terms):

@@ -12,20 +12,14 @@ from torch.fx import Node
 
 @dataclass(frozen=True, eq=False)
 class Cause:
-    """What fixed a variable.
+    """What fixed a variable."""
 
-    Attributes:
-        kind: ``"data"``, ``"constant"``, ``"output"``, ``"support"``, ``"operation"`` (whose result depends on the
-            order of the axis), ``"no rule"``, or ``"structure"`` (two descriptions of it do not fit together).
-        node: The operation, or the constant.
-        detail: What else there is to say.
-        through: The operation that tied the axis to one that was fixed.
-    """
-
+    # ``"data"``, ``"constant"``, ``"output"``, ``"support"``, ``"operation"`` (whose result depends on the order of the
+    # axis), ``"no rule"``, or ``"structure"`` (two descriptions of it do not fit together)
     kind: str
-    node: Node | None = None
-    detail: str = ""
-    through: Node | None = None
+    node: Node | None = None  # the operation, or the constant
+    detail: str = ""  # what else there is to say
+    through: Node | None = None  # the operation that tied the axis to one that was fixed
 
 
 _NOW: ContextVar[Cause | None] = ContextVar("cause", default=None)

@@ -123,22 +123,9 @@ class AxisCall(Call):
 
 
 class Inference(Domain):
-    """The axes of every tensor of a traced graph.
+    """The axes of every tensor of a traced graph."""
 
-    Args:
-        traced: The graph.
-        copies: Where it is a rewritten one, the copy of each node of the graph that was traced.
-
-    Attributes:
-        traced: The graph that was read: the one given, without Cholesky factors that are a matter of gauge.
-        constants: Its constants.
-        sites: Site -> one term per axis.
-        tensors: Axes of every tensor in the graph that depends on a site, and of those met on the way.
-        opaque: Whether an operation without a rule fixed an axis.
-        kin: Families of sites with equal roles, whose order is not looked at.
-    """
-
-    traced: TracedGraph
+    traced: TracedGraph  # the one that was read, without Cholesky factors that are a matter of gauge
 
     rules: Registry = rule
 
@@ -152,9 +139,10 @@ class Inference(Domain):
         for name, support in traced.supports.items():
             with causes.blaming(Cause("support", detail=str(support))):
                 restrict(self.sites[name], support)
+        # axes of every tensor in the graph that depends on a site, and of those met on the way
         self.tensors: list[list[Term]] = list(self.sites.values())
-        self.opaque: bool = False
-        self.kin: tuple[tuple[str, ...], ...] = ()
+        self.opaque: bool = False  # whether an operation without a rule fixed an axis
+        self.kin: tuple[tuple[str, ...], ...] = ()  # families of sites with equal roles, whose order is not looked at
         self.named: tuple[dict, dict] | None = None  # what the assembly made of it
         self._tensor_of: dict[Node, Any] = {}
         self._constant_axes: dict[Node, list[Term]] = {}

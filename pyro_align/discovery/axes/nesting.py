@@ -14,12 +14,7 @@ from pyro_align.discovery.axes.terms import Cat, Prod, Term, Var, resolve, varia
 
 
 def nested(tensors: Iterable[Sequence[Term]], rank: dict[Var, int]) -> dict[Var, tuple[Var, ...]]:
-    """Free variable -> the variables it is nested in, outermost first.
-
-    Args:
-        tensors: Axes of every tensor of the graph.
-        rank: Variables of the sites in their order of appearance; fixed ones come before free ones.
-    """
+    """Free variable -> the variables it is nested in, outermost first; fixed ones come first in ``rank``."""
     within = _without_mutual(told_everywhere(tensors, rank), rank)
     while sum(_closed(within, var) for var in within):
         pass

@@ -24,13 +24,7 @@ _ONE_BY_ONE = {
 def reasons_of(
     sites: Mapping[str, list[Term]], atoms: Mapping[Var, Atom], tensors: Mapping[Node, Any]
 ) -> dict[tuple[str, int], tuple[Reason, ...]]:
-    """For every axis: what fixed its parts, what gave it a form, and what ties units that might be nested.
-
-    Args:
-        sites: Site -> the terms of its axes.
-        atoms: The atom of each variable that moves, or in which another is nested.
-        tensors: Node of the graph -> its :class:`AxisTensor`, or a list of them.
-    """
+    """For every axis: what fixed its parts, what gave it a form, and what ties units that might be nested."""
     ties, found = _ties(sites, atoms, tensors), {}
     for site, axes in sites.items():
         for axis, term in enumerate(axes):

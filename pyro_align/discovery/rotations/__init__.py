@@ -20,13 +20,7 @@ from pyro_align.symmetry.group import Symmetry
 
 
 def add_rotations(symmetry: Symmetry, inference: Inference, *, real: Collection[str]) -> Symmetry:
-    """The symmetry with the atoms that may be rotated marked as such, wherever sites carry them.
-
-    Args:
-        symmetry: What was assembled from ``inference``, with or without signs: a rotation contains them.
-        inference: The axes of the traced graph.
-        real: Sites whose values may be rotated: their support is all real numbers.
-    """
+    """The symmetry with the atoms that may be rotated marked as such, wherever ``real`` sites carry them."""
     atoms, _ = name_atoms(inference)
     around = {name for atom in symmetry.atoms.values() for name in atom.within}
     candidates = {var: atom.name for var, atom in atoms.items() if atom.name in symmetry.atoms.keys() - around}

@@ -196,17 +196,9 @@ class _Labeled:
 
 
 class RotationDomain(Domain):
-    """States of tensors, from those of the sites.
+    """States of tensors, from those of the sites."""
 
-    Attributes:
-        inference: The axes of the graph.
-        candidates: Variables that may be rotated until something ends it.
-        broken: Those of them whose rotation something ended.
-        centered: Those of which only the rotations that leave the vector of ones as it is remain.
-        outputs: What the graph returns.
-    """
-
-    candidates: frozenset[Var]
+    candidates: frozenset[Var]  # variables that may be rotated until something ends it
     inference: Inference
 
     rules: Registry = rotation_rule
@@ -220,7 +212,8 @@ class RotationDomain(Domain):
         keep: bool = False,
     ):
         self.inference, self.candidates = inference, frozenset(candidates)
-        self.broken: set[Var] = set()
+        self.broken: set[Var] = set()  # those of them whose rotation something ended
+        # those of which only the rotations that leave the vector of ones as it is remain
         self.centered: set[Var] = set()
         self._real, self._keep = real, keep
         self.outputs: list[Any] = []

@@ -27,23 +27,14 @@ _ZERO, _ONE, _SAME = 1e-9, 1e-6, 1e-9  # of the largest singular value; of a sol
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of an axis that keeps its order, alone or inside of heads: ``heads x fixed``, from ``start`` on.
-
-    Attributes:
-        site: Site name.
-        axis: Which axis.
-        number: Which of the terms of the axis, from the left.
-        start: Its first index.
-        heads: The free atoms in which it lies.
-        size: Length of what keeps its order.
-    """
+    """A part of an axis that keeps its order, alone or inside of heads: ``heads x fixed``, from ``start`` on."""
 
     site: str
     axis: int
-    number: int
-    start: int
-    heads: tuple[Atom, ...]
-    size: int
+    number: int  # which of the terms of the axis, from the left
+    start: int  # its first index
+    heads: tuple[Atom, ...]  # the free atoms in which it lies
+    size: int  # length of what keeps its order
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -62,19 +53,13 @@ class _Part:
 
 def add_planes(
     symmetry: Symmetry,
+    # site -> value to a tensor, which must not change; it can be differentiated
     function: Callable[[dict[str, Tensor]], Tensor],
-    point: Callable[[int], dict[str, Tensor]],
+    point: Callable[[int], dict[str, Tensor]],  # seed -> random values of all sites, in float64
     *,
-    real: Collection[str],
+    real: Collection[str],  # sites whose values may be rotated
 ) -> Symmetry:
-    """The symmetry with the planes that may be rotated along axes of fixed order.
-
-    Args:
-        symmetry: What was found so far.
-        function: Site -> value to a tensor, which must not change; it can be differentiated.
-        point: Seed -> random values of all sites, in float64.
-        real: Sites whose values may be rotated.
-    """
+    """The symmetry with the planes that may be rotated along axes of fixed order."""
     alike: dict[tuple[Any, ...], list[_Part]] = {}
     for part in (p for site in symmetry.sites if site in real for p in _parts(symmetry, site)):
         alike.setdefault(part.key, []).append(part)

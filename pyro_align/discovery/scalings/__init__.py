@@ -33,13 +33,7 @@ class ScaleDomain(SignDomain):
 
 @on_host
 def add_scalings(symmetry: Symmetry, inference: Inference, *, scalable: Collection[str]) -> Symmetry:
-    """The symmetry with the positive scalings of its units; those of nested atoms are not looked for.
-
-    Args:
-        symmetry: What was assembled from ``inference``.
-        inference: The axes of the traced graph.
-        scalable: Sites whose values may be multiplied by a positive number.
-    """
+    """The symmetry with the positive scalings of its units, nested ones left out; ``scalable`` sites may be scaled."""
     plain = [name for name, atom in symmetry.atoms.items() if not atom.within and atom.size > 1]
     turns = [
         (name, site, axis)

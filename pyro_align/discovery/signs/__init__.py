@@ -19,11 +19,5 @@ __all__ = ["SignAnalysis", "add_signs"]
 
 
 def add_signs(symmetry: Symmetry, inference: Inference, *, real: Sequence[str]) -> Symmetry:
-    """The symmetry with the signs that its units may have.
-
-    Args:
-        symmetry: What was assembled from ``inference``.
-        inference: The axes of the traced graph.
-        real: Sites whose values may change sign: their support is all real numbers.
-    """
+    """The symmetry with the signs that its units may have; the values of ``real`` sites may change sign."""
     return signed(SignAnalysis(inference, symmetry, real))

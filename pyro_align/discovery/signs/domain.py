@@ -20,13 +20,9 @@ class SignDomain(Domain):
     """Parities of tensors, from those of the sites; what the graph requires is added to the table.
 
     Outputs must not change sign, unless ``keep`` asks for their parities instead.
-
-    Attributes:
-        parities: The table, and where equations go.
-        outputs: What the graph returns.
     """
 
-    parities: Parities
+    parities: Parities  # the table, and where equations go
 
     rules: Registry = sign_rule
 

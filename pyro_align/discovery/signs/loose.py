@@ -37,13 +37,7 @@ Turns = Mapping[str, Sequence[Tensor]]  # site -> for each axis, which of its in
 
 @on_host
 def add_loose_signs(symmetry: Symmetry, inference: Inference, *, real: Collection[str]) -> Symmetry:
-    """The symmetry with an atom of size one for every sign that no unit carries.
-
-    Args:
-        symmetry: What was found so far, with the signs of its units.
-        inference: The axes of the traced graph.
-        real: Sites whose values may change sign: their support is all real numbers.
-    """
+    """The symmetry with an atom of size one for every sign that no unit carries; ``real`` sites may change sign."""
     sites = [site for site in symmetry.sites if site in real]
     if not sites or sum(torch.Size(shape).numel() for shape in symmetry.shapes.values()) > ENTRIES:
         return symmetry

@@ -77,17 +77,13 @@ class Equations:
 
 
 class Parities:
-    """The table of parities met so far, and what operations require of them.
-
-    Attributes:
-        equations: What has been required; it says what a sum of flips is, and how two of them add up.
-        sums: Number of a parity -> its sum of flips.
-    """
+    """The table of parities met so far, and what operations require of them."""
 
     def __init__(self, equations: Any = None):
+        # what has been required; it says what a sum of flips is, and how two of them add up
         self.equations: Any = Equations() if equations is None else equations
         none = self.equations.none
-        self.sums: list[Any] = [none, none]
+        self.sums: list[Any] = [none, none]  # number of a parity -> its sum of flips
         self._numbers: dict[Any, int] = {none: EVEN}
 
     def number(self, flips: Any) -> int:

@@ -14,9 +14,6 @@ class EnumMessenger(_PyroEnumMessenger):
     """Enumerates every discrete latent site of finite support that has no value yet.
 
     It looks at shapes only: what Pyro's messenger asks of a value besides, ``torch.func`` refuses.
-
-    Args:
-        first_available_dim: The first dim left of all plates, a negative int.
     """
 
     def _pyro_sample(self, msg):

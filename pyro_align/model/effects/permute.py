@@ -81,19 +81,12 @@ class PermuteMessenger(Messenger):
 
 
 class RelabeledDistribution(TorchDistribution):
-    """The distribution of ``p.apply(z)`` with ``z`` drawn from another one.
+    """The distribution of ``p.apply(z)`` with ``z`` drawn from another one."""
 
-    Args:
-        base: The distribution of ``z``.
-        site: Its site's name in the permutation.
-        permutation: The relabeling ``p``.
-        inverse: Its inverse.
-    """
-
-    base: TorchDistribution
+    base: TorchDistribution  # the distribution of ``z``
     inverse: Permutation
-    permutation: Permutation
-    site: str
+    permutation: Permutation  # the relabeling ``p``
+    site: str  # its site's name in the permutation
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 

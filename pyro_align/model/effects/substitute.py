@@ -18,15 +18,12 @@ class SubstituteMessenger(Messenger):
     """Gives sample sites, param sites and subsampling plates the values named, without marking them observed.
 
     Of a site in a subsampled plate the value may be that of all data; the model is given the subsample's rows.
-
-    Args:
-        values: Site -> constrained value.
-        subsamples: Plate -> its subsample; others are drawn.
     """
 
     def __init__(self, values: Mapping[str, Tensor], subsamples: Mapping[str, Tensor] | None = None):
         super().__init__()
-        self.values = values
+        self.values = values  # site -> constrained value
+        # plate -> its subsample; others are drawn
         self.subsamples: Mapping[str, Tensor] | dict[str, Tensor] = subsamples or {}
         self._drawn: dict[str, Any] = {}
 
