@@ -159,14 +159,15 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
 
 def _blend(corners: Sequence[Any], weights: Sequence[float]):
     first, *others = corners
-    made = first.changed(lambda _, *values: _mix(values, weights), *others, parts=first.entries[:1], what="plane's point")
+    plain = first.entries[:1]  # scales have a floor
+    made = first.changed(lambda _, *values: _mix(values, weights), *others, parts=plain, what="plane's point")
     if isinstance(first, Point):
         return made
 
-    def held(site: str, *scales: Tensor) -> Tensor:
+    def floored(site: str, *scales: Tensor) -> Tensor:
         return torch.maximum(_mix(scales, weights), _floor(scales))
 
-    return replace(made, scales=first.changed(held, *others, parts=("scales",)).scales)
+    return replace(made, scales=first.changed(floored, *others, parts=("scales",)).scales)
 
 
 def _mix(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
