@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.stacks import refused
+
+_T = TypeVar("_T")
 
 
 class Guide(Protocol):
@@ -239,6 +241,13 @@ class Posterior(ABC):
     @abstractmethod
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """The point at ``tau`` in [0, 1] on the Wasserstein-2 geodesic to ``other``; the end points are exact."""
+
+    def _toward(self, end: object, make: Callable[[], _T]) -> _T:
+        """What is made once for all points of a path to an end."""
+        cache = self.__dict__.setdefault("_path", {})
+        if cache.get("end") is not end:
+            cache.update(end=end, made=make())
+        return cache["made"]
 
     def check_compatible(self, other: Posterior) -> None:
         """Raises a :class:`GuideError` unless both posteriors are over the same sites with the same shapes."""

@@ -39,6 +39,7 @@ from pyro_align.guides.pyro_state.modules import (
     sites_of,
 )
 from pyro_align.guides.registry import register_outside
+from pyro_align.model.supports import base_support
 
 EXP: constraints.Constraint = constraints.positive  # its transform is the exponential
 _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
@@ -190,8 +191,5 @@ def _unwrap_supports(trace: poutine.Trace) -> None:
     Without this its sites would be transformed normals, for which its ELBO finds no closed-form divergence.
     """
     for node in trace.nodes.values():
-        support = node["fn"].support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support is constraints.real:
-            node["fn"].support = support
+        if base_support(node["fn"].support) is constraints.real:
+            node["fn"].support = constraints.real

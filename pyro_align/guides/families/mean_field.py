@@ -102,6 +102,14 @@ class MeanFieldNormal(Entrywise):
             total = total - 0.5 * square - constant - spec.log_volume(latent, values[name])
         return values, total
 
+    def log_prob(self, values: Values) -> Tensor:
+        """Log density (nats) of constrained values ``(draws, *site_shape)``, ``(draws,)``."""
+        noise = {}
+        for name, spec in self.sites.items():
+            loc, scale = self.marginal(name)
+            noise[name] = (spec.unconstrain(values[name]) - loc) / scale
+        return self.push_with_log_prob(noise)[1]
+
     # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:

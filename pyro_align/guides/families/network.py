@@ -18,10 +18,12 @@ from pyro_align.guides.adapters.mean_field import is_bayesian_module
 from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
+from pyro_align.guides.posterior import Guide
 from pyro_align.guides.pyro_state.copies import private_copy
 from pyro_align.guides.pyro_state.modules import raw_parameters, read_parameter, sites_of
-from pyro_align.guides.registry import read_guide, register_guide
+from pyro_align.guides.registry import read_guide, register_guide, relabelable
 from pyro_align.model.learnables import module_tensors, with_tensors
+from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
 
@@ -189,3 +191,36 @@ def beside(guide: Any, model: Any) -> GuideAndModel:
     if isinstance(guide, GuideAndModel):
         raise GuideError("parameters: the guide comes with its model already")
     return GuideAndModel(guide, model)
+
+
+def permute_guide(guide: Any, p: Permutation, *, parameters: Callable[..., Any] | None = None) -> Guide:
+    """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
+
+    Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
+
+    Args:
+        guide: The guide, or a plain network, a state dict, or a dict of draws.
+        p: The relabeling.
+        parameters: The model, where parameters were learned beside the guide: they are relabeled with it, and the
+            result is a :class:`~pyro_align.guides.GuideAndModel`.
+
+    Raises:
+        GuideError: The guide cannot be read, or not be relabeled exactly; the message names the site and a remedy.
+
+    Example:
+        >>> from pyro_align import Symmetry, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> moved = permute_guide(guide, symmetry.permutation({"unit": [5, 4, 3, 2, 1, 0]}))
+        >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
+        True
+    """
+    guide = by_axes(guide, p.symmetry)
+    q = read_guide(guide if parameters is None else beside(guide, parameters))
+    return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()

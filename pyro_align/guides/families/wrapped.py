@@ -27,7 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.draws import NUM_DRAWS, KnownByDraws, relabeled
+from pyro_align.guides.families.draws import KnownByDraws, relabeled
 from pyro_align.guides.labels import Labels, label_moves, move_labels
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.copies import (
@@ -192,15 +192,6 @@ class Wrapped(KnownByDraws):
         for seed, values in self._kept.items():  # the same seeds give the relabeled draws: the guide need not run again
             moved._kept[seed] = relabeled(p, self.sites, self.labels, values)
         return moved
-
-    @cached_property
-    def _kept(self) -> dict[int, Values]:
-        return {}
-
-    def drawn(self, seed: int) -> Values:
-        if seed not in self._kept:
-            self._kept[seed] = self.push(self.noise(NUM_DRAWS, generator=seed))
-        return self._kept[seed]
 
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         seeds = tuple(noise["_seed"].tolist())
