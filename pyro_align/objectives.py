@@ -144,17 +144,7 @@ class Objective:
 
 
 def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: Any) -> Objective:
-    """The features of a divergence, of activations, or of a weighted combination.
-
-    Args:
-        a: The posterior that stays.
-        b: The posterior to relabel.
-        symmetry: The group, with its sizes.
-        divergence: A divergence's name, an :class:`Activations`, or a mapping of these to weights.
-
-    Raises:
-        MatchError: A weight is not positive, or activations are asked for where units have signs.
-    """
+    """The features of a divergence, of activations, or of a weighted combination."""
     parts = dict(divergence) if isinstance(divergence, Mapping) else {divergence: 1.0}
     if not parts:
         raise MatchError("divergence: got an empty mapping; give names or Activations with their weights")

@@ -37,16 +37,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], problem: Problem, taus: int = 1) -> Checkpoint:
-        """The checkpoint of a problem, made where there is none.
-
-        Args:
-            folder: Where.
-            problem: What is evaluated.
-            taus: How many pieces there will be; whether there is room for them is found now, by writing as much.
-
-        Raises:
-            BarrierError: The folder belongs to another problem, is no checkpoint, or cannot be written.
-        """
+        """The checkpoint of a problem, made where there is none."""
         checkpoint, mark = cls(Path(folder)), fingerprint(problem)
         head = checkpoint.folder / _HEAD
         try:
@@ -72,11 +63,7 @@ class Checkpoint:
         return checkpoint
 
     def write(self, piece: Piece) -> None:
-        """Keeps a piece, whole or not at all.
-
-        Raises:
-            BarrierError: The folder cannot be written any more.
-        """
+        """Keeps a piece, whole or not at all."""
         arrays = [piece.log_prior, piece.log_q, *piece.likelihood.values()]
         estimates = []
         for key, one in piece.estimates.items():

@@ -17,11 +17,7 @@ from pyro_align.model.guards import seed_everywhere, untouched
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
-    """The arguments of :func:`pyro_align.reporting.arviz.point_to_arviz`.
-
-    Raises:
-        BarrierError: ``tau`` lies outside [0, 1], or there is no such data set.
-    """
+    """The arguments of :func:`pyro_align.reporting.arviz.point_to_arviz`."""
     if not 0.0 <= tau <= 1.0:
         raise BarrierError(f"tau: expected a value in [0, 1], got {tau!r}")
     found = [data for data in problem.data if data.name == evaluation]

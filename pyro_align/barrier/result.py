@@ -38,24 +38,6 @@ class Barrier:
         vectorized: Whether the draws went through the model together.
         notes: What should be told of the path: losses that are absent, and why; what is approximate.
         problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import displacement, evaluate_barrier
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> barrier = evaluate_barrier(model, displacement(fit(), fit()), y, taus=5, num_samples=16)
-        >>> list(barrier.summary().columns[:3])
-        ['barrier', 'se', 'tau']
     """
 
     curves: Mapping[tuple[str, str], Curve]

@@ -123,7 +123,7 @@ def evaluate_plane(
     progress: bool = False,
     **kwargs: Any,
 ) -> Surface:
-    """Losses on a grid of the plane through three posteriors; options as in :func:`~pyro_align.evaluate_barrier`.
+    """Losses on a grid of the plane through three posteriors.
 
     One set of noise is pushed through every point, so that the surface is smooth where the loss is.
 
@@ -131,21 +131,12 @@ def evaluate_plane(
         model: The Pyro model.
         plane: From :func:`~pyro_align.paths.plane`.
         *args: The model's arguments.
-        evaluation: Instead of ``args``: name -> data.
         grid: Points along x and y, or a pair of numbers.
         margin: How far the grid goes beyond the triangle's bounding box, as a share of its greater side.
-        num_samples: Draws at each point.
-        seed: Seed of the draws.
-        losses: Names, callables, or a mapping of names to these.
-        temperature: Weight of the KL in the negative ELBO.
-        num_data: Number of data that the posteriors were fitted to.
-        chunk: Draws at once.
-        max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"keep"`` leaves NaN and infinite losses, which the margin may hold, in the surface; ``"raise"``
             stops at the first.
-        executor: Where the points are evaluated.
-        progress: Whether to show a progress bar.
-        **kwargs: The model's keyword arguments.
+        evaluation, num_samples, seed, losses, temperature, num_data, chunk, max_memory, executor, progress, kwargs: As
+            in :func:`~pyro_align.evaluate_barrier`.
 
     Raises:
         BarrierError: Options, data, model and plane do not fit together.

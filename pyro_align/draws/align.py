@@ -193,11 +193,7 @@ def _warn_of_unsettled(result: AlignedDraws) -> None:
 
 
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
-    """The symmetry with its sizes over the draws' sites, checked against them.
-
-    Raises:
-        SymmetryError: A site is missing or has another shape,
-    """
+    """The symmetry with its sizes over the draws' sites, checked against them."""
     symmetry = bound(symmetry, source.shapes, of="set of draws")
     return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
 

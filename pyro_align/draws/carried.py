@@ -86,18 +86,13 @@ def renumbered(index: Tensor, labels: Tensor, first: int) -> Tensor:
     Args:
         index: ``(units, size)``: new -> old.
         labels: Integers ``(units, *shape)``, of any dtype.
-        first: The number of the first unit.
     """
     new = index.long().argsort(-1).gather(-1, labels.long().flatten(1) - first) + first
     return new.reshape(labels.shape).to(labels.dtype)
 
 
 def numbered_from(labels: Tensor, size: int, name: str = "labels") -> int:
-    """Whether labels are numbered from 0 or from 1.
-
-    Raises:
-        SymmetryError: They are no whole numbers, or do not fit that many units.
-    """
+    """Whether labels are numbered from 0 or from 1."""
     if not labels.numel() or not _whole(labels):
         raise SymmetryError(f"{name}: labels must be whole numbers, got {labels.dtype} {tuple(labels.shape)}")
     low, high = int(labels.min()), int(labels.max())
@@ -116,11 +111,7 @@ def find_carried(
     labels: Mapping[str, str | None],
     derived: Mapping[str, Sequence[AxisLike]],
 ) -> Carried:
-    """Settles for every variable of the draws whether it moves, and how.
-
-    Raises:
-        SymmetryError: ``labels`` or ``derived`` name what is not there, or contradict the draws' shapes.
-    """
+    """Settles for every variable of the draws whether it moves, and how."""
     _check_labels(source, symmetry, labels)
     sites = {**symmetry.sites, **_derived(source, symmetry, derived)}
     others = [n for n in source.arrays if n not in sites and (density is None or n not in density.latents)]

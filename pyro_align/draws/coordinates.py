@@ -26,7 +26,6 @@ def coordinates(symmetry: Symmetry, supports: Mapping[str, constraints.Constrain
     """Site -> the map from its constrained draws ``(units, *site_shape)`` to tensors of the same shape.
 
     Args:
-        symmetry: Its sites are those compared.
         supports: Site -> support, where it is known; other sites are compared as they are.
     """
     return {
@@ -71,11 +70,7 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
 
 
 def check_support(site: str, values: Tensor, support: constraints.Constraint, chain: int) -> None:
-    """Refuses draws ``(units, *site_shape)`` outside a support; its boundary counts as inside, as draws are rounded.
-
-    Raises:
-        ValueError: Says which site, and the first value that is outside.
-    """
+    """Refuses draws ``(units, *site_shape)`` outside a support; its boundary counts as inside, as draws are rounded."""
     base = support
     while isinstance(base, constraints.independent):
         base = base.base_constraint

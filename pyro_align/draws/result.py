@@ -326,11 +326,7 @@ class AlignedDraws:
 
 
 def nonfinite(source: Source, symmetry: Symmetry, supports: Mapping[str, Any] | None = None) -> np.ndarray:
-    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool.
-
-    Raises:
-        ValueError: Values are complex, or leave the support given for their site.
-    """
+    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool."""
     bad = torch.zeros(source.shape, dtype=torch.bool, device="cpu")
     for site in symmetry.sites:
         numel = max(1, int(np.prod(source.shapes[site])))
@@ -348,11 +344,7 @@ def nonfinite(source: Source, symmetry: Symmetry, supports: Mapping[str, Any] | 
 
 
 def only_atom(symmetry: Symmetry, atom: str | None, option: str) -> str:
-    """The atom named, or the only one there is.
-
-    Raises:
-        SymmetryError: There is no such atom, or several and none is named.
-    """
+    """The atom named, or the only one there is."""
     names = list(symmetry.atoms)
     if atom is None and len(names) == 1:
         return names[0]

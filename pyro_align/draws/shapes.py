@@ -30,12 +30,7 @@ def as_tensor(value: Array) -> Tensor:
 
 
 def by_chain_and_draw(arrays: Mapping[str, Array], ranks: Ranks) -> dict[str, Array]:
-    """Every array with the axes ``(chain, draw, *site_shape)``; those that have them already are passed on unread.
-
-    Raises:
-        ValueError: Sites disagree in their chains and draws, there are none, or axes can be read in two ways.
-        TypeError: Something is no array.
-    """
+    """Every array with the axes ``(chain, draw, *site_shape)``; those that have them already are passed on unread."""
     if not arrays:
         raise ValueError("got no draws: the dict is empty")
     arrays = {name: _array(name, value) for name, value in arrays.items()}
@@ -55,11 +50,7 @@ def by_chain_and_draw(arrays: Mapping[str, Array], ranks: Ranks) -> dict[str, Ar
 
 
 def leading_axes(shapes: Mapping[str, tuple[int, ...]], ranks: Ranks) -> int:
-    """How many axes come before the sites' own: 1 (draws) or 2 (chains and draws).
-
-    Raises:
-        ValueError: None fits, or both do.
-    """
+    """How many axes come before the sites' own: 1 (draws) or 2 (chains and draws)."""
     known = {name: shape for name, shape in shapes.items() if name in ranks}
     if not known:
         return 2
@@ -133,11 +124,7 @@ def shortest(lengths: Sequence[int]) -> int:
 
 
 def side_by_side(runs: Sequence[Mapping[str, Array]]) -> dict[str, Tensor]:
-    """Several runs ``(chain, draw, *site_shape)`` as one with the chains of all.
-
-    Raises:
-        ValueError: The runs do not have the same sites and shapes.
-    """
+    """Several runs ``(chain, draw, *site_shape)`` as one with the chains of all."""
     names = list(runs[0])
     for k, run in enumerate(runs):
         if set(run) != set(names):

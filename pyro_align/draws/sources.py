@@ -87,12 +87,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
     """Reads draws of whatever kind :func:`align_draws` takes.
 
     Args:
-        draws: The draws.
         ranks: Site of the symmetry -> number of its own axes, by which the axes of draws are told from them.
-
-    Raises:
-        TypeError: They are of no such kind.
-        ValueError: Shapes disagree, or a run is not finished.
     """
     ranks = ranks or {}
     if isinstance(draws, Source):
@@ -122,12 +117,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
 
 
 def open_draws(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
-    """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set.
-
-    Raises:
-        FileNotFoundError: There is nothing there.
-        ValueError: There is no posterior, or what is there was not written by xarray or ArviZ.
-    """
+    """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set."""
     name = os.fspath(path)
     if "://" not in name and not os.path.exists(name):
         raise FileNotFoundError(f"there is no Zarr store or netCDF file '{name}'")

@@ -91,19 +91,6 @@ class SymmetrizedGuide:
         symmetry: The group.
         permutations: The relabelings, the identity first.
         exhaustive: Whether they are the whole group.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import SymmetrySpec, symmetrize
-        >>> from pyro_align.draws import SymmetrizedGuide
-        >>> def model():
-        ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        >>> guide = AutoNormal(model)
-        >>> _ = guide()
-        >>> mixture = symmetrize(guide, SymmetrySpec({"center": ("k",)}))
-        >>> isinstance(mixture, SymmetrizedGuide), mixture()["center"].shape
-        (True, torch.Size([2]))
     """
 
     posterior: Gaussian
@@ -218,6 +205,9 @@ def symmetrize(
         >>> found = symmetrize(guide, SymmetrySpec({"loc": ("k",)})).elbo(model)
         >>> round(found.gain, 3), found.exhaustive  # log 2: the two copies do not overlap
         (0.693, True)
+        >>> mixture = symmetrize(guide, SymmetrySpec({"loc": ("k",)}))
+        >>> mixture()["loc"].shape
+        torch.Size([2])
     """
     posterior = read_guide(guide)
     if not isinstance(posterior, Gaussian):

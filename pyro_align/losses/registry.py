@@ -57,9 +57,6 @@ def read_losses(losses: Any, layouts: Mapping[str, Layout] | None = None) -> dic
         losses: None for the default ones, a loss, or an iterable or a mapping of names to losses; each a known name, a
             :class:`Loss`, a callable ``(prediction, observed) -> loss per datum`` or a Pyro ELBO object.
         layouts: Data set -> layout of its data, by which losses that the model does not have are found.
-
-    Raises:
-        BarrierError: A loss that is not known, is given twice, or that the model does not have.
     """
     asked = losses is not None
     if losses is None:

@@ -99,14 +99,10 @@ def task_pseudo_values(name: str, judge: Judge, prediction: Tensor, observed: Te
     sqrt(draws) is the bootstrap's standard error. The same weights at every tau keep differences paired.
 
     Args:
-        name: Name of the loss, for messages.
         judge: (mean prediction ``(*datum, ...)``, observed) -> loss per datum.
         prediction: ``(draws, *datum, ...)``.
         observed: ``(*datum, ...)``.
         weights: Of the bootstrap, ``(draws, draws)``.
-
-    Raises:
-        BarrierError: The loss is not one number per datum.
     """
     count = prediction.shape[0]
 

@@ -25,21 +25,6 @@ class Path:
         end: The posterior at ``tau = 1``.
         coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that are to stay low rank: a path between
             the same ends that is not the geodesic, but as short as a coupling within the family allows.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import displacement
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path = displacement(fit(), fit())
-        >>> abs(path.posterior(0.0).distance(path.posterior(0.5)) - path.length / 2) < 1e-4
-        True
     """
 
     start: Posterior = field(repr=False)
@@ -140,21 +125,6 @@ class PiecewisePath:
     Attributes:
         pieces: The displacements; each begins where the one before it ends, with the same draws for the same noise.
         breaks: The taus at which the path passes its posteriors, from 0 to 1, one more than there are pieces.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align.paths import path_through
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path = path_through([fit(), fit(), fit()], spacing="length")
-        >>> abs(path.breaks[1] - path.pieces[0].length / path.length) < 1e-9
-        True
     """
 
     pieces: tuple[Path, ...] = field(repr=False)

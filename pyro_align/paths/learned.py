@@ -57,11 +57,7 @@ class Batches:
     def of(
         cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int | None
     ) -> Batches:
-        """The batches of a model's arguments.
-
-        Raises:
-            ValueError: The size is none, or no argument is a tensor of as many data.
-        """
+        """The batches of a model's arguments."""
         if size is None:
             return cls(args, kwargs, None, 0)
         full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
@@ -98,24 +94,6 @@ class LearnedPath:
         end: The posterior at 1.
         kind: ``"bezier"`` or ``"chain"``.
         losses: Negative ELBO of every training step, nats; noisy.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import learn_path
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, kind="chain", max_steps=5)
-        >>> len(path.losses), type(path(0.5)).__name__
-        (5, 'AutoNormal')
     """
 
     start: MeanFieldNormal = field(repr=False)

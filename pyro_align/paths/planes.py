@@ -36,22 +36,6 @@ class Plane:
 
     Attributes:
         corners: The three posteriors.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align.paths import plane
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> here = plane(fit(), fit(), fit())
-        >>> a, b, c = here.corners
-        >>> bool(abs(here.coordinates[1, 0] - a.distance(b)) < 1e-4)
-        True
     """
 
     corners: tuple[Any, Any, Any] = field(repr=False)

@@ -43,19 +43,6 @@ class RepairedPath:
         symmetry: The model's symmetry, which says what a hidden unit is.
         num_samples: Posterior draws over which spreads are measured.
         seed: Seed of the draws; the same at every tau.
-
-    Example:
-        >>> import torch
-        >>> from pyro_align import displacement, repair
-        >>> from pyro_align.demo.network import bayesian_mlp
-        >>> from pyro_align.demo.training import Recipe, fit
-        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
-        >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> path = repair(model, displacement(*guides), x, y, num_samples=2)
-        >>> [(layer.weight, layer.bias) for layer in path.layers]
-        [(('layer0.weight', 0), ('layer0.bias', 0))]
-        >>> type(path(0.5)).__name__
-        'AutoNormal'
     """
 
     path: Any

@@ -37,11 +37,7 @@ class StoredForm(ABC):
 
     @abstractmethod
     def permute(self, p: Permutation) -> StoredForm:
-        """The form of the relabeled Gaussian.
-
-        Raises:
-            GuideError: The relabeled Gaussian has no such form.
-        """
+        """The form of the relabeled Gaussian."""
 
     @abstractmethod
     def build(self) -> object:

@@ -136,12 +136,7 @@ AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
 
 @register_guide(AutoNormal, AutoNormalMessenger)
 def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
-    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have.
-
-    Raises:
-        GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
-            cannot be relabeled one by one.
-    """
+    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have."""
     sites = site_specs(latent_nodes(guide), guide)
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
@@ -184,11 +179,7 @@ def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter
 
 
 def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
-    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites.
-
-    Raises:
-        GuideError: The vector has another length.
-    """
+    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
     total = sum(spec.numel for spec in sites.values())
     if vector.shape[-1] != total:
         raise GuideError(

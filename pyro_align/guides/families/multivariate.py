@@ -99,11 +99,7 @@ def dense_writer(prototype: Prototype) -> MultivariateWriter:
 def prototype_nodes(
     guide: PyroModule, latent: Mapping[str, dict[str, Any]], shapes: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """Nodes of a prototype trace for the latent sites: these guides empty theirs.
-
-    Raises:
-        GuideError: The guide has not run yet.
-    """
+    """Nodes of a prototype trace for the latent sites: these guides empty theirs."""
     if not latent:
         raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
     nodes = {}

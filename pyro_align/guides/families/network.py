@@ -30,11 +30,7 @@ from pyro_align.symmetry.spec import SymmetrySpec
 
 @register_guide(nn.Module)
 def read_network(module: nn.Module) -> Point:
-    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name.
-
-    Raises:
-        GuideError: The module has none, or holds Bayesian layers.
-    """
+    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
     if is_bayesian_module(module):
         raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
     points = {}
@@ -181,11 +177,7 @@ def _write_both(q: Independent) -> GuideAndModel:
 
 
 def beside(guide: Any, model: Any) -> GuideAndModel:
-    """A guide together with its model's parameters.
-
-    Raises:
-        GuideError: The model is not callable, or there is one already.
-    """
+    """A guide together with its model's parameters."""
     if not callable(model):
         raise GuideError(f"parameters: expected the model, a module or a callable, got {type(model).__name__}")
     if isinstance(guide, GuideAndModel):
