@@ -59,16 +59,7 @@ class Activations:
     def __init__(self, model: Callable[..., Any], *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
         if num_samples < 1:
             raise MatchError(f"num_samples: expected at least 1, got {num_samples}")
-        values = {
-            "model": model,
-            "args": args,
-            "kwargs": kwargs,
-            "num_samples": num_samples,
-            "seed": seed,
-            "_probes": {},
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(model=model, args=args, kwargs=kwargs, num_samples=num_samples, seed=seed, _probes={})
 
     def probe(self, symmetry: Symmetry) -> ActivationProbe:
         """Where the activations are in the model's graph."""

@@ -7,6 +7,7 @@ the estimate and whose standard deviation over the root of the number of draws i
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -161,7 +162,9 @@ class Loss(ABC):
         """The same loss under another name, which is then its title too."""
         if name == self.name:
             return self
-        return _renamed(self, name)
+        out = copy.copy(self)
+        out.__dict__.update(name=name, label=replace(self.label, title=name))
+        return out
 
 
 class GuideLoss(Loss):
@@ -182,15 +185,6 @@ class GuideLoss(Loss):
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
         return Estimate(total["values"] / totals.num_data)
-
-
-def _renamed(loss: Any, name: str) -> Any:
-    import copy
-
-    out = copy.copy(loss)
-    object.__setattr__(out, "name", name)
-    object.__setattr__(out, "label", replace(loss.label, title=name))
-    return out
 
 
 def to_numpy(value: Tensor) -> np.ndarray:

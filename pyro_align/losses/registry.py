@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pyro_align.errors import BarrierError
 from pyro_align.losses.calibrated import CalibratedNLL
-from pyro_align.losses.kl import KL, NegativeELBO
+from pyro_align.losses.elbo import KL, NegativeELBO, PyroLoss
 from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
 from pyro_align.losses.protocol import Label, Loss
-from pyro_align.losses.pyro_elbo import PyroLoss
 from pyro_align.losses.task import ErrorRate, Judge, TaskLoss
 
 if TYPE_CHECKING:

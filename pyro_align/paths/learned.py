@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from tqdm.auto import trange
 
 from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.forward import Records, record, with_rows
@@ -26,9 +27,7 @@ from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
-
-if TYPE_CHECKING:
-    from pyro_align.guides.posterior import Guide
+from pyro_align.paths.geodesic import PosteriorPath
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -60,7 +59,9 @@ class Batches:
         """The batches of a model's arguments."""
         if size is None:
             return cls(args, kwargs, None, 0)
-        full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
+        full = next(
+            (len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()), 0
+        )
         if not 1 <= size <= full:
             raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
         part = with_rows(args, kwargs, full, slice(size))
@@ -80,12 +81,8 @@ class Batches:
         return stand if self.size is None or stand != 1 else self.full / self.size
 
 
-def _is_data(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
 @dataclass(frozen=True, eq=False)
-class LearnedPath:
+class LearnedPath(PosteriorPath):
     """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
 
     Attributes:
@@ -102,27 +99,12 @@ class LearnedPath:
     kind: str = "bezier"
     losses: tuple[float, ...] = field(default=(), repr=False)
 
-    @property
-    def sites(self) -> Mapping[str, Any]:
-        """The sites, by name."""
-        return self.start.sites
-
     def posterior(self, tau: float) -> MeanFieldNormal:
-        """The posterior at ``tau``; the end points are exact.
-
-        Raises:
-            ValueError: ``tau`` lies outside [0, 1].
-        """
-        if not 0.0 <= tau <= 1.0:
-            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        tau = check_tau(tau)
         if tau in (0.0, 1.0):
             return self.start.displace(self.end, tau)
         moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
         return self.start.with_moments(moments)
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau``."""
-        return self.posterior(tau).to_guide()
 
 
 @options_apart
