@@ -124,10 +124,10 @@ def align_draws(
     source = read_draws(draws, ranks).stacked(stacks)
     symmetry = fit_symmetry(symmetry, source)
     if atom is not None:
-        only_atom(symmetry, atom, "atom=")
+        only_atom(symmetry, atom)
     _named(None if by is None else {by: None}, "by", symmetry.sites)
     if method in BY_ROTATION:
-        atom = only_atom(symmetry, atom, "atom=")
+        atom = only_atom(symmetry, atom)
         symmetry = rotating(symmetry, atom)
     elif symmetry.rotated:
         raise SymmetryError(

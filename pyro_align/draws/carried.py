@@ -31,7 +31,6 @@ from pyro_align.symmetry.terms import fill_sizes
 if TYPE_CHECKING:
     from pyro_align.model.draws import DrawDensity
 
-_SLICE = 1 << 20  # numbers read at a time
 _LOOK = 50  # draws of a chain in which integers are looked for
 _CANDIDATES = 256  # most ways in which a deterministic's axes may carry the atoms
 _TRIES, _ELEMENTS = 3, 5  # draws, and relabelings of each, at which the model says how a deterministic moves
@@ -137,9 +136,7 @@ def find_carried(
 
 def _numbered(source: Source, name: str, axes: Mapping[int, Axis]) -> tuple[Axis, int]:
     """The axis whose entries a variable's values number, and from what they are numbered."""
-    numel = max(1, int(np.prod(source.shapes[name])))
-    slices = source.slices(max(1, _SLICE // numel))
-    values = torch.cat([source.read(name, c, part).unique() for c, part in slices])
+    values = torch.cat([source.read(name, c, part).unique() for c, part in source.site_slices(name)])
     for size, term in sorted(axes.items()):
         with suppress(SymmetryError):
             return term, numbered_from(values, size)

@@ -123,16 +123,17 @@ def shortest(lengths: Sequence[int]) -> int:
     return least
 
 
-def side_by_side(runs: Sequence[Mapping[str, Array]]) -> dict[str, Tensor]:
+def side_by_side(runs: Sequence[Mapping[str, Array]], what: str = "run") -> dict[str, Tensor]:
     """Several runs ``(chain, draw, *site_shape)`` as one with the chains of all."""
     names = list(runs[0])
     for k, run in enumerate(runs):
         if set(run) != set(names):
-            raise ValueError(f"run {k}: the sites {sorted(set(run) ^ set(names))} are not common to all runs")
+            raise ValueError(f"{what} {k}: the sites {sorted(set(run) ^ set(names))} are not common to all {what}s")
         for name in names:
             if tuple(run[name].shape[2:]) != tuple(runs[0][name].shape[2:]):
                 raise ValueError(
-                    f"run {k}, '{name}': shape {tuple(run[name].shape[2:])}, in run 0 {tuple(runs[0][name].shape[2:])}"
+                    f"{what} {k}, '{name}': shape {tuple(run[name].shape[2:])}, in {what} 0 "
+                    f"{tuple(runs[0][name].shape[2:])}"
                 )
     least = shortest([run[names[0]].shape[1] for run in runs])
     return {name: torch.cat([as_tensor(run[name][:, :least]) for run in runs]) for name in names}

@@ -149,21 +149,30 @@ class Loss(ABC):
         """The contribution of both batches, ``one`` before ``other``; sums, unless a loss says otherwise."""
         return {key: one[key] + other[key] for key in one}
 
-    @abstractmethod
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        """The estimate, per datum.
+        """The estimate, per datum; by default the contributions' ``draws`` over the number of data.
 
         Args:
             total: The merged contributions of all batches.
             totals: What all losses of the data set share.
         """
+        return Estimate(total["draws"] / totals.seen)
+
+    def without_classes(self, layout: Layout) -> str | None:
+        """Why a model has no loss of class probabilities; None if it has."""
+        if layout.categorical is not None:
+            return None
+        return (
+            f"{self.name} needs one observed site, with classes (Categorical, OneHotCategorical or Bernoulli); "
+            f"observed are {list(layout.observed)}. Give a callable (prediction, observed) -> loss per datum instead"
+        )
 
     def named(self: _L, name: str) -> _L:
         """The same loss under another name, which is then its title too."""
         if name == self.name:
             return self
         out = copy.copy(self)
-        out.__dict__.update(name=name, label=replace(self.label, title=name))
+        vars(out).update(name=name, label=replace(self.label, title=name))
         return out
 
 
