@@ -70,8 +70,6 @@ class MeanFieldNormal(Entrywise):
         """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
         return self.locs[site].value, self.scales[site].value
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> MeanFieldNormal:
         act = Relabeling(p, self.sites)
         locs, scales = (
@@ -83,8 +81,6 @@ class MeanFieldNormal(Entrywise):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         act = Relabeling(p, self.sites)
         return {k: act.unconstrained(k, v, batch_dims=1) for k, v in act.renamed(noise).items()}
-
-    # -- draws -----------------------------------------------------------------------------------------------------
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         return standard_normal(self.sites, num_samples, generator)
@@ -109,8 +105,6 @@ class MeanFieldNormal(Entrywise):
             loc, scale = self.marginal(name)
             noise[name] = (spec.unconstrain(values[name]) - loc) / scale
         return self.push_with_log_prob(noise)[1]
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:
         known = divergence_of(divergence)
