@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_align.discovery.ops import spatial_axes
 from pyro_align.discovery.registry import scale_rule, sign_rule
-from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.domain import SignTensor
 from pyro_align.discovery.signs.rules import elementwise, moves, sums
 
 _SHARED = (

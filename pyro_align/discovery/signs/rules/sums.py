@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro_align.discovery.ops import contraction_of, spatial_axes
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignCall, SignTensor
+from pyro_align.discovery.signs.domain import SignCall, SignTensor
 
 
 @sign_rule("family.sum")
