@@ -154,11 +154,12 @@ def work(mode: str, folder: Path, share: float) -> dict:
 
 def mean_field(features: Mapping) -> MeanFieldNormal:
     """A posterior as it is read from an ``AutoNormal``, without a model of 124 M parameters to trace."""
-    sites, scales = {}, {}
+    sites, locs, scales = {}, {}, {}
     for name, (loc, scale) in features.items():
         sites[name] = SiteSpec(name, tuple(loc.shape), constraints.real, 0, loc.dtype, loc.device)
+        locs[name] = RawParameter(loc)
         scales[name] = RawParameter(scale.expm1_().log_(), constraints.softplus_positive)
-    return MeanFieldNormal(sites, {name: loc for name, (loc, _) in features.items()}, scales, write=None)
+    return MeanFieldNormal(sites, locs, scales, write=None)
 
 
 def recovered(found: Permutation, path: Path) -> float | None:

@@ -34,16 +34,6 @@ class EffectiveWidth:
         kl: Atom -> KL of each unit, ``(*outer sizes, size)`` nats: the sum over all values that carry the unit.
         threshold: KL in nats above which a unit counts as active.
         skipped: Sites whose KL has no closed form; their values are left out.
-
-    Example:
-        >>> import torch
-        >>> from pyro_align import effective_width, find_symmetry
-        >>> from pyro_align.demo.network import bayesian_mlp
-        >>> from pyro_align.demo.training import Recipe, fit
-        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
-        >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(model, guide, find_symmetry(model, x, y), x, y).active
-        {'layer0': 8}
     """
 
     kl: Mapping[str, Tensor]

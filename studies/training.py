@@ -392,6 +392,5 @@ def tensors_of(posterior: Posterior) -> dict[str, dict[str, Tensor]]:
 def with_tensors(posterior: Posterior, tensors: dict[str, dict[str, Tensor]]) -> Posterior:
     """The posterior with other locations and scales."""
     if "scales" in tensors:
-        scales = {k: posterior.scales[k].with_value(v) for k, v in tensors["scales"].items()}
-        return replace(posterior, locs=dict(tensors["locs"]), scales=scales)
-    return replace(posterior, points={k: posterior.points[k].with_value(v) for k, v in tensors["locs"].items()})
+        return posterior.with_moments({k: (loc, tensors["scales"][k]) for k, loc in tensors["locs"].items()})
+    return posterior.changed(lambda site, _: tensors["locs"][site])

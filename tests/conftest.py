@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_align.guides.families import draws, wrapped
+from pyro_align.guides.families import draws
 
 SEED = 0
 
@@ -30,8 +30,7 @@ def clean_slate():
 @pytest.fixture
 def few_draws(monkeypatch):
     """What is known by its draws makes 48 in place of 256: for tests that do not look at how near moments are."""
-    for module in (draws, wrapped):
-        monkeypatch.setattr(module, "NUM_DRAWS", 48)
+    monkeypatch.setattr(draws, "NUM_DRAWS", 48)
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELB
 from pyro.infer.autoguide import AutoNormal, init_to_value
 
 from pyro_align.barrier import evaluate_barrier
-from pyro_align.barrier.checkpoint import Checkpoint, _piece_bytes, _read
-from pyro_align.barrier.fingerprint import digest_of, fingerprint
+from pyro_align.barrier.checkpoint import Checkpoint, _piece_bytes, _read, digest_of, fingerprint
 from pyro_align.errors import BarrierError
 from pyro_align.paths.geodesic import displacement
 

@@ -1,7 +1,5 @@
 """Effective width: the KL of single units."""
 
-from dataclasses import replace
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -42,13 +40,13 @@ def test_units_at_the_prior_are_not_alive(problem):
     guide, symmetry, x, y = problem
     q = read_guide(guide)
     prior = {"w1": 1.0, "b1": 1.0, "w2": 0.7}
-    locs, scales = {}, {}
+    moments = {}
     for name in q.sites:
         loc, scale = (t.clone() for t in q.marginal(name))
         index = (slice(None), slice(0, 4)) if name == "w1" else (slice(0, 4),)
         loc[index], scale[index] = 0.0, prior[name]
-        locs[name], scales[name] = loc, q.scales[name].with_value(scale)
-    width = effective_width(classifier, replace(q, locs=locs, scales=scales), symmetry, x, y, threshold=1.0)
+        moments[name] = loc, scale
+    width = effective_width(classifier, q.with_moments(moments), symmetry, x, y, threshold=1.0)
     assert width.active == {"hidden": 2}
     assert width.kl["hidden"][:4].abs().max() < 1e-10
 

@@ -18,7 +18,6 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_align import align_draws, find_symmetry, symmetrize
-from pyro_align.draws.symmetrized import log_density
 from pyro_align.errors import GuideError, SymmetryError, TraceError
 from pyro_align.guides import read_guide
 from pyro_align.model.density import Density
@@ -265,7 +264,7 @@ def test_an_ensemble_of_guides():
 def test_log_density_at_given_values(cls):
     posterior = read_guide(fitted(cls, 0, steps=20))
     values, log_q = posterior.push_with_log_prob(posterior.noise(6))
-    torch.testing.assert_close(log_density(posterior, values), log_q)
+    torch.testing.assert_close(posterior.log_prob(values), log_q)
 
 
 @pytest.mark.parametrize("cls", [AutoNormal, AutoMultivariateNormal])

@@ -353,7 +353,7 @@ def test_path_laws(name):
     assert length > 0.1
     for tau in (0.3, 0.75):
         point = path.posterior(tau)
-        start = dense_start.dense() if isinstance(dense_start, LowRankNormal) else dense_start
+        start = dense_start.dense if isinstance(dense_start, LowRankNormal) else dense_start
         assert start.distance(point) == pytest.approx(tau * length, rel=1e-8)
         out = path(tau)(X, Y)
         assert {k: tuple(out[k].shape) for k in SITE_SHAPES} == SITE_SHAPES

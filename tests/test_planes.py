@@ -179,7 +179,7 @@ def test_a_point_mass_stays_in_its_support():
 
     here = plane(at(1.0, 1.0), at(2.0, 1.0), at(1.0, 2.0))
     assert torch.allclose(here.posterior(0.5, 0.5).points["s"].value, torch.tensor([1.5, 1.5]))
-    with pytest.raises(GuideError, match="outside the site's support"):
+    with pytest.raises(GuideError, match="the plane's point leaves its support"):
         here.posterior(-5.0, 0.0)
 
 

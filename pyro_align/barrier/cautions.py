@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 
 def cautions(barrier: Barrier, symmetry: Symmetry | None = None) -> Iterator[str]:
-    """Texts of warnings, one for each thing to be wary of.
-
-    Args:
-        barrier: The barrier.
-        symmetry: The model's symmetry, with which pruned units can be told from inputs that carry nothing.
-    """
+    """Texts of warnings, one for each thing to be wary of."""
     yield from barrier.notes
     yield from curve_cautions(barrier.curves)
     yield from _collapse(barrier, symmetry)

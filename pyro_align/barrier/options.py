@@ -33,11 +33,7 @@ def read_problem(
     max_memory: int = 2**30,
     nonfinite: str = "raise",
 ) -> Problem:
-    """What is to be evaluated.
-
-    Raises:
-        BarrierError: Options, data, model and path do not fit together.
-    """
+    """What is to be evaluated."""
     real = isinstance(temperature, numbers.Real) and 0 <= float(temperature) < np.inf
     memory = isinstance(max_memory, numbers.Real) and max_memory > 0
     fitted = "data that the posterior was fitted to"
@@ -61,9 +57,6 @@ def _fitted_to_path(problem: Problem, *, asked: bool) -> Problem:
     """Without the losses that the path's posteriors do not have, and with no more draws than there are.
 
     Draws counted several times over would make errors too small.
-
-    Raises:
-        BarrierError: A loss was asked for that needs a density, and a posterior has none.
     """
     ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
     notes, kept = tuple(getattr(problem.path, "notes", ())), dict(problem.losses)
@@ -82,11 +75,7 @@ def _fitted_to_path(problem: Problem, *, asked: bool) -> Problem:
 
 
 def read_taus(taus: int | Sequence[float]) -> np.ndarray:
-    """Increasing taus from 0 to 1.
-
-    Raises:
-        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the endpoints.
-    """
+    """Increasing taus from 0 to 1."""
     count = taus if _is_int(taus) else len(taus) if hasattr(taus, "__len__") else None
     if count is not None and count > MOST_TAUS:
         raise BarrierError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,7 @@ from pyro_align.model.guards import seed_everywhere, untouched
 
 
 def evaluate_point(problem: Problem, tau: float, evaluation: str, posterior: bool, predictive: bool) -> dict[str, Any]:
-    """The arguments of :func:`pyro_align.reporting.arviz.point_to_arviz`.
-
-    Raises:
-        BarrierError: ``tau`` lies outside [0, 1], or there is no such data set.
-    """
+    """The arguments of :func:`pyro_align.reporting.arviz.point_to_arviz`."""
     if not 0.0 <= tau <= 1.0:
         raise BarrierError(f"tau: expected a value in [0, 1], got {tau!r}")
     found = [data for data in problem.data if data.name == evaluation]
@@ -67,19 +62,10 @@ def evaluate_mixture(problem: Problem, evaluation: str) -> dict[str, Any]:
     ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
     own = [torch.as_tensor(first["log_q"], device="cpu"), torch.as_tensor(second["log_q"], device="cpu")]
     if all(isinstance(end, MeanFieldNormal) for end in ends):
-        other = [_density(ends[1 - i], ends[i].push(problem.noise)).cpu() for i in range(2)]
+        other = [ends[1 - i].log_prob(ends[i].push(problem.noise)).cpu() for i in range(2)]
         own = [torch.logaddexp(mine, theirs) for mine, theirs in zip(own, other, strict=True)]
     log_q = (torch.cat(own) - math.log(2)).numpy()
     return {**first, **both, "log_q": log_q, "tau": math.nan}
-
-
-def _density(q: MeanFieldNormal, values: Mapping[str, Tensor]) -> Tensor:
-    """Log density of constrained draws ``(draws, *site_shape)`` under a posterior that they need not come from."""
-    noise = {}
-    for name, spec in q.sites.items():
-        loc, scale = q.marginal(name)
-        noise[name] = (spec.unconstrain(values[name]) - loc) / scale
-    return q.push_with_log_prob(noise)[1]
 
 
 def _data_values(problem: Problem, data, values, masks: list[Tensor | None], predictive: bool):

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
-from pyro_align.losses.kl import kl_per_draw
+from pyro_align.losses.elbo import kl_per_draw
 from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
 from pyro_align.losses.sums import Sums, finish, merge, sums_of
 from pyro_align.losses.task import bootstrap_weights
@@ -169,18 +169,14 @@ class Problem:
         """
         posterior = self.path.posterior(tau) if posterior is None else posterior
         values = posterior.push(self.noise) if values is None else values
-        normals, by_hand = independent_normals(posterior), self.layouts[data.name].by_hand
+        normals, by_hand = Normals(), self.layouts[data.name].by_hand
+        if isinstance(posterior, MeanFieldNormal):  # sites that are Normals independent of all others
+            real = [name for name, spec in posterior.sites.items() if spec.is_real]
+            normals = Normals({name: posterior.marginal(name) for name in real})
         for i, (args, kwargs) in enumerate(data.batches()):
             if i % share[1] == share[0]:
                 self._check_same(data, i, args, kwargs)
                 yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0, by_hand=by_hand)
-
-
-def independent_normals(posterior: Posterior) -> Normals:
-    """Location and scale of the sites that are Normals independent of all others under the posterior."""
-    if not isinstance(posterior, MeanFieldNormal):
-        return Normals()
-    return Normals({name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real})
 
 
 @dataclass

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, Posterior, read_guide
+from pyro_align.guides import DenseNormal, LowRankNormal, MeanFieldNormal, read_guide
 from pyro_align.matching import elements
 from pyro_align.model.draws import DrawDensity
 from pyro_align.model.keywords import options_apart
@@ -32,7 +32,7 @@ from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+Gaussian = MeanFieldNormal | DenseNormal | LowRankNormal
 
 
 @dataclass(frozen=True)
@@ -91,27 +91,14 @@ class SymmetrizedGuide:
         symmetry: The group.
         permutations: The relabelings, the identity first.
         exhaustive: Whether they are the whole group.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import SymmetrySpec, symmetrize
-        >>> from pyro_align.draws import SymmetrizedGuide
-        >>> def model():
-        ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        >>> guide = AutoNormal(model)
-        >>> _ = guide()
-        >>> mixture = symmetrize(guide, SymmetrySpec({"center": ("k",)}))
-        >>> isinstance(mixture, SymmetrizedGuide), mixture()["center"].shape
-        (True, torch.Size([2]))
     """
 
-    posterior: Posterior
+    posterior: Gaussian
     symmetry: Symmetry
     exhaustive: bool
     permutations: tuple[Permutation, ...]
 
-    def __init__(self, posterior: Posterior, symmetry: Symmetry, permutations: Sequence[Permutation], exhaustive: bool):
+    def __init__(self, posterior: Gaussian, symmetry: Symmetry, permutations: Sequence[Permutation], exhaustive: bool):
         self.posterior, self.symmetry = posterior, symmetry
         self.permutations, self.exhaustive = tuple(permutations), exhaustive
 
@@ -151,7 +138,7 @@ class SymmetrizedGuide:
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of constrained values ``(draws, *site_shape)`` under the mixture, ``(draws,)`` nats."""
-        terms = [log_density(self.posterior, self._act(p.inverse(), values)) for p in self.permutations]
+        terms = [self.posterior.log_prob(self._act(p.inverse(), values)) for p in self.permutations]
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
     @options_apart
@@ -218,9 +205,12 @@ def symmetrize(
         >>> found = symmetrize(guide, SymmetrySpec({"loc": ("k",)})).elbo(model)
         >>> round(found.gain, 3), found.exhaustive  # log 2: the two copies do not overlap
         (0.693, True)
+        >>> mixture = symmetrize(guide, SymmetrySpec({"loc": ("k",)}))
+        >>> mixture()["loc"].shape
+        torch.Size([2])
     """
     posterior = read_guide(guide)
-    if not isinstance(posterior, MeanFieldNormal | DenseNormal | LowRankNormal):
+    if not isinstance(posterior, Gaussian):
         raise GuideError(
             f"{type(posterior).__name__} has no density that can be evaluated at given values; use a Gaussian guide"
         )
@@ -236,23 +226,3 @@ def symmetrize(
         if not any(candidate == p for p in drawn):
             drawn.append(candidate)
     return SymmetrizedGuide(posterior, symmetry, drawn, False)
-
-
-def log_density(posterior: Posterior, values: Mapping[str, Tensor]) -> Tensor:
-    """Log density (nats) of a Gaussian posterior at constrained values ``(draws, *site_shape)``: ``(draws,)``."""
-    latents = {k: spec.unconstrain(values[k]) for k, spec in posterior.sites.items()}
-    volume = sum(posterior.sites[k].log_volume(latents[k], values[k]) for k in posterior.sites)
-    if isinstance(posterior, MeanFieldNormal):
-        total = -volume
-        for name, latent in latents.items():
-            loc, scale = posterior.marginal(name)
-            terms = -0.5 * ((latent - loc) / scale).square() - scale.log() - _HALF_LOG_2PI
-            total = total + terms.reshape(len(latent), -1).sum(-1)
-        return total
-    flat = torch.cat([latent.reshape(len(latent), -1) for latent in latents.values()], dim=-1)
-    if isinstance(posterior, DenseNormal):
-        normal = dist.MultivariateNormal(posterior.loc, scale_tril=posterior.tril, validate_args=False)
-    else:
-        part, variance = posterior.low_rank_part, posterior.scale.value.square()
-        normal = dist.LowRankMultivariateNormal(posterior.loc, part, variance, validate_args=False)
-    return normal.log_prob(flat) - volume

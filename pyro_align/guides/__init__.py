@@ -14,12 +14,11 @@ from pyro_align.guides.families.hand_written import mean_field_guide
 from pyro_align.guides.families.low_rank import LowRankNormal
 from pyro_align.guides.families.mean_field import MeanFieldNormal
 from pyro_align.guides.families.messengers import Messenger, messenger_guide
-from pyro_align.guides.families.network import GuideAndModel
+from pyro_align.guides.families.network import GuideAndModel, permute_guide
 from pyro_align.guides.families.point import Point
 from pyro_align.guides.families.precision import PrecisionFactors
 from pyro_align.guides.families.regressions import LinearRegressions
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
-from pyro_align.guides.permute import permute_guide
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import check_distinct, read_guide, register_guide, registered_guides
 from pyro_align.guides.sites import SiteSpec

@@ -43,17 +43,10 @@ def _barycenter(first: Posterior, posteriors: list[Any]) -> Posterior:
     )
 
 
-@_barycenter.register
-def _(first: MeanFieldNormal, posteriors: list[Any]) -> Posterior:
-    locs = {k: _mean([q.locs[k] for q in posteriors]) for k in first.sites}
-    scales = {k: v.with_value(_mean([q.scales[k].value for q in posteriors])) for k, v in first.scales.items()}
-    return replace(first, locs=locs, scales=scales)
-
-
-@_barycenter.register
-def _(first: Point, posteriors: list[Any]) -> Posterior:
-    points = {k: v.with_value(_mean([q.points[k].value for q in posteriors])) for k, v in first.points.items()}
-    return replace(first, points=points)
+@_barycenter.register(MeanFieldNormal)
+@_barycenter.register(Point)
+def _(first: Any, posteriors: list[Any]) -> Posterior:
+    return first.changed(lambda _, *values: _mean(values), *posteriors[1:], what="barycenter")
 
 
 @_barycenter.register

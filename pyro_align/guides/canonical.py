@@ -9,7 +9,7 @@ best scale, the others held, has a closed form where its exponents are one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -179,13 +179,8 @@ def _check(q: Posterior, symmetry: Symmetry) -> None:
                 )
 
 
-def _scaled(q: Posterior, factors: Mapping[str, Tensor]) -> Posterior:
+def _scaled(q: Point | MeanFieldNormal, factors: Mapping[str, Tensor]) -> Posterior:
     def times(site: str, value: Tensor) -> Tensor:
         return value * factors[site].to(value) if site in factors else value
 
-    if isinstance(q, Point):
-        points = {k: v.with_value(times(k, v.value)) if k in factors else v for k, v in q.points.items()}
-        return replace(q, points=points)
-    assert isinstance(q, MeanFieldNormal)
-    scales = {k: v.with_value(times(k, v.value)) if k in factors else v for k, v in q.scales.items()}
-    return replace(q, locs={k: times(k, v) for k, v in q.locs.items()}, scales=scales)
+    return q.changed(times)

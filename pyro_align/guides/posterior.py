@@ -7,8 +7,8 @@ param store, reaches it; and nothing done with it reaches the guide.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.stacks import refused
+
+_T = TypeVar("_T")
 
 
 class Guide(Protocol):
@@ -240,6 +242,13 @@ class Posterior(ABC):
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """The point at ``tau`` in [0, 1] on the Wasserstein-2 geodesic to ``other``; the end points are exact."""
 
+    def _toward(self, end: object, make: Callable[[], _T]) -> _T:
+        """What is made once for all points of a path to an end."""
+        cache = self.__dict__.setdefault("_path", {})
+        if cache.get("end") is not end:
+            cache.update(end=end, made=make())
+        return cache["made"]
+
     def check_compatible(self, other: Posterior) -> None:
         """Raises a :class:`GuideError` unless both posteriors are over the same sites with the same shapes."""
         if not isinstance(other, Posterior):
@@ -273,6 +282,9 @@ class Posterior(ABC):
 
     # -- back to Pyro ----------------------------------------------------------------------------------------------
 
-    @abstractmethod
+    #: Makes a Pyro guide of a member of the family; families without it override :meth:`to_guide`.
+    write: Callable[[Any], Any]
+
     def to_guide(self) -> Guide:
         """A new Pyro guide that owns its parameters, under names of its own in the param store."""
+        return self.write(self)

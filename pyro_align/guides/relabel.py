@@ -38,11 +38,7 @@ class Relabeling:
     sites: Mapping[str, SiteSpec]
 
     def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """For each site the value that comes to its place, not yet relabeled.
-
-        Raises:
-            GuideError: The values hold some of the sites that change places and not others.
-        """
+        """For each site the value that comes to its place, not yet relabeled."""
         come = {site: self._comes.get(site, site) for site in values}
         if missing := sorted(set(come.values()) - set(values)):
             raise GuideError(f"the sites {missing} change places with others that this part of the guide does not have")
@@ -76,11 +72,7 @@ class Relabeling:
         return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
 
     def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
-        """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor.
-
-        Raises:
-            GuideError: The site's bijection does not commute with this relabeling.
-        """
+        """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor."""
         if not self.moves(site):
             return value.clone()
         stack, k = place_of(self.p.symmetry, site)

@@ -7,6 +7,7 @@ import contextlib
 import torch
 from pyro.distributions import ImproperUniform
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
 
 
@@ -35,6 +36,12 @@ def base_support(support: constraints.Constraint) -> constraints.Constraint:
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
+
+
+def centered_log_ratio(value: Tensor) -> Tensor:
+    """Coordinates of points of a simplex in which relabeling is linear (Aitchison 1982)."""
+    logs = value.clamp_min(torch.finfo(value.dtype).tiny).log()
+    return logs - logs.mean(-1, keepdim=True)
 
 
 def transform_onto(support: constraints.Constraint) -> Transform | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from tqdm.auto import trange
 
 from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.forward import Records, record, with_rows
@@ -26,9 +27,7 @@ from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
-
-if TYPE_CHECKING:
-    from pyro_align.guides.posterior import Guide
+from pyro_align.paths.geodesic import PosteriorPath
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -57,14 +56,12 @@ class Batches:
     def of(
         cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int | None
     ) -> Batches:
-        """The batches of a model's arguments.
-
-        Raises:
-            ValueError: The size is none, or no argument is a tensor of as many data.
-        """
+        """The batches of a model's arguments."""
         if size is None:
             return cls(args, kwargs, None, 0)
-        full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
+        full = next(
+            (len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()), 0
+        )
         if not 1 <= size <= full:
             raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
         part = with_rows(args, kwargs, full, slice(size))
@@ -84,12 +81,8 @@ class Batches:
         return stand if self.size is None or stand != 1 else self.full / self.size
 
 
-def _is_data(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
 @dataclass(frozen=True, eq=False)
-class LearnedPath:
+class LearnedPath(PosteriorPath):
     """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
 
     Attributes:
@@ -98,24 +91,6 @@ class LearnedPath:
         end: The posterior at 1.
         kind: ``"bezier"`` or ``"chain"``.
         losses: Negative ELBO of every training step, nats; noisy.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import learn_path
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, kind="chain", max_steps=5)
-        >>> len(path.losses), type(path(0.5)).__name__
-        (5, 'AutoNormal')
     """
 
     start: MeanFieldNormal = field(repr=False)
@@ -124,27 +99,12 @@ class LearnedPath:
     kind: str = "bezier"
     losses: tuple[float, ...] = field(default=(), repr=False)
 
-    @property
-    def sites(self) -> Mapping[str, Any]:
-        """The sites, by name."""
-        return self.start.sites
-
     def posterior(self, tau: float) -> MeanFieldNormal:
-        """The posterior at ``tau``; the end points are exact.
-
-        Raises:
-            ValueError: ``tau`` lies outside [0, 1].
-        """
-        if not 0.0 <= tau <= 1.0:
-            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        tau = check_tau(tau)
         if tau in (0.0, 1.0):
             return self.start.displace(self.end, tau)
         moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
-        return _with_moments(self.start, moments)
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau``."""
-        return self.posterior(tau).to_guide()
+        return self.start.with_moments(moments)
 
 
 @options_apart
@@ -231,7 +191,7 @@ def learn_path(
             schedule.step()
             losses.append(float(loss.detach()))
     learned = {k: (m.detach(), log_s.detach().exp()) for k, (m, log_s) in leaves.items()}
-    return LearnedPath(start, _with_moments(start, learned), end, kind, tuple(losses))
+    return LearnedPath(start, start.with_moments(learned), end, kind, tuple(losses))
 
 
 def blend(start: Moments, control: Moments, end: Moments, tau: float, kind: str) -> Moments:
@@ -297,9 +257,3 @@ def _mean_field(guide: Any) -> MeanFieldNormal:
 
 def _moments(q: MeanFieldNormal) -> Moments:
     return {name: q.marginal(name) for name in q.sites}
-
-
-def _with_moments(q: MeanFieldNormal, moments: Moments) -> MeanFieldNormal:
-    locs = {k: m for k, (m, _) in moments.items()}
-    scales = {k: q.scales[k].with_value(s) for k, (_, s) in moments.items()}
-    return replace(q, locs=locs, scales=scales)

@@ -36,22 +36,6 @@ class Plane:
 
     Attributes:
         corners: The three posteriors.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align.paths import plane
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> here = plane(fit(), fit(), fit())
-        >>> a, b, c = here.corners
-        >>> bool(abs(here.coordinates[1, 0] - a.distance(b)) < 1e-4)
-        True
     """
 
     corners: tuple[Any, Any, Any] = field(repr=False)
@@ -158,19 +142,16 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
 
 
 def _blend(corners: Sequence[Any], weights: Sequence[float]):
-    first = corners[0]
+    first, *others = corners
+    plain = first.entries[:1]  # scales have a floor
+    made = first.changed(lambda _, *values: _mix(values, weights), *others, parts=plain, what="plane's point")
     if isinstance(first, Point):
-        points = {k: v.with_value(_mix([q.points[k].value for q in corners], weights)) for k, v in first.points.items()}
-        for name, parameter in points.items():
-            if not bool(first.sites[name].support.check(parameter.value).all()):
-                raise GuideError(f"site '{name}': the point of the plane lies outside the site's support")
-        return replace(first, points=points)
-    locs = {k: _mix([q.locs[k] for q in corners], weights) for k in first.sites}
-    scales = {}
-    for name, parameter in first.scales.items():
-        there = [q.scales[name].value for q in corners]
-        scales[name] = parameter.with_value(torch.maximum(_mix(there, weights), _floor(there)))
-    return replace(first, locs=locs, scales=scales)
+        return made
+
+    def floored(site: str, *scales: Tensor) -> Tensor:
+        return torch.maximum(_mix(scales, weights), _floor(scales))
+
+    return replace(made, scales=first.changed(floored, *others, parts=("scales",)).scales)
 
 
 def _mix(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

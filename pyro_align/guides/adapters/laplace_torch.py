@@ -25,12 +25,12 @@ from torch.nn.utils import vector_to_parameters
 
 from pyro_align.axes import leaves
 from pyro_align.errors import GuideError
-from pyro_align.guides.adapters.mean_field import EXP, real_sites
+from pyro_align.guides.adapters.mean_field import EXP
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.families.low_rank import LARGEST_DENSE
 from pyro_align.guides.families.mean_field import MeanFieldNormal, split_flat
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import RawParameter
+from pyro_align.guides.pyro_state.modules import RawParameter, raw_parameters, sites_of
 from pyro_align.guides.registry import register_outside
 from pyro_align.symmetry.element import Permutation
 
@@ -39,11 +39,10 @@ from pyro_align.symmetry.element import Permutation
 def read_diag(laplace: Any) -> MeanFieldNormal:
     """Reads a ``DiagLaplace``."""
     locs = _means(laplace)
-    sites = real_sites(locs)
+    sites = sites_of(locs)
     scales = split_flat(sites, laplace.posterior_scale.detach())
-    return MeanFieldNormal(
-        sites, locs, {k: RawParameter(v.log(), EXP) for k, v in scales.items()}, _DiagWriter(_twin(laplace), scales)
-    )
+    logs = {k: RawParameter(v.log(), EXP) for k, v in scales.items()}
+    return MeanFieldNormal(sites, locs, logs, _DiagWriter(_twin(laplace), scales))
 
 
 @register_outside("laplace.baselaplace.FullLaplace")
@@ -52,16 +51,12 @@ def read_full(laplace: Any) -> DenseNormal:
     locs = _means(laplace)
     root = laplace.posterior_scale.detach().clone()
     stored = (laplace.H.detach().clone(), root)
-    return DenseNormal(real_sites(locs), _flat(locs), root, _FullWriter(_twin(laplace)), stored)
+    return DenseNormal(sites_of(locs), _flat(locs), root, _FullWriter(_twin(laplace)), stored)
 
 
 @register_outside("laplace.baselaplace.KronLaplace")
 def read_kron(laplace: Any) -> KronNormal:
-    """Reads a ``KronLaplace``.
-
-    Raises:
-        GuideError: It has more weights than a dense root can hold.
-    """
+    """Reads a ``KronLaplace``."""
     locs = _means(laplace)
     if laplace.n_params > LARGEST_DENSE:
         raise GuideError(
@@ -73,7 +68,7 @@ def read_kron(laplace: Any) -> KronNormal:
         name: KronBlock(*(tuple(t.detach().clone() for t in part) for part in parts))
         for name, *parts in zip(locs, laplace.H_facs.kfacs, laplace.H.eigenvectors, laplace.H.eigenvalues, strict=True)
     }
-    return KronNormal(real_sites(locs), _flat(locs), root, _KronWriter(_twin(laplace)), None, blocks)
+    return KronNormal(sites_of(locs), _flat(locs), root, _KronWriter(_twin(laplace)), None, blocks)
 
 
 @register_outside(
@@ -199,7 +194,7 @@ class _DiagWriter(_Writer):
     def __call__(self, q: MeanFieldNormal) -> Any:
         made = self.start(_flat(q.locs))
         if any(not torch.equal(q.scales[k].raw, v.log()) for k, v in self.scales.items()):
-            made.H = self.curvature(_flat({k: torch.exp(-2 * v.raw) for k, v in q.scales.items()}))
+            made.H = self.curvature((-2 * _flat(q.scales)).exp())
         return made
 
 
@@ -242,17 +237,17 @@ class _KronWriter(_Writer):
         return made
 
 
-def _means(laplace: Any) -> dict[str, Tensor]:
+def _means(laplace: Any) -> dict[str, RawParameter]:
     """Parameter name -> mean, in the order in which laplace-torch concatenates them."""
     if laplace.n_data == 0:
         raise GuideError(f"this {type(laplace).__name__} is not fitted: call fit(train_loader) first")
     shapes = {k: v.shape for k, v in laplace.model.named_parameters() if v.requires_grad}
     parts = laplace.mean.detach().split([shape.numel() for shape in shapes.values()])
-    return {k: part.reshape(shape).clone() for (k, shape), part in zip(shapes.items(), parts, strict=True)}
+    return raw_parameters({k: part.reshape(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)})
 
 
-def _flat(parts: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in parts.values()])
+def _flat(parts: Mapping[str, RawParameter]) -> Tensor:
+    return torch.cat([part.raw.flatten() for part in parts.values()])
 
 
 def _twin(laplace: Any) -> Any:

@@ -21,15 +21,25 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.families.entrywise import write_entries
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.pyro_state.modules import RawParameter
+from pyro_align.guides.pyro_state.modules import (
+    Prototype,
+    RawParameter,
+    latent_nodes,
+    raw_parameters,
+    read_parameter,
+    site_specs,
+    sites_of,
+)
 from pyro_align.guides.registry import register_outside
-from pyro_align.guides.sites import SiteSpec
+from pyro_align.model.supports import base_support
 
 EXP: constraints.Constraint = constraints.positive  # its transform is the exponential
 _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
@@ -40,23 +50,18 @@ _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 
 @register_outside("posteriors.vi.diag.VIDiagState")
 def read_vi_diag_state(state: Any) -> MeanFieldNormal:
-    """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors.
-
-    Raises:
-        GuideError: The parameters are nested.
-    """
+    """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors."""
     params, log_sds = dict(state.params.items()), dict(state.log_sd_diag.items())
     for name, value in params.items():
         if not isinstance(value, Tensor):
             raise GuideError(f"parameter '{name}' is a {type(value).__name__}; flatten params to name -> tensor")
-    locs = {k: v.detach().clone() for k, v in params.items()}
-    scales = {k: RawParameter(log_sds[k].detach().clone(), EXP) for k in params}
-    return MeanFieldNormal(real_sites(locs), locs, scales, partial(_write_state, state))
+    locs, scales = raw_parameters(params), raw_parameters({k: log_sds[k] for k in params}, EXP)
+    return MeanFieldNormal(sites_of(locs), locs, scales, partial(_write_state, state))
 
 
 def _write_state(like: Any, q: MeanFieldNormal) -> Any:
     """A state with these parameters. The optimizer's state belongs to the old parameters and is kept as it was."""
-    params = _tree_like(like.params, {k: v.clone() for k, v in q.locs.items()})
+    params = _tree_like(like.params, {k: v.value.clone() for k, v in q.locs.items()})
     log_sds = _tree_like(like.log_sd_diag, {k: v.raw.clone() for k, v in q.scales.items()})
     return like.replace(params=params, log_sd_diag=log_sds)
 
@@ -96,12 +101,10 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
                 "a BLiTZ layer's parameters differ from its sampler's, as they do in a copy made by deepcopy; "
                 "load the parameters into a new module with load_state_dict"
             )
-    locs = {site: own[mu].detach().clone() for site, (mu, _) in pairs.items()}
-    scales = {
-        site: RawParameter(own[rho].detach().clone(), pyro_constraints.softplus_positive)
-        for site, (_, rho) in pairs.items()
-    }
-    return MeanFieldNormal(real_sites(locs), locs, scales, partial(_write_module, copy.deepcopy(module), pairs))
+    locs = raw_parameters({site: own[mu] for site, (mu, _) in pairs.items()})
+    scales = raw_parameters({site: own[rho] for site, (_, rho) in pairs.items()}, pyro_constraints.softplus_positive)
+    writer = partial(_write_module, copy.deepcopy(module), pairs)
+    return MeanFieldNormal(sites_of(locs), locs, scales, writer)
 
 
 def is_bayesian_module(module: nn.Module) -> bool:
@@ -130,7 +133,7 @@ def _write_module(like: nn.Module, pairs: Mapping[str, tuple[str, str]], q: Mean
     own = dict(module.named_parameters())
     with torch.no_grad():
         for site, (mu, rho) in pairs.items():
-            own[mu].copy_(q.locs[site])
+            own[mu].copy_(q.locs[site].value)
             own[rho].copy_(q.scales[site].raw)
     for mine, twin in _twins(module, pairs):
         twin.data = mine.data
@@ -147,5 +150,38 @@ def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tupl
     return twins
 
 
-def real_sites(locs: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
-    return {k: SiteSpec(k, tuple(v.shape), constraints.real, v.dim(), v.dtype, v.device) for k, v in locs.items()}
+# -- TyXe --------------------------------------------------------------------------------------------------------------
+
+
+@register_outside("tyxe.guides.AutoNormal")
+def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
+    """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter."""
+    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
+    locs = {k: _read(guide, f"{k}.loc") for k in sites}
+    scales = {k: _read(guide, f"{k}.scale") for k in sites}
+    prototype = Prototype.of(guide)
+    _unwrap_supports(prototype.attributes["prototype_trace"])
+    return MeanFieldNormal(
+        sites, locs, scales, partial(write_entries, prototype, {"locs": "{}.loc", "scales": "{}.scale"})
+    )
+
+
+def _read(guide, path: str) -> RawParameter:
+    *parents, name = path.split(".")
+    owner = guide
+    for part in parents:
+        owner = owner._modules.get(part)
+    fixed = None if owner is None else owner.__dict__.get(name)
+    if isinstance(fixed, Tensor):  # train_loc=False, train_scale=False
+        return RawParameter(fixed.detach().clone(), kind="plain")
+    return read_parameter(guide, path)
+
+
+def _unwrap_supports(trace: poutine.Trace) -> None:
+    """TyXe looks whether a site's innermost distribution is real, and a slim trace knows the outermost support only.
+
+    Without this its sites would be transformed normals, for which its ELBO finds no closed-form divergence.
+    """
+    for node in trace.nodes.values():
+        if base_support(node["fn"].support) is constraints.real:
+            node["fn"].support = constraints.real

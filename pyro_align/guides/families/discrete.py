@@ -18,18 +18,19 @@ from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
 from pyro_align.guides.divergences import known_divergences
+from pyro_align.guides.families.entrywise import Entrywise, write_entries
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
-from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
 from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
-class Discrete(Posterior):
+class Discrete(Entrywise):
     """Independent discrete sites.
 
     Attributes:
@@ -45,6 +46,8 @@ class Discrete(Posterior):
     kinds: Mapping[str, type[Any]] = field(repr=False)
     write: Callable[[Discrete], object] = field(repr=False)
     labels: Labels = field(default_factory=dict)
+
+    entries = ("probs",)
 
     @property
     def divergences(self) -> tuple[str, ...]:
@@ -136,19 +139,6 @@ class Discrete(Posterior):
         self.check_compatible(other)
         return 0.0
 
-    def displace(self, other: Posterior, tau: float) -> Discrete:
-        """Probabilities linear in tau; the endpoints are exact."""
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau in (0.0, 1.0):
-            end = other if tau else self
-            return replace(self, probs={k: v.adopt(end.probs[k]) for k, v in self.probs.items()})
-        probs = {k: v.with_value(torch.lerp(v.value, other.probs[k].value, tau)) for k, v in self.probs.items()}
-        return replace(self, probs=probs)
-
-    def to_guide(self) -> Guide:
-        return self.write(self)
-
 
 @register_guide(AutoDiscreteParallel)
 def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
@@ -162,8 +152,4 @@ def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
         for site, kind, params in guide._discrete_sites
     ]
     prototype = replace(prototype, attributes={**prototype.attributes, "_discrete_sites": slim})
-    return Discrete(sites, probs, kinds, partial(_write, prototype))
-
-
-def _write(prototype: Prototype, q: Discrete) -> AutoDiscreteParallel:
-    return prototype.build({f"{k}_probs": v for k, v in q.probs.items()})
+    return Discrete(sites, probs, kinds, partial(write_entries, prototype, {"probs": "{}_probs"}))

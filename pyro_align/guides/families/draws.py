@@ -12,7 +12,6 @@ estimated with it is too large by their Jensen-Shannon divergence, at most log 2
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import simplex
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.drawing import SampledGuide, make_noise
@@ -30,6 +30,7 @@ from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
+from pyro_align.model.supports import base_support, centered_log_ratio
 from pyro_align.symmetry.element import Permutation
 
 NUM_DRAWS = 256  # draws on which moments and maps are fitted, where a posterior makes its own
@@ -58,9 +59,16 @@ class KnownByDraws(Posterior):
     def with_labels(self, labels: Labels) -> KnownByDraws:
         return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
 
-    @abstractmethod
     def drawn(self, seed: int) -> Values:
         """Draws on which moments and maps are fitted; kept."""
+        if seed not in self._kept:
+            count = min(NUM_DRAWS, self.max_samples or NUM_DRAWS)
+            self._kept[seed] = self.push(self.noise(count, generator=seed))
+        return self._kept[seed]
+
+    @cached_property
+    def _kept(self) -> dict[int, Values]:
+        return {}
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
@@ -77,7 +85,7 @@ class KnownByDraws(Posterior):
         odd = (True, False) if divergence == "w2" else (True,)
 
         def make(name: str) -> tuple[Tensor, ...]:
-            found = _linear(self.sites[name], values[name])
+            found = self._linear(name, values[name])
             return (found.mean(0), found.std(0, correction=0))[: len(odd)]
 
         return Features(self.sites, make, odd)
@@ -93,18 +101,21 @@ class KnownByDraws(Posterior):
 
     def _squared_distance(self, other: Posterior) -> tuple[float, float]:
         self.check_compatible(other)
-        return squared_distance(*_evened(self._coordinates, other._coordinates_like(self)))
+        return squared_distance(*_evened(self.coordinates, other._coordinates_like(self)))
+
+    def _linear(self, site: str, values: Tensor) -> Tensor:
+        """Coordinates of the site's shape in which every relabeling is linear."""
+        spec = self.sites[site]
+        return centered_log_ratio(values) if base_support(spec.support) is simplex else straight(spec, values)
 
     @cached_property
-    def _coordinates(self) -> Tensor:
+    def coordinates(self) -> Tensor:
         return self._coordinates_like(self)
 
     def _coordinates_like(self, other: KnownByDraws) -> Tensor:
         """Draws in coordinates in which relabeling is linear, ``(draws, D)``, sites in the order of another's."""
         values = self.drawn(0)
-        return torch.cat(
-            [_linear(self.sites[k], values[k]).double().reshape(len(values[k]), -1) for k in other.sites], dim=-1
-        )
+        return torch.cat([self._linear(k, values[k]).double().reshape(len(values[k]), -1) for k in other.sites], dim=-1)
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """Between the endpoints, the law described at the top of this module."""
@@ -118,14 +129,15 @@ class KnownByDraws(Posterior):
 
     def _transport(self, other: KnownByDraws) -> tuple[Transport, float]:
         """The map to another posterior, and the energy coefficient of what it does not carry over."""
-        cache = self.__dict__.setdefault("_transports", {})  # one map serves every tau of a path
-        if cache.get("to") is not other:
+
+        def fit() -> tuple[Transport, float]:
             x, y = _evened(*(flat(self.sites, q.drawn(0)) for q in (self, other)))
-            sizes = [self.sites[k].numel for k in movable(self.sites)]
-            found, scale = fit_transport(x, y, sizes), y.std(0, correction=0)
-            moved, scale = found.displace(x, 1.0)[0], torch.where(scale > 0, scale, 1.0)
-            cache.update(to=other, value=(found, energy_coefficient(moved / scale, y / scale)))
-        return cache["value"]
+            found = fit_transport(x, y, [self.sites[k].numel for k in movable(self.sites)])
+            moved, scale = found.displace(x, 1.0)[0], y.std(0, correction=0)
+            scale = torch.where(scale > 0, scale, 1.0)
+            return found, energy_coefficient(moved / scale, y / scale)
+
+        return self._toward(other, fit)
 
     def path_notes(self, other: Posterior) -> tuple[str, ...]:
         notes, remainder = [], self._transport(other)[1]
@@ -232,12 +244,6 @@ class Between(KnownByDraws):
     def max_samples(self) -> int | None:
         return min((q.max_samples for q in (self.start, self.end) if q.max_samples is not None), default=None)
 
-    def drawn(self, seed: int) -> Values:
-        cache = self.__dict__.setdefault("_drawn", {})
-        if seed not in cache:
-            cache[seed] = self.push(self.noise(min(NUM_DRAWS, self.max_samples or NUM_DRAWS), generator=seed))
-        return cache[seed]
-
     def _permute(self, p: Permutation) -> Between:
         label_moves(p, self.sites, self.labels)  # refuses what cannot be relabeled
         return replace(self, chain=(*self.chain, p))
@@ -287,22 +293,11 @@ def relabeled(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels, val
     return {**draws, **{k: move_labels(sites[k], index, draws[k]) for k, index in moves.items()}}
 
 
-def _linear(spec: SiteSpec, values: Tensor) -> Tensor:
-    """Coordinates of the site's shape in which every relabeling is linear."""
+def straight(spec: SiteSpec, values: Tensor) -> Tensor:
+    """Unconstrained coordinates where the bijection is elementwise, constrained ones elsewhere; zeros for labels."""
     if spec.is_discrete:
         return values.new_zeros((), dtype=torch.get_default_dtype()).expand(values.shape)
-    if not spec.core_event_dims[0]:
-        return spec.unconstrain(values)
-    if _is_simplex(spec.support):  # centered log ratios (Aitchison 1982)
-        logs = values.clamp_min(torch.finfo(values.dtype).tiny).log()
-        return logs - logs.mean(-1, keepdim=True)
-    return values
-
-
-def _is_simplex(support: object) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.simplex
+    return values if spec.core_event_dims[0] else spec.unconstrain(values)
 
 
 def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,15 +315,7 @@ def _rows(mask: Tensor, values: Tensor) -> Tensor:
 
 @register_guide(dict)
 def read_draws(draws: Mapping[str, Tensor], *, known: bool = False) -> Draws:
-    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them.
-
-    Args:
-        draws: The draws.
-        known: Whether a symmetry has told that these are no chains of draws.
-
-    Raises:
-        GuideError: Something is no tensor of draws, or what may be chains of draws.
-    """
+    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
     if not draws:
         raise GuideError("there are no draws: the dict is empty")
     for name, value in draws.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.draws import Draws, plain_sites
+from pyro_align.guides.families.draws import Draws, plain_sites, straight
 from pyro_align.guides.families.point import Point
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
@@ -34,22 +33,8 @@ class Ensemble(Draws):
 
     is_coupled = True
 
-    @cached_property
-    def coordinates(self) -> Tensor:
-        """The members in the coordinates in which they move on straight lines, ``(members, D)``."""
-        return self._coordinates_like(self)
-
-    def _coordinates_like(self, other: Draws) -> Tensor:
-        parts = [_straight(self.sites[k], self.draws[k]).reshape(self.num_draws, -1) for k in other.sites]
-        return torch.cat(parts, dim=-1)
-
-    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of one site's members, in the coordinates in which they move."""
-        values = _straight(self.sites[site], self.draws[site])
-        return values.mean(0), values.std(0, correction=0)
-
-    def _features(self, divergence: str, side: str) -> Features:
-        return Posterior._features(self, divergence, side)
+    def _linear(self, site: str, values: Tensor) -> Tensor:
+        return straight(self.sites[site], values)
 
     def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
@@ -57,14 +42,14 @@ class Ensemble(Draws):
 
     def _members(self, order: Tensor | None = None) -> Features:
         def make(name: str) -> tuple[Tensor, ...]:
-            values = _straight(self.sites[name], self.draws[name]) / math.sqrt(self.num_draws)
+            values = self._linear(name, self.draws[name]) / math.sqrt(self.num_draws)
             return tuple(values if order is None else values[order.to(values.device)])
 
         return Features(self.sites, make, (True,) * self.num_draws)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
-        gap = self.coordinates.double() - other._coordinates_like(self).double()[self._partners(other)]
+        gap = self.coordinates - other._coordinates_like(self)[self._partners(other)]
         return math.sqrt(float(gap.square().sum()) / self.num_draws)
 
     def distance_error(self, other: Posterior) -> float:
@@ -75,18 +60,15 @@ class Ensemble(Draws):
         tau = check_tau(tau)
         if tau == 0.0:
             return self
-        cache = self.__dict__.setdefault("_pairs", {})  # one assignment serves every tau of a path
-        if cache.get("to") is not other:
-            cache.update(to=other, value=self._partners(other))
-        draws = {}
+        partners, draws = self._toward(other, lambda: self._partners(other)), {}
         for name, spec in self.sites.items():
-            there = other.draws[name][cache["value"].to(other.draws[name].device)]
+            there = other.draws[name][partners.to(other.draws[name].device)]
             draws[name] = there if tau == 1.0 else _between(spec, self.draws[name], there, tau)
         return replace(self, draws=draws)
 
     def _partners(self, other: Ensemble) -> Tensor:
         """For each member the one of the other ensemble that it goes to under the cheapest assignment."""
-        cost = torch.cdist(self.coordinates.double(), other._coordinates_like(self).double()).square()
+        cost = torch.cdist(self.coordinates, other._coordinates_like(self)).square()
         return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device="cpu")
 
     def path_notes(self, other: Posterior) -> tuple[str, ...]:
@@ -96,12 +78,6 @@ class Ensemble(Draws):
         Posterior.check_compatible(self, other)
         if other.num_draws != self.num_draws:
             raise GuideError(f"the ensembles have {self.num_draws} and {other.num_draws} members; take equally many")
-
-
-def _straight(spec: SiteSpec, values: Tensor) -> Tensor:
-    if spec.is_discrete:  # labels have no geometry
-        return values.new_zeros((), dtype=torch.get_default_dtype()).expand(values.shape)
-    return values if spec.core_event_dims[0] else spec.unconstrain(values)
 
 
 def _between(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
@@ -117,11 +93,7 @@ def _between(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
 
 @register_guide(list, tuple)
 def read_ensemble(members: Sequence[Any]) -> Ensemble:
-    """Reads a list of point guides (``AutoDelta``) or of state dicts, one member each.
-
-    Raises:
-        GuideError: The list is empty, or holds something else.
-    """
+    """Reads a list of point guides (``AutoDelta``) or of state dicts, one member each."""
     if not members:
         raise GuideError("the ensemble is empty")
     if all(isinstance(m, Mapping) for m in members):

@@ -37,19 +37,69 @@ class StoredForm(ABC):
 
     @abstractmethod
     def permute(self, p: Permutation) -> StoredForm:
-        """The form of the relabeled Gaussian.
-
-        Raises:
-            GuideError: The relabeled Gaussian has no such form.
-        """
+        """The form of the relabeled Gaussian."""
 
     @abstractmethod
     def build(self) -> object:
         """A new guide that stores this form, bit for bit."""
 
 
+class FlatNormal(Posterior):
+    """A Gaussian over the concatenated unconstrained coordinates of all sites.
+
+    Attributes:
+        loc: Location, ``(D,)``.
+    """
+
+    loc: Tensor
+    in_unconstrained = True
+    is_coupled = True
+
+    @property
+    @abstractmethod
+    def extra(self) -> int:
+        """Columns of the root beyond one per coordinate."""
+
+    @property
+    @abstractmethod
+    def deviations(self) -> Tensor:
+        """Standard deviation of every coordinate, ``(D,)``."""
+
+    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
+        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
+        return split_flat(self.sites, self.loc)[site], split_flat(self.sites, self.deviations)[site]
+
+    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
+        """Standard normal noise per site, and :attr:`extra` more entries under :data:`RANK_NOISE`."""
+        generator = as_generator(generator)
+        noise = standard_normal(self.sites, num_samples, generator)
+        if self.extra:
+            rank = torch.randn((num_samples, self.extra), generator=generator, dtype=self.dtype, device="cpu")
+            noise[RANK_NOISE] = rank.to(self.device)
+        return noise
+
+    @abstractmethod
+    def _log_prob_at(self, shift: Tensor) -> Tensor:
+        """Log density of coordinates that lie ``shift``, ``(draws, D)``, from the location: ``(draws,)`` nats."""
+
+    def log_prob(self, values: Values) -> Tensor:
+        """Log density (nats) of constrained values ``(draws, *site_shape)``, ``(draws,)``."""
+        latents = {k: spec.unconstrain(values[k]) for k, spec in self.sites.items()}
+        flat = torch.cat([v.reshape(len(v), -1) for v in latents.values()], dim=-1)
+        return self._log_prob_at(flat - self.loc) - sum(
+            self.sites[k].log_volume(v, values[k]) for k, v in latents.items()
+        )
+
+    def check_compatible(self, other: Posterior) -> None:
+        super().check_compatible(other)
+        if other.extra != self.extra:
+            raise GuideError(
+                f"the posteriors have ranks {self.extra} and {other.extra}; fit both guides with the same rank"
+            )
+
+
 @dataclass(frozen=True, eq=False)
-class DenseNormal(Posterior):
+class DenseNormal(FlatNormal):
     """A Gaussian over all unconstrained coordinates.
 
     Attributes:
@@ -73,10 +123,9 @@ class DenseNormal(Posterior):
         for name, rows in split_flat(self.sites, self.root.T).items():
             check_finite("covariance", name, rows)
 
-    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
-        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
-        scale = self.root.square().sum(-1).sqrt()
-        return split_flat(self.sites, self.loc)[site], split_flat(self.sites, scale)[site]
+    @property
+    def deviations(self) -> Tensor:
+        return self.root.square().sum(-1).sqrt()
 
     @cached_property
     def tril(self) -> Tensor:
@@ -89,7 +138,6 @@ class DenseNormal(Posterior):
 
     @property
     def extra(self) -> int:
-        """Columns of the root beyond one per coordinate."""
         return self.root.shape[1] - self.root.shape[0]
 
     # -- relabeling -----------------------------------------------------------------------------------------------
@@ -106,22 +154,17 @@ class DenseNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.extra, num_samples, generator)
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
-        eps = flat_noise(self.sites, noise)
-        shift = eps @ self.root.T
+        shift = flat_noise(self.sites, noise) @ self.root.T
+        return constrain_flat(self.sites, self.loc + shift, self._log_prob_at(shift))
+
+    def _log_prob_at(self, shift: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.tril, shift.T, upper=False)
-        log_prob = -0.5 * white.square().sum(0) - self.tril.diagonal().log().sum() - len(self.loc) * _HALF_LOG_2PI
-        return constrain_flat(self.sites, self.loc + shift, log_prob)
+        return -0.5 * white.square().sum(0) - self.tril.diagonal().log().sum() - len(self.loc) * _HALF_LOG_2PI
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
     # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
-
-    is_coupled = True
-    in_unconstrained = True
 
     def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
@@ -141,24 +184,12 @@ class DenseNormal(Posterior):
         theirs = in_order(other, self.sites)
         if tau == 0.0:
             return self
-        turned = theirs.root @ self._coupled(theirs)
+        # one SVD serves every tau of a path
+        turned = theirs.root @ self._toward(other, lambda: coupling(self.root, theirs.root))
         if tau == 1.0:  # turned, so that the same noise gives the coupled draws; what is written back is the end itself
             return replace(self, loc=theirs.loc, root=turned, stored=theirs.stored)
         root = torch.lerp(self.root, turned, tau)
         return replace(self, loc=torch.lerp(self.loc, theirs.loc, tau), root=root, stored=None)
-
-    def _coupled(self, other: DenseNormal) -> Tensor:
-        cache = self.__dict__.setdefault("_couplings", {})  # one SVD serves every tau of a path
-        if cache.get("to") is not other.root:
-            cache.update(to=other.root, value=coupling(self.root, other.root))
-        return cache["value"]
-
-    def check_compatible(self, other: Posterior) -> None:
-        super().check_compatible(other)
-        if other.root.shape[1] != self.root.shape[1]:
-            raise GuideError(
-                f"the posteriors have ranks {self.extra} and {other.extra}; fit both guides with the same rank"
-            )
 
     def to_guide(self) -> Guide:
         return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
@@ -233,20 +264,6 @@ def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Featur
 
 
 # -- noise and draws on flat vectors -----------------------------------------------------------------------------------
-
-
-def normal_noise(
-    sites: Mapping[str, SiteSpec], extra: int, num_samples: int, generator: int | torch.Generator | None
-) -> Noise:
-    """Standard normal noise per site, and ``extra`` more entries under :data:`RANK_NOISE`."""
-    generator = as_generator(generator)
-    noise = standard_normal(sites, num_samples, generator)
-    if extra:
-        first = next(iter(sites.values()))
-        noise[RANK_NOISE] = torch.randn((num_samples, extra), generator=generator, dtype=first.dtype, device="cpu").to(
-            first.device
-        )
-    return noise
 
 
 def flat_noise(sites: Mapping[str, SiteSpec], noise: Noise) -> Tensor:

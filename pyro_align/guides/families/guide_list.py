@@ -163,11 +163,7 @@ def _united(parts: Sequence[Features]) -> Features:
 
 @register_guide(AutoGuideList)
 def read_auto_guide_list(guide: AutoGuideList) -> Independent:
-    """Reads every part under its own rule.
-
-    Raises:
-        GuideError: A part has no rule.
-    """
+    """Reads every part under its own rule."""
     children = list(guide._modules.values())
     if guide.prototype_trace is None or not children:
         raise GuideError(f"this AutoGuideList is untrained or empty: {UNTRAINED}")

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.mean_field import MeanFieldNormal, write_auto_normal
+from pyro_align.guides.families.entrywise import write_entries
+from pyro_align.guides.families.mean_field import AUTO_NORMAL, MeanFieldNormal
 from pyro_align.guides.families.wrapped import trace_guide
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_sites, site_specs, trace_of
 from pyro_align.guides.sites import SiteSpec
@@ -83,8 +84,7 @@ def mean_field_guide(
                 raise GuideError(f"site '{name}': expected the names of a location and a scale, got {parameters[name]}")
         locs[name] = RawParameter(pair[0], constraints.real, spec.event_dim)
         scales[name] = RawParameter(pair[0], AutoNormal.scale_constraint, spec.event_dim).with_value(pair[1])
-    writer = partial(write_auto_normal, _prototype(nodes, guide), locs)
-    return MeanFieldNormal(sites, {k: v.raw for k, v in locs.items()}, scales, writer)
+    return MeanFieldNormal(sites, locs, scales, partial(write_entries, _prototype(nodes, guide), AUTO_NORMAL))
 
 
 def _from_trace(spec: SiteSpec, node: Mapping[str, Any], again: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -22,15 +22,15 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import (
     DenseNormal,
+    FlatNormal,
     constrain_flat,
     coupling,
     flat_noise,
-    normal_noise,
     row_action,
 )
 from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.families.multivariate import dense_writer
-from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
@@ -43,7 +43,7 @@ LARGEST_DENSE = 8192  # above this many coordinates a dense root no longer fits 
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankNormal(Posterior):
+class LowRankNormal(FlatNormal):
     """A Gaussian with covariance ``diag(scale^2) + W W^T``, ``W = scale[:, None] * factor``.
 
     Attributes:
@@ -62,9 +62,11 @@ class LowRankNormal(Posterior):
     write: Callable[[LowRankNormal], object] = field(repr=False)
     write_dense: Callable[[DenseNormal], object] = field(repr=False)
 
-    is_coupled = True
     moves_whole_sites = True
-    in_unconstrained = True
+
+    @property
+    def extra(self) -> int:
+        return self.factor.raw.shape[-1]
 
     def __post_init__(self) -> None:
         for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
@@ -78,6 +80,7 @@ class LowRankNormal(Posterior):
         """``W``, ``(D, K)``."""
         return self.scale.value.unsqueeze(-1) * self.factor.value
 
+    @cached_property
     def dense(self) -> DenseNormal:
         """The same Gaussian as a :class:`DenseNormal` with root ``[diag(s), W]``.
 
@@ -92,10 +95,9 @@ class LowRankNormal(Posterior):
         root = torch.cat([torch.diag(self.scale.value), self.low_rank_part], dim=-1)
         return DenseNormal(self.sites, self.loc, root, self.write_dense)
 
-    def marginal(self, site: str) -> tuple[Tensor, Tensor]:
-        """Location and standard deviation of one site's unconstrained coordinates, ``unconstrained_shape`` each."""
-        scale = self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
-        return split_flat(self.sites, self.loc)[site], split_flat(self.sites, scale)[site]
+    @property
+    def deviations(self) -> Tensor:
+        return self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
 
     # -- relabeling -----------------------------------------------------------------------------------------------
 
@@ -117,32 +119,31 @@ class LowRankNormal(Posterior):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
-        return normal_noise(self.sites, self.factor.raw.shape[-1], num_samples, generator)
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
-        eps = flat_noise(self.sites, noise)
-        size, scale, part = len(self.loc), self.scale.value, self.low_rank_part
-        latent = self.loc + eps[:, :size] * scale + eps[:, size:] @ part.T
-        density = LowRankMultivariateNormal(self.loc, part, scale**2, validate_args=False)
-        return constrain_flat(self.sites, latent, density.log_prob(latent))
+        eps, size = flat_noise(self.sites, noise), len(self.loc)
+        latent = self.loc + eps[:, :size] * self.scale.value + eps[:, size:] @ self.low_rank_part.T
+        return constrain_flat(self.sites, latent, self._log_prob_at(latent - self.loc))
+
+    def _log_prob_at(self, shift: Tensor) -> Tensor:
+        center, variance = torch.zeros_like(self.loc), self.scale.value**2
+        return LowRankMultivariateNormal(center, self.low_rank_part, variance, validate_args=False).log_prob(shift)
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
     def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
-        return self.dense().coupled_features(other.dense(), p)
+        return self.dense.coupled_features(other.dense, p)
 
     def distance(self, other: Posterior) -> float:
         self.check_compatible(other)
-        return self.dense().distance(other.dense())
+        return self.dense.distance(other.dense)
 
     def displace(self, other: Posterior, tau: float) -> Posterior:
         self.check_compatible(other)
         tau = check_tau(tau)
         if tau == 0.0:
             return self
-        between = self._dense.displace(other._dense, tau)
+        between = self.dense.displace(other.dense, tau)
         if tau == 1.0:
             end = self._with_values_of(other)
             return replace(between, stored=end, write=partial(_write_end, end, self.write_dense))
@@ -173,10 +174,6 @@ class LowRankNormal(Posterior):
         gaps = (self.loc - theirs.loc, self.scale.value - theirs.scale.value, here - there @ coupling(here, there))
         return math.sqrt(sum(float(gap.double().square().sum()) for gap in gaps))
 
-    @cached_property
-    def _dense(self) -> DenseNormal:
-        return self.dense()
-
     def _with_values_of(self, other: LowRankNormal) -> LowRankNormal:
         """The other's values, in the order of this posterior's sites and with its writer."""
         index = torch.arange(len(other.loc), device=other.loc.device)
@@ -190,15 +187,6 @@ class LowRankNormal(Posterior):
             scale=scale.with_raw(scale.raw[index]),
             factor=factor.with_raw(factor.raw[index]),
         )
-
-    def check_compatible(self, other: Posterior) -> None:
-        super().check_compatible(other)
-        here, there = self.factor.raw.shape[-1], other.factor.raw.shape[-1]
-        if here != there:
-            raise GuideError(f"the posteriors have ranks {here} and {there}; fit both guides with the same rank")
-
-    def to_guide(self) -> Guide:
-        return self.write(self)
 
 
 @register_guide(AutoLowRankMultivariateNormal)

@@ -8,7 +8,7 @@ diagonal covariances commute: W2^2 = |m0 - m1|^2 + |s0 - s1|^2 (Takatsu 2011).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,34 +20,34 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.divergences import divergence_of, known_divergences
-from pyro_align.guides.features import Features, squared_distance
-from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.families.entrywise import Entrywise, write_entries
+from pyro_align.guides.features import Features
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau, standard_normal
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, standard_normal
 from pyro_align.symmetry.element import Permutation
 
-_RUN = 1 << 22  # entries of a scale evaluated at a time for a distance
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
-class MeanFieldNormal(Posterior):
+class MeanFieldNormal(Entrywise):
     """Independent normals in unconstrained coordinates.
 
     Attributes:
         sites: The sites.
-        locs: Site -> location, ``unconstrained_shape``.
-        scales: Site -> the scale's parameter; its raw tensor is kept so that indexing rounds nothing.
+        locs: Site -> the location's parameter, ``unconstrained_shape``.
+        scales: Site -> the scale's parameter.
         write: Makes a Pyro guide of a member of the family.
     """
 
     sites: Mapping[str, SiteSpec]
-    locs: Mapping[str, Tensor] = field(repr=False)
+    locs: Mapping[str, RawParameter] = field(repr=False)
     scales: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[MeanFieldNormal], object] = field(repr=False)
 
+    entries = ("locs", "scales")
     in_unconstrained = True
     moves_whole_sites = True
 
@@ -57,7 +57,7 @@ class MeanFieldNormal(Posterior):
 
     def __post_init__(self) -> None:
         for name in self.sites:
-            check_finite("location", name, self.locs[name])
+            check_finite("location", name, self.locs[name].value)
             scale = self.scales[name].value
             check_finite("scale", name, scale)
             if not bool((scale > 0).all()):
@@ -68,15 +68,16 @@ class MeanFieldNormal(Posterior):
 
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
-        return self.locs[site], self.scales[site].value
+        return self.locs[site].value, self.scales[site].value
 
     # -- relabeling -----------------------------------------------------------------------------------------------
 
     def _permute(self, p: Permutation) -> MeanFieldNormal:
         act = Relabeling(p, self.sites)
-        locs = {k: act.unconstrained(k, v) for k, v in act.renamed(self.locs).items()}
-        scales = act.renamed(self.scales)
-        scales = {k: v.with_raw(act.unconstrained(k, v.raw, signs=False)) for k, v in scales.items()}
+        locs, scales = (
+            {k: v.with_raw(act.unconstrained(k, v.raw, signs=signs)) for k, v in act.renamed(part).items()}
+            for part, signs in ((self.locs, True), (self.scales, False))
+        )
         return replace(self, locs=locs, scales=scales)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
@@ -101,6 +102,14 @@ class MeanFieldNormal(Posterior):
             total = total - 0.5 * square - constant - spec.log_volume(latent, values[name])
         return values, total
 
+    def log_prob(self, values: Values) -> Tensor:
+        """Log density (nats) of constrained values ``(draws, *site_shape)``, ``(draws,)``."""
+        noise = {}
+        for name, spec in self.sites.items():
+            loc, scale = self.marginal(name)
+            noise[name] = (spec.unconstrain(values[name]) - loc) / scale
+        return self.push_with_log_prob(noise)[1]
+
     # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:
@@ -112,60 +121,28 @@ class MeanFieldNormal(Posterior):
             known.odd,
         )
 
-    def distance(self, other: Posterior) -> float:
-        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
-
-    def site_distances(self, other: Posterior) -> dict[str, float]:
-        """The W2 distance of each site's marginals; their squares add up to the squared distance."""
-        self.check_compatible(other)
-        parts = {}
-        for name in self.sites:
-            scales = zip(_runs(self.scales[name]), _runs(other.scales[name]), strict=True)
-            total = squared_distance(self.locs[name], other.locs[name])
-            parts[name] = math.sqrt(total + sum(squared_distance(a, b) for a, b in scales))
-        return parts
-
-    def displace(self, other: Posterior, tau: float) -> MeanFieldNormal:
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau in (0.0, 1.0):  # raw scales, so that the end points are exact
-            end = other if tau else self
-            scales = {k: self.scales[k].adopt(end.scales[k]) for k in self.sites}
-            return replace(self, locs={k: end.locs[k] for k in self.sites}, scales=scales)
-        locs = {k: torch.lerp(v, other.locs[k], tau) for k, v in self.locs.items()}
-        scales = {k: v.with_value(torch.lerp(v.value, other.scales[k].value, tau)) for k, v in self.scales.items()}
-        return replace(self, locs=locs, scales=scales)
-
-    def to_guide(self) -> Guide:
-        return self.write(self)
-
-
-def _runs(scale: RawParameter) -> Iterator[Tensor]:
-    """The values of a scale by runs of its first axis, so that no large one is held as a whole."""
-    raw = scale.raw
-    step = max(1, _RUN * len(raw) // raw.numel()) if raw.dim() and raw.numel() > _RUN else max(1, raw.numel())
-    for part in raw.split(step) if raw.dim() else (raw,):
-        yield scale.with_raw(part).value
+    def with_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> MeanFieldNormal:
+        """The same with the locations and scales given for some sites."""
+        locs = {k: self.locs[k].with_value(loc) for k, (loc, _) in moments.items()}
+        scales = {k: self.scales[k].with_value(scale) for k, (_, scale) in moments.items()}
+        return replace(self, locs={**self.locs, **locs}, scales={**self.scales, **scales})
 
 
 # -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
 
 
+AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
+
+
 @register_guide(AutoNormal, AutoNormalMessenger)
 def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
-    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have.
-
-    Raises:
-        GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
-            cannot be relabeled one by one.
-    """
+    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have."""
     sites = site_specs(latent_nodes(guide), guide)
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
     if isinstance(guide, AutoNormalMessenger):
         sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
-    writer = partial(write_auto_normal, Prototype.of(guide), locs)
-    return MeanFieldNormal(sites, {k: v.value for k, v in locs.items()}, scales, writer)
+    return MeanFieldNormal(sites, locs, scales, partial(write_entries, Prototype.of(guide), AUTO_NORMAL))
 
 
 def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:
@@ -181,12 +158,6 @@ def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSp
     return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
 
 
-def write_auto_normal(prototype: Prototype, locs: Mapping[str, RawParameter], q: MeanFieldNormal) -> PyroModule:
-    """A guide that stores its locations as ``locs`` do."""
-    parameters = {f"locs.{k}": locs[k].with_value(v) for k, v in q.locs.items()}
-    return prototype.build({**parameters, **{f"scales.{k}": v for k, v in q.scales.items()}})
-
-
 # -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
 
 
@@ -196,22 +167,19 @@ def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     loc, scale = read_parameter(guide, "loc"), read_parameter(guide, "scale")
     writer = partial(_write_diagonal, Prototype.of(guide), loc, scale)
-    scales = {k: scale.with_raw(v) for k, v in split_flat(sites, scale.raw).items()}
-    return MeanFieldNormal(sites, split_flat(sites, loc.value), scales, writer)
+    locs, scales = ({k: p.with_raw(v) for k, v in split_flat(sites, p.raw).items()} for p in (loc, scale))
+    return MeanFieldNormal(sites, locs, scales, writer)
 
 
 def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter, q: MeanFieldNormal) -> PyroModule:
-    loc = loc.with_value(torch.cat([v.flatten() for v in q.locs.values()]))
-    scale = scale.with_raw(torch.cat([v.raw.flatten() for v in q.scales.values()]))
-    return prototype.build({"loc": loc, "scale": scale})
+    made = {"loc": (loc, q.locs), "scale": (scale, q.scales)}
+    return prototype.build(
+        {k: p.with_raw(torch.cat([v.raw.flatten() for v in parts.values()])) for k, (p, parts) in made.items()}
+    )
 
 
 def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
-    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites.
-
-    Raises:
-        GuideError: The vector has another length.
-    """
+    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
     total = sum(spec.numel for spec in sites.values())
     if vector.shape[-1] != total:
         raise GuideError(

@@ -12,29 +12,25 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
 from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
+from pyro_align.guides.posterior import Guide
 from pyro_align.guides.pyro_state.copies import private_copy
-from pyro_align.guides.pyro_state.modules import RawParameter, read_parameter
-from pyro_align.guides.registry import read_guide, register_guide
-from pyro_align.guides.sites import SiteSpec
+from pyro_align.guides.pyro_state.modules import raw_parameters, read_parameter, sites_of
+from pyro_align.guides.registry import read_guide, register_guide, relabelable
 from pyro_align.model.learnables import module_tensors, with_tensors
+from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
 
 
 @register_guide(nn.Module)
 def read_network(module: nn.Module) -> Point:
-    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name.
-
-    Raises:
-        GuideError: The module has none, or holds Bayesian layers.
-    """
+    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
     if is_bayesian_module(module):
         raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
     points = {}
@@ -45,7 +41,7 @@ def read_network(module: nn.Module) -> Point:
             points[site if constrained else name] = read_parameter(module, site if constrained else name)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
-    return Point(_sites(points), points, partial(_write_network, _copy(module)))
+    return Point(sites_of(points), points, partial(_write_network, _copy(module)))
 
 
 def _constrained(module: nn.Module) -> set[str]:
@@ -57,11 +53,11 @@ def _constrained(module: nn.Module) -> set[str]:
 @register_guide(OrderedDict)
 def read_state_dict(state: Mapping[str, Tensor]) -> Point:
     """Reads the floating-point tensors of a state dict, one site each; the others are kept as they are."""
-    points = {k: RawParameter(v.detach().clone()) for k, v in state.items() if v.is_floating_point()}
+    points = raw_parameters({k: v for k, v in state.items() if v.is_floating_point()})
     if not points:
         raise GuideError("the state dict has no floating-point tensors")
     kept = OrderedDict((k, v.detach().clone()) for k, v in state.items())
-    return Point(_sites(points), points, partial(_write_state_dict, kept))
+    return Point(sites_of(points), points, partial(_write_state_dict, kept))
 
 
 def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
@@ -75,17 +71,6 @@ def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
     if lead == {2}:
         guide = {k: v.flatten(0, 1) for k, v in guide.items()}
     return read_draws(guide, known=True) if lead in ({1}, {2}) else guide
-
-
-def _sites(points: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
-    sites = {}
-    for name, point in points.items():
-        value = point.value
-        support = point.constraint
-        if support is not constraints.real:
-            support = constraints.independent(support, value.dim() - support.event_dim)
-        sites[name] = SiteSpec(name, tuple(value.shape), support, value.dim(), value.dtype, value.device)
-    return sites
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -152,21 +137,20 @@ class GuideAndModel:
 @register_guide(GuideAndModel)
 def read_guide_and_model(both: GuideAndModel) -> Independent:
     """The guide's posterior and a point mass at the model's parameters."""
-    read = _read_model_at if type(both.model) is ModelAt else _read_model
-    if isinstance(both.model, nn.Module):
-        read = read_network
-    return Independent((read_guide(both.guide), read(both.model)), _write_both, separate=True)
+    model = read_network(both.model) if isinstance(both.model, nn.Module) else _read_model(both.model)
+    return Independent((read_guide(both.guide), model), _write_both, separate=True)
 
 
 def _read_model(model: Callable[..., Any]) -> Point:
     """Reads the tensors of the modules that a model reaches: those that it is a method of, closes over, and so on."""
-    points = {k: RawParameter(v.detach().clone()) for k, v in module_tensors(model).items()}
-    if not points:
+    inner, tensors = (model.model, model.tensors) if type(model) is ModelAt else (model, module_tensors(model))
+    if not tensors:
         raise GuideError(
             "parameters: the model reaches no modules with parameters; what pyro.param keeps in the param store is not "
             "reached: make it an attribute (PyroParam) of a PyroModule"
         )
-    return Point(_sites(points), points, lambda q: ModelAt(model, {k: v.raw for k, v in q.points.items()}))
+    points = raw_parameters(tensors)
+    return Point(sites_of(points), points, lambda q: ModelAt(inner, {k: v.raw for k, v in q.points.items()}))
 
 
 class ModelAt:
@@ -188,23 +172,47 @@ class ModelAt:
         return with_tensors(self.model, self.tensors)(*args, **kwargs)
 
 
-def _read_model_at(model: ModelAt) -> Point:
-    points = {k: RawParameter(v.clone()) for k, v in model.tensors.items()}
-    return Point(_sites(points), points, lambda q: ModelAt(model.model, {k: v.raw for k, v in q.points.items()}))
-
-
 def _write_both(q: Independent) -> GuideAndModel:
     return GuideAndModel(*(part.to_guide() for part in q.parts))
 
 
 def beside(guide: Any, model: Any) -> GuideAndModel:
-    """A guide together with its model's parameters.
-
-    Raises:
-        GuideError: The model is not callable, or there is one already.
-    """
+    """A guide together with its model's parameters."""
     if not callable(model):
         raise GuideError(f"parameters: expected the model, a module or a callable, got {type(model).__name__}")
     if isinstance(guide, GuideAndModel):
         raise GuideError("parameters: the guide comes with its model already")
     return GuideAndModel(guide, model)
+
+
+def permute_guide(guide: Any, p: Permutation, *, parameters: Callable[..., Any] | None = None) -> Guide:
+    """A new guide of the same type whose draws are the relabeled draws of ``guide``, exactly.
+
+    Its log density at a relabeled draw equals the old one at the draw. The old guide stays as it is.
+
+    Args:
+        guide: The guide, or a plain network, a state dict, or a dict of draws.
+        p: The relabeling.
+        parameters: The model, where parameters were learned beside the guide: they are relabeled with it, and the
+            result is a :class:`~pyro_align.guides.GuideAndModel`.
+
+    Raises:
+        GuideError: The guide cannot be read, or not be relabeled exactly; the message names the site and a remedy.
+
+    Example:
+        >>> from pyro_align import Symmetry, permute_guide
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> def model():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
+        >>> with pyro.get_param_store().scope():
+        ...     guide = AutoNormal(model, init_loc_fn=init_to_sample)
+        ...     _ = guide()
+        >>> symmetry = Symmetry.from_axes({"w": ("unit", None)}, shapes={"w": (6, 2)})
+        >>> moved = permute_guide(guide, symmetry.permutation({"unit": [5, 4, 3, 2, 1, 0]}))
+        >>> bool((moved.median()["w"] == guide.median()["w"].flip(0)).all())
+        True
+    """
+    guide = by_axes(guide, p.symmetry)
+    q = read_guide(guide if parameters is None else beside(guide, parameters))
+    return (q if p.is_identity else relabelable(q, p.symmetry)).permute(p).to_guide()

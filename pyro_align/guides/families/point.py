@@ -7,8 +7,8 @@ linear in the constrained space, which stays inside the support where that is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,22 +17,22 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.families.entrywise import Entrywise, write_entries
 from pyro_align.guides.features import Features
-from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
 from pyro_align.symmetry.element import Permutation
 
 
 @dataclass(frozen=True, eq=False)
-class Point(Posterior):
+class Point(Entrywise):
     """A point mass at one value per site.
 
     Attributes:
         sites: The sites.
-        points: Site -> its value's parameter, in the constrained space; the raw tensor is kept so that nothing rounds.
+        points: Site -> its value's parameter, in the constrained space.
         write: Makes a Pyro guide of a member of the family.
     """
 
@@ -40,6 +40,7 @@ class Point(Posterior):
     points: Mapping[str, RawParameter] = field(repr=False)
     write: Callable[[Point], object] = field(repr=False)
 
+    entries = ("points",)
     moves_whole_sites = True
 
     def __post_init__(self) -> None:
@@ -59,8 +60,7 @@ class Point(Posterior):
 
     def _relabeled(self, site: str, parameter: RawParameter, act: Relabeling) -> RawParameter:
         value = parameter.value
-        moved = act.constrained(site, value)
-        _check_support(self.sites[site], moved, "relabeled value")
+        moved = self._inside(site, act.constrained(site, value), "relabeled value")
         if parameter.raw.shape == value.shape:  # elementwise and softmax constraints: index the raw tensor, no rounding
             raw = parameter.with_raw(act.constrained(site, parameter.raw))
             if torch.equal(raw.value, moved) or torch.allclose(raw.value, moved, rtol=1e-6, atol=0.0):
@@ -87,49 +87,23 @@ class Point(Posterior):
     def _features(self, divergence: str, side: str) -> Features:
         return Features(self.points, lambda name: (self.points[name].value,), (True,))
 
-    def distance(self, other: Posterior) -> float:
-        return math.sqrt(sum(part**2 for part in self.site_distances(other).values()))
-
-    def site_distances(self, other: Posterior) -> dict[str, float]:
-        """The Euclidean distance at each site; their squares add up to the squared distance."""
-        self.check_compatible(other)
-        return {k: float((v.value.double() - other.points[k].value.double()).norm()) for k, v in self.points.items()}
-
-    def displace(self, other: Posterior, tau: float) -> Point:
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau in (0.0, 1.0):
-            end = other if tau else self
-            return replace(self, points={k: v.adopt(end.points[k]) for k, v in self.points.items()})
-        points = {}
-        for name, parameter in self.points.items():
-            value = torch.lerp(parameter.value, other.points[name].value, tau)
-            _check_support(self.sites[name], value, f"point at tau = {tau:g}")
-            points[name] = parameter.with_value(value)
-        return replace(self, points=points)
-
-    def to_guide(self) -> Guide:
-        return self.write(self)
-
-
-def _check_support(spec: SiteSpec, value: Tensor, what: str) -> None:
-    try:
-        inside = bool(spec.support.check(value).all())
-    except NotImplementedError:  # a support that cannot be checked cannot be left either
-        return
-    if not inside:
-        raise GuideError(
-            f"site '{spec.name}': the {what} leaves its support {spec.support}; "
-            "use a parametrization in which the support is closed under it (real, positive, simplex)"
-        )
+    def _inside(self, site: str, value: Tensor, what: str) -> Tensor:
+        spec = self.sites[site]
+        with suppress(NotImplementedError):  # a support that cannot be checked cannot be left either
+            if not bool(spec.support.check(value).all()):
+                raise GuideError(
+                    f"site '{spec.name}': the {what} leaves its support {spec.support}; "
+                    "use a parametrization in which the support is closed under it (real, positive, simplex)"
+                )
+        return value
 
 
 @register_guide(AutoDelta)
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
     sites = site_specs(latent_nodes(guide), guide)
-    return Point(sites, {k: read_parameter(guide, k) for k in sites}, partial(_write, Prototype.of(guide)))
-
-
-def _write(prototype: Prototype, q: Point) -> AutoDelta:
-    return prototype.build(q.points)
+    return Point(
+        sites,
+        {k: read_parameter(guide, k) for k in sites},
+        partial(write_entries, Prototype.of(guide), {"points": "{}"}),
+    )

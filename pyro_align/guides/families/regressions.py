@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal, Rows, StoredForm, lower_root
+from pyro_align.guides.families.multivariate import dense_writer_over, prototype_nodes
 from pyro_align.guides.families.wrapped import wrap_guide
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype, RawParameter, read_parameter, site_specs
-from pyro_align.guides.pyro_state.prototypes import dense_writer_over, prototype_nodes
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import SiteSpec

@@ -27,7 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.draws import NUM_DRAWS, KnownByDraws, relabeled
+from pyro_align.guides.families.draws import KnownByDraws, relabeled
 from pyro_align.guides.labels import Labels, label_moves, move_labels
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.copies import (
@@ -193,15 +193,6 @@ class Wrapped(KnownByDraws):
             moved._kept[seed] = relabeled(p, self.sites, self.labels, values)
         return moved
 
-    @cached_property
-    def _kept(self) -> dict[int, Values]:
-        return {}
-
-    def drawn(self, seed: int) -> Values:
-        if seed not in self._kept:
-            self._kept[seed] = self.push(self.noise(NUM_DRAWS, generator=seed))
-        return self._kept[seed]
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         seeds = tuple(noise["_seed"].tolist())
         last = self.__dict__.setdefault("_last", {})  # a path asks for the same draws at every tau
@@ -297,11 +288,7 @@ def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
 
 
 def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
-    """One run of a guide, which leaves the guide, the param store and the global random state as they are.
-
-    Raises:
-        GuideError: The guide is untrained, or does not run with these arguments.
-    """
+    """One run of a guide, which leaves the guide, the param store and the global random state as they are."""
     if not callable(guide):
         raise TypeError(f"expected a guide (a callable), got {type(guide).__name__}")
     prototype = guide.__dict__.get("prototype_trace", ...) if isinstance(guide, PyroModule) else ...

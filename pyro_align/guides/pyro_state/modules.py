@@ -70,11 +70,7 @@ class RawParameter:
 
 
 def read_parameter(module: nn.Module, path: str) -> RawParameter:
-    """The parameter at a dotted path, read from the module's own tensors.
-
-    Raises:
-        GuideError: The module has no such parameter.
-    """
+    """The parameter at a dotted path, read from the module's own tensors."""
     *parents, name = path.split(".")
     owner = module
     for i, part in enumerate(parents):
@@ -113,6 +109,22 @@ def write_parameter(module: PyroModule, path: str, parameter: RawParameter) -> N
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def raw_parameters(values: Mapping[str, Tensor], constraint: Any = constraints.real) -> dict[str, RawParameter]:
+    """Owned copies of unconstrained tensors, as parameters."""
+    return {name: RawParameter(_own(value), constraint) for name, value in values.items()}
+
+
+def sites_of(parameters: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
+    """Sites of which these values are all that is known, all their axes event axes."""
+    sites = {}
+    for name, parameter in parameters.items():
+        value, support = parameter.value, parameter.constraint
+        if support is not constraints.real:
+            support = constraints.independent(support, value.dim() - support.event_dim)
+        sites[name] = SiteSpec(name, tuple(value.shape), support, value.dim(), value.dtype, value.device)
+    return sites
 
 
 # -- whole modules -----------------------------------------------------------------------------------------------------
@@ -239,11 +251,7 @@ class Prototype:
 
 
 def latent_nodes(guide: Any) -> dict[str, dict[str, Any]]:
-    """The latent sites of a guide's prototype trace.
-
-    Raises:
-        GuideError: The guide has not run yet.
-    """
+    """The latent sites of a guide's prototype trace."""
     trace = guide.__dict__.get("trace" if isinstance(guide, GuideMessenger) else "prototype_trace")
     nodes = {} if trace is None else latent_sites(trace)
     if not nodes:
@@ -271,14 +279,7 @@ def prior_of(node: Mapping[str, Any]) -> Any:
 def site_specs(
     nodes: Mapping[str, dict[str, Any]], guide: nn.Module | None = None, *, full_plates: bool = True
 ) -> dict[str, SiteSpec]:
-    """The sites of a prototype trace.
-
-    Args:
-        nodes: The trace's latent sites.
-        guide: The guide that the trace is of, whose parameters tell dtype and device of the values: it may have been
-            moved since. None: the trace tells.
-        full_plates: Whether subsampled plates have their full size.
-    """
+    """The sites of a prototype trace."""
     own = [t for t in own_tensors(guide).values() if t.is_floating_point()]
     dtypes, devices = {t.dtype for t in own}, {t.device for t in own}
     specs = {}
