@@ -15,7 +15,7 @@ from draws_problems import MIXTURE, simulate
 from pyro_align import align_draws
 from pyro_align.draws import sources, store, units
 from pyro_align.draws.sources import Source
-from pyro_align.model.memory import peak_bytes
+from pyro_align.model.many import peak_bytes
 from pyro_align.reporting.arviz import assemble
 from pyro_align.symmetry import SymmetrySpec
 
