@@ -184,14 +184,11 @@ class Part:
     """What some of the batches give at one tau.
 
     Attributes:
-        tau: Where on the path.
-        log_q: Log posterior density of each draw, ``(draws,)`` nats.
-        log_prior: Log prior density of each draw; NaN where another part, or none, has it.
+        log_prior: As all that a :class:`Piece` has too, but NaN where another part, or none, has it.
         kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
         guides: (evaluation, loss of the guide) -> its values for all data, ``(draws,)``, in the part that has the first
             batches.
         sums: (evaluation, number of the batch) -> its sums.
-        vectorized: Whether the draws went through the model together.
     """
 
     tau: float
