@@ -34,16 +34,6 @@ class EffectiveWidth:
         kl: Atom -> KL of each unit, ``(*outer sizes, size)`` nats: the sum over all values that carry the unit.
         threshold: KL in nats above which a unit counts as active.
         skipped: Sites whose KL has no closed form; their values are left out.
-
-    Example:
-        >>> import torch
-        >>> from pyro_align import effective_width, find_symmetry
-        >>> from pyro_align.demo.network import bayesian_mlp
-        >>> from pyro_align.demo.training import Recipe, fit
-        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
-        >>> guide = fit(model, x, y, seed=0, recipe=Recipe(epochs=1, temperature=1.0), progress=False)
-        >>> effective_width(model, guide, find_symmetry(model, x, y), x, y).active
-        {'layer0': 8}
     """
 
     kl: Mapping[str, Tensor]
@@ -164,17 +154,13 @@ def _elementwise_kl(
         prior = _base(nodes[name]["fn"]) if name in nodes else None
         if spec.is_real and isinstance(prior, torch.distributions.Normal):
             loc, scale = (t.double() for t in posterior.marginal(name))
-            if not _broadcasts(prior.batch_shape, loc.shape):
+            sizes = zip(reversed(prior.batch_shape), reversed(loc.shape), strict=False)
+            if len(prior.batch_shape) > loc.dim() or any(n not in (1, m) for n, m in sizes):
                 continue  # a subsampled plate: the model shows the priors of a part of the values
             q = torch.distributions.Normal(loc, scale, validate_args=False)
             p = torch.distributions.Normal(prior.loc.double(), prior.scale.double(), validate_args=False)
             out[name] = torch.distributions.kl_divergence(q, p).cpu()
     return out
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether a shape broadcasts to another one."""
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _base(fn: Any) -> Any:
@@ -199,7 +185,7 @@ def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Ax
                 return
             index = _along(places[source][outer], source, len(terms))
             valid = valid & (index >= 0)
-            unit = unit + index * _stride(total, within, outer)
+            unit = unit + index * total.stride(within.index(outer))
         unit, valid = unit.expand(kl.shape), valid.expand(kl.shape)
         for other in earlier:
             valid = valid & (unit != other)
@@ -209,7 +195,3 @@ def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Ax
 
 def _along(index: Tensor, axis: int, ndim: int) -> Tensor:
     return index.reshape([-1 if j == axis else 1 for j in range(ndim)])
-
-
-def _stride(total: Tensor, within: tuple[str, ...], outer: str) -> int:
-    return total.stride(within.index(outer))

@@ -76,11 +76,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder, not made yet, that appears under its name once it is complete.
-
-    Raises:
-        FileExistsError: Something that is not an empty folder is there.
-    """
+    """A folder, not made yet, that appears under its name once it is complete."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"'{path}' exists and is not empty; give another path")
@@ -119,11 +115,7 @@ def _is_left(part: Path) -> bool:
 
 
 def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
-    """Writes tensors, and what JSON can say, to a file; the same values give the same bytes.
-
-    Raises:
-        FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
-    """
+    """Writes tensors, and what JSON can say, to a file; the same values give the same bytes."""
     about = {"format": _FORMAT, "version": _VERSION, "sha256": _BLANK, "meta": json.dumps(meta, allow_nan=True)}
     parts = _laid_out(path, {str(i): tensor for i, tensor in enumerate(tensors)}, about)
     digest = hashlib.sha256()
@@ -135,11 +127,7 @@ def write_tensors(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Writes named tensors, such as a state dict, as ``safetensors.torch.save_file`` does.
-
-    Raises:
-        FormatError: A tensor of a dtype that is not in :data:`DTYPES`.
-    """
+    """Writes named tensors, such as a state dict, as ``safetensors.torch.save_file`` does."""
     parts = _laid_out(path, tensors, {"format": "pt"})
     with whole_file(path) as file:
         file.writelines(parts)
@@ -162,11 +150,7 @@ def _laid_out(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the named tensors of a ``safetensors`` file.
-
-    Raises:
-        FormatError: The file is of another format, damaged, or holds dtypes that are not in :data:`DTYPES`.
-    """
+    """Reads the named tensors of a ``safetensors`` file."""
     try:
         content = Path(path).read_bytes()
         size = int.from_bytes(content[:8], "little")
@@ -182,12 +166,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Tensor]]:
-    """Reads what :func:`write_tensors` wrote.
-
-    Raises:
-        FormatError: The file is damaged, changed, of another format or version.
-        FileNotFoundError: There is no such file.
-    """
+    """Reads what :func:`write_tensors` wrote."""
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
@@ -256,12 +235,7 @@ def _known() -> str:
 
 
 def write_tree(tree: Any, folder: str | os.PathLike[str]) -> None:
-    """Writes an ``xarray.DataTree`` to a Zarr folder, whole or not at all, with any Zarr that xarray takes.
-
-    Raises:
-        FileExistsError: The folder holds something.
-        ImportError: The package ``zarr`` is not there.
-    """
+    """Writes an ``xarray.DataTree`` to a Zarr folder, whole or not at all, with any Zarr that xarray takes."""
     with whole_folder(folder) as part:
         tree.to_zarr(os.fspath(part), mode="w", consolidated=False, zarr_format=2)
 
@@ -272,12 +246,7 @@ def write_trees(folder: str | os.PathLike[str], trees: Mapping[str, Callable[[],
     What is there is kept, and not made again.
 
     Args:
-        folder: Where; made if it is not there.
         trees: Name of a folder -> function that makes a tree.
-
-    Raises:
-        OSError: The folder cannot be written, which is found before the first tree is made.
-        ImportError: The package ``zarr`` is not there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

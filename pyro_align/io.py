@@ -98,12 +98,11 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | Posterior | None = N
     kind = meta.get("kind")
     if kind not in _KINDS:
         raise FormatError(f"{path}: holds a '{kind}', expected one of {', '.join(_KINDS)}")
-    if kind in ("alignment", "guide"):
-        if like is None:
-            raise TypeError(f"{path} holds {_described(meta, arrays)}")
-        read_guide(like)  # what is wrong with it is no fault of the file
+    if kind in ("alignment", "guide") and like is None:
+        raise TypeError(f"{path} holds {_described(meta, arrays)}")
+    posterior = None if like is None else read_guide(like)  # what is wrong with it is no fault of the file
     try:
-        return _KINDS[kind][2](meta, arrays, like)
+        return _KINDS[kind][2](meta, arrays, posterior)
     except FormatError:
         raise
     except (PyroAlignError, KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
@@ -113,7 +112,7 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | Posterior | None = N
 def _described(meta: Mapping[str, Any], arrays: list[Tensor]) -> str:
     """What a guide to load into must be."""
     state = meta["state"] if isinstance(meta.get("state"), Mapping) else {}
-    shapes = ", ".join(f"{name} {tuple(_get(number, arrays).shape)}" for name, number in state.items())
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in _get(state, arrays).items())
     kind = meta.get("type")
     like = "the guide that was relabeled, or another" if kind == RelabeledGuide.__name__ else f"a {kind}"
     return (
@@ -122,15 +121,18 @@ def _described(meta: Mapping[str, Any], arrays: list[Tensor]) -> str:
     )
 
 
-def _put(array: Tensor, arrays: list[Tensor]) -> int:
-    arrays.append(array)
-    return len(arrays) - 1
+def _put(tensors: Mapping[str, Tensor], arrays: list[Tensor]) -> dict[str, int]:
+    """Name -> number of the tensor, once it is among the arrays."""
+    first = len(arrays)
+    arrays += tensors.values()
+    return {name: first + i for i, name in enumerate(tensors)}
 
 
-def _get(number: Any, arrays: list[Tensor]) -> Tensor:
-    if not isinstance(number, int) or not 0 <= number < len(arrays):
-        raise ValueError(f"there is no tensor {number!r}")
-    return arrays[number]
+def _get(numbers: Mapping[str, Any], arrays: list[Tensor]) -> dict[str, Tensor]:
+    for number in numbers.values():
+        if not isinstance(number, int) or not 0 <= number < len(arrays):
+            raise ValueError(f"there is no tensor {number!r}")
+    return {name: arrays[number] for name, number in numbers.items()}
 
 
 # -- symmetries and permutations ---------------------------------------------------------------------------------------
@@ -220,18 +222,14 @@ def _decode_reasons(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int
 def _encode_permutation(p: Permutation, arrays: list[Tensor]) -> dict[str, Any]:
     return {
         "symmetry": _encode_symmetry(p.symmetry, arrays),
-        "indices": {name: _put(index, arrays) for name, index in p.indices.items()},
-        "signs": {name: _put(sign, arrays) for name, sign in p.signs.items()},
-        "rotations": {name: _put(matrix, arrays) for name, matrix in p.rotations.items()},
+        **{part: _put(getattr(p, part), arrays) for part in ("indices", "signs", "rotations")},
     }
 
 
 def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any = None) -> Permutation:
-    indices = {name: _get(entry, arrays) for name, entry in meta["indices"].items()}
+    indices, signs, rotations = (_get(meta[part], arrays) for part in ("indices", "signs", "rotations"))
     if any(index.is_floating_point() for index in indices.values()):
         raise ValueError("indices must be integers")
-    signs = {name: _get(entry, arrays) for name, entry in meta["signs"].items()}
-    rotations = {name: _get(entry, arrays) for name, entry in meta["rotations"].items()}
     return _decode_symmetry(meta["symmetry"], arrays).permutation(indices, signs, rotations)
 
 
@@ -240,8 +238,7 @@ def _decode_permutation(meta: Mapping[str, Any], arrays: list[Tensor], like: Any
 
 def _encode_guide(guide: nn.Module | Posterior, arrays: list[Tensor]) -> dict[str, Any]:
     guide = guide.to_guide() if isinstance(guide, Posterior) else read_guide(guide).to_guide()
-    state = {name: _put(value, arrays) for name, value in _tensors(guide).items()}
-    meta = {"type": type(guide).__name__, "state": state}
+    meta = {"type": type(guide).__name__, "state": _put(_tensors(guide), arrays)}
     if isinstance(inner := _inner(guide), RelabeledGuide):  # its relabelings are no parameters
         meta["relabelings"] = [_encode_permutation(p, arrays) for p in inner.relabelings]
     return meta
@@ -263,8 +260,8 @@ def _tensors(guide: Any) -> dict[str, Tensor]:
     return dict(guide.state_dict())
 
 
-def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> nn.Module:
-    q = read_guide(like)
+def _restored(meta: Mapping[str, Any], arrays: list[Tensor], q: Posterior) -> tuple[nn.Module, Posterior]:
+    """The guide, and its posterior."""
     guide = q.to_guide()
     if "relabelings" in meta and not isinstance(_inner(guide), RelabeledGuide):
         # a plain guide stands for one that is known by its draws since it was relabeled
@@ -272,7 +269,7 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
         guide = q.to_guide()
     if type(guide).__name__ != meta["type"]:
         raise FormatError(f"the file holds a {meta['type']}, like= is a {type(guide).__name__}")
-    state = {name: _get(entry, arrays) for name, entry in meta["state"].items()}
+    state = _get(meta["state"], arrays)
     own = _tensors(guide)
     wrong = sorted(set(state) ^ set(own)) or [k for k, v in own.items() if v.shape != state[k].shape]
     if wrong:
@@ -284,48 +281,41 @@ def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module
             tensor.copy_(state[name])
     if "relabelings" in meta:
         _inner(guide).relabelings = tuple(_decode_permutation(entry, arrays) for entry in meta["relabelings"])
-    read_again(q, guide)  # refuses NaN and infinite parameters
-    return guide
+    return guide, read_again(q, guide)  # refuses NaN and infinite parameters
 
 
 def _encode_alignment(alignment: Alignment, arrays: list[Tensor]) -> dict[str, Any]:
     match = {f.name: getattr(alignment.match, f.name) for f in dataclasses.fields(Match) if f.name != "permutation"}
     margins = match.pop("margins", None)
+    words = alignment.divergence  # activations, which hold a model and data, go as they print
     return {
         **_encode_guide(alignment.posterior, arrays),
         "permutation": _encode_permutation(alignment.permutation, arrays),
         "distances": [alignment.distance_before, alignment.distance],
         "site_distances": {k: list(v) for k, v in alignment.site_distances.items()},
-        "divergence": _in_words(alignment.divergence),
+        "divergence": {str(part): w for part, w in words.items()} if isinstance(words, Mapping) else str(words),
         "match": {k: dict(v) if isinstance(v, Mapping) else v for k, v in match.items()},
-        "margins": None if margins is None else {k: _put(v, arrays) for k, v in margins.items()},
-        "scales": [{k: _put(v, arrays) for k, v in side.items()} for side in alignment.scales],
+        "margins": None if margins is None else _put(margins, arrays),
+        "scales": [_put(side, arrays) for side in alignment.scales],
     }
 
 
-def _in_words(divergence: Any) -> str | dict[str, float]:
-    """A divergence by name; activations, which hold a model and data, as they print."""
-    if isinstance(divergence, Mapping):
-        return {str(part): weight for part, weight in divergence.items()}
-    return str(divergence)
-
-
-def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: nn.Module | Posterior) -> Alignment:
+def _decode_alignment(meta: Mapping[str, Any], arrays: list[Tensor], like: Posterior) -> Alignment:
     p = _decode_permutation(meta["permutation"], arrays)
     margins = meta["margins"]
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["match"].items()}
     if margins is not None:
-        found["margins"] = {k: _get(v, arrays) for k, v in margins.items()}
+        found["margins"] = _get(margins, arrays)
     before, after = meta["distances"]
     return Alignment(
         permutation=p,
-        posterior=read_again(read_guide(like), _decode_guide(meta, arrays, like)),
+        posterior=_restored(meta, arrays, like)[1],
         distance_before=before,
         distance=after,
         site_distances={k: tuple(v) for k, v in meta["site_distances"].items()},
         divergence=meta["divergence"],
         match=Match(permutation=p, **found),
-        scales=tuple({k: _get(v, arrays) for k, v in side.items()} for side in meta.get("scales", ())),
+        scales=tuple(_get(side, arrays) for side in meta.get("scales", ())),
     )
 
 
@@ -333,5 +323,5 @@ _KINDS: dict[str, tuple[type[Any] | tuple[type[Any], ...], Callable[..., Any], C
     "symmetry": (Symmetry, _encode_symmetry, _decode_symmetry),
     "permutation": (Permutation, _encode_permutation, _decode_permutation),
     "alignment": (Alignment, _encode_alignment, _decode_alignment),
-    "guide": ((nn.Module, Posterior), _encode_guide, _decode_guide),
+    "guide": ((nn.Module, Posterior), _encode_guide, lambda *given: _restored(*given)[0]),
 }

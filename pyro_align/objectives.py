@@ -59,16 +59,7 @@ class Activations:
     def __init__(self, model: Callable[..., Any], *args: Any, num_samples: int = 8, seed: int = 0, **kwargs: Any):
         if num_samples < 1:
             raise MatchError(f"num_samples: expected at least 1, got {num_samples}")
-        values = {
-            "model": model,
-            "args": args,
-            "kwargs": kwargs,
-            "num_samples": num_samples,
-            "seed": seed,
-            "_probes": {},
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(model=model, args=args, kwargs=kwargs, num_samples=num_samples, seed=seed, _probes={})
 
     def probe(self, symmetry: Symmetry) -> ActivationProbe:
         """Where the activations are in the model's graph."""
@@ -144,17 +135,7 @@ class Objective:
 
 
 def build_objective(a: Posterior, b: Posterior, symmetry: Symmetry, divergence: Any) -> Objective:
-    """The features of a divergence, of activations, or of a weighted combination.
-
-    Args:
-        a: The posterior that stays.
-        b: The posterior to relabel.
-        symmetry: The group, with its sizes.
-        divergence: A divergence's name, an :class:`Activations`, or a mapping of these to weights.
-
-    Raises:
-        MatchError: A weight is not positive, or activations are asked for where units have signs.
-    """
+    """The features of a divergence, of activations, or of a weighted combination."""
     parts = dict(divergence) if isinstance(divergence, Mapping) else {divergence: 1.0}
     if not parts:
         raise MatchError("divergence: got an empty mapping; give names or Activations with their weights")

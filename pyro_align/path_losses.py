@@ -70,8 +70,7 @@ class PathLoss:
     ):
         values = {"model": model, "args": args, "kwargs": kwargs, "loss": loss, "tau": check_tau(tau)}
         values |= {"num_samples": num_samples, "temperature": temperature, "seed": seed}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(values)
 
     def __call__(self, path: Path) -> float:
         """The loss on a path, nats per datum."""
@@ -149,8 +148,7 @@ class MidpointLoss:
         values |= {"temperature": temperature, "seed": seed}
         draw = {site: value[0] for site, value in start.push(start.noise(1, generator=seed)).items()}
         values["num_data"] = probe(model, args, kwargs, start, draw, seed)[0].full
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(values)
 
     def __call__(self, relabeled: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
         """The negative ELBO, nats per datum.

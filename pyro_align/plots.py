@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pyro_align.alignment.pair import Alignment
     from pyro_align.barrier.result import Barrier
     from pyro_align.barrier.surface import Surface
     from pyro_align.losses.curve import Curve
@@ -29,12 +28,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "-", "-")
 
 
-def _current(ax: Axes | None, figsize: tuple[float, float] | None = None) -> Axes:
-    """The axes given; else the current ones, or those of a new figure of that size."""
-    if ax is not None:
-        return ax
-    plt = _pyplot()
-    return plt.gca() if figsize is None else plt.subplots(figsize=figsize, layout="constrained")[1]
+def _current(ax: Axes | None) -> Axes:
+    return _pyplot().gca() if ax is None else ax
 
 
 def plot_curve(
@@ -53,13 +48,11 @@ def plot_curve(
         level: Level of the band.
     """
     ax = _current(ax)
-    color, band = COLOURS[index % len(COLOURS)], curve.band(level)
-    style = STYLES[index % len(STYLES)]
+    band, marker = curve.band(level), MARKERS[index % len(MARKERS)]
     low, high = curve.chord + curve.sign * band.lower, curve.chord + curve.sign * band.upper
-    ax.fill_between(curve.taus, low, high, color=color, alpha=0.25, lw=0)
+    color = _line(ax, curve.taus, curve.value, low, high, label, index)
     ax.plot(curve.taus, curve.chord, color=color, lw=1.0, ls=(0, (2, 2)), alpha=0.9)
-    ax.plot(curve.taus, curve.value, color=color, lw=1.8, ls=style, label=label)
-    ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], MARKERS[index % len(MARKERS)], color=color, ms=5, clip_on=False)
+    ax.plot(curve.taus[[0, -1]], curve.value[[0, -1]], marker, color=color, ms=5, clip_on=False)
     _dress(ax, curve.label)
     return ax
 
@@ -68,14 +61,20 @@ def plot_excess(
     curve: Curve, *, ax: Axes | None = None, label: str | None = None, index: int = 0, level: float = 0.95
 ) -> Axes:
     """One loss's excess over its chord, with the simultaneous band; arguments as in :func:`plot_curve`."""
-    ax = _current(ax)
-    color, band = COLOURS[index % len(COLOURS)], curve.band(level)
+    ax, band = _current(ax), curve.band(level)
     ax.axhline(0.0, color="0.4", lw=0.8)
-    ax.fill_between(curve.taus, band.lower, band.upper, color=color, alpha=0.25, lw=0)
-    ax.plot(curve.taus, curve.excess, color=color, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
+    _line(ax, curve.taus, curve.excess, band.lower, band.upper, label, index)
     _dress(ax, curve.label)
     ax.set_title(f"{curve.label.title}: excess over the chord", fontsize=10)
     return ax
+
+
+def _line(ax: Axes, x: Any, y: Any, low: Any, high: Any, label: str | None, index: int) -> str:
+    """A line and its band; returns their color."""
+    color = COLOURS[index % len(COLOURS)]
+    ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0)
+    ax.plot(x, y, color=color, lw=1.8, ls=STYLES[index % len(STYLES)], label=label)
+    return color
 
 
 def plot_barrier(
@@ -143,7 +142,8 @@ def plot_before_after(
     names = _names(losses, first.losses, "loss")
     sets = _names(evaluations, first.evaluations, "data set")
     if axes is None:
-        axes = _panels(len(sets), len(names))
+        size = 2.7 * len(names) + 0.3, 2.75 * len(sets)
+        _, axes = _pyplot().subplots(len(sets), len(names), figsize=size, squeeze=False, layout="constrained")
     elif np.size(axes) != len(sets) * len(names):
         raise ValueError(f"{len(sets)} data sets and {len(names)} losses need as many axes, got {np.size(axes)}")
     axes = np.reshape(np.asarray(axes, object), (len(sets), len(names)))
@@ -255,40 +255,6 @@ def plot_loo(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_site_distances(alignment: Alignment, *, ax: Axes | None = None) -> Axes:
-    """Each site's Wasserstein-2 distance between the two posteriors, before and after the alignment.
-
-    Args:
-        alignment: From :func:`~pyro_align.align`.
-        ax: Where to draw; by default a new figure as high as there are sites.
-
-    Raises:
-        ValueError: The family has correlations between sites, so that the distance is no sum over them.
-    """
-    sites = dict(alignment.site_distances)
-    if not sites:
-        raise ValueError(
-            "this alignment has no distances by site: its family has correlations between sites; "
-            "alignment.distance_before and alignment.distance are the whole"
-        )
-    ax = _current(ax, figsize=(5.2, 1.3 + 0.28 * len(sites)))
-    rows = np.arange(len(sites))
-    before, after = np.array(list(sites.values()), float).T
-    ax.hlines(rows, np.minimum(before, after), np.maximum(before, after), color="0.65", lw=2, zorder=1)
-    ax.plot(before, rows, MARKERS[0], color=COLOURS[0], ms=7, label="before", clip_on=False)
-    ax.plot(after, rows, MARKERS[1], color=COLOURS[1], ms=7, label="after", clip_on=False)
-    ax.set_yticks(rows, list(sites))
-    ax.invert_yaxis()
-    ax.set_xlim(left=0)
-    ax.set_ylim(len(sites) - 0.5, -0.5)
-    ax.set_xlabel("W2 distance")
-    ax.set_title("distance by site", fontsize=10, loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="x", lw=0.4, alpha=0.5)
-    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
-    return ax
-
-
 def _units(labels: Sequence[Label]) -> str:
     """The unit of most losses, and those of the others."""
     units = [label.unit for label in labels]
@@ -315,12 +281,6 @@ def _dress(ax: Axes, label: Label | None = None) -> None:
     ax.grid(axis="y", lw=0.4, alpha=0.5)
 
 
-def _panels(rows: int, columns: int) -> np.ndarray:
-    width = 2.7 * columns + 0.3
-    _, axes = _pyplot().subplots(rows, columns, figsize=(width, 2.75 * rows), squeeze=False, layout="constrained")
-    return axes
-
-
 def _names(asked: str | Sequence[str] | None, known: Sequence[str], what: str) -> list[str]:
     names = list(known) if asked is None else [asked] if isinstance(asked, str) else list(asked)
     unknown = [name for name in names if name not in known]
@@ -339,7 +299,7 @@ def plot_stability(stability: Stability, *, ax: Axes | None = None) -> Axes:
     from scipy.cluster.hierarchy import dendrogram, linkage
     from scipy.spatial.distance import squareform
 
-    axes: Axes = _pyplot().gca() if ax is None else ax
+    axes = _current(ax)
     tree = linkage(squareform(stability.distances, checks=False), "average")
     dendrogram(tree, ax=axes, labels=list(stability.names), color_threshold=0, above_threshold_color=COLOURS[1])
     axes.set_ylabel("W2 distance after alignment")

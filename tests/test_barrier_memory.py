@@ -14,7 +14,7 @@ from barrier_problems import make_path
 from pyro_align.barrier import evaluate_barrier
 from pyro_align.errors import DiagnosticWarning
 from pyro_align.model import many
-from pyro_align.model.memory import peak_bytes
+from pyro_align.model.many import peak_bytes
 
 MIB = 2**20
 

@@ -7,9 +7,9 @@ import torch
 from problems import normal, observe
 
 from pyro_align import find_symmetry
-from pyro_align.discovery import _Source
 from pyro_align.discovery.certify import GraphFunction
 from pyro_align.discovery.gauge import snapped, without_factors
+from pyro_align.discovery.source import Source
 
 L = torch.linalg
 
@@ -116,7 +116,7 @@ def test_the_group_does_not_depend_on_the_spelling(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_rewritten_graph_is_the_same_function(name):
-    source = _Source(MODELS[name][0], (), {}, scope="joint", parameters=False, seed=0)
+    source = Source(MODELS[name][0], (), {}, scope="joint", parameters=False, seed=0)
     traced = source.trace()
     rewritten, copies = without_factors(traced)
     values = source.generic_values(traced, 0, 0.3)

@@ -7,7 +7,8 @@ from oracle import missed, sign_choices
 from problems import PROBLEMS, same_group
 
 from pyro_align.axes import Atom, Fixed, Product, Sum, children
-from pyro_align.discovery import _Source, analyze_signs, find_symmetry
+from pyro_align.discovery import analyze_signs, find_symmetry
+from pyro_align.discovery.source import Source
 
 # Models in which the search finds more signs than discovery, each with the reason.
 KEYS = "the softmax takes no notice of the keys' bias, so that the bias may change sign alone"
@@ -75,14 +76,14 @@ def case(problem, missed):
 @pytest.fixture
 def one_trace(monkeypatch):
     """A model is traced once, whatever is asked of it."""
-    trace, traced = _Source.trace, []
+    trace, traced = Source.trace, []
 
     def once(source):
         if not traced:
             traced.append(trace(source))
         return traced[0]
 
-    monkeypatch.setattr(_Source, "trace", once)
+    monkeypatch.setattr(Source, "trace", once)
 
 
 @pytest.mark.usefixtures("one_trace")

@@ -7,7 +7,7 @@ from barrier_problems import make_guide
 from pyro_align import displacement, find_symmetry, repair
 from pyro_align.demo.network import bayesian_mlp
 from pyro_align.discovery import preactivations, probe_activations
-from pyro_align.discovery.running import Running
+from pyro_align.discovery.graphs import Running
 
 MODEL = bayesian_mlp([4, 9, 8, 3])
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from pyro_align import find_symmetry
 from pyro_align.axes import leaves
-from pyro_align.discovery import _Source, check_sign_rule, sign_rule
+from pyro_align.discovery import check_sign_rule, sign_rule
 from pyro_align.discovery.axes.assemble import assemble
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.registry import rule
 from pyro_align.discovery.signs import add_signs
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Equations, Parities
+from pyro_align.discovery.source import Source
 from pyro_align.errors import SymmetryError
 
 aten = torch.ops.aten
@@ -327,7 +328,7 @@ def test_parities_do_not_depend_on_the_default_device():
     """On ``meta``, a tensor made without naming a device has no values, and looking at it fails."""
     model, args = PROBLEMS["lstm"].build()
     expected = find_symmetry(model, *args, signs=True)
-    source = _Source(model, args, {}, scope="joint", parameters=False, seed=0)
+    source = Source(model, args, {}, scope="joint", parameters=False, seed=0)
     traced = source.trace()
     inference = Inference(traced)
     symmetry = assemble(inference, scope="joint")

@@ -165,7 +165,7 @@ def test_bad_input():
         read_guide(a).distance(b)
 
 
-def test_a_path_is_a_snapshot_and_can_be_reversed():
+def test_a_path_is_a_snapshot():
     a, b = fitted(AutoDelta, 0), fitted(AutoDelta, 1)
     path = displacement(a, b)
     assert isinstance(path, Path)
@@ -174,7 +174,6 @@ def test_a_path_is_a_snapshot_and_can_be_reversed():
     with torch.no_grad():
         a.w_unconstrained.add_(1)
     assert torch.equal(path(0.25).w, before)
-    torch.testing.assert_close(path.reversed()(0.75).w.detach(), before)
     assert f"{path.length:.6g}" in repr(path)
 
 

@@ -50,13 +50,8 @@ def read_data(args: tuple[Any, ...], kwargs: Mapping[str, Any], evaluation: Any)
     """The data sets to evaluate on.
 
     Args:
-        args: Positional arguments of the model, or nothing where ``evaluation`` holds them.
-        kwargs: Keyword arguments of the model, for every data set.
         evaluation: Name -> tuple of arguments, mapping of keyword arguments, one tensor, or a re-iterable of these
             (a ``DataLoader``, a ``Dataset``, a list of tuples); or None.
-
-    Raises:
-        BarrierError: Data are given twice, are empty, or can be read only once.
     """
     if evaluation is None:
         return [Data("data", args, kwargs)]

@@ -33,17 +33,18 @@ def read_problem(
     max_memory: int = 2**30,
     nonfinite: str = "raise",
 ) -> Problem:
-    """What is to be evaluated.
-
-    Raises:
-        BarrierError: Options, data, model and path do not fit together.
-    """
+    """What is to be evaluated."""
     real = isinstance(temperature, numbers.Real) and 0 <= float(temperature) < np.inf
     memory = isinstance(max_memory, numbers.Real) and max_memory > 0
     fitted = "data that the posterior was fitted to"
+    if not callable(getattr(path, "posterior", None)):
+        raise BarrierError(
+            f"expected a path, such as displacement(guide_a, guide_b), got {type(path).__name__}; "
+            "the order is evaluate_barrier(model, path, *data)"
+        )
     problem = Problem(
         model=model,
-        path=_check_path(path),
+        path=path,
         data=tuple(read_data(args, kwargs, evaluation)),
         losses=read_losses(losses),
         num_samples=_at_least("num_samples", num_samples, 2, "errors need two draws"),
@@ -61,9 +62,6 @@ def _fitted_to_path(problem: Problem, *, asked: bool) -> Problem:
     """Without the losses that the path's posteriors do not have, and with no more draws than there are.
 
     Draws counted several times over would make errors too small.
-
-    Raises:
-        BarrierError: A loss was asked for that needs a density, and a posterior has none.
     """
     ends = [problem.path.posterior(tau) for tau in (0.0, 1.0)]
     notes, kept = tuple(getattr(problem.path, "notes", ())), dict(problem.losses)
@@ -82,11 +80,7 @@ def _fitted_to_path(problem: Problem, *, asked: bool) -> Problem:
 
 
 def read_taus(taus: int | Sequence[float]) -> np.ndarray:
-    """Increasing taus from 0 to 1.
-
-    Raises:
-        BarrierError: Fewer than 3 or more than :data:`MOST_TAUS`, outside [0, 1], repeated, or without the endpoints.
-    """
+    """Increasing taus from 0 to 1."""
     count = taus if _is_int(taus) else len(taus) if hasattr(taus, "__len__") else None
     if count is not None and count > MOST_TAUS:
         raise BarrierError(
@@ -114,15 +108,6 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
 def check_tolerance(tolerance: Any) -> float | None:
     fine = tolerance is None or (isinstance(tolerance, numbers.Real) and 0 < tolerance < 1)
     return _checked("tolerance", tolerance, fine, "a distance in tau between 0 and 1")
-
-
-def _check_path(path: Any) -> Any:
-    if not callable(getattr(path, "posterior", None)):
-        raise BarrierError(
-            f"expected a path, such as displacement(guide_a, guide_b), got {type(path).__name__}; "
-            "the order is evaluate_barrier(model, path, *data)"
-        )
-    return path
 
 
 def _at_least(name: str, value: Any, least: int, why: str) -> int:

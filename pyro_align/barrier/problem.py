@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
-from pyro_align.losses.kl import kl_per_draw
+from pyro_align.losses.elbo import kl_per_draw
 from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
 from pyro_align.losses.sums import Sums, finish, merge, sums_of
 from pyro_align.losses.task import bootstrap_weights
@@ -169,18 +169,14 @@ class Problem:
         """
         posterior = self.path.posterior(tau) if posterior is None else posterior
         values = posterior.push(self.noise) if values is None else values
-        normals, by_hand = independent_normals(posterior), self.layouts[data.name].by_hand
+        normals, by_hand = Normals(), self.layouts[data.name].by_hand
+        if isinstance(posterior, MeanFieldNormal):  # sites that are Normals independent of all others
+            real = [name for name, spec in posterior.sites.items() if spec.is_real]
+            normals = Normals({name: posterior.marginal(name) for name in real})
         for i, (args, kwargs) in enumerate(data.batches()):
             if i % share[1] == share[0]:
                 self._check_same(data, i, args, kwargs)
                 yield i, self.runner(values, args, kwargs, normals, predict, prior=i == 0, by_hand=by_hand)
-
-
-def independent_normals(posterior: Posterior) -> Normals:
-    """Location and scale of the sites that are Normals independent of all others under the posterior."""
-    if not isinstance(posterior, MeanFieldNormal):
-        return Normals()
-    return Normals({name: posterior.marginal(name) for name, spec in posterior.sites.items() if spec.is_real})
 
 
 @dataclass
@@ -247,7 +243,10 @@ def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
     first = next((part for part in parts if part.kl), parts[0])  # that of the first batches
     every = {key: value for part in parts for key, value in part.sums.items()}
     sums = {data.name: _total(problem, every, data.name) for data in problem.data}
-    num_data = {name: _num_data(problem, name, total) for name, total in sums.items()}
+    num_data = {}
+    for name, total in sums.items():  # what the model says under subsampling, else what was seen
+        layout = problem.layouts[name]
+        num_data[name] = layout.full if total is None or layout.full != layout.seen else total.seen
     fitted = num_data[problem.fitted] if problem.num_data is None else problem.num_data
     estimates: dict[tuple[str, str], Estimate] = {}
     likelihood = {}
@@ -272,12 +271,6 @@ def _total(problem: Problem, every: Mapping[tuple[str, int], Sums], name: str) -
     """The sums of all batches of a data set; None where no loss looks at draws."""
     mine = [every[key] for key in sorted(key for key in every if key[0] == name)]
     return reduce(partial(merge, problem.losses), mine) if mine else None
-
-
-def _num_data(problem: Problem, name: str, total: Sums | None) -> int:
-    """Number of data that the model stands for: what it says under subsampling, else what was seen."""
-    layout = problem.layouts[name]
-    return layout.full if total is None or layout.full != layout.seen else total.seen
 
 
 def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np.ndarray:

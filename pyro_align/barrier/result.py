@@ -14,6 +14,7 @@ import numpy as np
 from pyro_align.errors import BarrierError, DiagnosticWarning
 from pyro_align.files import write_trees
 from pyro_align.losses.curve import Curve
+from pyro_align.reporting.tables import ByLoss, loss_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Barrier:
+class Barrier(ByLoss[Curve]):
     """Losses along a path, with errors.
 
     Attributes:
@@ -38,24 +39,6 @@ class Barrier:
         vectorized: Whether the draws went through the model together.
         notes: What should be told of the path: losses that are absent, and why; what is approximate.
         problem: What was evaluated; lets :meth:`at` evaluate any tau again. None for a barrier read from a file.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import displacement, evaluate_barrier
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> barrier = evaluate_barrier(model, displacement(fit(), fit()), y, taus=5, num_samples=16)
-        >>> list(barrier.summary().columns[:3])
-        ['barrier', 'se', 'tau']
     """
 
     curves: Mapping[tuple[str, str], Curve]
@@ -71,14 +54,8 @@ class Barrier:
     problem: Problem | None = field(default=None, repr=False)
 
     @property
-    def evaluations(self) -> tuple[str, ...]:
-        """Names of the data sets."""
-        return tuple(dict.fromkeys(evaluation for evaluation, _ in self.curves))
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """Names of the losses."""
-        return tuple(dict.fromkeys(loss for _, loss in self.curves))
+    def _by_loss(self) -> Mapping[tuple[str, str], Curve]:
+        return self.curves
 
     @property
     def num_samples(self) -> int:
@@ -93,14 +70,6 @@ class Barrier:
             if curve.effective is not None and curve.fragile is not None:
                 told[evaluation] = curve.effective
         return told
-
-    def __getitem__(self, key: str | tuple[str, str]) -> Curve:
-        """``barrier["train", "negative_elbo"]``, or ``barrier["negative_elbo"]`` on the first data set."""
-        if isinstance(key, str):
-            key = (self.evaluations[0], key)
-        if key not in self.curves:
-            raise KeyError(f"no curve {key}; there are data sets {self.evaluations} and losses {self.losses}")
-        return self.curves[key]
 
     def __repr__(self) -> str:
         lines = [f"Barrier({len(self.taus)} taus, {self.num_samples} draws; height [95% interval] at tau)"]
@@ -129,16 +98,12 @@ class Barrier:
                 prior: less than a quarter of a site's values, or with a symmetry less than half of an atom's units,
                 have left it.
         """
-        import pandas as pd
-
         from pyro_align.barrier.cautions import cautions
 
         for text in cautions(self, symmetry):
             warnings.warn(text, DiagnosticWarning, stacklevel=2)
         rows = {key: _summary_row(curve, level) for key, curve in self.curves.items()}
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
-        return frame
+        return loss_table(rows)
 
     def plot(
         self,

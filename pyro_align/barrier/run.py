@@ -29,17 +29,7 @@ def evaluate_taus(
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> list[Piece]:
-    """One piece per tau, in increasing order; with a tolerance, taus are added around every maximum.
-
-    Args:
-        problem: What is evaluated.
-        taus: Where, at first.
-        tolerance: Distance in tau within which the location of every barrier is to be known.
-        executor: Where pieces run; here, one after another, by default.
-        shards: Tasks a piece is cut into on the executor, each with a share of the batches.
-        checkpoint: Where finished pieces are kept.
-        progress: Whether to show a progress bar.
-    """
+    """One piece per tau, in increasing order; with a tolerance, taus are added around every maximum."""
     done = {} if checkpoint is None else checkpoint.read()
     grid = [float(tau) for tau in taus]
     waiting = list(grid)
@@ -162,11 +152,7 @@ def _elsewhere(problem: Problem, dtype: torch.dtype, tau: float, share: tuple[in
 
 
 def check_executor(executor: object, shards: int = 1) -> None:
-    """Refuses what is no executor.
-
-    Raises:
-        BarrierError: No executor, or a number of shards that makes no sense with it.
-    """
+    """Refuses what is no executor."""
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise BarrierError(f"shards: expected a number of tasks >= 1, got {shards!r}")
     if executor is None:

@@ -16,10 +16,11 @@ from pyro_align.errors import BarrierError
 from pyro_align.losses.protocol import Label
 from pyro_align.model.keywords import options_apart
 from pyro_align.paths.planes import Plane
+from pyro_align.reporting.tables import ByLoss, loss_table
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class Surface(ByLoss[np.ndarray]):
     """Losses on a grid of a plane, per datum; lower is better.
 
     Attributes:
@@ -50,21 +51,8 @@ class Surface:
     labels: Mapping[str, Label]
 
     @property
-    def evaluations(self) -> tuple[str, ...]:
-        """Names of the data sets."""
-        return tuple(dict.fromkeys(evaluation for evaluation, _ in self.values))
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """Names of the losses."""
-        return tuple(dict.fromkeys(loss for _, loss in self.values))
-
-    def __getitem__(self, key: str | tuple[str, str]) -> np.ndarray:
-        """``surface["train", "negative_elbo"]``, or ``surface["negative_elbo"]`` on the first data set."""
-        key = (self.evaluations[0], key) if isinstance(key, str) else key
-        if key not in self.values:
-            raise KeyError(f"no loss {key}; there are data sets {self.evaluations} and losses {self.losses}")
-        return self.values[key]
+    def _by_loss(self) -> Mapping[tuple[str, str], np.ndarray]:
+        return self.values
 
     def summary(self) -> pd.DataFrame:
         """One row per data set and loss: its best value on the grid, the standard error and coordinates of that, the
@@ -80,9 +68,7 @@ class Surface:
             i, j = np.unravel_index(finite.argmin() if label.better == "lower" else finite.argmax(), value.shape)
             best = {"best": value[i, j], "se": self.se[key][i, j], "x": self.x[j], "y": self.y[i]}
             rows[key] = {**best, "center": value[nearest], "title": label.title, "unit": label.unit}
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
-        return frame
+        return loss_table(rows)
 
     def __repr__(self) -> str:
         table = self.summary()[["best", "se", "x", "y", "center"]]
@@ -123,7 +109,7 @@ def evaluate_plane(
     progress: bool = False,
     **kwargs: Any,
 ) -> Surface:
-    """Losses on a grid of the plane through three posteriors; options as in :func:`~pyro_align.evaluate_barrier`.
+    """Losses on a grid of the plane through three posteriors.
 
     One set of noise is pushed through every point, so that the surface is smooth where the loss is.
 
@@ -131,41 +117,25 @@ def evaluate_plane(
         model: The Pyro model.
         plane: From :func:`~pyro_align.paths.plane`.
         *args: The model's arguments.
-        evaluation: Instead of ``args``: name -> data.
         grid: Points along x and y, or a pair of numbers.
         margin: How far the grid goes beyond the triangle's bounding box, as a share of its greater side.
-        num_samples: Draws at each point.
-        seed: Seed of the draws.
-        losses: Names, callables, or a mapping of names to these.
-        temperature: Weight of the KL in the negative ELBO.
-        num_data: Number of data that the posteriors were fitted to.
-        chunk: Draws at once.
-        max_memory: Bytes for the model's intermediate tensors.
         nonfinite: ``"keep"`` leaves NaN and infinite losses, which the margin may hold, in the surface; ``"raise"``
             stops at the first.
-        executor: Where the points are evaluated.
-        progress: Whether to show a progress bar.
-        **kwargs: The model's keyword arguments.
+        evaluation, num_samples, seed, losses, temperature, num_data, chunk, max_memory, executor, progress, kwargs: As
+            in :func:`~pyro_align.evaluate_barrier`.
 
     Raises:
         BarrierError: Options, data, model and plane do not fit together.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align import evaluate_plane
         >>> from pyro_align.paths import plane
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean.sum(), 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> evaluate_plane(model, plane(fit(), fit(), fit()), y, grid=(4, 3))["kl"].shape
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b, c = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(3))
+        >>> evaluate_plane(model, plane(a, b, c), x, y, grid=(4, 3))["kl"].shape
         (3, 4)
     """
     if not isinstance(plane, Plane):

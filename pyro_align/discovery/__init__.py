@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import pyro
-import torch
-from torch import Tensor, nn
-from torch.distributions.constraints import Constraint
-from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.activations import ActivationProbe
 from pyro_align.discovery.axes.assemble import assemble, infer
@@ -25,7 +17,6 @@ from pyro_align.discovery.density import find_symmetry_of_density
 from pyro_align.discovery.ops import contraction
 from pyro_align.discovery.preactivations import PreactivationProbe
 from pyro_align.discovery.registry import rotation_rule, rule, sign_rule
-from pyro_align.discovery.resting import find_resting, names_of
 from pyro_align.discovery.rotations import add_rotations
 from pyro_align.discovery.rotations.checking import check_rotation_rule
 from pyro_align.discovery.rotations.planes import add_planes
@@ -33,18 +24,15 @@ from pyro_align.discovery.scalings import add_scalings
 from pyro_align.discovery.signs import SignAnalysis, add_signs
 from pyro_align.discovery.signs.checking import check_sign_rule
 from pyro_align.discovery.signs.loose import add_loose_signs
-from pyro_align.discovery.tracing import TracedGraph, trace_density, trace_module
+from pyro_align.discovery.source import Source
+from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.whole_sites import infer_stacked, stack_sites
-from pyro_align.errors import DiagnosticWarning, PyroAlignError, SymmetryError, TraceError, first_line
-from pyro_align.model.density import Density
-from pyro_align.model.guards import gradless, uncollected, uncompiled, untouched
+from pyro_align.errors import PyroAlignError, SymmetryError, TraceError, first_line
+from pyro_align.model.guards import uncollected
 from pyro_align.model.keywords import options_apart
-from pyro_align.model.learnables import module_tensors
-from pyro_align.model.reached import reached_modules
-from pyro_align.model.supports import is_cone, is_elementwise
-from pyro_align.symmetry.group import Resting, Symmetry
+from pyro_align.model.supports import is_elementwise
+from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound, check_symmetry
-from pyro_align.symmetry.stacks import Stacks, stack_tensors, stacked, unstacked
 
 __all__ = [
     "ActivationProbe",
@@ -135,7 +123,7 @@ def find_symmetry(
         >>> print(*find_symmetry(model, *data, signs=True).sites["w1"])  # tanh is odd
         ±w1 fixed 3
     """
-    source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    source = Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     source.check_observes()
     _check_trials(trials)
     with _in_one_sentence():
@@ -170,13 +158,7 @@ def analyze_signs(
 ) -> SignAnalysis:
     """All ways in which units may change sign, of which :func:`find_symmetry` with ``signs=True`` takes one an atom.
 
-    Args:
-        model: As for :func:`find_symmetry`.
-        args: The model's arguments.
-        scope: As for :func:`find_symmetry`.
-        parameters: As for :func:`find_symmetry`.
-        seed: As for :func:`find_symmetry`.
-        kwargs: The model's keyword arguments.
+    Arguments are those of :func:`find_symmetry`.
 
     Returns:
         For each atom its places, and a basis of the sets of places at which a unit may change sign.
@@ -191,7 +173,7 @@ def analyze_signs(
         >>> [f"{flips:02b}" for flips in analysis.solutions("0")]  # one way: both
         ['11']
     """
-    source = _Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
+    source = Source(model, args, kwargs, scope=scope, parameters=parameters, seed=seed)
     traced = source.trace()
     inference = infer(traced)
     return SignAnalysis(inference, assemble(inference, scope=scope), source.real_sites(traced))
@@ -234,7 +216,7 @@ def certify(
         3
     """
     check_symmetry(symmetry)
-    source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
+    source = Source(model, args, kwargs, scope=symmetry.scope, parameters=parameters, seed=seed)
     _check_trials(trials)
     try:
         traced = source.trace()
@@ -251,12 +233,8 @@ def certify(
 def probe_activations(model: Any, *args: Any, symmetry: Symmetry, seed: int = 0, **kwargs: Any) -> ActivationProbe:
     """Finds the activations of a model from its trace: which tensors carry which units over the data.
 
-    Args:
-        model: A Pyro model or a plain ``torch.nn.Module``.
-        args: The model's arguments: the data on which activations are to be compared.
-        symmetry: The symmetry that :func:`find_symmetry` found for the same model.
-        seed: As for :func:`find_symmetry`.
-        kwargs: The model's keyword arguments.
+    The model and its arguments are as for :func:`find_symmetry`, whose answer for the same model is ``symmetry``;
+    ``args`` hold the data on which activations are to be compared.
 
     Raises:
         SymmetryError: The symmetry is not the one that discovery finds: its atoms cannot be told in the graph.
@@ -270,12 +248,8 @@ def probe_preactivations(
 ) -> PreactivationProbe:
     """Finds the affine maps that make a model's hidden units, and the sites that set each; as for activations.
 
-    Args:
-        model: A Pyro model or a plain ``torch.nn.Module``.
-        args: The model's arguments: the data on which pre-activations are to be measured.
-        symmetry: The symmetry that :func:`find_symmetry` found for the same model.
-        seed: As for :func:`find_symmetry`.
-        kwargs: The model's keyword arguments.
+    The model and its arguments are as for :func:`find_symmetry`, whose answer for the same model is ``symmetry``;
+    ``args`` hold the data on which pre-activations are to be measured.
 
     Raises:
         SymmetryError: The symmetry is not the one that discovery finds: its atoms cannot be told in the graph.
@@ -285,7 +259,7 @@ def probe_preactivations(
 
 def _trace_of(symmetry: Symmetry, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> TracedGraph:
     """The graph in which the symmetry's atoms are known by name."""
-    source = _Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
+    source = Source(model, args, kwargs, scope=symmetry.scope, parameters=False, seed=seed)
     traced = source.trace()
     if dict(assemble(infer(traced), scope=symmetry.scope).sites) != dict(symmetry.sites):
         raise SymmetryError(
@@ -293,146 +267,6 @@ def _trace_of(symmetry: Symmetry, model: Any, args: tuple[Any, ...], kwargs: dic
             "model; the one given has other sites or axes"
         )
     return traced
-
-
-class _Source:
-    """What is traced: a Pyro model's density or a module's output."""
-
-    def __init__(self, model, args, kwargs, *, scope: str, parameters: bool, seed: int):
-        self.stacks: Stacks = {}  # sites of the graph that stand for several of the model
-        if scope not in ("joint", "likelihood"):
-            raise ValueError(f"scope must be 'joint' or 'likelihood', got {scope!r}")
-        self.model, self.args, self.kwargs, self.scope, self.parameters = model, args, kwargs, scope, parameters
-        _check_model(model)
-        self.is_module = isinstance(model, nn.Module) and not _has_sample_sites(model, args, kwargs)
-        self.density = None if self.is_module else Density(model, args, kwargs, parameters=parameters, seed=seed)
-
-    def trace(self) -> TracedGraph:
-        if self.is_module:
-            return trace_module(self.model, self.args, self.kwargs)
-        return trace_density(self.density, scope=self.scope, parameters=self.parameters)
-
-    def check_observes(self) -> None:
-        """Warns about a model that observes nothing: its classes, say, are then as free as its hidden units."""
-        if self.is_module or self.density.observes:
-            return
-        drawn = [*self.density.latents, *self.density.enumerated]
-        left_out = list(omitted(self.model, self.args, self.kwargs))
-        advice = f"was {' or '.join(f'{n}=' for n in left_out)} left out? " if left_out else ""
-        text = (
-            f"the model observes nothing with these arguments: it draws all of {drawn}; {advice}Pass the observed "
-            "values too, as to SVI.step: what is found without them is the symmetry of the prior"
-        )
-        if self.scope == "likelihood":
-            raise TraceError(f"{text}, and there is no likelihood")
-        warnings.warn(text, DiagnosticWarning, stacklevel=3)
-
-    def resting(self, symmetry: Symmetry, traced: TracedGraph) -> tuple[Resting, ...]:
-        """Learnable tensors that the symmetry takes for constant."""
-        if self.is_module:
-            return ()
-        return find_resting(symmetry, traced, names_of(self.model, self.density.params))
-
-    def generic_values(self, traced: TracedGraph, seed: int, scale: float) -> dict[str, Tensor]:
-        """A draw at which no two units look alike and sums stay moderate, in float64."""
-        if self.is_module:
-            return _jittered(traced.values, seed, scale)
-        values = self.density.initial_values(seed=seed, scale=scale, dtype=torch.float64, fan_in=True)
-        values = stack_tensors(values, self.stacks)
-        given = {name for name, nodes in traced.nodes.items() if nodes[0].op == "placeholder"}
-        return {k: values[k] if k in values and k in given else v.double() for k, v in traced.values.items()}
-
-    def random_values(self, traced: TracedGraph, seed: int) -> dict[str, Tensor]:
-        """Another draw, for the completeness count: real values around zero, positive ones positive."""
-        if not self.is_module:
-            return self.generic_values(traced, seed, 1.0)
-        generator, out = torch.Generator().manual_seed(seed), {}
-        for name, value in traced.values.items():
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value.device)
-            positive = value.numel() > 0 and bool((value >= 0).all()) and bool((value > 0).any())
-            out[name] = noise.mul(0.3).exp() if positive else noise / max(1, value.shape[1:].numel()) ** 0.5
-        return out
-
-    # -- without a graph -------------------------------------------------------------------------------------------
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Site -> shape, as the model itself says."""
-        if self.is_module:
-            return {name: tuple(v.shape) for name, v in module_tensors(self.model).items()}
-        return {name: site.shape for name, site in self.density.latents.items()}
-
-    def supports(self) -> dict[str, Constraint]:
-        """Site -> support."""
-        return {} if self.is_module else {name: site.support for name, site in self.density.latents.items()}
-
-    def generic(self, seed: int) -> dict[str, Tensor]:
-        """As :meth:`generic_values`, without a graph."""
-        if self.is_module:
-            return _jittered(module_tensors(self.model), seed, 1.0)
-        return self.density.initial_values(seed=seed, dtype=torch.float64, fan_in=True)
-
-    def total(self, values: Mapping[str, Tensor], cast: Callable[[Any], Any]) -> Any:
-        """What must not change, at other site values; ``cast`` sets the dtype of all else."""
-        args, kwargs = pytree.tree_map(cast, (tuple(self.args), dict(self.kwargs)))
-        if self.is_module:
-            others = {k: cast(v) for k, v in (*self.model.named_parameters(), *self.model.named_buffers())}
-            return torch.func.functional_call(self.model, {**others, **values}, args, kwargs)
-        density = self.density.on(args, kwargs, cast)
-        return density.log_joint(values) if self.scope == "joint" else density.log_likelihood(values)
-
-    def real_sites(self, traced: TracedGraph) -> list[str]:
-        """Sites whose support is all real numbers, so that their values may change sign."""
-        known = {} if self.is_module else stacked(self.density.latents, self.stacks, lambda sites: sites[0])
-        return [name for name in traced.values if name not in known or known[name].is_real]
-
-    def scalable_sites(self, traced: TracedGraph) -> list[str]:
-        """Sites whose values may be multiplied by any positive number: real ones and positive ones."""
-        cones = {**dict.fromkeys(traced.values, True), **{k: is_cone(v) for k, v in traced.supports.items()}}
-        return [name for name, value in traced.values.items() if cones[name] and value.is_floating_point()]
-
-    def check_reproduces(self, values: dict[str, Tensor], reference: float) -> None:
-        """The model itself, run again at new values, must agree with its graph."""
-        if self.is_module:
-            return
-        values = unstacked(values, self.stacks)
-        native = {k: values[k].to(site.dtype) for k, site in self.density.latents.items() if k in values}
-        total = self.density.log_joint if self.scope == "joint" else self.density.log_likelihood
-        with untouched(self.model, seed=1):
-            again = float(gradless(total, native).detach())
-        low = any(site.dtype != torch.float64 for site in self.density.latents.values())
-        if not abs(again - reference) <= (1e-2 if low else 1e-6) * (1.0 + abs(reference)):
-            raise TraceError(
-                f"the model is not the same function when run again: its log joint is {again:.6g} nats where its trace "
-                f"gives {reference:.6g}. A model whose structure or noise changes between runs has no symmetry "
-                "to find; fix its randomness, or write the symmetry by hand as a SymmetrySpec."
-            )
-
-
-def _jittered(values: Mapping[str, Tensor], seed: int, scale: float) -> dict[str, Tensor]:
-    """Values with noise, in float64, so that no two units look alike."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64, device="cpu") for k, v in values.items()}
-    return {k: v.detach().double() + scale * 0.1 * noise[k].to(v.device) for k, v in values.items()}
-
-
-def omitted(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Parameters of the model that were not given and are None by default: data, as a rule."""
-    try:
-        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-        given = signature.bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        return []
-    return [name for name, p in signature.parameters.items() if p.default is None and given.get(name) is None]
-
-
-def _has_sample_sites(model, args, kwargs) -> bool:
-    """Whether running a module meets a Pyro primitive."""
-    with untouched(model, seed=0), uncompiled(), pyro.poutine.trace() as tracer:
-        try:
-            gradless(model, *args, **kwargs)
-        except Exception:
-            return isinstance(model, pyro.nn.PyroModule)  # the density reports the error with its advice
-    return any(n["type"] == "sample" for n in tracer.trace.nodes.values() if "fn" in n and n["type"] == "sample")
 
 
 @contextlib.contextmanager
@@ -450,36 +284,21 @@ def _in_one_sentence() -> Iterator[None]:
         ) from error
 
 
-def _check_model(model: Any) -> None:
-    """Refuses what is not a model, or hides what it does."""
-    if any(c.__name__ in ("AutoGuide", "EasyGuide") for c in type(model).__mro__):
-        raise TraceError(
-            f"expected the model, got a guide ({type(model).__name__}): a symmetry is one of the model's log joint. "
-            "Pass the model that the guide was made for, with its data"
-        )
-    for module in reached_modules(model):
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                f"{type(module).__name__} was made by torch.jit, which hides its operations; pass the nn.Module that "
-                "it was scripted or traced from"
-            )
-
-
 def _check_trials(trials: int) -> None:
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}: without a relabeling tried nothing is certified")
 
 
-def _without_graph(symmetry: Symmetry | SymmetrySpec, source: _Source, *, trials: int, seed: int) -> Symmetry:
+def _without_graph(symmetry: Symmetry | SymmetrySpec, source: Source, *, trials: int, seed: int) -> Symmetry:
     """The certificate of a model that cannot be traced: it is run itself before and after each relabeling."""
-    shapes = source.shapes()
+    shapes, supports = source.described()
     symmetry = bound(symmetry, shapes, of="model")
-    values = source.generic(seed)
-    function = ModelFunction(source.total, source.supports(), source.model, values)
+    values = source.generic_values(None, seed, 1.0)
+    function = ModelFunction(source.total, supports, source.model, values)
     return replace(symmetry, certificate=certify_function(symmetry, function, values, trials=trials, seed=seed))
 
 
-def _counted(symmetry: Symmetry, source: _Source, function: GraphFunction, seed: int) -> Symmetry:
+def _counted(symmetry: Symmetry, source: Source, function: GraphFunction, seed: int) -> Symmetry:
     """The symmetry with the completeness count in its certificate."""
     traced = function.traced
     free = [
@@ -499,7 +318,7 @@ def _counted(symmetry: Symmetry, source: _Source, function: GraphFunction, seed:
 
 
 def _with_certificate(
-    symmetry: Symmetry, source: _Source, function: GraphFunction, *, trials: int, seed: int
+    symmetry: Symmetry, source: Source, function: GraphFunction, *, trials: int, seed: int
 ) -> Symmetry:
     failure: TraceError | None = None
     for scale in (1.0, 0.1, 0.01):

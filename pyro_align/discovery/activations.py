@@ -15,8 +15,8 @@ from torch.fx import Node
 from pyro_align.axes import Axis, leaves
 from pyro_align.discovery.axes.assemble import infer, name_atoms, write_axes
 from pyro_align.discovery.axes.inference import AxisTensor, Inference
+from pyro_align.discovery.graphs import Running
 from pyro_align.discovery.ops import is_a
-from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry.group import Symmetry
 

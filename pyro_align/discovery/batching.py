@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_align.discovery.graphs import call, shape_of
+from pyro_align.discovery.graphs import call, constant, shape_of
 from pyro_align.discovery.hoist import sliced
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
@@ -167,7 +167,7 @@ class Batching:
                 if torch.Tag.pointwise not in getattr(target, "tags", ()):
                     raise _Unlike
                 target = first.target.overloadpacket
-                args.append(self.input(body, lambda parts=parts: self.constant(parts), first))
+                args.append(self.input(body, lambda parts=parts: self.constant(torch.tensor(parts)), first))
             else:
                 args.append(self.alike(body, parts))
         kwargs = {k: self.alike(body, tuple(n.kwargs[k] for n in nodes)) for k in first.kwargs}
@@ -207,17 +207,10 @@ class Batching:
         if any(source in self.moving for source in node.all_input_nodes):
             self.moving.add(node)
 
-    def attribute(self, value: Tensor) -> Node:
-        name, self.count = f"_rolled{self.count}", self.count + 1
-        self.module.register_buffer(name, value)
+    def constant(self, value: Tensor) -> Node:
+        self.count += 1
         with self.graph.inserting_before(self.here):
-            return self.graph.get_attr(name)
-
-    def constant(self, numbers: Sequence[float]) -> Node:
-        node = self.attribute(torch.tensor(numbers))
-        mode = next(v for n in self.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)).fake_mode
-        node.meta["val"] = mode.from_tensor(torch.tensor(numbers))
-        return node
+            return constant(self.module, f"_rolled{self.count}", value)
 
     def unfolded(self, source: Node, dim: int, start: int, count: int, length: int) -> Node:
         size = max(length, 1)
@@ -260,7 +253,7 @@ class Batching:
 
     def inlined(self, batched: GraphModule, node: Node, env: dict[Node, Node]) -> Node:
         if node.op == "get_attr":
-            new = self.attribute(getattr(batched, node.target))
+            new = self.constant(getattr(batched, node.target))
         else:
             views = (aten.view.default, aten._unsafe_view.default)
             target = aten.reshape.default if node.target in views else node.target

@@ -14,7 +14,6 @@ from torch.distributions.constraints import Constraint
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.running import placed
 from pyro_align.discovery.supports import check_support
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants, double
@@ -68,13 +67,13 @@ class GraphFunction:
 
     def run(self, values: Mapping[str, Tensor], interpreter: type[DoubleInterpreter] = DoubleInterpreter) -> Any:
         """Everything that the graph returns; ``interpreter`` may look on."""
-        given = {**placed(self.traced, values, lambda v: double(v.detach())), **self._given}
+        given = {**self.traced.placed(values, lambda v: double(v.detach())), **self._given}
         with torch.no_grad():
             return interpreter(self.traced.module, garbage_collect_values=True).run(initial_env=given)
 
     def differentiable(self, values: Mapping[str, Tensor]) -> Tensor:
         """What must not change, flattened, as a function that autograd can follow; updated values are left out."""
-        given = {**placed(self.traced, values, double), **self._given}
+        given = {**self.traced.placed(values, double), **self._given}
         out = _Attached(self.traced.module, garbage_collect_values=True).run(initial_env=given)
         results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         results = results[: len(results) - len(self.traced.states)]

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.axes import Atom, Fixed, Kind, Odd, Product, Sum
+from pyro_align.axes import Atom, Fixed, Kind, Sum
 from pyro_align.discovery.certify import certify_function
+from pyro_align.discovery.signs.loose import marked
 from pyro_align.errors import DiagnosticWarning, TraceError
 from pyro_align.symmetry.group import Symmetry
 
@@ -277,14 +278,12 @@ def _rotations(search: _Search, symmetry: Symmetry, real: frozenset[str]) -> Sym
 def _marked(symmetry: Symmetry, kinds: Mapping[str, Atom], where: Mapping[Place, bool]) -> Symmetry:
     """The symmetry with atoms of another kind at some of the axes."""
 
-    def marked(site: str, axis: int, term):
+    def kept(site: str, axis: int, term):
         if isinstance(term, Sum):
-            return Sum(*(marked(site, axis, part) for part in term.terms))
+            return Sum(*(kept(site, axis, part) for part in term.terms))
         return kinds[term.name] if term.name in kinds and where.get((site, axis)) else term
 
-    sites = {
-        site: tuple(marked(site, i, term) for i, term in enumerate(terms)) for site, terms in symmetry.sites.items()
-    }
+    sites = {site: tuple(kept(site, i, term) for i, term in enumerate(terms)) for site, terms in symmetry.sites.items()}
     return replace(symmetry, sites=sites)
 
 
@@ -356,10 +355,9 @@ def _disjoint(search: _Search, places: Sequence[Place], move: Move) -> Iterator[
 def _with_signs(symmetry: Symmetry, marks: Mapping[Place, Mapping[int, str]]) -> Symmetry:
     sites = {site: list(terms) for site, terms in symmetry.sites.items()}
     for (site, axis), told in marks.items():
-        size = symmetry.shapes[site][axis]
-        if len(told) == size and len(set(told.values())) == 1 and size > 1:
-            sites[site][axis] = Product(Odd(told[0], 1), Fixed(size))
-            continue
-        parts = [Odd(told[k], 1) if k in told else Fixed(1) for k in range(size)]
-        sites[site][axis] = parts[0] if len(parts) == 1 else Sum(*parts)
+        along = {
+            name: torch.tensor([told.get(k) == name for k in range(symmetry.shapes[site][axis])])
+            for name in dict.fromkeys(told.values())
+        }
+        sites[site][axis] = marked(sites[site][axis], list(along.items()))
     return replace(symmetry, sites={site: tuple(terms) for site, terms in sites.items()})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_align.discovery.graphs import call, copied, finish, shape_of
+from pyro_align.discovery.graphs import call, constant, copied, finish, shape_of
 from pyro_align.discovery.ops import is_a
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
@@ -245,15 +245,9 @@ class _Rewriting:
             return call(self.graph, self.here, target, *args, **kwargs)
 
     def constant(self, value: Tensor) -> Node:
-        """A new constant."""
-        name, self.count = f"_precision{self.count}", self.count + 1
-        self.module.register_buffer(name, value)
+        self.count += 1
         with self.graph.inserting_before(self.here):
-            node = self.graph.get_attr(name)
-        node.meta["val"] = next(
-            v for n in self.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)
-        ).fake_mode.from_tensor(getattr(self.module, name))
-        return node
+            return constant(self.module, f"_precision{self.count}", value)
 
     def matmul(self, left: Node, right: Node) -> Node:
         """A product of two stacks of matrices, broadcast together."""

@@ -1,12 +1,13 @@
-"""Traced graphs: shapes of nodes, new nodes, and copies that may be rewritten."""
+"""Traced graphs: shapes of nodes, new nodes, copies that may be rewritten, and runs that stop where they are told."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -38,6 +39,15 @@ def call(graph: Graph, like: Node, target: Any, *args: Any, **kwargs: Any) -> No
     return new
 
 
+def constant(module: GraphModule, name: str, value: Tensor) -> Node:
+    """A new constant, at the graph's insertion point."""
+    module.register_buffer(name, value)
+    node = module.graph.get_attr(name)
+    like = next(v for n in module.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
+    node.meta["val"] = like.fake_mode.from_tensor(value)
+    return node
+
+
 def copied(traced: TracedGraph) -> tuple[TracedGraph, dict[Node, Node]]:
     """A copy of a traced graph, and original node -> node."""
     graph, copies = Graph(), {}
@@ -52,3 +62,32 @@ def copied(traced: TracedGraph) -> tuple[TracedGraph, dict[Node, Node]]:
 def finish(module: GraphModule) -> None:
     """Removes what does not reach the output, unused random numbers (an initial value already there, say) included."""
     module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+
+
+class Running(fx.Interpreter):
+    """A run of a graph that stops where it is told to, and may be told other values to go on with.
+
+    Tensors are dropped after their last use.
+    """
+
+    def __init__(self, traced: TracedGraph, values: Mapping[str, Tensor]):
+        super().__init__(traced.module, garbage_collect_values=True)
+        given = {name: values[name].detach().to(v.dtype) if name in values else v for name, v in traced.values.items()}
+        self.env: dict[Node, Any] = {**traced.placed(given, Tensor.detach), **traced.data}
+        self._waiting = iter(traced.module.graph.nodes)
+
+    @torch.no_grad()
+    def until(self, node: Node) -> Tensor:
+        """The value of a node; nodes must be asked for in the order of the graph."""
+        for current in self._waiting:
+            if current not in self.env:
+                self.env[current] = self.run_node(current)
+            for used in self.user_to_last_uses.get(current, ()):
+                del self.env[used]
+            if current is node:
+                return self.env[current]
+        raise AssertionError(f"{node} comes before the node asked for last")
+
+    def put(self, node: Node, value: Tensor) -> None:
+        """What the nodes after are to see of the node asked for last."""
+        self.env[node] = value

@@ -30,86 +30,64 @@ def hoist_selections(module: GraphModule) -> None:
     graph = module.graph
     changed = False
     for node in list(graph.nodes):
-        found = _selection(node)
-        run = None if found else _run(module, node)
-        if found is None and run is None:
+        if (piece := _piece(module, node)) is None:
             continue
         with graph.inserting_before(node):
             hoist = _Hoist(graph, node)
-            if run is not None:
-                replacement = hoist.narrow(*run)
-            else:
-                source, dim, index = found
-                replacement = hoist.select(source, dim, index)
-                if replacement is not None and node.target is aten.slice.Tensor:
-                    replacement = hoist.call(aten.unsqueeze.default, replacement, dim)
-        if replacement is not None:
-            node.replace_all_uses_with(replacement)
+            taken = hoist.take(*piece)
+            if taken is not None and shape_of(taken) != shape_of(node):  # of a selection, without the axis
+                taken = hoist.call(aten.reshape.default, taken, list(shape_of(node)))
+        if taken is not None:
+            node.replace_all_uses_with(taken)
             changed = True
     if changed:
         graph.lint()
 
 
-def _selection(node: Node) -> tuple[Node, int, int] | None:
-    """``(source, dim, index)`` of a node that takes one index of an axis."""
-    if node.op != "call_function":
+def _piece(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
+    """``(source, dim, start, stop)`` of a node that takes one or neighboring indices of an axis, but not all."""
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(source, Node):
         return None
-    if node.target is aten.select.int:
-        source, dim, index = node.args
-    elif node.target is operator.getitem and getattr(node.args[0], "target", None) is aten.unbind.int:
-        source, dim, index = node.args[0].args[0], (*node.args[0].args, 0)[1], node.args[1]
+    if node.target is operator.getitem:
+        piece = _part_of_many(source, node.args[1])
+    elif shape_of(source) is None:
+        return None
+    elif node.target is aten.select.int:
+        piece = source, node.args[1], node.args[2] % shape_of(source)[node.args[1]], 1
     elif node.target is aten.slice.Tensor:
-        return _single_slice(node)
-    else:
-        return None
-    shape = shape_of(source)
-    if shape is None:
-        return None
-    dim %= len(shape)
-    return source, dim, index % shape[dim]
-
-
-def _single_slice(node: Node) -> tuple[Node, int, int] | None:
-    """The same for a slice of length one."""
-    source, dim, kept = sliced(node)
-    return (source, dim, kept[0]) if len(kept) == 1 and shape_of(source)[dim] > 1 else None
-
-
-def _run(module: GraphModule, node: Node) -> tuple[Node, int, int, int] | None:
-    """``(source, dim, start, stop)`` of a node that takes neighboring indices of an axis, but not all."""
-    if node.op != "call_function" or (source := _first(node)) is None:
-        return None
-    if node.target is operator.getitem and is_a(getattr(source, "target", None), "split"):
-        return _piece_of_split(source, node.args[1])
-    if shape_of(source) is None:
-        return None
-    if node.target is aten.slice.Tensor:
         source, dim, kept = sliced(node)
-        start, stop, step = kept.start, kept.stop, kept.step
-    elif node.target is aten.index.Tensor:
-        places = [(i, ix) for i, ix in enumerate(node.args[1]) if ix is not None]
-        value = _constant(module, places[0][1]) if len(places) == 1 else None
-        if value is None or value.dim() != 1 or value.dtype != torch.int64 or not value.numel():
-            return None
-        dim = places[0][0]
-        start, stop, step = int(value[0]) % shape_of(source)[dim], 0, 1
-        stop = start + value.numel()
-        if not torch.equal(value % shape_of(source)[dim], torch.arange(start, stop, device=value.device)):
-            return None
+        piece = (source, dim, kept.start, len(kept)) if kept.step == 1 or len(kept) == 1 else None
     else:
+        piece = _indexed(module, source, node) if node.target is aten.index.Tensor else None
+    if piece is None:
         return None
-    return (source, dim, start, stop) if step == 1 and 0 < stop - start < shape_of(source)[dim] else None
+    source, dim, start, count = piece
+    dim %= len(shape_of(source))
+    return (source, dim, start, start + count) if 0 < count < shape_of(source)[dim] else None
 
 
-def _first(node: Node) -> Node | None:
-    return node.args[0] if node.args and isinstance(node.args[0], Node) else None
+def _part_of_many(source: Node, index: int) -> tuple[Node, int, int, int] | None:
+    """``(source, dim, start, count)`` of an output of an unbinding or a split."""
+    if getattr(source, "target", None) is aten.unbind.int:
+        return source.args[0], (*source.args, 0)[1], index, 1
+    if not is_a(getattr(source, "target", None), "split"):
+        return None
+    dim = (*source.args, 0)[2]
+    lengths = [v.shape[dim] for v in source.meta["val"]]
+    return source.args[0], dim, sum(lengths[:index]), lengths[index]
 
 
-def _piece_of_split(split: Node, index: int) -> tuple[Node, int, int, int] | None:
-    source, dim = split.args[0], (*split.args, 0)[2]
-    lengths = [v.shape[dim] for v in split.meta["val"]]
-    start, stop = sum(lengths[:index]), sum(lengths[: index + 1])
-    return (source, dim % len(shape_of(source)), start, stop) if 0 < stop - start < sum(lengths) else None
+def _indexed(module: GraphModule, source: Node, node: Node) -> tuple[Node, int, int, int] | None:
+    """The same where an index of neighbors stands in the graph."""
+    places = [(i, ix) for i, ix in enumerate(node.args[1]) if ix is not None]
+    value = _constant(module, places[0][1]) if len(places) == 1 else None
+    if value is None or value.dim() != 1 or value.dtype != torch.int64 or not value.numel():
+        return None
+    size = shape_of(source)[places[0][0]]
+    start = int(value[0]) % size
+    along = torch.arange(start, start + value.numel(), device=value.device)
+    return (source, places[0][0], start, value.numel()) if torch.equal(value % size, along) else None
 
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
@@ -152,7 +130,7 @@ def _order(node: Node) -> list[int]:
 
 
 class _Hoist:
-    """Builds the selected value from the nodes above; ``None`` says that nothing is gained."""
+    """Builds the indices taken from the nodes above, their axis kept; ``None`` says that nothing is gained."""
 
     def __init__(self, graph, node: Node):
         self.graph, self.node = graph, node
@@ -160,17 +138,21 @@ class _Hoist:
     def call(self, target, *args, **kwargs) -> Node:
         return call(self.graph, self.node, target, *args, **kwargs)
 
-    def select(self, source: Node, dim: int, index: int) -> Node | None:
-        """One index of an axis, taken where the axis was made."""
+    def take(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
+        """Neighboring indices of an axis, taken where the axis was made; through more operations where it is one."""
         if source.op != "call_function" or shape_of(source) is None:
             return None
         if is_a(source.target, "same"):
-            return self.select(source.args[0], dim, index)
+            return self.take(source.args[0], dim, start, stop)
         if is_a(source.target, "reshape"):
-            return self._view(source, dim, index)
+            return self._view(source, dim, start, stop)
+        if source.target in (aten.permute.default, aten.transpose.int):
+            dims = _order(source)
+            inner = self.take(source.args[0], dims[dim], start, stop)
+            return inner and self.call(aten.permute.default, inner, dims)
+        if stop - start > 1:
+            return None
         through = {
-            aten.permute.default: self._permuted,
-            aten.transpose.int: self._permuted,
             aten.unsqueeze.default: self._unsqueeze,
             aten.squeeze.dims: self._squeeze,
             aten.squeeze.dim: self._squeeze,
@@ -179,80 +161,47 @@ class _Hoist:
         }.get(source.target)
         if through is None and torch.Tag.pointwise in getattr(source.target, "tags", ()):
             through = self._pointwise
-        return through and through(source, dim, index)
+        return through and through(source, dim, start)
 
-    def _permuted(self, source: Node, dim: int, index: int) -> Node | None:
-        dims = _order(source)
-        inner = self.select(source.args[0], dims[dim], index)
-        rest = [d - (d > dims[dim]) for i, d in enumerate(dims) if i != dim]
-        return inner and self.call(aten.permute.default, inner, rest)
+    def taken(self, source: Node, dim: int, index: int) -> Node:
+        """One index of an axis, wherever it is taken."""
+        return self.take(source, dim, index, index + 1) or self.call(aten.slice.Tensor, source, dim, index, index + 1)
+
+    def _view(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
+        if (found := _axis_above(source, dim)) is None:
+            return None
+        axis, each, starts = found
+        inner, shape = source.args[0], list(shape_of(source))
+        if each == 1:
+            piece = self.take(inner, axis, start, stop) if starts else None
+        else:
+            if not starts:
+                around = [*shape[:dim], shape[dim] * each, *shape_of(inner)[axis + 1 :]]
+                inner, axis = self.call(aten.reshape.default, inner, around), dim
+            piece = self.call(aten.slice.Tensor, inner, axis, start * each, stop * each)
+        shape[dim] = stop - start
+        return piece and self.call(aten.reshape.default, piece, shape)
 
     def _unsqueeze(self, source: Node, dim: int, index: int) -> Node | None:
         at = source.args[1] % len(shape_of(source))
-        if at == dim:
-            return None
-        inner = self.select(source.args[0], dim - (at < dim), index)
-        return inner and self.call(aten.unsqueeze.default, inner, at - (dim < at))
+        inner = None if at == dim else self.take(source.args[0], dim - (at < dim), index, index + 1)
+        return inner and self.call(aten.unsqueeze.default, inner, at)
 
     def _squeeze(self, source: Node, dim: int, index: int) -> Node | None:
         inner_shape = shape_of(source.args[0])
         dims = source.args[1] if isinstance(source.args[1], list | tuple) else [source.args[1]]
         gone = {d % len(inner_shape) for d in dims if inner_shape[d] == 1}
         kept = [i for i in range(len(inner_shape)) if i not in gone]
-        inner = self.select(source.args[0], kept[dim], index)
-        return inner and self.call(aten.reshape.default, inner, [n for i, n in enumerate(shape_of(source)) if i != dim])
-
-    def _view(self, source: Node, dim: int, index: int) -> Node | None:
-        shape = shape_of(source)
-        found = _axis_above(source, dim)
-        if found is None:
-            return None
-        axis, each, starts = found
-        if starts and each == 1:
-            inner = self.select(source.args[0], axis, index)
-        elif each == 1:
-            return None
-        else:
-            inner = self._cut(source, dim, index, index + 1)
-        rest = [n for i, n in enumerate(shape) if i != dim]
-        return inner and self.call(aten.reshape.default, inner, rest)
-
-    def _cut(self, source: Node, dim: int, start: int, stop: int) -> Node:
-        """The piece of a view's source that becomes the indices ``start`` to ``stop`` of one of the view's axes."""
-        axis, each, starts = _axis_above(source, dim)
-        inner, shape = source.args[0], shape_of(source)
-        if not starts:
-            around = [*shape[:dim], shape[dim] * each, *shape_of(inner)[axis + 1 :]]
-            inner, axis = self.call(aten.reshape.default, inner, around), dim
-        return self.call(aten.slice.Tensor, inner, axis, start * each, stop * each)
-
-    def narrow(self, source: Node, dim: int, start: int, stop: int) -> Node | None:
-        """Neighboring indices of an axis, taken where a view made the axis."""
-        if source.op != "call_function" or shape_of(source) is None:
-            return None
-        target, args = source.target, source.args
-        if is_a(target, "same"):
-            return self.narrow(args[0], dim, start, stop)
-        if target in (aten.permute.default, aten.transpose.int):
-            dims = _order(source)
-            inner = self.narrow(args[0], dims[dim], start, stop)
-            return inner and self.call(aten.permute.default, inner, dims)
-        if is_a(target, "reshape") and (found := _axis_above(source, dim)) is not None:
-            axis, each, starts = found
-            if each > 1:
-                inner = self._cut(source, dim, start, stop)
-            else:
-                inner = self.narrow(args[0], axis, start, stop) if starts else None
-            shape = [stop - start if i == dim else n for i, n in enumerate(shape_of(source))]
-            return inner and self.call(aten.reshape.default, inner, shape)
-        return None
+        inner = self.take(source.args[0], kept[dim], index, index + 1)
+        shape = [1 if i == dim else n for i, n in enumerate(shape_of(source))]
+        return inner and self.call(aten.reshape.default, inner, shape)
 
     def _sliced(self, source: Node, dim: int, index: int) -> Node | None:
         inner, axis, kept = sliced(source)
         if axis == dim:
-            return self.select(inner, dim, kept[index])
-        found = self.select(inner, dim, index)
-        return found and self.call(aten.slice.Tensor, found, axis - (dim < axis), kept.start, kept.stop, kept.step)
+            return self.take(inner, dim, kept[index], kept[index] + 1)
+        found = self.take(inner, dim, index, index + 1)
+        return found and self.call(aten.slice.Tensor, found, axis, kept.start, kept.stop, kept.step)
 
     def _cat(self, source: Node, dim: int, index: int) -> Node | None:
         tensors = source.args[0]
@@ -262,7 +211,7 @@ class _Hoist:
         for tensor in tensors:
             n = shape_of(tensor)[dim]
             if index < n:
-                return self.select(tensor, dim, index) or self.call(aten.select.int, tensor, dim, index)
+                return tensor if n == 1 else self.taken(tensor, dim, index)
             index -= n
         return None
 
@@ -275,14 +224,12 @@ class _Hoist:
             if own is None:
                 return None
             at = dim - (len(shape) - len(own))
-            if at < 0:
+            if at < 0 or own[at] == 1:
                 parts[tensor] = tensor
-            elif own[at] == 1:
-                parts[tensor] = self.call(aten.select.int, tensor, at, 0)
-            else:
-                inner = self.select(tensor, at, index)
-                gained = gained or inner is not None
-                parts[tensor] = inner or self.call(aten.select.int, tensor, at, index)
+                continue
+            inner = self.take(tensor, at, index, index + 1)
+            gained = gained or inner is not None
+            parts[tensor] = inner or self.call(aten.slice.Tensor, tensor, at, index, index + 1)
         if not gained:
             return None
         args, kwargs = torch.fx.node.map_arg((source.args, source.kwargs), parts.__getitem__)

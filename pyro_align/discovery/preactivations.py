@@ -17,8 +17,8 @@ from pyro_align.axes import Atom, Axis, leaves
 from pyro_align.discovery.activations import dependents, is_view, viewed
 from pyro_align.discovery.axes.assemble import infer, name_atoms, write_axes
 from pyro_align.discovery.axes.inference import AxisTensor
+from pyro_align.discovery.graphs import Running
 from pyro_align.discovery.ops import contraction_of
-from pyro_align.discovery.running import Running
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.symmetry.group import Symmetry
 

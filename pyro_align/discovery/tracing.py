@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import traceback
@@ -23,8 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.concrete import ConcreteData, is_library
-from pyro_align.discovery.densities import densities_as_operations
+from pyro_align.discovery.concrete import ConcreteData, densities_as_operations, is_library
 from pyro_align.discovery.graphs import ReadModule, finish
 from pyro_align.discovery.hoist import hoist_selections
 from pyro_align.errors import PyroAlignError, TraceError
@@ -55,6 +53,10 @@ class TracedGraph:
     # site name -> its support; sites left out may take any real values
     supports: Mapping[str, Constraint] = field(default_factory=dict)
 
+    def placed(self, values: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[Node, Tensor]:
+        """The values, cast, of the nodes that stand for sites."""
+        return {node: cast(values[name]) for name, nodes in self.nodes.items() for node in nodes}
+
 
 def trace_density(density: Density, *, scope: str, parameters: bool = False) -> TracedGraph:
     """Traces a Pyro model's log joint (or log likelihood)."""
@@ -62,8 +64,7 @@ def trace_density(density: Density, *, scope: str, parameters: bool = False) -> 
     data, arguments = _data_of(density.args, density.kwargs)
 
     def function(sites: list[Tensor], data: list[Tensor]) -> Tensor:
-        conditioned = copy.copy(density)
-        conditioned.args, conditioned.kwargs = arguments(data)
+        conditioned = density.on(*arguments(data))
         named = dict(zip(values, sites, strict=True))
         return conditioned.log_joint(named) if scope == "joint" else conditioned.log_likelihood(named)
 

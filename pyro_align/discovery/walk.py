@@ -57,9 +57,29 @@ class Call:
         """The operation's name without its namespace and overload, such as ``"mm"``."""
         return self.node.target._opname
 
+    def option(self, name: str, default: Any = None) -> Any:
+        """An argument of the operation that holds no tensor, by its name in the operator's schema."""
+        for place, argument in enumerate(self.node.target._schema.arguments):
+            if argument.name == name:
+                given = self.node.args[place : place + 1]
+                return given[0] if given else self.node.kwargs.get(name, argument.default_value)
+        return default
+
+    def dims(self, ndim: int) -> list[int]:
+        """The axes that the operation's ``dim`` names of a tensor with ``ndim`` axes; all where it names none."""
+        return axes_of(self.option("dim"), ndim)
+
     def unsupported(self, why: str = "") -> Unsupported:
         """``raise call.unsupported()`` where a rule does not cover a call."""
         return Unsupported(why)
+
+
+def axes_of(dim: Any, ndim: int) -> list[int]:
+    """The axes that a ``dim`` argument names; None and an empty list name all."""
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(ndim))
+    dims = dim if isinstance(dim, list | tuple) else [dim]
+    return [d % ndim for d in dims] if ndim else []
 
 
 class Constants:

@@ -124,10 +124,10 @@ def align_draws(
     source = read_draws(draws, ranks).stacked(stacks)
     symmetry = fit_symmetry(symmetry, source)
     if atom is not None:
-        only_atom(symmetry, atom, "atom=")
+        only_atom(symmetry, atom)
     _named(None if by is None else {by: None}, "by", symmetry.sites)
     if method in BY_ROTATION:
-        atom = only_atom(symmetry, atom, "atom=")
+        atom = only_atom(symmetry, atom)
         symmetry = rotating(symmetry, atom)
     elif symmetry.rotated:
         raise SymmetryError(
@@ -193,11 +193,7 @@ def _warn_of_unsettled(result: AlignedDraws) -> None:
 
 
 def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
-    """The symmetry with its sizes over the draws' sites, checked against them.
-
-    Raises:
-        SymmetryError: A site is missing or has another shape,
-    """
+    """The symmetry with its sizes over the draws' sites, checked against them."""
     symmetry = bound(symmetry, source.shapes, of="set of draws")
     return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
 

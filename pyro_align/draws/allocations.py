@@ -102,12 +102,7 @@ def allocations(
     site: str | None,
     method: str,
 ) -> Allocations:
-    """The probabilities that the user gave, or those of the model.
-
-    Raises:
-        ValueError: There is neither, or other numbers of chains and draws are given.
-        TraceError: The model has no allocations.
-    """
+    """The probabilities that the user gave, or those of the model."""
     if given is None:
         if density is None:
             raise ValueError(f"method={method!r} needs allocations= or model= (with args=)")

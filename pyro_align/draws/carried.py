@@ -31,7 +31,6 @@ from pyro_align.symmetry.terms import fill_sizes
 if TYPE_CHECKING:
     from pyro_align.model.draws import DrawDensity
 
-_SLICE = 1 << 20  # numbers read at a time
 _LOOK = 50  # draws of a chain in which integers are looked for
 _CANDIDATES = 256  # most ways in which a deterministic's axes may carry the atoms
 _TRIES, _ELEMENTS = 3, 5  # draws, and relabelings of each, at which the model says how a deterministic moves
@@ -86,18 +85,13 @@ def renumbered(index: Tensor, labels: Tensor, first: int) -> Tensor:
     Args:
         index: ``(units, size)``: new -> old.
         labels: Integers ``(units, *shape)``, of any dtype.
-        first: The number of the first unit.
     """
     new = index.long().argsort(-1).gather(-1, labels.long().flatten(1) - first) + first
     return new.reshape(labels.shape).to(labels.dtype)
 
 
 def numbered_from(labels: Tensor, size: int, name: str = "labels") -> int:
-    """Whether labels are numbered from 0 or from 1.
-
-    Raises:
-        SymmetryError: They are no whole numbers, or do not fit that many units.
-    """
+    """Whether labels are numbered from 0 or from 1."""
     if not labels.numel() or not _whole(labels):
         raise SymmetryError(f"{name}: labels must be whole numbers, got {labels.dtype} {tuple(labels.shape)}")
     low, high = int(labels.min()), int(labels.max())
@@ -116,11 +110,7 @@ def find_carried(
     labels: Mapping[str, str | None],
     derived: Mapping[str, Sequence[AxisLike]],
 ) -> Carried:
-    """Settles for every variable of the draws whether it moves, and how.
-
-    Raises:
-        SymmetryError: ``labels`` or ``derived`` name what is not there, or contradict the draws' shapes.
-    """
+    """Settles for every variable of the draws whether it moves, and how."""
     _check_labels(source, symmetry, labels)
     sites = {**symmetry.sites, **_derived(source, symmetry, derived)}
     others = [n for n in source.arrays if n not in sites and (density is None or n not in density.latents)]
@@ -146,9 +136,7 @@ def find_carried(
 
 def _numbered(source: Source, name: str, axes: Mapping[int, Axis]) -> tuple[Axis, int]:
     """The axis whose entries a variable's values number, and from what they are numbered."""
-    numel = max(1, int(np.prod(source.shapes[name])))
-    slices = source.slices(max(1, _SLICE // numel))
-    values = torch.cat([source.read(name, c, part).unique() for c, part in slices])
+    values = torch.cat([source.read(name, c, part).unique() for c, part in source.site_slices(name)])
     for size, term in sorted(axes.items()):
         with suppress(SymmetryError):
             return term, numbered_from(values, size)

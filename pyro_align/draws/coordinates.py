@@ -26,13 +26,13 @@ def coordinates(symmetry: Symmetry, supports: Mapping[str, constraints.Constrain
     """Site -> the map from its constrained draws ``(units, *site_shape)`` to tensors of the same shape.
 
     Args:
-        symmetry: Its sites are those compared.
         supports: Site -> support, where it is known; other sites are compared as they are.
     """
-    return {
-        site: _identity if _is_linear(symmetry, site) or site not in supports else coordinate(supports[site])
-        for site in symmetry.sites
-    }
+    found = {}
+    for site, terms in symmetry.sites.items():
+        linear = any(a.odd or a.rotates for term in terms for a in leaves(term))  # they act on the values themselves
+        found[site] = _identity if linear or site not in supports else coordinate(supports[site])
+    return found
 
 
 def coordinate(support: constraints.Constraint) -> Coordinate:
@@ -44,9 +44,7 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
         >>> coordinate(constraints.simplex)(torch.tensor([0.5, 0.5]))
         tensor([0., 0.])
     """
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
+    base = _base(support)
     if base is constraints.real:
         return _identity
     if base is constraints.simplex:
@@ -71,14 +69,8 @@ def coordinate(support: constraints.Constraint) -> Coordinate:
 
 
 def check_support(site: str, values: Tensor, support: constraints.Constraint, chain: int) -> None:
-    """Refuses draws ``(units, *site_shape)`` outside a support; its boundary counts as inside, as draws are rounded.
-
-    Raises:
-        ValueError: Says which site, and the first value that is outside.
-    """
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
+    """Refuses draws ``(units, *site_shape)`` outside a support; its boundary counts as inside, as draws are rounded."""
+    base = _base(support)
     lower, upper = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
     if base is constraints.simplex:
         inside = (values >= 0).all(-1) & ((values.sum(-1) - 1).abs() < 1e-3)
@@ -98,6 +90,12 @@ def check_support(site: str, values: Tensor, support: constraints.Constraint, ch
         )
 
 
+def _base(support: constraints.Constraint) -> constraints.Constraint:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
 def _on_host(support: constraints.Constraint) -> constraints.Constraint:
     """The support with its bounds on the host, where draws are compared; the model may live elsewhere."""
     moved = copy.copy(support)
@@ -114,8 +112,3 @@ def _identity(value: Tensor) -> Tensor:
 def _centered_log_ratio(value: Tensor) -> Tensor:
     logs = value.clamp_min(torch.finfo(value.dtype).tiny).log()
     return logs - logs.mean(-1, keepdim=True)
-
-
-def _is_linear(symmetry: Symmetry, site: str) -> bool:
-    """Whether signs or rotations act on the values themselves."""
-    return any(a.odd or a.rotates for term in symmetry.sites[site] for a in leaves(term))

@@ -85,8 +85,6 @@ def split_modes(rows: np.ndarray, *, valley: float, smallest: float) -> np.ndarr
 
     Args:
         rows: ``(draws, coordinates)``.
-        valley: How deep: the density there over that of the lower of the two peaks beside it.
-        smallest: Smallest share of the draws that a mode may have.
 
     Returns:
         int ``(draws,)``: modes by falling size.

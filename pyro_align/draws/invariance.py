@@ -43,14 +43,9 @@ def check_invariance(
     """The largest change of the log joint (except for a symmetry of the likelihood) and of log likelihoods, in nats.
 
     Args:
-        scope: The symmetry's scope.
         before: Log joint, log likelihood, and its sum with random weights of each draw, ``(draws,)`` nats each.
-        after: The same of the relabeled draws.
         tolerance: Largest change that rounding allows, ``(draws,)``.
         place: Position in these -> chain and draw, for messages.
-
-    Raises:
-        SymmetryError: A relabeled draw has another log joint or log likelihood than before, in all or of one datum.
     """
     worst = 0.0
     names = ("log joint", "log likelihood", "log likelihood of single data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,8 +27,6 @@ from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.stacks import stack_tensors, unstacked
-
-_SLICE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +104,7 @@ class AlignedDraws:
         if site not in self.carried.moved:
             return given if isinstance(given, Tensor) else np.asarray(given)
         out = torch.empty(tuple(given.shape), dtype=as_tensor(given[:1, :1]).dtype, device="cpu")
-        size = max(1, _SLICE // max(1, out[0, 0].numel()))
-        for chain, part in self.source.slices(size):
+        for chain, part in self.source.site_slices(site):
             out[chain, part] = self.relabel({site: self.source.read(site, chain, part)}, chain, part)[site]
         return out.to(given.device) if isinstance(given, Tensor) else out.numpy()
 
@@ -147,7 +144,7 @@ class AlignedDraws:
             allocations: Integers ``(chain, draw, *data)``, labels of an atom's units.
             atom: The atom; may be left out where there is one.
         """
-        atom = only_atom(self.symmetry, atom, "atom=")
+        atom = only_atom(self.symmetry, atom)
         values, index = as_tensor(allocations), self.permutations[atom]
         first = numbered_from(values, index.shape[-1], "allocations")
         return renumbered(index.flatten(0, 1), values.flatten(0, 1), first).reshape(values.shape)
@@ -177,13 +174,20 @@ class AlignedDraws:
     @cached_property
     def relabeled(self) -> np.ndarray:
         """Which draws changed, ``(chain, draw)`` bool."""
+        return self.moved_by(self.symmetry.atoms)
+
+    def moved_by(self, atoms: Iterable[str]) -> np.ndarray:
+        """Which draws the relabeling of these atoms changed, ``(chain, draw)`` bool."""
         moved = np.zeros(self.source.shape, bool)
-        for v in self.transpositions.values():
-            moved |= v.reshape(*moved.shape, -1).any(-1)
-        for v in self.signs.values():
-            moved |= (v < 0).flatten(2).any(-1).numpy()
-        for v in self.rotations.values():
-            moved |= ((v - torch.eye(v.shape[-1], dtype=v.dtype)).abs() > 1e-9).flatten(2).any(-1).numpy()
+        for name in atoms:
+            if name in self.rotations:
+                turned = self.rotations[name]
+                one = torch.eye(turned.shape[-1], dtype=turned.dtype)
+                moved |= ((turned - one).abs() > 1e-9).flatten(2).any(-1).numpy()
+            else:
+                moved |= self.transpositions[name].reshape(*moved.shape, -1).any(-1)
+            if name in self.signs:
+                moved |= (self.signs[name] < 0).flatten(2).any(-1).numpy()
         return moved
 
     def ambiguous(self, odds: float = 0.1) -> np.ndarray:
@@ -326,15 +330,10 @@ class AlignedDraws:
 
 
 def nonfinite(source: Source, symmetry: Symmetry, supports: Mapping[str, Any] | None = None) -> np.ndarray:
-    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool.
-
-    Raises:
-        ValueError: Values are complex, or leave the support given for their site.
-    """
+    """Draws with a NaN or an infinity in a site of the symmetry, ``(chain, draw)`` bool."""
     bad = torch.zeros(source.shape, dtype=torch.bool, device="cpu")
     for site in symmetry.sites:
-        numel = max(1, int(np.prod(source.shapes[site])))
-        for chain, part in source.slices(max(1, _SLICE // numel)):
+        for chain, part in source.site_slices(site):
             value = source.read(site, chain, part)
             if value.is_complex():
                 raise ValueError(
@@ -347,15 +346,11 @@ def nonfinite(source: Source, symmetry: Symmetry, supports: Mapping[str, Any] | 
     return bad.numpy()
 
 
-def only_atom(symmetry: Symmetry, atom: str | None, option: str) -> str:
-    """The atom named, or the only one there is.
-
-    Raises:
-        SymmetryError: There is no such atom, or several and none is named.
-    """
+def only_atom(symmetry: Symmetry, atom: str | None) -> str:
+    """The atom named, or the only one there is."""
     names = list(symmetry.atoms)
     if atom is None and len(names) == 1:
         return names[0]
     if atom not in names:
-        raise SymmetryError(f"which atom? {option} must be one of {names}, got {atom!r}")
+        raise SymmetryError(f"which atom? atom= must be one of {names}, got {atom!r}")
     return atom

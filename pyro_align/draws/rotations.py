@@ -41,11 +41,7 @@ Rule = Callable[
 
 
 def rotating(symmetry: Symmetry, atom: str, kind: Kind = "rotation") -> Symmetry:
-    """The symmetry whose ``atom`` may be rotated: as it says itself, or in a given way.
-
-    Raises:
-        SymmetryError: The atom is nested, or is part of an axis only.
-    """
+    """The symmetry whose ``atom`` may be rotated: as it says itself, or in a given way."""
     for site, axis in symmetry.carriers[atom]:
         term = symmetry.sites[site][axis]
         if not isinstance(term, Atom) or term.within:
@@ -80,12 +76,7 @@ class Rows:
 
     @classmethod
     def of(cls, symmetry: Symmetry, atom: str, by: str | None, weights: str | Mapping[str, float], method: str) -> Rows:
-        """What decides: one site, or all that carry the factors.
-
-        Raises:
-            SymmetryError: A site carries them on two axes; Varimax may not rotate at will, or does not know which site
-                holds the loadings.
-        """
+        """What decides: one site, or all that carry the factors."""
         places = dict.fromkeys(s for s, _ in symmetry.carriers[atom])
         if by is not None and by not in places:
             raise SymmetryError(f"by='{by}': the sites that carry '{atom}' are {list(places)}")
@@ -119,17 +110,7 @@ class Rows:
 def by_rotation(
     units: Units, rows: Rows, symmetry: Symmetry, method: str, start: Features, *, fixed: bool, max_iterations: int
 ) -> Outcome:
-    """Rotates every unit; see the head of this file.
-
-    Args:
-        units: What is rotated.
-        rows: What of it decides.
-        symmetry: The group, whose atom ``rows.atom`` rotates.
-        method: ``"procrustes"`` or ``"varimax"``.
-        start: Features of the first reference, ``site_shape`` each.
-        fixed: Whether it stays the reference, or gives way to the mean.
-        max_iterations: Passes after which to stop.
-    """
+    """Rotates every unit; see the head of this file."""
     labels = Labels.identity(symmetry, units.count)
     frame = Frame(units, rows, labels.rotations[rows.atom], fixed, max_iterations)
     kind = symmetry.atoms[rows.atom].kind
@@ -245,9 +226,6 @@ def rotations_left(
     scales itself are among them, but for the one whose rotations were undone.
 
     Args:
-        symmetry: The group.
-        undone: The atom that was rotated, if any.
-        density: The model.
         draws: A few draws, site -> ``site_shape``.
     """
     scaled = {scaling.atom for scaling in symmetry.scalings if symmetry.scope == "joint"}

@@ -30,12 +30,7 @@ def as_tensor(value: Array) -> Tensor:
 
 
 def by_chain_and_draw(arrays: Mapping[str, Array], ranks: Ranks) -> dict[str, Array]:
-    """Every array with the axes ``(chain, draw, *site_shape)``; those that have them already are passed on unread.
-
-    Raises:
-        ValueError: Sites disagree in their chains and draws, there are none, or axes can be read in two ways.
-        TypeError: Something is no array.
-    """
+    """Every array with the axes ``(chain, draw, *site_shape)``; those that have them already are passed on unread."""
     if not arrays:
         raise ValueError("got no draws: the dict is empty")
     arrays = {name: _array(name, value) for name, value in arrays.items()}
@@ -55,11 +50,7 @@ def by_chain_and_draw(arrays: Mapping[str, Array], ranks: Ranks) -> dict[str, Ar
 
 
 def leading_axes(shapes: Mapping[str, tuple[int, ...]], ranks: Ranks) -> int:
-    """How many axes come before the sites' own: 1 (draws) or 2 (chains and draws).
-
-    Raises:
-        ValueError: None fits, or both do.
-    """
+    """How many axes come before the sites' own: 1 (draws) or 2 (chains and draws)."""
     known = {name: shape for name, shape in shapes.items() if name in ranks}
     if not known:
         return 2
@@ -132,20 +123,17 @@ def shortest(lengths: Sequence[int]) -> int:
     return least
 
 
-def side_by_side(runs: Sequence[Mapping[str, Array]]) -> dict[str, Tensor]:
-    """Several runs ``(chain, draw, *site_shape)`` as one with the chains of all.
-
-    Raises:
-        ValueError: The runs do not have the same sites and shapes.
-    """
+def side_by_side(runs: Sequence[Mapping[str, Array]], what: str = "run") -> dict[str, Tensor]:
+    """Several runs ``(chain, draw, *site_shape)`` as one with the chains of all."""
     names = list(runs[0])
     for k, run in enumerate(runs):
         if set(run) != set(names):
-            raise ValueError(f"run {k}: the sites {sorted(set(run) ^ set(names))} are not common to all runs")
+            raise ValueError(f"{what} {k}: the sites {sorted(set(run) ^ set(names))} are not common to all {what}s")
         for name in names:
             if tuple(run[name].shape[2:]) != tuple(runs[0][name].shape[2:]):
                 raise ValueError(
-                    f"run {k}, '{name}': shape {tuple(run[name].shape[2:])}, in run 0 {tuple(runs[0][name].shape[2:])}"
+                    f"{what} {k}, '{name}': shape {tuple(run[name].shape[2:])}, in {what} 0 "
+                    f"{tuple(runs[0][name].shape[2:])}"
                 )
     least = shortest([run[names[0]].shape[1] for run in runs])
     return {name: torch.cat([as_tensor(run[name][:, :least]) for run in runs]) for name in names}

@@ -5,6 +5,7 @@ Only names and shapes matter. Arrays are read a slice at a time, so they may lie
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from pyro_align.symmetry.stacks import Stacks, stacked
 
 if TYPE_CHECKING:
     from pyro_align.guides import Posterior
+
+_SLICE = 1 << 20  # numbers read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +85,16 @@ class Source:
         chains, draws = self.shape
         return [(c, slice(lo, min(lo + size, draws))) for c in range(chains) for lo in range(0, draws, size)]
 
+    def site_slices(self, site: str) -> list[tuple[int, slice]]:
+        """All draws as ``(chain, slice)``, as many of one site's at a time as are held in memory."""
+        return self.slices(max(1, _SLICE // max(1, math.prod(self.shapes[site]))))
+
 
 def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
     """Reads draws of whatever kind :func:`align_draws` takes.
 
     Args:
-        draws: The draws.
         ranks: Site of the symmetry -> number of its own axes, by which the axes of draws are told from them.
-
-    Raises:
-        TypeError: They are of no such kind.
-        ValueError: Shapes disagree, or a run is not finished.
     """
     ranks = ranks or {}
     if isinstance(draws, Source):
@@ -122,12 +124,7 @@ def read_draws(draws: Any, ranks: Ranks | None = None) -> Source:
 
 
 def open_draws(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
-    """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set.
-
-    Raises:
-        FileNotFoundError: There is nothing there.
-        ValueError: There is no posterior, or what is there was not written by xarray or ArviZ.
-    """
+    """The draws in a Zarr store or netCDF file, unread: a tree with a ``posterior`` group, or one data set."""
     name = os.fspath(path)
     if "://" not in name and not os.path.exists(name):
         raise FileNotFoundError(f"there is no Zarr store or netCDF file '{name}'")
@@ -270,15 +267,6 @@ def _read_guides(members: Sequence[Any]) -> Source:
 
 
 def _read_state_dicts(members: Sequence[Mapping[str, Any]]) -> Source:
-    names = list(members[0])
-    for k, member in enumerate(members):
-        if set(member) != set(names):
-            raise ValueError(f"member {k}: keys {sorted(set(member) ^ set(names))} are not common to all state dicts")
-        for name in names:
-            if np.shape(member[name]) != np.shape(members[0][name]):
-                raise ValueError(
-                    f"member {k}, '{name}': shape {tuple(np.shape(member[name]))}, in member 0 "
-                    f"{tuple(np.shape(members[0][name]))}"
-                )
-    arrays = {n: torch.stack([as_tensor(m[n]) for m in members]).unsqueeze(0) for n in names}
+    runs = [{name: as_tensor(value)[None, None] for name, value in member.items()} for member in members]
+    arrays = {name: value.transpose(0, 1) for name, value in side_by_side(runs, "member").items()}
     return Source(arrays, np.zeros((1, len(members)), bool), original=members)

@@ -29,8 +29,11 @@ def report(aligned: AlignedDraws, *, modes: bool) -> pd.DataFrame:
         if atoms:
             after = rhat_and_ess({site: as_tensor(aligned.site(site)).numpy()[:, keep]})[site]
         rows[site] = {
-            **_figures(before, after),
-            "relabeled": int(_moved_by(aligned, atoms).sum()),
+            "rhat before": before[0],
+            "rhat": after[0],
+            "ess before": before[1],
+            "ess": after[1],
+            "relabeled": int(aligned.moved_by(atoms).sum()),
             "transpositions": _transpositions(aligned, atoms),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
@@ -63,22 +66,6 @@ def _transpositions(aligned: AlignedDraws, atoms: list[str]) -> float:
     """Swaps of units between a draw and the reference, on average over draws."""
     counts = [aligned.transpositions[a] for a in atoms if a in aligned.transpositions]
     return float(sum(v.reshape(*aligned.flagged.shape, -1).sum(-1).mean() for v in counts))
-
-
-def _moved_by(aligned: AlignedDraws, atoms) -> np.ndarray:
-    moved = np.zeros(aligned.flagged.shape, bool)
-    for a in atoms:
-        if a in aligned.rotations:
-            moved |= aligned.relabeled
-            continue
-        moved |= aligned.transpositions[a].reshape(*moved.shape, -1).any(-1)
-        if a in aligned.signs:
-            moved |= (aligned.signs[a] < 0).flatten(2).any(-1).numpy()
-    return moved
-
-
-def _figures(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
-    return {"rhat before": before[0], "rhat": after[0], "ess before": before[1], "ess": after[1]}
 
 
 def to_arviz(aligned: AlignedDraws) -> Any:

@@ -13,7 +13,7 @@ So a finite mixture bounds the full one from below, the more tightly the larger 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class SymmetrizedELBO:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class SymmetrizedGuide:
     """The equal mixture of a guide's relabelings, as a Pyro guide. Made by :func:`symmetrize`.
 
@@ -91,29 +92,12 @@ class SymmetrizedGuide:
         symmetry: The group.
         permutations: The relabelings, the identity first.
         exhaustive: Whether they are the whole group.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_align import SymmetrySpec, symmetrize
-        >>> from pyro_align.draws import SymmetrizedGuide
-        >>> def model():
-        ...     pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        >>> guide = AutoNormal(model)
-        >>> _ = guide()
-        >>> mixture = symmetrize(guide, SymmetrySpec({"center": ("k",)}))
-        >>> isinstance(mixture, SymmetrizedGuide), mixture()["center"].shape
-        (True, torch.Size([2]))
     """
 
     posterior: Gaussian
     symmetry: Symmetry
-    exhaustive: bool
     permutations: tuple[Permutation, ...]
-
-    def __init__(self, posterior: Gaussian, symmetry: Symmetry, permutations: Sequence[Permutation], exhaustive: bool):
-        self.posterior, self.symmetry = posterior, symmetry
-        self.permutations, self.exhaustive = tuple(permutations), exhaustive
+    exhaustive: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once, as Pyro guides do: every site, with the mixture's log density on the first."""
@@ -218,6 +202,9 @@ def symmetrize(
         >>> found = symmetrize(guide, SymmetrySpec({"loc": ("k",)})).elbo(model)
         >>> round(found.gain, 3), found.exhaustive  # log 2: the two copies do not overlap
         (0.693, True)
+        >>> mixture = symmetrize(guide, SymmetrySpec({"loc": ("k",)}))
+        >>> mixture()["loc"].shape
+        torch.Size([2])
     """
     posterior = read_guide(guide)
     if not isinstance(posterior, Gaussian):
@@ -235,4 +222,4 @@ def symmetrize(
         candidate = symmetry.random(generator)
         if not any(candidate == p for p in drawn):
             drawn.append(candidate)
-    return SymmetrizedGuide(posterior, symmetry, drawn, False)
+    return SymmetrizedGuide(posterior, symmetry, tuple(drawn), False)

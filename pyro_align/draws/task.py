@@ -173,7 +173,7 @@ class Task:
 
     def component_atom(self, atom: str | None) -> str:
         """The atom whose units are the components that data are allocated to."""
-        atom = only_atom(self.symmetry, atom, "atom=")
+        atom = only_atom(self.symmetry, atom)
         if self.symmetry.outer_shape(atom):
             raise SymmetryError(f"atom '{atom}' is nested; allocations need one that is not")
         return atom

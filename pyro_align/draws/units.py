@@ -53,13 +53,7 @@ class Units:
 
 
 def cut(chains: int, draws: int, numel: int) -> tuple[tuple[int, int], ...]:
-    """Slices of a stack of ``chains * draws`` units, none across two chains, each of bounded size.
-
-    Args:
-        chains: Number of chains.
-        draws: Draws in each.
-        numel: Numbers in one draw's features.
-    """
+    """Slices of a stack of ``chains * draws`` units, none across two chains, each of bounded size."""
     most = max(1, min(draws, _NUMBERS // max(1, numel)))
     size = math.ceil(draws / math.ceil(draws / most))  # as even as can be
     return tuple(
@@ -111,10 +105,7 @@ def assign_all(units: Units, matcher: UnitMatcher, fixed: Features, labels: Labe
     """Relabels every unit again, in place in ``labels``, and adds up the relabeled features.
 
     Args:
-        units: The units.
-        matcher: Finds their relabelings.
         fixed: Site -> features of the reference, ``site_shape`` each.
-        labels: Where the search begins, and what it found.
     """
     count = max(1, int(units.trusted.sum()))
     mean: dict[str, tuple[Tensor, ...]] = {}

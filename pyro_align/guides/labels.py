@@ -20,11 +20,7 @@ Labels = Mapping[str, str | None]
 
 
 def check_labels(labels: Labels, sites: Mapping[str, SiteSpec]) -> dict[str, str | None]:
-    """The labels, checked against a guide's sites.
-
-    Raises:
-        GuideError: A site that the guide does not have, or that is not discrete.
-    """
+    """The labels, checked against a guide's sites."""
     for name in labels:
         if name not in sites or not sites[name].is_discrete:
             discrete = [k for k, spec in sites.items() if spec.is_discrete]
@@ -33,11 +29,7 @@ def check_labels(labels: Labels, sites: Mapping[str, SiteSpec]) -> dict[str, str
 
 
 def label_moves(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels) -> dict[str, Tensor]:
-    """Site -> which old unit each new unit is, for the discrete sites whose values a relabeling changes.
-
-    Raises:
-        GuideError: A discrete site of which nobody has said whether its values are labels; or labels that cannot move.
-    """
+    """Site -> which old unit each new unit is, for the discrete sites whose values a relabeling changes."""
     moved = {name for name, count in p.moved().items() if count}
     found: dict[str, Tensor] = {}
     for name, spec in sites.items():

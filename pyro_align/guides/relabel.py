@@ -38,11 +38,7 @@ class Relabeling:
     sites: Mapping[str, SiteSpec]
 
     def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """For each site the value that comes to its place, not yet relabeled.
-
-        Raises:
-            GuideError: The values hold some of the sites that change places and not others.
-        """
+        """For each site the value that comes to its place, not yet relabeled."""
         come = {site: self._comes.get(site, site) for site in values}
         if missing := sorted(set(come.values()) - set(values)):
             raise GuideError(f"the sites {missing} change places with others that this part of the guide does not have")
@@ -76,11 +72,7 @@ class Relabeling:
         return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
 
     def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
-        """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor.
-
-        Raises:
-            GuideError: The site's bijection does not commute with this relabeling.
-        """
+        """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor."""
         if not self.moves(site):
             return value.clone()
         stack, k = place_of(self.p.symmetry, site)
@@ -169,7 +161,7 @@ def _check_commutes(p: Permutation, action: Permutation, spec: SiteSpec) -> None
     after = spec.constrain(action.apply_site(spec.name, point))
     if torch.allclose(before, after, rtol=1e-9, atol=1e-9):
         return
-    if _changes_sign(p, spec.name):
+    if any(atom.odd and atom.name in p.signs for term in p.symmetry.sites[spec.name] for atom in leaves(term)):
         raise GuideError(
             f"site '{spec.name}': its support {spec.support} does not allow a change of sign; "
             "leave the signs out of this site's axes, or use a symmetry without signs"
@@ -177,10 +169,6 @@ def _check_commutes(p: Permutation, action: Permutation, spec: SiteSpec) -> None
     raise GuideError(
         f"site '{spec.name}': its support {spec.support} is not the same for all interchangeable entries; {REMEDY}"
     )
-
-
-def _changes_sign(p: Permutation, site: str) -> bool:
-    return any(atom.odd and atom.name in p.signs for term in p.symmetry.sites[site] for atom in leaves(term))
 
 
 def _fitted(p: Permutation, site: str, shape: tuple[int, ...]) -> Permutation:

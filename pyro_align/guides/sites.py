@@ -107,11 +107,7 @@ class SiteSpec:
 
 
 def check_tau(tau: float) -> float:
-    """``tau`` as a float in [0, 1].
-
-    Raises:
-        ValueError: It is not.
-    """
+    """``tau`` as a float in [0, 1]."""
     tau = float(tau)
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"tau must lie in [0, 1], got {tau}")

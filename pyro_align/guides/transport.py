@@ -36,8 +36,6 @@ class Transport:
 
         Args:
             u: Draws of the first law, ``(draws, D)``; of the second where ``from_end``.
-            tau: How far on the way, in [0, 1].
-            from_end: Whether ``u`` are draws of the second law, which are taken back first.
 
         Returns:
             The draws, and the log of the volume change from ``u``, the same for all draws.
@@ -59,9 +57,6 @@ def fit_transport(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Transport:
 
     Args:
         x: Draws of the first law, ``(draws, D)`` in float64.
-        y: Draws of the second, as many; made with the same noise where the two laws share any: what is common to both
-            then cancels.
-        sizes: Numbers of coordinates of each site: how much of a site's shift or scale is noise is judged as a whole.
     """
     count, (mx, my), (sx, sy) = len(x), (x.mean(0), y.mean(0)), (x.std(0, correction=0), y.std(0, correction=0))
     known = (sx > 0) & (sy > 0)
@@ -91,7 +86,6 @@ def squared_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
 
     Args:
         x: Draws of the first law, ``(draws, D)`` in float64.
-        y: Draws of the second, as many.
     """
     count, (mx, my), (sx, sy) = len(x), (x.mean(0), y.mean(0)), (x.std(0, correction=0), y.std(0, correction=0))
     gap = torch.cat([my - mx, sy - sx])
@@ -112,7 +106,6 @@ def energy_coefficient(x: Tensor, y: Tensor) -> float:
 
     Args:
         x: Draws of the first law, ``(draws, D)``.
-        y: Draws of the second, as many.
     """
     count = len(x)
     if count < 2:

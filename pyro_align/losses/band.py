@@ -47,9 +47,6 @@ def simultaneous_band(draws: np.ndarray, se: np.ndarray, level: float, resamples
         draws: ``(taus, draws)``.
         se: Standard error of each mean, with whatever else is uncertain in it, ``(taus,)``; at taus where it is 0 the
             curve is known, and where it is infinite or NaN nothing is.
-        level: Simultaneous coverage.
-        resamples: Number of bootstrap samples.
-        seed: Their seed.
     """
     mean, moving = draws.mean(1), np.isfinite(se) & (se > 0)
     if not moving.any():

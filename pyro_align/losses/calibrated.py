@@ -41,12 +41,7 @@ class CalibratedNLL(Loss):
     predicts = True
 
     def unsuited(self, layout: Layout) -> str | None:
-        if layout.categorical is not None:
-            return None
-        return (
-            "calibrated_nll needs one observed site, with classes (Categorical, OneHotCategorical or Bernoulli); "
-            f"observed are {list(layout.observed)}"
-        )
+        return self.without_classes(layout)
 
     def contribution(self, batch: Batch) -> Contribution:
         assert batch.prediction is not None

@@ -24,9 +24,6 @@ class ExpectedNLL(Loss):
     def contribution(self, batch: Batch) -> Contribution:
         return {"draws": to_numpy(-batch.log_likelihood.sum(1))}
 
-    def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        return Estimate(total["draws"] / totals.seen)
-
 
 class PredictiveNLL(Loss):
     """-log E_q p(y | z) of each datum, averaged over data (the marginalized loss of Rossi et al. 2023, eq. 5)."""

@@ -7,6 +7,7 @@ the estimate and whose standard deviation over the root of the number of draws i
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -148,20 +149,31 @@ class Loss(ABC):
         """The contribution of both batches, ``one`` before ``other``; sums, unless a loss says otherwise."""
         return {key: one[key] + other[key] for key in one}
 
-    @abstractmethod
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        """The estimate, per datum.
+        """The estimate, per datum; by default the contributions' ``draws`` over the number of data.
 
         Args:
             total: The merged contributions of all batches.
             totals: What all losses of the data set share.
         """
+        return Estimate(total["draws"] / totals.seen)
+
+    def without_classes(self, layout: Layout) -> str | None:
+        """Why a model has no loss of class probabilities; None if it has."""
+        if layout.categorical is not None:
+            return None
+        return (
+            f"{self.name} needs one observed site, with classes (Categorical, OneHotCategorical or Bernoulli); "
+            f"observed are {list(layout.observed)}. Give a callable (prediction, observed) -> loss per datum instead"
+        )
 
     def named(self: _L, name: str) -> _L:
         """The same loss under another name, which is then its title too."""
         if name == self.name:
             return self
-        return _renamed(self, name)
+        out = copy.copy(self)
+        vars(out).update(name=name, label=replace(self.label, title=name))
+        return out
 
 
 class GuideLoss(Loss):
@@ -182,15 +194,6 @@ class GuideLoss(Loss):
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
         return Estimate(total["values"] / totals.num_data)
-
-
-def _renamed(loss: Any, name: str) -> Any:
-    import copy
-
-    out = copy.copy(loss)
-    object.__setattr__(out, "name", name)
-    object.__setattr__(out, "label", replace(loss.label, title=name))
-    return out
 
 
 def to_numpy(value: Tensor) -> np.ndarray:

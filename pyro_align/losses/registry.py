@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pyro_align.errors import BarrierError
 from pyro_align.losses.calibrated import CalibratedNLL
-from pyro_align.losses.kl import KL, NegativeELBO
+from pyro_align.losses.elbo import KL, NegativeELBO, PyroLoss
 from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
 from pyro_align.losses.protocol import Label, Loss
-from pyro_align.losses.pyro_elbo import PyroLoss
 from pyro_align.losses.task import ErrorRate, Judge, TaskLoss
 
 if TYPE_CHECKING:
@@ -57,9 +56,6 @@ def read_losses(losses: Any, layouts: Mapping[str, Layout] | None = None) -> dic
         losses: None for the default ones, a loss, or an iterable or a mapping of names to losses; each a known name, a
             :class:`Loss`, a callable ``(prediction, observed) -> loss per datum`` or a Pyro ELBO object.
         layouts: Data set -> layout of its data, by which losses that the model does not have are found.
-
-    Raises:
-        BarrierError: A loss that is not known, is given twice, or that the model does not have.
     """
     asked = losses is not None
     if losses is None:

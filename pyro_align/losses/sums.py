@@ -32,7 +32,6 @@ def sums_of(losses: Mapping[str, Loss], draws: Draws, weights: Tensor) -> Sums:
 
     Args:
         losses: Name -> loss.
-        draws: What the model says about each draw.
         weights: Of the bootstrap over draws, ``(draws, draws)``.
     """
     batch = Batch.of(draws, weights)
@@ -53,10 +52,7 @@ def finish(
 
     Args:
         losses: Name -> loss.
-        sums: The sums of all batches.
-        num_data: Number of data that the model stands for.
         kl: KL of each draw, ``(draws,)`` nats.
-        temperature: Weight of the KL in the negative ELBO.
     """
     totals = Totals(sums.seen, num_data, sums.likelihood, kl, temperature)
     return {name: losses[name].finish(value, totals) for name, value in sums.losses.items()}

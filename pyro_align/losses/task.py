@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import BarrierError
-from pyro_align.losses.protocol import Batch, Contribution, Estimate, Label, Loss, Totals, to_numpy
+from pyro_align.losses.protocol import Batch, Contribution, Label, Loss, to_numpy
 
 if TYPE_CHECKING:
     from pyro_align.model.observations import Layout
@@ -60,9 +60,6 @@ class TaskLoss(Loss):
         draws = task_pseudo_values(self.name, self.judge, batch.prediction, batch.observed, batch.weights)
         return {"draws": to_numpy(draws)}
 
-    def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        return Estimate(total["draws"] / totals.seen)
-
 
 class ErrorRate(TaskLoss):
     """Fraction of data whose averaged class probabilities favor a wrong class."""
@@ -71,12 +68,7 @@ class ErrorRate(TaskLoss):
         super().__init__("error_rate", wrong_class, title="error rate", unit="fraction of data")
 
     def unsuited(self, layout: Layout) -> str | None:
-        if layout.categorical is not None:
-            return None
-        return (
-            "error_rate needs one observed site, with classes (Categorical, OneHotCategorical or Bernoulli); observed "
-            f"are {list(layout.observed)}. Give a callable (prediction, observed) -> loss per datum instead"
-        )
+        return self.without_classes(layout)
 
 
 def wrong_class(probabilities: Tensor, observed: Tensor) -> Tensor:
@@ -99,14 +91,10 @@ def task_pseudo_values(name: str, judge: Judge, prediction: Tensor, observed: Te
     sqrt(draws) is the bootstrap's standard error. The same weights at every tau keep differences paired.
 
     Args:
-        name: Name of the loss, for messages.
         judge: (mean prediction ``(*datum, ...)``, observed) -> loss per datum.
         prediction: ``(draws, *datum, ...)``.
         observed: ``(*datum, ...)``.
         weights: Of the bootstrap, ``(draws, draws)``.
-
-    Raises:
-        BarrierError: The loss is not one number per datum.
     """
     count = prediction.shape[0]
 

@@ -134,8 +134,17 @@ class Density:
 
     def resampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Density:
         """The same sites with other data of the same kind; subsampling plates draw again at each run."""
+        other = self.on(args, kwargs)
+        other._subsamples = {}
+        return other
+
+    def on(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], cast: Callable[[Any], Any] = lambda value: value
+    ) -> Density:
+        """The same sites with other arguments, parameters that are not in the store cast."""
         other = copy.copy(self)
-        other.args, other.kwargs, other._subsamples = tuple(args), dict(kwargs), {}
+        other.args, other.kwargs = tuple(args), dict(kwargs)
+        other.params = {name: cast(value) for name, value in self.params.items()}
         return other
 
     def run(self, values: Mapping[str, Tensor]) -> Any:
@@ -143,13 +152,6 @@ class Density:
         nesting = self.max_plate_nesting if self.enumerated else None
         values = {**self.params, **values}
         return run(self.model, self.args, self.kwargs, values, subsamples=self._subsamples, max_plate_nesting=nesting)
-
-    def on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], cast: Callable[[Any], Any]) -> Density:
-        """The same sites with the same data in another dtype."""
-        other = copy.copy(self)
-        other.args, other.kwargs = tuple(args), dict(kwargs)
-        other.params = {name: cast(value) for name, value in self.params.items()}
-        return other
 
     def trace(self, values: Mapping[str, Tensor]) -> Any:
         """Runs the model at ``values`` and computes each site's log probability (validation off).
@@ -172,15 +174,6 @@ class Density:
             if name in trace.nodes and trace.nodes[name]["type"] == "sample":
                 trace.remove_node(name)
         return self._total(trace)
-
-    def terms(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each sample site's log probability, unsummed, in nats; scales and masks applied."""
-        nodes = self.trace(values).nodes
-        return {
-            name: node["log_prob"]
-            for name, node in nodes.items()
-            if node["type"] == "sample" and not is_subsample(node)
-        }
 
     def _total(self, trace: Any) -> Tensor:
         if not self.enumerated:

@@ -102,7 +102,7 @@ class Enumerated:
         found = []
         for _, names in groups:
             data = [n for n in names if n in self.records.data]
-            plates = frozenset.intersection(*(_plates(messages[n]) for n in names))
+            plates = frozenset.intersection(*(plates_of(messages[n]) for n in names))
             found.append(Component([n for n in names if n not in data], data, plates))
         return found
 
@@ -140,12 +140,13 @@ class Enumerated:
     def scale(self, component: Component, scales: Iterable[float | Tensor]) -> float | Tensor:
         """The one scale of a component's sites."""
         scales = list(scales)
-        if any(a is not scales[0] and not (_number(a) and _number(scales[0]) and a == scales[0]) for a in scales):
+        first, alike = scales[0], isinstance(scales[0], int | float)
+        if any(a is not first and not (alike and isinstance(a, int | float) and a == first) for a in scales):
             raise TraceError(
                 f"sites {component.latent + component.data} share a discrete latent, and are scaled differently; put "
                 "all of them under one poutine.scale"
             )
-        return scales[0]
+        return first
 
     def mean(self, name: str, value: Tensor, event_dims: int) -> Tensor:
         """The average of what depends on a site's discrete latents, over these latents given all other ones.
@@ -180,14 +181,10 @@ class Enumerated:
         """The sites' log densities by their plates, as Pyro's contractions want them."""
         tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
         for name in names:
-            ordinal = frozenset(self._plates[p] for p in _plates(self._messages[name]))
+            ordinal = frozenset(self._plates[p] for p in plates_of(self._messages[name]))
             tree.setdefault(ordinal, []).append((self._factors if factors is None else factors)[name])
         return tree
 
 
-def _plates(message: Message) -> frozenset[str]:
+def plates_of(message: Message) -> frozenset[str]:
     return frozenset(f.name for f in message["cond_indep_stack"] if f.vectorized)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)

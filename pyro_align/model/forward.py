@@ -23,7 +23,7 @@ from pyro_align.model.effects import EnumMessenger, NoValidationMessenger, Subst
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.guards import LOCK
 from pyro_align.model.learnables import module_tensors, with_tensors
-from pyro_align.model.normals import LOG_TWO_PI, has_mask, normal_prior, unwrapped
+from pyro_align.model.normals import LOG_TWO_PI, has_mask, layers, normal_prior, unwrapped
 
 Message = dict[str, Any]
 
@@ -235,13 +235,12 @@ def site_mask(message: Message) -> Tensor | None:
     if not has_mask(fn):
         return mask
     event = 0
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        if type(fn).__name__ == "MaskedDistribution" and isinstance(fn._mask, Tensor):
-            own = fn._mask.expand(torch.Size(fn.batch_shape))
+    for layer in layers(fn):
+        if type(layer).__name__ == "MaskedDistribution" and isinstance(layer._mask, Tensor):
+            own = layer._mask.expand(torch.Size(layer.batch_shape))
             own = own.flatten(own.dim() - event).any(-1) if event else own
             mask = own if mask is None else mask & own
-        event += getattr(fn, "reinterpreted_batch_ndims", 0)
-        fn = fn.base_dist
+        event += getattr(layer, "reinterpreted_batch_ndims", 0)
     return mask
 
 
@@ -252,10 +251,7 @@ def _device(message: Message) -> torch.device:
 
 def _is_hidden(message: Message) -> bool:
     """Whether all of an observed site is masked, whatever its value."""
-    fn, hidden = message["fn"], message["mask"] is False
-    while has_mask(fn):
-        hidden, fn = hidden or getattr(fn, "_mask", None) is False, fn.base_dist
-    return hidden
+    return message["mask"] is False or any(getattr(layer, "_mask", None) is False for layer in layers(message["fn"]))
 
 
 def _in_plates(message: Message) -> bool:

@@ -6,7 +6,7 @@ A site is a node of a Pyro trace, or the message it was made of: both hold ``fn`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -46,13 +46,17 @@ def normal_prior(message: Mapping[str, Any]) -> tuple[Tensor, Tensor, float | Te
     return base.loc, base.scale, message["scale"]
 
 
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and those inside of it as long as it only reshapes or masks another."""
+    yield fn
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+        yield fn
+
+
 def has_mask(fn: Any) -> bool:
     """Whether a distribution is masked, at any depth."""
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        if type(fn).__name__ == "MaskedDistribution":
-            return True
-        fn = fn.base_dist
-    return False
+    return any(type(layer).__name__ == "MaskedDistribution" for layer in layers(fn))
 
 
 def _event_scale(message: Mapping[str, Any], value: Tensor) -> float | Tensor:
@@ -69,6 +73,4 @@ def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 def unwrapped(fn: Any) -> Any:
     """The distribution inside wrappers that only reshape or mask."""
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return fn
+    return list(layers(fn))[-1]

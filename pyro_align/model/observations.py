@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import BarrierError
-from pyro_align.model.enumerate import Enumerated
+from pyro_align.model.enumerate import Enumerated, plates_of
 from pyro_align.model.forward import (
     Message,
     Records,
@@ -114,7 +114,7 @@ def _groups(records: Records, enumerated: Enumerated | None) -> list[tuple[list[
     """Observed sites that share discrete latents, and the plates that they and these latents share."""
     components = [] if enumerated is None else [c for c in enumerated.components if c.data]
     together = {name for c in components for name in c.data}
-    alone = [([n], _plates(m)) for n, m in records.data.items() if n not in together]
+    alone = [([n], plates_of(m)) for n, m in records.data.items() if n not in together]
     return alone + [(c.data, c.plates) for c in components]
 
 
@@ -172,10 +172,6 @@ def _on(scale: float | Tensor, message: Message, plates: tuple[str, ...]) -> flo
 
 def _any_device(records: Records) -> torch.device:
     return next((m["value"].device for m in records.latent.values()), torch.device("cpu"))
-
-
-def _plates(message: Message) -> frozenset[str]:
-    return frozenset(f.name for f in message["cond_indep_stack"] if f.vectorized)
 
 
 def _in_order(plates: frozenset[str], message: Message) -> tuple[str, ...]:

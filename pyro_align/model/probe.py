@@ -17,7 +17,7 @@ from pyro_align.model import forward
 from pyro_align.model.effects.substitute import full_shape
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.guards import seed_everywhere, untouched
-from pyro_align.model.memory import Live
+from pyro_align.model.many import Live
 from pyro_align.model.observations import Layout, latent_terms, read_layout, scaled_by_hand
 from pyro_align.model.reached import reached_modules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,34 +13,44 @@ from typing import Any, cast
 from pyro_align.errors import GuideError
 from pyro_align.guides import Guide, LowRankNormal, Posterior, SiteSpec, check_distinct, read_guide
 from pyro_align.guides.registry import alike
+from pyro_align.guides.sites import check_tau
+
+
+class PosteriorPath(ABC):
+    """What maps tau in [0, 1] to a posterior, and so to a guide."""
+
+    @property
+    def sites(self) -> Mapping[str, SiteSpec]:
+        """The sites, by name."""
+        return self.posterior(0.0).sites
+
+    @abstractmethod
+    def posterior(self, tau: float) -> Posterior:
+        """The posterior at ``tau``; the end points are exact.
+
+        Raises:
+            ValueError: ``tau`` lies outside [0, 1].
+        """
+
+    def __call__(self, tau: float) -> Guide:
+        """A new Pyro guide at ``tau`` that owns its parameters."""
+        return self.posterior(tau).to_guide()
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class Path(PosteriorPath):
     """The Wasserstein-2 geodesic (displacement interpolation, McCann 1997) between two members of one family.
 
-    For diagonal Gaussians, location and *standard deviation* are linear in tau.
+    For diagonal Gaussians, location and *standard deviation* are linear in tau. Guides have the type of the first. Two
+    exceptions: between Gaussians of low rank, or stored by factors (``AutoGaussian``, ``AutoStructured``), the geodesic
+    leaves the family, and the guide is an ``AutoMultivariateNormal``; between guides known by draws it is a
+    ``SampledGuide``.
 
     Attributes:
         start: The posterior at ``tau = 0``.
         end: The posterior at ``tau = 1``.
         coupling: ``"optimal"``, or ``"low_rank"`` for low-rank Gaussians that are to stay low rank: a path between
             the same ends that is not the geodesic, but as short as a coupling within the family allows.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import displacement
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path = displacement(fit(), fit())
-        >>> abs(path.posterior(0.0).distance(path.posterior(0.5)) - path.length / 2) < 1e-4
-        True
     """
 
     start: Posterior = field(repr=False)
@@ -55,11 +66,6 @@ class Path:
                 f"coupling='low_rank' is for AutoLowRankMultivariateNormal guides, not {type(self.start).__name__}"
             )
 
-    @property
-    def sites(self) -> Mapping[str, SiteSpec]:
-        """The sites, by name."""
-        return self.start.sites
-
     @cached_property
     def length(self) -> float:
         """The path's length: the Wasserstein-2 distance from start to end, in the coordinates of the family."""
@@ -73,27 +79,9 @@ class Path:
         return self.start.path_notes(self.end)
 
     def posterior(self, tau: float) -> Posterior:
-        """The posterior at ``tau``; the end points are exact.
-
-        Raises:
-            ValueError: ``tau`` lies outside [0, 1].
-        """
         if self.coupling == "low_rank":
             return cast(LowRankNormal, self.start).displace_low_rank(self.end, tau)
         return self.start.displace(self.end, tau)
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau`` that owns its parameters.
-
-        It has the type of the first guide. Two exceptions: between Gaussians of low rank, or stored by factors
-        (``AutoGaussian``, ``AutoStructured``), the geodesic leaves the family, and the guide is an
-        ``AutoMultivariateNormal``; between guides known by draws it is a ``SampledGuide``.
-        """
-        return self.posterior(tau).to_guide()
-
-    def reversed(self) -> Path:
-        """The same path walked from its end."""
-        return Path(self.end, self.start, self.coupling)
 
     def __repr__(self) -> str:
         return f"Path({type(self.start).__name__}, {len(self.sites)} sites, length {self.length:.6g})"
@@ -134,36 +122,16 @@ def displacement(guide_a: Any, guide_b: Any, *, coupling: str = "optimal") -> Pa
 
 
 @dataclass(frozen=True, eq=False)
-class PiecewisePath:
+class PiecewisePath(PosteriorPath):
     """Displacements one after another, through several posteriors.
 
     Attributes:
         pieces: The displacements; each begins where the one before it ends, with the same draws for the same noise.
         breaks: The taus at which the path passes its posteriors, from 0 to 1, one more than there are pieces.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align.paths import path_through
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path = path_through([fit(), fit(), fit()], spacing="length")
-        >>> abs(path.breaks[1] - path.pieces[0].length / path.length) < 1e-9
-        True
     """
 
     pieces: tuple[Path, ...] = field(repr=False)
     breaks: tuple[float, ...]
-
-    @property
-    def sites(self) -> Mapping[str, SiteSpec]:
-        """The sites, by name."""
-        return self.pieces[0].sites
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -176,23 +144,13 @@ class PiecewisePath:
         return sum(piece.length for piece in self.pieces)
 
     def posterior(self, tau: float) -> Posterior:
-        """The posterior at ``tau``; at the breaks, the posteriors that the path goes through are exact.
-
-        Raises:
-            ValueError: ``tau`` lies outside [0, 1].
-        """
-        tau = float(tau)
-        if not 0.0 <= tau <= 1.0:
-            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        """The posterior at ``tau``; at the breaks, the posteriors that the path goes through are exact."""
+        tau = check_tau(tau)
         if tau == 1.0:
             return self.pieces[-1].posterior(1.0)
         i = bisect.bisect_right(self.breaks, tau) - 1  # of pieces without length, the last
         low, high = self.breaks[i : i + 2]
         return self.pieces[i].posterior((tau - low) / (high - low))
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau`` that owns its parameters."""
-        return self.posterior(tau).to_guide()
 
     def __repr__(self) -> str:
         stops = ", ".join(f"{tau:.3g}" for tau in self.breaks)
@@ -216,17 +174,13 @@ def path_through(guides: Any, *, spacing: str = "equal", coupling: str = "optima
         GuideError: Two guides share parameters, or do not fit each other.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align.paths import path_through
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path_through([fit(), fit(), fit()]).breaks
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b, c = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(3))
+        >>> path_through([a, b, c]).breaks
         (0.0, 0.5, 1.0)
     """
     guides = list(guides)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from tqdm.auto import trange
 
 from pyro_align.errors import GuideError, TraceError
 from pyro_align.guides import MeanFieldNormal, check_distinct, read_guide
+from pyro_align.guides.sites import check_tau
 from pyro_align.model.density import Density
 from pyro_align.model.enumerate import Enumerated
 from pyro_align.model.forward import Records, record, with_rows
@@ -26,9 +27,7 @@ from pyro_align.model.guards import untouched
 from pyro_align.model.keywords import options_apart
 from pyro_align.model.normals import normal_kl, normal_log_prob
 from pyro_align.model.observations import latent_terms, observations, scaled_by_hand
-
-if TYPE_CHECKING:
-    from pyro_align.guides.posterior import Guide
+from pyro_align.paths.geodesic import PosteriorPath
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
@@ -57,14 +56,12 @@ class Batches:
     def of(
         cls, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int | None
     ) -> Batches:
-        """The batches of a model's arguments.
-
-        Raises:
-            ValueError: The size is none, or no argument is a tensor of as many data.
-        """
+        """The batches of a model's arguments."""
         if size is None:
             return cls(args, kwargs, None, 0)
-        full = next((len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if _is_data(leaf)), 0)
+        full = next(
+            (len(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()), 0
+        )
         if not 1 <= size <= full:
             raise ValueError(f"batch_size: expected 1 to {full}, the length of the first tensor argument; got {size}")
         part = with_rows(args, kwargs, full, slice(size))
@@ -84,12 +81,8 @@ class Batches:
         return stand if self.size is None or stand != 1 else self.full / self.size
 
 
-def _is_data(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
 @dataclass(frozen=True, eq=False)
-class LearnedPath:
+class LearnedPath(PosteriorPath):
     """A path between two mean-field Gaussians through, or towards, a third; tau -> guide, like any path.
 
     Attributes:
@@ -98,24 +91,6 @@ class LearnedPath:
         end: The posterior at 1.
         kind: ``"bezier"`` or ``"chain"``.
         losses: Negative ELBO of every training step, nats; noisy.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
-        >>> from pyro_align import learn_path
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, kind="chain", max_steps=5)
-        >>> len(path.losses), type(path(0.5)).__name__
-        (5, 'AutoNormal')
     """
 
     start: MeanFieldNormal = field(repr=False)
@@ -124,27 +99,12 @@ class LearnedPath:
     kind: str = "bezier"
     losses: tuple[float, ...] = field(default=(), repr=False)
 
-    @property
-    def sites(self) -> Mapping[str, Any]:
-        """The sites, by name."""
-        return self.start.sites
-
     def posterior(self, tau: float) -> MeanFieldNormal:
-        """The posterior at ``tau``; the end points are exact.
-
-        Raises:
-            ValueError: ``tau`` lies outside [0, 1].
-        """
-        if not 0.0 <= tau <= 1.0:
-            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        tau = check_tau(tau)
         if tau in (0.0, 1.0):
             return self.start.displace(self.end, tau)
         moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
         return self.start.with_moments(moments)
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau``."""
-        return self.posterior(tau).to_guide()
 
 
 @options_apart
@@ -186,22 +146,15 @@ def learn_path(
         TraceError: The model cannot be run.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align import learn_path
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, max_steps=5)
-        >>> path.kind
-        'bezier'
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(2))
+        >>> path = learn_path(model, a, b, x, y, kind="chain", max_steps=5)
+        >>> len(path.losses), type(path(0.5)).__name__
+        (5, 'AutoNormal')
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

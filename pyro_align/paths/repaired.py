@@ -10,26 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_align.discovery import PreactivationProbe, find_symmetry, probe_preactivations
 from pyro_align.errors import GuideError
-from pyro_align.guides import MeanFieldNormal, SiteSpec
+from pyro_align.guides import MeanFieldNormal
 from pyro_align.model.keywords import options_apart
+from pyro_align.paths.geodesic import PosteriorPath
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
-
-if TYPE_CHECKING:
-    from pyro_align.guides.posterior import Guide
 
 FLOOR = 1e-6  # of the largest spread in a layer: units that never vary are left alone
 
 
 @dataclass(frozen=True, eq=False)
-class RepairedPath:
+class RepairedPath(PosteriorPath):
     """A path whose hidden units keep the interpolated mean and spread of their pre-activations.
 
     The ends are those of the path that was repaired. Between them a posterior is again a mean-field Gaussian: a unit's
@@ -43,19 +41,6 @@ class RepairedPath:
         symmetry: The model's symmetry, which says what a hidden unit is.
         num_samples: Posterior draws over which spreads are measured.
         seed: Seed of the draws; the same at every tau.
-
-    Example:
-        >>> import torch
-        >>> from pyro_align import displacement, repair
-        >>> from pyro_align.demo.network import bayesian_mlp
-        >>> from pyro_align.demo.training import Recipe, fit
-        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
-        >>> guides = [fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in (0, 1)]
-        >>> path = repair(model, displacement(*guides), x, y, num_samples=2)
-        >>> [(layer.weight, layer.bias) for layer in path.layers]
-        [(('layer0.weight', 0), ('layer0.bias', 0))]
-        >>> type(path(0.5)).__name__
-        'AutoNormal'
     """
 
     path: Any
@@ -69,11 +54,6 @@ class RepairedPath:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced again where the path arrives
-
-    @property
-    def sites(self) -> Mapping[str, SiteSpec]:
-        """The sites, by name."""
-        return self.path.sites
 
     @property
     def layers(self) -> tuple[Any, ...]:
@@ -105,10 +85,6 @@ class RepairedPath:
         if tau not in self._cache:
             self._cache[tau] = self._repaired(_checked(q), tau)
         return self._cache[tau]
-
-    def __call__(self, tau: float) -> Guide:
-        """A new Pyro guide at ``tau`` that owns its parameters."""
-        return self.posterior(tau).to_guide()
 
     def spreads(self, tau: float) -> dict[str, tuple[Tensor, Tensor]]:
         """Weight site -> mean and standard deviation of each unit's pre-activation over data and draws at ``tau``."""

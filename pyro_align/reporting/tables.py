@@ -1,14 +1,52 @@
-"""Plain-text tables."""
+"""Tables, in plain text and of losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pyro_align.axes import axis_size
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pyro_align.symmetry.group import Symmetry
+
+_V = TypeVar("_V")
+
+
+class ByLoss(Generic[_V]):
+    """A result that has something for every data set and loss."""
+
+    @property
+    def _by_loss(self) -> Mapping[tuple[str, str], _V]:
+        raise NotImplementedError
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Names of the data sets."""
+        return tuple(dict.fromkeys(evaluation for evaluation, _ in self._by_loss))
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses."""
+        return tuple(dict.fromkeys(loss for _, loss in self._by_loss))
+
+    def __getitem__(self, key: str | tuple[str, str]) -> _V:
+        """``result["train", "negative_elbo"]``, or ``result["negative_elbo"]`` on the first data set."""
+        key = (self.evaluations[0], key) if isinstance(key, str) else key
+        if key not in self._by_loss:
+            raise KeyError(f"no loss {key}; there are data sets {self.evaluations} and losses {self.losses}")
+        return self._by_loss[key]
+
+
+def loss_table(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per data set and loss."""
+    import pandas as pd
+
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["evaluation", "loss"])
+    return frame
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

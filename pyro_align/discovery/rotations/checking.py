@@ -56,14 +56,7 @@ def check_rotation_rule(
     What the rules of axes leave interchangeable is rotated at random wherever the rule of rotations lets it through.
     Outputs must follow where the rule calls them vectors, and keep their sums where it calls them squares.
 
-    Args:
-        operation: The operator, as for :func:`~pyro_align.discovery.check_rule`.
-        args: Its arguments; small tensors without special structure.
-        constants: Which of the tensors among the arguments, counted from 0, are constants of the model.
-        outputs: Which of several outputs the model uses, counted from 0; all by default.
-        trials: Random rotations to try.
-        seed: Seed of the rotations.
-        kwargs: Its keyword arguments.
+    Arguments are those of :func:`~pyro_align.discovery.check_rule`; random rotations are tried.
 
     Returns:
         The check, with the axes that may be rotated.

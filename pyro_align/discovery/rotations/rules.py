@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import contraction_of
 from pyro_align.discovery.registry import rotation_rule
 from pyro_align.discovery.rotations.domain import (
@@ -160,23 +159,23 @@ def power(call: RotationCall, x: Any, exponent: Any) -> Any:
 
 
 @rotation_rule("family.sum")
-def total(call: RotationCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def total(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Sums."""
-    return call.total(x, axes_of(dim, x.ndim))
+    return call.total(x, call.dims(x.ndim))
 
 
 @rotation_rule("aten.linalg_vector_norm")
-def norm(call: RotationCall, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def norm(call: RotationCall, x: Any, ord: Any = 2, *args: Any, **kwargs: Any) -> Any:
     """The length of a vector."""
-    dims = axes_of(dim, x.ndim)
+    dims = call.dims(x.ndim)
     whole = not call.carried(x, [i for i in range(x.ndim) if i not in dims])
     return call.total(_squared(x), dims) if ord == 2 and whole and _all(x, VECTOR) else None
 
 
 @rotation_rule("family.variance", "family.variance and mean")
-def variance(call: RotationCall, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def variance(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A mean of squares, beside the mean; both are invariant to centered rotations of what they are taken along."""
-    dims = axes_of(None if isinstance(dim, bool) else dim, x.ndim)
+    dims = call.dims(x.ndim)
     inside = {v for v in x.states if any(places(x.axes[d], v) for d in dims)}
     rest = {v: s for v, s in x.states.items() if v not in inside}
     both = any(places(t, v) for i, t in enumerate(x.axes) if i not in dims for v in inside)
@@ -201,23 +200,14 @@ def contraction(call: RotationCall, *args: Any, **kwargs: Any) -> Any:
 
 
 @rotation_rule("aten.convolution")
-def convolution(
-    call: RotationCall,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Any:
+def convolution(call: RotationCall, x: Any, weight: Any, bias: Any, *args: Any) -> Any:
     """Of channels; positions keep their order."""
-    if groups != 1 or x.ndim != weight.ndim:
+    if call.option("groups") != 1 or x.ndim != weight.ndim:
         raise call.unsupported()
     space = "klmn"[: x.ndim - 2]
-    product = call.contract(x, "bc" + space.upper(), weight, ("co" if transposed else "oc") + space, "bo")
+    product = call.contract(
+        x, "bc" + space.upper(), weight, ("co" if call.option("transposed") else "oc") + space, "bo"
+    )
     if bias is None:
         return product
     flat = RotationTensor(call.axes[0][:2], product.states, product.zero)

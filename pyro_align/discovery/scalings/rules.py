@@ -10,10 +10,9 @@ import numbers
 from fractions import Fraction
 from typing import Any
 
-from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import spatial_axes
 from pyro_align.discovery.registry import scale_rule, sign_rule
-from pyro_align.discovery.signs.call import SignTensor
+from pyro_align.discovery.signs.domain import SignTensor
 from pyro_align.discovery.signs.rules import elementwise, moves, sums
 
 _SHARED = (
@@ -28,6 +27,9 @@ for _name, _function in list(sign_rule.rules.items()):
         scale_rule(_name)(_function)
 
 
+HALF = Fraction(1, 2)
+
+
 def _power(call, x, exponent: Fraction):
     return SignTensor(call.parities.power(x.ids, exponent)) if isinstance(x, SignTensor) else x
 
@@ -39,15 +41,9 @@ def converted(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x if dtype.is_floating_point else call.even() if dtype.is_signed is False else call.hold(x)
 
 
-@scale_rule("aten.neg", "aten.abs", "aten.relu", "aten.positive")
-def homogeneous(call: Any, x: Any) -> Any:
+@scale_rule("aten.neg", "aten.abs", "aten.relu", "aten.positive", "aten.leaky_relu")
+def homogeneous(call: Any, x: Any, *args: Any) -> Any:
     """``f(a x) = a f(x)`` for positive ``a``."""
-    return x
-
-
-@scale_rule("aten.leaky_relu")
-def leaky(call: Any, x: Any, negative_slope: Any = 0.01) -> Any:
-    """The same."""
     return x
 
 
@@ -102,28 +98,10 @@ def divide(call: Any, a: Any, b: Any, *, rounding_mode: Any = None) -> Any:
     return call.multiply(a, _power(call, b, Fraction(-1)))
 
 
-@scale_rule("aten.reciprocal")
-def reciprocal(call: Any, x: Any) -> Any:
-    """``1 / x``."""
-    return _power(call, x, Fraction(-1))
-
-
-@scale_rule("aten.square")
-def square(call: Any, x: Any) -> Any:
-    """``x ** 2``."""
-    return _power(call, x, Fraction(2))
-
-
-@scale_rule("aten.sqrt")
-def root(call: Any, x: Any) -> Any:
-    """``x ** (1 / 2)``."""
-    return _power(call, x, Fraction(1, 2))
-
-
-@scale_rule("aten.rsqrt")
-def inverse_root(call: Any, x: Any) -> Any:
-    """``x ** (-1 / 2)``."""
-    return _power(call, x, Fraction(-1, 2))
+@scale_rule("aten.reciprocal", "aten.square", "aten.sqrt", "aten.rsqrt")
+def fixed_power(call: Any, x: Any) -> Any:
+    """Powers that have a name."""
+    return _power(call, x, {"reciprocal": Fraction(-1), "square": Fraction(2), "sqrt": HALF, "rsqrt": -HALF}[call.name])
 
 
 @scale_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor")
@@ -139,22 +117,12 @@ def power(call: Any, x: Any, exponent: Any) -> Any:
     return call.expand(_power(call, x, Fraction(exponent)))
 
 
-@scale_rule("aten.linalg_vector_norm")
-def norm(call: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """The length of a vector."""
-    return call.alike(x, axes_of(dim, x.ndim), keepdim=keepdim)
-
-
-@scale_rule("aten.amax", "aten.amin")
-def extremum(call: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The largest of entries that grow alike."""
-    return call.alike(x, axes_of(dim or None, x.ndim), keepdim=keepdim)
-
-
-@scale_rule("aten.max.default", "aten.min.default", "aten.median.default")
-def extremum_of_all(call: Any, x: Any) -> Any:
-    """The same, of all."""
-    return call.alike(x, range(x.ndim))
+@scale_rule(
+    "aten.linalg_vector_norm", "aten.amax", "aten.amin", "aten.max.default", "aten.min.default", "aten.median.default"
+)
+def extremum(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """The length of a vector, or the largest of entries that grow alike."""
+    return call.alike(x, call.dims(x.ndim), keepdim=call.option("keepdim", False))
 
 
 @scale_rule("aten.max.dim", "aten.min.dim")
@@ -171,9 +139,9 @@ def largest_of_positions(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @scale_rule("family.variance", "family.variance and mean")
-def variance(call: Any, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def variance(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Squares around the mean, or their root; and the mean."""
-    mean = call.alike(x, axes_of(None if isinstance(dim, bool) else dim, x.ndim), keepdim=True)
+    mean = call.alike(x, call.dims(x.ndim), keepdim=True)
     spread = mean if call.name.startswith("std") else _power(call, mean, Fraction(2))
     out = [SignTensor(t.ids.reshape(shape)) for t, shape in zip((spread, mean), call.shapes, strict=False)]
     return out if call.several else out[0]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pyro_align.discovery.checking import Action, Alone, Values
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignTensor
-from pyro_align.discovery.signs.domain import SignDomain
+from pyro_align.discovery.signs.domain import SignDomain, SignTensor
 from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities, on_host
 from pyro_align.discovery.walk import walk
 
@@ -51,15 +50,7 @@ def check_sign_rule(
     Every entry of every input has a sign of its own. The rule says which of them must agree; any choice that it allows
     must change the signs of the output as it says.
 
-    Args:
-        operation: The operator, as for :func:`~pyro_align.discovery.check_rule`.
-        args: Its arguments; small tensors without special structure.
-        constants: Which of the tensors among the arguments, counted from 0, are constants of the model: a rule may look
-            at their values.
-        outputs: Which of several outputs the model uses, counted from 0; all by default.
-        trials: Random choices of signs to try.
-        seed: Seed of the signs.
-        kwargs: Its keyword arguments.
+    Arguments are those of :func:`~pyro_align.discovery.check_rule`; random choices of signs are tried.
 
     Returns:
         The check, with the number of signs that may be chosen.

@@ -10,25 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from pyro_align.axes import leaves
+from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.signs.analysis import Place, SignAnalysis, marked
-from pyro_align.discovery.signs.parity import Equations, on_host
+from pyro_align.discovery.signs.parity import EXHAUSTIVE, Equations, bits_of, on_host
 from pyro_align.symmetry.group import Symmetry
 
-EXHAUSTIVE = 10  # dimensions of a space of solutions up to which all are compared
 
-
-def signed(analysis: SignAnalysis) -> Symmetry:
-    """The symmetry with its odd atoms.
+def add_signs(symmetry: Symmetry, inference: Inference, *, real: Sequence[str]) -> Symmetry:
+    """The symmetry with its odd atoms; the values of ``real`` sites may change sign.
 
     An atom carries one sign a unit. Where a unit may change sign in several ways (two layers with a gain and no
     nonlinearity between them), the one that turns most entries is taken; of equal ones, that of the earlier sites. A
     sign of an outer atom that the atoms nested in it make already is left out.
     """
-    symmetry = analysis.symmetry
+    analysis = SignAnalysis(inference, symmetry, real)
     odd: dict[str, list[Place]] = {}
     for name in sorted(symmetry.atoms, key=lambda n: -len(symmetry.atoms[n].within)):  # inner atoms first
         odd[name] = _places_turned(analysis, name, odd)
@@ -123,5 +121,5 @@ class _InnerSigns:
             turned = torch.zeros(self._analysis.symmetry.shapes[site], dtype=torch.bool)
             for place in (p for p in places if p.site == site):
                 turned = turned ^ self._analysis.turned(place, atom, unit)
-            flat.append(turned.flatten())
-        return int.from_bytes(np.packbits(torch.cat(flat).numpy()).tobytes(), "big")
+            flat.append(turned)
+        return bits_of(flat)

@@ -3,17 +3,127 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from pyro_align.discovery.registry import Registry, sign_rule
-from pyro_align.discovery.signs.call import SignCall, SignTensor, ids_of_constant
-from pyro_align.discovery.signs.parity import EVEN, Parities
-from pyro_align.discovery.walk import Constants, Domain
+from pyro_align.discovery.signs.parity import EVEN, ZERO, Parities
+from pyro_align.discovery.walk import Call, Constants, Domain
+
+
+@dataclass(frozen=True, eq=False)
+class SignTensor:
+    """A tensor in the graph: the number of a parity for every entry.
+
+    Attributes:
+        ids: int32, in the tensor's shape; see :mod:`pyro_align.discovery.signs.parity`.
+        dtype: The tensor's own dtype.
+        constant: Returns the value of a tensor that depends on neither sites nor data, and None for any other.
+    """
+
+    ids: Tensor
+    dtype: torch.dtype = torch.float64
+    constant: Callable[[], Tensor | None] = field(default=lambda: None)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self.ids.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.ids.dim()
+
+
+Operand = SignTensor | float | int | bool | complex
+
+
+class SignCall(Call):
+    """What a rule may ask and say. Operands are tensors, or the numbers that operators take in their place.
+
+    Attributes:
+        parities: The table of parities.
+    """
+
+    def __init__(self, parities: Parities, node: Node):
+        super().__init__(node)
+        self.parities = parities
+
+    def even(self, shape: Sequence[int] | None = None) -> SignTensor:
+        """An output that no sign reaches."""
+        return _filled(EVEN, self.shape if shape is None else shape)
+
+    def zero(self, shape: Sequence[int] | None = None) -> SignTensor:
+        """An output of zeros: it goes along with any sign."""
+        return _filled(ZERO, self.shape if shape is None else shape)
+
+    def hold(self, *operands: Operand) -> SignTensor:
+        """Requires that no entry changes sign; returns the output that then no sign reaches."""
+        for x in operands:
+            if isinstance(x, SignTensor):
+                self.parities.hold(x.ids)
+        return self.even()
+
+    def add(self, *operands: Operand) -> SignTensor:
+        """A sum, entry by entry: what is added must change sign together."""
+        return self._fold(self.parities.add, operands)
+
+    def multiply(self, *operands: Operand) -> SignTensor:
+        """A product, entry by entry: the output changes sign where an odd number of factors do."""
+        return self._fold(self.parities.multiply, operands)
+
+    def alike(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
+        """Requires that entries along some axes change sign together; returns what a sum along them does."""
+        dims = sorted({d % x.ndim for d in dims})
+        ids = self.parities.alike(x.ids, dims)
+        return SignTensor(ids if keepdim else ids.squeeze(dims))
+
+    def multiply_along(self, x: SignTensor, dims: Sequence[int], *, keepdim: bool = False) -> SignTensor:
+        """A product of the entries along some axes."""
+        dims = sorted({d % x.ndim for d in dims})
+        ids = self.parities.multiply_along(x.ids, dims)
+        return SignTensor(ids if keepdim else ids.squeeze(dims))
+
+    def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str) -> Any:
+        """A two-operand einsum."""
+        return SignTensor(self.parities.contract(left.ids, left_labels, right.ids, right_labels, out))
+
+    def rearrange(self, *args: Any, **kwargs: Any) -> SignTensor | list[SignTensor]:
+        """The operation itself, which only moves entries, drops some, or fills in zeros, applied to the parities."""
+        args, kwargs = pytree.tree_map(lambda a: a.ids if isinstance(a, SignTensor) else a, (args, kwargs))
+        out = self.node.target(*args, **kwargs)
+        return [SignTensor(t) for t in out] if isinstance(out, tuple | list) else SignTensor(out)
+
+    def expand(self, x: SignTensor, shape: Sequence[int] | None = None) -> SignTensor:
+        """Broadcasts to a shape, by default the output's."""
+        return SignTensor(x.ids.expand(self.shape if shape is None else tuple(shape)))
+
+    def _fold(self, combine, operands: Sequence[Operand]) -> SignTensor:
+        ids = [x.ids if isinstance(x, SignTensor) else torch.tensor(number_of(x), dtype=torch.int32) for x in operands]
+        out = ids[0]
+        for other in ids[1:]:
+            out = combine(out, other)
+        return SignTensor(out)
+
+
+def number_of(value: Any) -> int:
+    """The parity of a plain number."""
+    return ZERO if value == 0 else EVEN
+
+
+def ids_of_constant(value: Tensor) -> Tensor:
+    """The parities of a constant's entries: those that are exactly zero go along with any sign."""
+    return torch.where(value.detach().cpu() == 0, ZERO, EVEN).to(torch.int32)
+
+
+def _filled(number: int, shape: Sequence[int]) -> SignTensor:
+    return SignTensor(torch.full((), number, dtype=torch.int32).expand(tuple(shape)))
 
 
 class SignDomain(Domain):

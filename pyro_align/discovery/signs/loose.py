@@ -9,11 +9,12 @@ is a single number has no axis to carry it: it is read as a stack of one.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from pyro_align.axes import Atom, Axis, Fixed, Odd, Product, Sum, map_atoms
 from pyro_align.discovery.axes.assemble import unique_name
 from pyro_align.discovery.axes.inference import Inference
 from pyro_align.discovery.signs.domain import SignDomain
-from pyro_align.discovery.signs.parity import EVEN, Equations, Parities, on_host
+from pyro_align.discovery.signs.parity import EVEN, EXHAUSTIVE, Equations, Parities, bits_of, on_host
 from pyro_align.discovery.walk import walk
 from pyro_align.symmetry.action import Tables, act
 from pyro_align.symmetry.blocks import site_blocks
@@ -30,7 +31,6 @@ from pyro_align.symmetry.stacks import stack_name
 
 ENTRIES = 100_000  # of all sites together; larger models are not looked at
 UNKNOWNS = 512  # indices of fixed axes; beyond, a site changes sign as a whole or not at all
-EXHAUSTIVE = 10  # dimensions of the space of solutions up to which all are compared
 
 Turns = Mapping[str, Sequence[Tensor]]  # site -> for each axis, which of its indices change sign
 
@@ -47,7 +47,11 @@ def add_loose_signs(symmetry: Symmetry, inference: Inference, *, real: Collectio
     parities = Parities()
     ids = {s: _ids(parities, s, n, unknowns).reshape(symmetry.shapes[s]) for s, n in lined.shapes.items()}
     walk(inference.traced, SignDomain(parities, ids.__getitem__), inference.constants)
-    solutions = [_turns(vector, unknowns, lined.shapes) for vector in parities.equations.solutions(len(unknowns))]
+    vectors = parities.equations.solutions(len(unknowns))
+    if len(vectors) <= EXHAUSTIVE:
+        counts = range(1, len(vectors) + 1)
+        vectors = [reduce(operator.xor, chosen) for k in counts for chosen in itertools.combinations(vectors, k)]
+    solutions = [_turns(vector, unknowns, lined.shapes) for vector in vectors]
     chosen = _independent(lined, solutions, sites)
     return _with_atoms(symmetry, lined, chosen) if chosen else symmetry
 
@@ -95,26 +99,17 @@ def _pattern(turns: Turns, shapes: Mapping[str, tuple[int, ...]], sites: Sequenc
         for axis, along in enumerate(turns.get(site, ())):
             turned = turned ^ along.reshape([-1 if i == axis else 1 for i in range(len(shapes[site]))])
         flat.append(turned)
-    return _bits(flat)
-
-
-def _bits(turned: Sequence[Tensor]) -> int:
-    return int.from_bytes(np.packbits(torch.cat([t.flatten() for t in turned]).numpy()).tobytes(), "big")
+    return bits_of(flat)
 
 
 def _independent(symmetry: Symmetry, solutions: Sequence[Turns], sites: Sequence[str]) -> list[Turns]:
     """Solutions that turn as few entries as possible, none of them made by the others and the signs of units."""
-    options = list(solutions)
-    if len(solutions) <= EXHAUSTIVE:
-        options = []
-        for count in range(1, len(solutions) + 1):
-            options += [_combined(chosen) for chosen in itertools.combinations(solutions, count)]
-    patterns = [_pattern(turns, symmetry.shapes, list(symmetry.sites)) for turns in options]
+    patterns = [_pattern(turns, symmetry.shapes, list(symmetry.sites)) for turns in solutions]
     known = Equations()
     for pattern in _of_units(symmetry) if any(patterns) else ():
         known.require(pattern)
     chosen = []
-    for turns, pattern in sorted(zip(options, patterns, strict=True), key=lambda pair: pair[1].bit_count()):
+    for turns, pattern in sorted(zip(solutions, patterns, strict=True), key=lambda pair: pair[1].bit_count()):
         if known.reduce(pattern):
             known.require(pattern)
             chosen.append(_shortest(turns, symmetry))
@@ -136,19 +131,11 @@ def _of_units(symmetry: Symmetry) -> Iterator[int]:
             turned = {
                 s: act(b, torch.ones(symmetry.shapes[s], dtype=torch.int8), tables) < 0 for s, b in blocks.items()
             }
-            yield _bits(list({**nowhere, **turned}.values()))
+            yield bits_of(list({**nowhere, **turned}.values()))
 
 
 def _signed(atom: Atom) -> Atom:
     return replace(atom, kind="signed") if atom.rotates else atom
-
-
-def _combined(chosen: Sequence[Turns]) -> Turns:
-    out: dict[str, list[Tensor]] = {}
-    for turns in chosen:
-        for site, axes in turns.items():
-            out[site] = [a ^ b for a, b in zip(out[site], axes, strict=True)] if site in out else list(axes)
-    return out
 
 
 def _shortest(turns: Turns, symmetry: Symmetry) -> Turns:
@@ -176,25 +163,25 @@ def _with_atoms(symmetry: Symmetry, lined: Symmetry, chosen: Sequence[Turns]) ->
     sites, stacks = {}, dict(symmetry.stacks)
     for site, terms in symmetry.sites.items():
         here = [(name, turns[site]) for name, turns in zip(names, chosen, strict=True) if site in turns]
-        marked = tuple(
-            _marked(term, [(name, axes[i]) for name, axes in here if bool(axes[i].any())])
+        written = tuple(
+            marked(term, [(name, axes[i]) for name, axes in here if bool(axes[i].any())])
             for i, term in enumerate(lined.sites[site] if here else terms)
         )
         if here and not terms:
             member, site = site, stack_name([site], symmetry.sites)
             stacks[site] = (member,)
-        sites[site] = marked
+        sites[site] = written
     return replace(symmetry, sites=sites, stacks=stacks)
 
 
-def _marked(term: Axis, signs: Sequence[tuple[str, Tensor]]) -> Axis:
+def marked(term: Axis, signs: Sequence[tuple[str, Tensor]]) -> Axis:
     """An axis with the atoms that change the sign of each of its indices; runs of equal ones together."""
     if not signs:
         return term
     if not _anonymous(term):  # all indices of an axis that carries atoms
         if isinstance(term, Sum):
             whole = [(name, torch.ones(1, dtype=torch.bool).expand(along.shape)) for name, along in signs]
-            return Sum(*(_marked(part, whole) for part in term.terms))
+            return Sum(*(marked(part, whole) for part in term.terms))
         return Product(*(Odd(name, 1) for name, _ in signs), *(term.factors if isinstance(term, Product) else (term,)))
     told = [tuple(name for name, along in signs if bool(along[k])) for k in range(term.size)]
     parts: list[Axis] = []

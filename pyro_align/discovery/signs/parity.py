@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,14 @@ class Equations:
                     vector |= 1 << pivot
             basis.append(vector)
         return basis
+
+
+EXHAUSTIVE = 10  # dimensions of a space of solutions up to which all are compared
+
+
+def bits_of(turned: Sequence[Tensor]) -> int:
+    """Entries that are turned, as the bits of one number: all tensors one after the other."""
+    return int.from_bytes(np.packbits(torch.cat([t.flatten() for t in turned]).numpy()).tobytes(), "big")
 
 
 class Parities:

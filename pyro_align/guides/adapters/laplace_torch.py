@@ -56,11 +56,7 @@ def read_full(laplace: Any) -> DenseNormal:
 
 @register_outside("laplace.baselaplace.KronLaplace")
 def read_kron(laplace: Any) -> KronNormal:
-    """Reads a ``KronLaplace``.
-
-    Raises:
-        GuideError: It has more weights than a dense root can hold.
-    """
+    """Reads a ``KronLaplace``."""
     locs = _means(laplace)
     if laplace.n_params > LARGEST_DENSE:
         raise GuideError(

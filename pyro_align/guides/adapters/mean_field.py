@@ -50,11 +50,7 @@ _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 
 @register_outside("posteriors.vi.diag.VIDiagState")
 def read_vi_diag_state(state: Any) -> MeanFieldNormal:
-    """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors.
-
-    Raises:
-        GuideError: The parameters are nested.
-    """
+    """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors."""
     params, log_sds = dict(state.params.items()), dict(state.log_sd_diag.items())
     for name, value in params.items():
         if not isinstance(value, Tensor):
@@ -159,11 +155,7 @@ def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tupl
 
 @register_outside("tyxe.guides.AutoNormal")
 def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
-    """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter.
-
-    Raises:
-        GuideError: The guide has not run yet.
-    """
+    """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter."""
     sites = site_specs(latent_nodes(guide), guide, full_plates=False)
     locs = {k: _read(guide, f"{k}.loc") for k in sites}
     scales = {k: _read(guide, f"{k}.scale") for k in sites}

@@ -72,8 +72,6 @@ class Discrete(Entrywise):
             probs = torch.stack([1 - probs, probs], dim=-1)
         return probs.log()
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> Discrete:
         act, moves = Relabeling(p, self.sites), label_moves(p, self.sites, self.labels)
         probs = {}
@@ -104,8 +102,6 @@ class Discrete(Entrywise):
             table = table[..., moves[name].to(table.device)]
         return table.contiguous()
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """Gumbel noise for every category: the largest sum of noise and log probability is drawn."""
         generator, num_samples = as_generator(generator), check_draws(num_samples)
@@ -127,8 +123,6 @@ class Discrete(Entrywise):
                 picked = torch.nn.functional.one_hot(picked, table.shape[-1])
             values[name] = picked.to(spec.dtype)
         return values, total
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:
         zero = torch.zeros((), dtype=self.dtype, device=self.device)

@@ -70,8 +70,6 @@ class KnownByDraws(Posterior):
     def _kept(self) -> dict[int, Values]:
         return {}
 
-    # -- geometry --------------------------------------------------------------------------------------------------
-
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of one site's unconstrained coordinates, estimated from draws."""
         spec = self.sites[site]
@@ -315,15 +313,7 @@ def _rows(mask: Tensor, values: Tensor) -> Tensor:
 
 @register_guide(dict)
 def read_draws(draws: Mapping[str, Tensor], *, known: bool = False) -> Draws:
-    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them.
-
-    Args:
-        draws: The draws.
-        known: Whether a symmetry has told that these are no chains of draws.
-
-    Raises:
-        GuideError: Something is no tensor of draws, or what may be chains of draws.
-    """
+    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
     if not draws:
         raise GuideError("there are no draws: the dict is empty")
     for name, value in draws.items():

@@ -93,11 +93,7 @@ def _between(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
 
 @register_guide(list, tuple)
 def read_ensemble(members: Sequence[Any]) -> Ensemble:
-    """Reads a list of point guides (``AutoDelta``) or of state dicts, one member each.
-
-    Raises:
-        GuideError: The list is empty, or holds something else.
-    """
+    """Reads a list of point guides (``AutoDelta``) or of state dicts, one member each."""
     if not members:
         raise GuideError("the ensemble is empty")
     if all(isinstance(m, Mapping) for m in members):

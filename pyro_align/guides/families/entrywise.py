@@ -30,14 +30,7 @@ class Entrywise(Posterior):
     def changed(
         self: _E, rule: Callable[..., Tensor], *others: Any, parts: Sequence[str] = (), what: str = "value"
     ) -> _E:
-        """The member whose parameters have the values ``rule(site, value, *values of others)``.
-
-        Args:
-            rule: Gives back the value itself where it stays, bit for bit.
-            others: Members of the same family.
-            parts: Which fields; all by default.
-            what: What the new values are, for errors.
-        """
+        """The member whose parameters have the values ``rule(site, value, *values of others)``."""
 
         def made(site: str, own: RawParameter, *there: RawParameter) -> RawParameter:
             value = own.value

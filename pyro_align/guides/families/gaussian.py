@@ -37,11 +37,7 @@ class StoredForm(ABC):
 
     @abstractmethod
     def permute(self, p: Permutation) -> StoredForm:
-        """The form of the relabeled Gaussian.
-
-        Raises:
-            GuideError: The relabeled Gaussian has no such form.
-        """
+        """The form of the relabeled Gaussian."""
 
     @abstractmethod
     def build(self) -> object:
@@ -144,8 +140,6 @@ class DenseNormal(FlatNormal):
     def extra(self) -> int:
         return self.root.shape[1] - self.root.shape[0]
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> DenseNormal:
         moved = row_action(self.sites, p)
         if moved is None:
@@ -156,8 +150,6 @@ class DenseNormal(FlatNormal):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)  # the rows of the root move, its columns do not
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         shift = flat_noise(self.sites, noise) @ self.root.T
         return constrain_flat(self.sites, self.loc + shift, self._log_prob_at(shift))
@@ -165,8 +157,6 @@ class DenseNormal(FlatNormal):
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.tril, shift.T, upper=False)
         return -0.5 * white.square().sum(0) - self.tril.diagonal().log().sum() - len(self.loc) * _HALF_LOG_2PI
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
 

@@ -121,8 +121,6 @@ class Independent(Posterior):
             total = total + log_prob
         return values, total
 
-    # -- geometry --------------------------------------------------------------------------------------------------
-
     def _features(self, divergence: str, side: str) -> Features:
         return _united([part.features(divergence, side) for part in self.parts])
 
@@ -163,11 +161,7 @@ def _united(parts: Sequence[Features]) -> Features:
 
 @register_guide(AutoGuideList)
 def read_auto_guide_list(guide: AutoGuideList) -> Independent:
-    """Reads every part under its own rule.
-
-    Raises:
-        GuideError: A part has no rule.
-    """
+    """Reads every part under its own rule."""
     children = list(guide._modules.values())
     if guide.prototype_trace is None or not children:
         raise GuideError(f"this AutoGuideList is untrained or empty: {UNTRAINED}")

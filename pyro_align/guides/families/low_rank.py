@@ -99,8 +99,6 @@ class LowRankNormal(FlatNormal):
     def deviations(self) -> Tensor:
         return self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> LowRankNormal:
         moved = row_action(self.sites, p)
         if moved is None:
@@ -117,8 +115,6 @@ class LowRankNormal(FlatNormal):
         parts = split_flat(self.sites, moved(eps[:, :size].T).T)
         return {**noise, **parts}
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps, size = flat_noise(self.sites, noise), len(self.loc)
         latent = self.loc + eps[:, :size] * self.scale.value + eps[:, size:] @ self.low_rank_part.T
@@ -127,8 +123,6 @@ class LowRankNormal(FlatNormal):
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         center, variance = torch.zeros_like(self.loc), self.scale.value**2
         return LowRankMultivariateNormal(center, self.low_rank_part, variance, validate_args=False).log_prob(shift)
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)

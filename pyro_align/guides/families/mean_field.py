@@ -70,8 +70,6 @@ class MeanFieldNormal(Entrywise):
         """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
         return self.locs[site].value, self.scales[site].value
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> MeanFieldNormal:
         act = Relabeling(p, self.sites)
         locs, scales = (
@@ -83,8 +81,6 @@ class MeanFieldNormal(Entrywise):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         act = Relabeling(p, self.sites)
         return {k: act.unconstrained(k, v, batch_dims=1) for k, v in act.renamed(noise).items()}
-
-    # -- draws -----------------------------------------------------------------------------------------------------
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         return standard_normal(self.sites, num_samples, generator)
@@ -110,8 +106,6 @@ class MeanFieldNormal(Entrywise):
             noise[name] = (spec.unconstrain(values[name]) - loc) / scale
         return self.push_with_log_prob(noise)[1]
 
-    # -- geometry --------------------------------------------------------------------------------------------------
-
     def _features(self, divergence: str, side: str) -> Features:
         known = divergence_of(divergence)
         make = known.fixed if side == "fixed" else known.moving
@@ -136,12 +130,7 @@ AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
 
 @register_guide(AutoNormal, AutoNormalMessenger)
 def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
-    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have.
-
-    Raises:
-        GuideError: Among others, parameters that are shared along a plate (``amortized_plates``): what is shared
-            cannot be relabeled one by one.
-    """
+    """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have."""
     sites = site_specs(latent_nodes(guide), guide)
     locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
     scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
@@ -184,11 +173,7 @@ def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter
 
 
 def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
-    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites.
-
-    Raises:
-        GuideError: The vector has another length.
-    """
+    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
     total = sum(spec.numel for spec in sites.values())
     if vector.shape[-1] != total:
         raise GuideError(

@@ -30,28 +30,19 @@ from pyro_align.symmetry.spec import SymmetrySpec
 
 @register_guide(nn.Module)
 def read_network(module: nn.Module) -> Point:
-    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name.
-
-    Raises:
-        GuideError: The module has none, or holds Bayesian layers.
-    """
+    """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
     if is_bayesian_module(module):
         raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
     points = {}
+    parts = [(f"{prefix}." if prefix else "", m) for prefix, m in module.named_modules() if isinstance(m, PyroModule)]
+    constrained = {f"{prefix}{name}_unconstrained" for prefix, part in parts for name in part._pyro_params}
     for name, value in module.state_dict().items():
         if value.is_floating_point():
-            site = name.removesuffix("_unconstrained")
-            constrained = site != name and site in _constrained(module)
-            points[site if constrained else name] = read_parameter(module, site if constrained else name)
+            site = name.removesuffix("_unconstrained") if name in constrained else name
+            points[site] = read_parameter(module, site)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
     return Point(sites_of(points), points, partial(_write_network, _copy(module)))
-
-
-def _constrained(module: nn.Module) -> set[str]:
-    """Names of the parameters that a PyroModule holds unconstrained."""
-    parts = (item for item in module.named_modules() if isinstance(item[1], PyroModule))
-    return {f"{prefix}.{name}" if prefix else name for prefix, part in parts for name in part._pyro_params}
 
 
 @register_guide(OrderedDict)
@@ -181,11 +172,7 @@ def _write_both(q: Independent) -> GuideAndModel:
 
 
 def beside(guide: Any, model: Any) -> GuideAndModel:
-    """A guide together with its model's parameters.
-
-    Raises:
-        GuideError: The model is not callable, or there is one already.
-    """
+    """A guide together with its model's parameters."""
     if not callable(model):
         raise GuideError(f"parameters: expected the model, a module or a callable, got {type(model).__name__}")
     if isinstance(guide, GuideAndModel):

@@ -52,8 +52,6 @@ class Point(Entrywise):
         value = self.points[site].value
         return value, torch.zeros_like(value)
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> Point:
         act = Relabeling(p, self.sites)
         return replace(self, points={k: self._relabeled(k, v, act) for k, v in act.renamed(self.points).items()})
@@ -70,8 +68,6 @@ class Point(Entrywise):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         as_generator(generator)
         shape = (check_draws(num_samples), 0)  # a point mass needs no noise, only the number of draws
@@ -81,8 +77,6 @@ class Point(Entrywise):
         values = {k: v.value.expand(len(noise[k]), *self.sites[k].shape) for k, v in self.points.items()}
         first = next(iter(values.values()))
         return values, first.new_zeros(len(first))
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     def _features(self, divergence: str, side: str) -> Features:
         return Features(self.points, lambda name: (self.points[name].value,), (True,))

@@ -288,11 +288,7 @@ def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
 
 
 def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
-    """One run of a guide, which leaves the guide, the param store and the global random state as they are.
-
-    Raises:
-        GuideError: The guide is untrained, or does not run with these arguments.
-    """
+    """One run of a guide, which leaves the guide, the param store and the global random state as they are."""
     if not callable(guide):
         raise TypeError(f"expected a guide (a callable), got {type(guide).__name__}")
     prototype = guide.__dict__.get("prototype_trace", ...) if isinstance(guide, PyroModule) else ...

@@ -30,11 +30,7 @@ _FRAGILE = ("_model", "master")  # what Pyro's __getstate__ clears on the origin
 
 
 def private_copy(guide: PyroModule) -> PyroModule:
-    """A copy with parameters of its own that can be put inside another module; the original stays as it is.
-
-    Raises:
-        GuideError: The guide holds something that cannot be copied.
-    """
+    """A copy with parameters of its own that can be put inside another module; the original stays as it is."""
     modules = list(guide.modules())
     kept = [{k: m.__dict__[k] for k in _FRAGILE if k in m.__dict__} for m in modules]
     weak = [(p, p.__dict__["unconstrained"]) for p in guide.parameters() if "unconstrained" in p.__dict__]
@@ -105,11 +101,7 @@ def held_modules(guide: Any) -> list[nn.Module]:
 
 
 def private_callable(guide: Callable[..., Any]) -> Callable[..., Any]:
-    """A callable with copies of the modules that it holds; the original stays as it is.
-
-    Raises:
-        GuideError: The guide holds something that cannot be copied.
-    """
+    """A callable with copies of the modules that it holds; the original stays as it is."""
     if not held_modules(guide):
         return guide
     try:
@@ -122,9 +114,7 @@ class StoredGuide(PyroModule):
     """A guide whose ``pyro.param`` statements are answered from parameters of its own instead of the store.
 
     Args:
-        function: The guide: a function, or a module (a private copy) that has such statements in its code.
         parameters: Name in the code -> parameter, read from the param store.
-        modules: Modules that the function holds, whose weights are the guide's.
         weights: Name, as in :func:`~pyro_align.model.learnables.module_tensors`, -> weight of a module that the
             function registers and finds outside of itself.
     """
@@ -164,7 +154,6 @@ class _OwnParameters(Messenger):
 
     Args:
         values: Name -> value.
-        owns_modules: Whether ``pyro.module`` statements are about modules of the guide's own, which keep their weights.
     """
 
     def __init__(self, values: Mapping[str, Tensor], owns_modules: bool):
@@ -190,16 +179,7 @@ def registered_weights(trace: poutine.Trace, guide: Callable[..., Any]) -> dict[
 def store_parameters(
     trace: poutine.Trace, own_name: str | None = None, *, owns_modules: bool = False
 ) -> dict[str, RawParameter]:
-    """The parameters of a trace that live in the param store, and not in the module called ``own_name``.
-
-    Args:
-        trace: A run of the guide.
-        own_name: Name of the guide, where it is a module.
-        owns_modules: Whether ``pyro.module`` statements are about modules that the guide holds or reaches.
-
-    Raises:
-        GuideError: The guide registers a plain ``nn.Module``, whose weights are not the store's alone.
-    """
+    """The parameters of a trace that live in the param store, and not in the module called ``own_name``."""
     store = pyro.get_param_store()
     parameters = {}
     for name, node in trace.nodes.items():

@@ -70,11 +70,7 @@ class RawParameter:
 
 
 def read_parameter(module: nn.Module, path: str) -> RawParameter:
-    """The parameter at a dotted path, read from the module's own tensors.
-
-    Raises:
-        GuideError: The module has no such parameter.
-    """
+    """The parameter at a dotted path, read from the module's own tensors."""
     *parents, name = path.split(".")
     owner = module
     for i, part in enumerate(parents):
@@ -255,11 +251,7 @@ class Prototype:
 
 
 def latent_nodes(guide: Any) -> dict[str, dict[str, Any]]:
-    """The latent sites of a guide's prototype trace.
-
-    Raises:
-        GuideError: The guide has not run yet.
-    """
+    """The latent sites of a guide's prototype trace."""
     trace = guide.__dict__.get("trace" if isinstance(guide, GuideMessenger) else "prototype_trace")
     nodes = {} if trace is None else latent_sites(trace)
     if not nodes:
@@ -287,14 +279,7 @@ def prior_of(node: Mapping[str, Any]) -> Any:
 def site_specs(
     nodes: Mapping[str, dict[str, Any]], guide: nn.Module | None = None, *, full_plates: bool = True
 ) -> dict[str, SiteSpec]:
-    """The sites of a prototype trace.
-
-    Args:
-        nodes: The trace's latent sites.
-        guide: The guide that the trace is of, whose parameters tell dtype and device of the values: it may have been
-            moved since. None: the trace tells.
-        full_plates: Whether subsampled plates have their full size.
-    """
+    """The sites of a prototype trace."""
     own = [t for t in own_tensors(guide).values() if t.is_floating_point()]
     dtypes, devices = {t.dtype for t in own}, {t.device for t in own}
     specs = {}

@@ -4,4 +4,4 @@ A rule returns one term per axis of the output (a list of these for several outp
 input is relabeled as its terms say, then the output is relabeled as the returned terms say.
 """
 
-from pyro_align.discovery.axes.rules import contraction, elementwise, indexing, linalg, spatial, views  # noqa: F401
+from pyro_align.discovery.axes.rules import elementwise, indexing, linalg, spatial, views  # noqa: F401

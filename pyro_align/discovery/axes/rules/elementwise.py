@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
 from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.registry import rule
+from pyro_align.discovery.walk import axes_of
 
 if TYPE_CHECKING:
     from pyro_align.discovery.axes.inference import AxisCall
@@ -84,14 +85,6 @@ def expand_to(x: Any, shape: Any) -> Any:
     ]
 
 
-def axes_of(dim: Any, ndim: int) -> list[int]:
-    """The axes that a ``dim`` argument names; None and an empty list name all."""
-    if dim is None or (isinstance(dim, list | tuple) and not dim):
-        return list(range(ndim))
-    dims = dim if isinstance(dim, list | tuple) else [dim]
-    return [d % ndim for d in dims] if ndim else []
-
-
 def reduce_axes(x: Any, dims: list[int], keepdim: bool) -> Any:
     """What remains of a tensor's axes when some are summed away."""
     if keepdim:
@@ -99,64 +92,26 @@ def reduce_axes(x: Any, dims: list[int], keepdim: bool) -> Any:
     return [t for i, t in enumerate(x.axes) if i not in dims]
 
 
-def _reduced(call, x, dim, keepdim: bool):
-    out = reduce_axes(x, axes_of(dim, x.ndim), keepdim)
+@rule(
+    *("family.sum", "family.extremum", "family.product", "aten.any", "aten.all", "aten.count_nonzero", "aten.aminmax"),
+    *("aten.norm.Scalar", "aten.norm.ScalarOpt_dim", "aten.linalg_vector_norm"),
+    *(f"aten.{kind}.{overload}" for kind in ("var", "std") for overload in ("correction", "dim", "default")),
+    *(f"aten.{kind}_mean.{overload}" for kind in ("var", "std") for overload in ("correction", "default")),
+)
+def reduction(call: AxisCall, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A symmetric function of the entries along the reduced axes, or two of them."""
+    out = reduce_axes(x, call.dims(x.ndim), call.option("keepdim", False))
     if len(out) != len(call.shape):
         raise call.unsupported()
-    return out
-
-
-@rule("family.sum", "family.extremum", "family.product", "aten.any", "aten.all", "aten.count_nonzero")
-def reduction(call: AxisCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """A symmetric function of the entries along the reduced axes."""
-    return _reduced(call, x, dim, keepdim)
-
-
-@rule("aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
-def spread(call: AxisCall, x: Any, dim: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Variance along axes."""
-    return _reduced(call, x, dim, keepdim or any(a is True for a in args[1:]))
-
-
-@rule("aten.var.default", "aten.std.default", "aten.norm.Scalar")
-def spread_of_all(call: AxisCall, x: Any, *args: Any) -> Any:
-    """Variance, or a norm, of all entries."""
-    return []
-
-
-@rule("aten.var_mean.default", "aten.std_mean.default")
-def spread_and_mean_of_all(call: AxisCall, x: Any, *args: Any) -> Any:
-    """Variance and mean of all entries."""
-    return [[], []]
-
-
-@rule("aten.aminmax")
-def smallest_and_largest(call: AxisCall, x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
-    """Both ends of the range along an axis, or of all entries."""
-    out = _reduced(call, x, dim, keepdim)
-    return [out, list(out)]
-
-
-@rule("aten.norm.ScalarOpt_dim", "aten.linalg_vector_norm")
-def norm(call: AxisCall, x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """A norm along axes."""
-    return _reduced(call, x, dim, keepdim)
-
-
-@rule("aten.var_mean.correction", "aten.std_mean.correction")
-def spread_and_mean(call: AxisCall, x: Any, dim: Any = None, *, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Variance and mean along axes."""
-    out = _reduced(call, x, dim, keepdim)
-    return [out, list(out)]
+    return [list(out) for _ in call.shapes] if call.several else out
 
 
 @rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim")
 def extremum(call: AxisCall, x: Any, dim: Any, keepdim: bool = False) -> Any:
     """Values and positions: which index of the axis it is."""
-    out = _reduced(call, x, dim, keepdim)
     if x.ndim and positions_used(call):
         call.places[1] = x.axes[dim]
-    return [out, list(out)]
+    return reduction(call, x)
 
 
 @rule("aten.kthvalue")
@@ -173,14 +128,14 @@ def positions_used(call: AxisCall) -> bool:
 @rule("family.softmax")
 def softmax(call: AxisCall, x: Any, dim: Any, *args: Any, **kwargs: Any) -> Any:
     """Normalizes along an axis: symmetric in it, but it mixes its entries."""
-    call.witness(reduce_axes(x, axes_of(dim, x.ndim), False))
+    call.witness(reduce_axes(x, call.dims(x.ndim), False))
     return x.axes
 
 
 @rule("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
 def fourier(call: AxisCall, x: Any, dim: Any, *args: Any) -> Any:
     """Mixes axes by place; one of them may get another length."""
-    dims = axes_of(dim, x.ndim)
+    dims = call.dims(x.ndim)
     call.witness(reduce_axes(x, dims, False))
     for i in dims:
         call.fix(x.axes[i])

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_align.discovery.axes.rules.elementwise import axes_of, expand_to, positions_used, reduce_axes
+from pyro_align.discovery.axes.rules.elementwise import expand_to, positions_used, reduce_axes
 from pyro_align.discovery.axes.terms import ONE, Uniform, size_of
 from pyro_align.discovery.constants import identity_axis
 from pyro_align.discovery.registry import rule
+from pyro_align.discovery.walk import axes_of
 
 if TYPE_CHECKING:
     from pyro_align.discovery.axes.inference import AxisCall
@@ -103,7 +104,7 @@ def position_of_extremum(call: AxisCall, x: Any, dim: Any = None, keepdim: bool 
     if dim is None and x.ndim != 1:
         raise call.unsupported("of all entries")
     axis = x.axes[dim or 0]
-    out = reduce_axes(x, axes_of(dim, x.ndim), keepdim)
+    out = reduce_axes(x, call.dims(x.ndim), keepdim)
     call.places[0] = axis
     return out
 

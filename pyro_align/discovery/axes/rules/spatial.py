@@ -13,20 +13,9 @@ if TYPE_CHECKING:
 
 
 @rule("aten.convolution")
-def convolution(
-    call: AxisCall,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Any:
+def convolution(call: AxisCall, x: Any, weight: Any, bias: Any, *args: Any) -> Any:
     """Input ``(batch, groups x in, *space)``, weight ``(groups x out, in, *kernel)``; transposed swaps in and out."""
-    space = weight.ndim - 2
+    space, groups, transposed = weight.ndim - 2, call.option("groups"), call.option("transposed")
     for t in (*x.axes[x.ndim - space :], *weight.axes[2:]):
         call.fix(t)
     if x.ndim != weight.ndim:

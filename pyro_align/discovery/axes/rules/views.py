@@ -185,20 +185,9 @@ def slice_scatter(
 @rule("aten.select_scatter", family="moves")
 def select_scatter(call: AxisCall, x: Any, source: Any, dim: Any, index: Any) -> Any:
     """Writes one slice of a tensor."""
-    dim %= x.ndim
-    n = x.shape[dim]
-    index %= n
-    out = []
-    others = iter(expand_to(source, [s for i, s in enumerate(call.shape) if i != dim]))
-    for i in range(x.ndim):
-        if i != dim:
-            out.append(call.merge(x.axes[i], next(others)))
-            continue
-        pieces = call.split(x.axes[dim], [index, 1, n - index - 1])
-        if pieces is None:
-            raise call.unsupported()
-        out.append(call.concat([_piece(call, pieces[0]), call.fresh_single(), _piece(call, pieces[2])]))
-    return out
+    dim, index = dim % x.ndim, index % x.shape[dim]
+    axes = expand_to(source, [n for i, n in enumerate(call.shape) if i != dim])
+    return slice_scatter(call, x, call.tensor([*axes[:dim], ONE, *axes[dim:]]), dim, index, index + 1)
 
 
 def _piece(call, term):

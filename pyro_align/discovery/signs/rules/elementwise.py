@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignCall, SignTensor
+from pyro_align.discovery.signs.domain import SignCall, SignTensor
 from pyro_align.discovery.signs.parity import ZERO
 
 

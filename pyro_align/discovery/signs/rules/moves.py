@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignCall, SignTensor
+from pyro_align.discovery.signs.domain import SignCall, SignTensor
 
 
 @sign_rule("family.view", "family.moves", "family.split")

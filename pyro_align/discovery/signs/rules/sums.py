@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_align.discovery.axes.rules.elementwise import axes_of
 from pyro_align.discovery.ops import contraction_of, spatial_axes
 from pyro_align.discovery.registry import sign_rule
-from pyro_align.discovery.signs.call import SignCall, SignTensor
+from pyro_align.discovery.signs.domain import SignCall, SignTensor
 
 
 @sign_rule("family.sum")
-def total(call: SignCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def total(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Sums: what is added changes sign together."""
-    return call.alike(x, axes_of(dim, x.ndim), keepdim=keepdim)
+    return call.alike(x, call.dims(x.ndim), keepdim=call.option("keepdim", False))
 
 
 @sign_rule("aten.cumsum")
@@ -23,9 +22,9 @@ def running_sum(call: SignCall, x: Any, dim: Any, **kwargs: Any) -> Any:
 
 
 @sign_rule("family.product")
-def product(call: SignCall, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def product(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Products: parities add."""
-    return call.multiply_along(x, axes_of(dim, x.ndim), keepdim=keepdim)
+    return call.multiply_along(x, call.dims(x.ndim), keepdim=call.option("keepdim", False))
 
 
 @sign_rule("family.norm")
@@ -34,26 +33,11 @@ def norm(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     return call.even()
 
 
-@sign_rule("family.variance")
+@sign_rule("family.variance", "family.variance and mean")
 def spread(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Entries around their mean, squared: they change sign together."""
-    call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
-    return call.even()
-
-
-@sign_rule("family.variance and mean")
-def spread_and_mean(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """The same, and the mean."""
-    mean = call.alike(x, _dims(call, x, args, kwargs), keepdim=True)
-    ids = mean.ids.reshape(call.shapes[1])
-    return [call.even(), SignTensor(ids)]
-
-
-def _dims(call, x, args, kwargs):
-    dim = kwargs.get("dim", args[0] if args else None)
-    if isinstance(dim, bool):  # `var(x, unbiased)`
-        dim = None
-    return axes_of(dim, x.ndim)
+    """Entries around their mean, squared: they change sign together; and the mean."""
+    mean = call.alike(x, call.dims(x.ndim), keepdim=True)
+    return [call.even(), SignTensor(mean.ids.reshape(call.shapes[1]))] if call.several else call.even()
 
 
 @sign_rule("family.contraction")
@@ -67,19 +51,9 @@ def contraction(call: SignCall, *args: Any, **kwargs: Any) -> Any:
 
 
 @sign_rule("aten.convolution")
-def convolution(
-    call: SignCall,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Any:
+def convolution(call: SignCall, x: Any, weight: Any, bias: Any, *args: Any) -> Any:
     """Input ``(batch, groups x in, *space)``, weight ``(groups x out, in, *kernel)``; transposed swaps in and out."""
+    groups, transposed = call.option("groups"), call.option("transposed")
     if x.ndim != weight.ndim:
         raise call.unsupported("unbatched")
     x = call.alike(x, range(2, x.ndim))  # every output adds up some positions, or none
