@@ -40,7 +40,8 @@ def without_writes(module: GraphModule, decomposed: Container[Any]) -> bool:
         if function is None or several or not isinstance(written, Node):
             return False
         now = place[node]
-        for other in (v for v, at in place.items() if at < now and v is not written):
+        others = (v for v, at in place.items() if (at < now or v.op == "get_attr") and v is not written)
+        for other in others:
             used = any(place[user] > now for user in other.users)
             if used and _meet(_memory(other, memories), _memory(written, memories)):
                 return False
