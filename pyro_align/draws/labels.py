@@ -34,7 +34,8 @@ class Labels:
             if atom.rotates:
                 rotations[name] = torch.eye(atom.size, dtype=torch.float64, device="cpu").repeat(*shape[:-1], 1, 1)
                 continue
-            indices[name] = torch.arange(atom.size, dtype=compact(atom.size), device="cpu").expand(shape).clone()
+            small = torch.int8 if atom.size <= 127 else torch.int16 if atom.size <= 32767 else torch.int32
+            indices[name] = torch.arange(atom.size, dtype=small, device="cpu").expand(shape).clone()
             if name in symmetry.signed:
                 signs[name] = torch.ones(shape, dtype=torch.int8, device="cpu")
         return cls(indices, signs, rotations)
@@ -64,8 +65,3 @@ class Labels:
                 changed |= (fresh != table[units]).flatten(1).any(1)
                 table[units] = fresh
         return int(changed.sum())
-
-
-def compact(size: int) -> torch.dtype:
-    """The smallest integer type that holds indices below ``size``."""
-    return torch.int8 if size <= 127 else torch.int16 if size <= 32767 else torch.int32

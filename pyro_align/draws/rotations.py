@@ -137,11 +137,8 @@ class Frame:
     """The rotations of all units, and the passes that renew them.
 
     Attributes:
-        units: What is rotated.
-        rows: What of it decides.
         table: The rotations, changed in place, ``(units, n, n)``.
         fixed: Whether the reference stays.
-        most: Passes after which to stop.
     """
 
     units: Units
