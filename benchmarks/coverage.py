@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pyro_align.barrier import Curve
-from pyro_align.losses.cautions import SETTLED, curve_cautions
+from pyro_align.barrier.cautions import SETTLED, curve_cautions
 from pyro_align.losses.likelihood import ExpectedNLL, PredictiveNLL
 from pyro_align.losses.protocol import Batch, Totals
 

@@ -154,17 +154,13 @@ def _elementwise_kl(
         prior = _base(nodes[name]["fn"]) if name in nodes else None
         if spec.is_real and isinstance(prior, torch.distributions.Normal):
             loc, scale = (t.double() for t in posterior.marginal(name))
-            if not _broadcasts(prior.batch_shape, loc.shape):
+            sizes = zip(reversed(prior.batch_shape), reversed(loc.shape), strict=False)
+            if len(prior.batch_shape) > loc.dim() or any(n not in (1, m) for n, m in sizes):
                 continue  # a subsampled plate: the model shows the priors of a part of the values
             q = torch.distributions.Normal(loc, scale, validate_args=False)
             p = torch.distributions.Normal(prior.loc.double(), prior.scale.double(), validate_args=False)
             out[name] = torch.distributions.kl_divergence(q, p).cpu()
     return out
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether a shape broadcasts to another one."""
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _base(fn: Any) -> Any:
@@ -189,7 +185,7 @@ def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Ax
                 return
             index = _along(places[source][outer], source, len(terms))
             valid = valid & (index >= 0)
-            unit = unit + index * _stride(total, within, outer)
+            unit = unit + index * total.stride(within.index(outer))
         unit, valid = unit.expand(kl.shape), valid.expand(kl.shape)
         for other in earlier:
             valid = valid & (unit != other)
@@ -199,7 +195,3 @@ def add_units(total: Tensor, atom: str, within: tuple[str, ...], terms: tuple[Ax
 
 def _along(index: Tensor, axis: int, ndim: int) -> Tensor:
     return index.reshape([-1 if j == axis else 1 for j in range(ndim)])
-
-
-def _stride(total: Tensor, within: tuple[str, ...], outer: str) -> int:
-    return total.stride(within.index(outer))

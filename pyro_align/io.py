@@ -260,10 +260,6 @@ def _tensors(guide: Any) -> dict[str, Tensor]:
     return dict(guide.state_dict())
 
 
-def _decode_guide(meta: Mapping[str, Any], arrays: list[Tensor], like: Posterior) -> nn.Module:
-    return _restored(meta, arrays, like)[0]
-
-
 def _restored(meta: Mapping[str, Any], arrays: list[Tensor], q: Posterior) -> tuple[nn.Module, Posterior]:
     """The guide, and its posterior."""
     guide = q.to_guide()
@@ -327,5 +323,5 @@ _KINDS: dict[str, tuple[type[Any] | tuple[type[Any], ...], Callable[..., Any], C
     "symmetry": (Symmetry, _encode_symmetry, _decode_symmetry),
     "permutation": (Permutation, _encode_permutation, _decode_permutation),
     "alignment": (Alignment, _encode_alignment, _decode_alignment),
-    "guide": ((nn.Module, Posterior), _encode_guide, _decode_guide),
+    "guide": ((nn.Module, Posterior), _encode_guide, lambda *given: _restored(*given)[0]),
 }

@@ -8,8 +8,8 @@ from barrier_problems import NOISE, classifier, classifier_data, linear, linear_
 
 import pyro_align.barrier.result as result
 from pyro_align.barrier import Curve, evaluate_barrier
+from pyro_align.barrier.cautions import SETTLED
 from pyro_align.errors import BarrierError, DiagnosticWarning
-from pyro_align.losses.cautions import SETTLED
 
 arviz = pytest.importorskip("arviz")
 

@@ -119,13 +119,13 @@ def test_same_seed_same_answer_and_restarts_never_lose():
 
 
 def test_slices_do_not_matter(monkeypatch):
-    from pyro_align.draws import result, units
+    from pyro_align.draws import sources, units
 
     data = simulate([-3.0, 0.0, 3.0], 0.3)
     whole = align_draws(data.draws, MIXTURE, method="barycenter", weights="diagonal", reference=(0, 0))
     moved = whole.draws["loc"]
     monkeypatch.setattr(units, "_NUMBERS", 100)
-    monkeypatch.setattr(result, "_SLICE", 100)
+    monkeypatch.setattr(sources, "_SLICE", 100)
     parts = align_draws(data.draws, MIXTURE, method="barycenter", weights="diagonal", reference=(0, 0))
     assert torch.equal(whole.permutations["k"], parts.permutations["k"])
     assert torch.equal(moved, parts.draws["loc"])

@@ -56,7 +56,7 @@ def test_labels_move_with_their_units(mixture):
 
 
 def test_labels_may_start_at_one_even_where_a_slice_does_not_tell(mixture, monkeypatch):
-    monkeypatch.setattr("pyro_align.draws.result._SLICE", 1)  # draws are read one by one
+    monkeypatch.setattr("pyro_align.draws.sources._SLICE", 1)  # draws are read one by one
     given = mixture[["centers", "w"]].assign(assignment=mixture.assignment.isel(obs=[0]) + 1)
     aligned = align_draws(given, SYMMETRY, labels={"assignment": "k"})
     assert agrees(xr.DataArray(aligned.draws["assignment"], dims=(*D, "obs")))

@@ -13,7 +13,7 @@ import xarray as xr
 from draws_problems import MIXTURE, simulate
 
 from pyro_align import align_draws
-from pyro_align.draws import result, store, units
+from pyro_align.draws import sources, store, units
 from pyro_align.draws.sources import Source
 from pyro_align.model.many import peak_bytes
 from pyro_align.reporting.arviz import assemble
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The data type")  # Zarr 3 on tex
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
     """Every file is read and written in several slices, none of which ends with another's chunk."""
-    for module, name, size in ((units, "_NUMBERS", 100), (result, "_SLICE", 70), (store, "_SLICE", 410)):
+    for module, name, size in ((units, "_NUMBERS", 100), (sources, "_SLICE", 70), (store, "_SLICE", 410)):
         monkeypatch.setattr(module, name, size)
 
 
@@ -226,7 +226,7 @@ def collect_when(monkeypatch, owner, name):
 
 
 def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
-    for module, name in ((units, "_NUMBERS"), (result, "_SLICE"), (store, "_SLICE")):
+    for module, name in ((units, "_NUMBERS"), (sources, "_SLICE"), (store, "_SLICE")):
         monkeypatch.setattr(module, name, 25 * NUMEL)
     collect_when(monkeypatch, Source, "read")
     collect_when(monkeypatch, store, "_append")

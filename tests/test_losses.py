@@ -15,9 +15,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 
 from pyro_align import displacement, evaluate_barrier, plots
+from pyro_align.barrier.cautions import curve_cautions
 from pyro_align.errors import BarrierError
 from pyro_align.losses import Batch, Curve, Estimate, Label, Loss, TaskLoss, Totals, register_loss, registry
-from pyro_align.losses.cautions import curve_cautions
 from pyro_align.losses.likelihood import PredictiveNLL
 
 

@@ -487,7 +487,7 @@ def test_heads_and_dimensions_are_matched_jointly(share):
 def test_restarts_find_the_same_on_an_executor(pool):
     case = STRUCTURES["signs"]
     fixed, moving = features(case.symmetry, 3), features(case.symmetry, 4)
-    options = {"odd": case.odd, "restarts": 6, "wave": 3, "seed": 5}
+    options = {"odd": case.odd, "restarts": 6, "wave": 3, "seed": 5, "matcher": Coordinate(prove=False)}
     here = match(case.symmetry, fixed, moving, **options)
     with pool(2) as executor:
         there = match(case.symmetry, fixed, moving, **options, executor=executor)

@@ -6,9 +6,11 @@ from matching_problems import STRUCTURES, features
 
 from pyro_align import Symmetry
 from pyro_align.matching import match
+from pyro_align.matching.clock import Clock
 from pyro_align.matching.coordinate import make_updates
 from pyro_align.matching.labels import Labels
-from pyro_align.matching.population import Members, Population, fits
+from pyro_align.matching.matcher import Run
+from pyro_align.matching.population import Members, Population, fits, fittest, search
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.soft import soften
 from pyro_align.matching.starts import kicked
@@ -114,6 +116,21 @@ def test_a_population_passes_many_climbs():
         best = int(population.values(members).argmax())
         labels[best].replace({n: v[best] for n, v in members.indices.items()}, {})
         assert match(symmetry, fixed, moving).objective > problem.objective(labels[best].permutation())
+
+
+def test_a_restart_keeps_the_members_of_earlier_searches():
+    problem = problem_of("two layers")
+    labels, members = members_of(problem, range(6))
+    population = Population(problem)
+    population.climb(members)
+    earlier = fittest([(members, population.values(members))])
+    generator = torch.Generator().manual_seed(0)
+    run = Run(problem, labels[0], Clock(None), generator, 10, random_order=True, pool=earlier)
+    assert search(run)
+    left, values = run.pool
+    assert bool((values[:-1] > values[1:]).all())
+    assert bool((values[: len(earlier[1])] >= earlier[1][: len(values)]).all())  # none is lost to a worse one
+    torch.testing.assert_close(population.values(left), values)
 
 
 def test_scale_and_dtype_do_not_matter():

@@ -37,9 +37,14 @@ def read_problem(
     real = isinstance(temperature, numbers.Real) and 0 <= float(temperature) < np.inf
     memory = isinstance(max_memory, numbers.Real) and max_memory > 0
     fitted = "data that the posterior was fitted to"
+    if not callable(getattr(path, "posterior", None)):
+        raise BarrierError(
+            f"expected a path, such as displacement(guide_a, guide_b), got {type(path).__name__}; "
+            "the order is evaluate_barrier(model, path, *data)"
+        )
     problem = Problem(
         model=model,
-        path=_check_path(path),
+        path=path,
         data=tuple(read_data(args, kwargs, evaluation)),
         losses=read_losses(losses),
         num_samples=_at_least("num_samples", num_samples, 2, "errors need two draws"),
@@ -103,15 +108,6 @@ def read_taus(taus: int | Sequence[float]) -> np.ndarray:
 def check_tolerance(tolerance: Any) -> float | None:
     fine = tolerance is None or (isinstance(tolerance, numbers.Real) and 0 < tolerance < 1)
     return _checked("tolerance", tolerance, fine, "a distance in tau between 0 and 1")
-
-
-def _check_path(path: Any) -> Any:
-    if not callable(getattr(path, "posterior", None)):
-        raise BarrierError(
-            f"expected a path, such as displacement(guide_a, guide_b), got {type(path).__name__}; "
-            "the order is evaluate_barrier(model, path, *data)"
-        )
-    return path
 
 
 def _at_least(name: str, value: Any, least: int, why: str) -> int:

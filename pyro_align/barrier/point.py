@@ -89,7 +89,9 @@ def _data_values(problem: Problem, data, values, masks: list[Tensor | None], pre
                         observed.setdefault(name, []).append(_kept(value, masks[b]).cpu())
                     if predictive:
                         batch.setdefault(name, []).append(_kept(message["fn"].sample(), masks[b]).cpu())
-                seed_everywhere(_own_seed(problem.seed, s + 1, b))
+                # of each draw and batch: noise that batches shared would add up in their mean
+                own = np.random.SeedSequence([part % 2**63 for part in (problem.seed, s + 1, b)])
+                seed_everywhere(int(own.generate_state(1, np.uint64)[0] >> 1))
         for name, samples in batch.items():
             drawn.setdefault(name, []).append(torch.stack(samples))
     joined = {
@@ -103,8 +105,3 @@ def _kept(value: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or tuple(value.shape[: mask.dim()]) != tuple(mask.shape):
         return value
     return value.flatten(0, mask.dim() - 1)[mask.flatten()]
-
-
-def _own_seed(*parts: int) -> int:
-    """A seed of each draw and batch: noise that batches shared would add up in their mean."""
-    return int(np.random.SeedSequence([part % 2**63 for part in parts]).generate_state(1, np.uint64)[0] >> 1)

@@ -16,8 +16,7 @@ from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.elbo import kl_per_draw
-from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
-from pyro_align.losses.sums import Sums, finish, merge, sums_of
+from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Sums, Totals, finish, merge, sums_of, to_numpy
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
@@ -184,14 +183,11 @@ class Part:
     """What some of the batches give at one tau.
 
     Attributes:
-        tau: Where on the path.
-        log_q: Log posterior density of each draw, ``(draws,)`` nats.
-        log_prior: Log prior density of each draw; NaN where another part, or none, has it.
+        log_prior: As all that a :class:`Piece` has too, but NaN where another part, or none, has it.
         kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
         guides: (evaluation, loss of the guide) -> its values for all data, ``(draws,)``, in the part that has the first
             batches.
         sums: (evaluation, number of the batch) -> its sums.
-        vectorized: Whether the draws went through the model together.
     """
 
     tau: float
@@ -243,7 +239,10 @@ def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
     first = next((part for part in parts if part.kl), parts[0])  # that of the first batches
     every = {key: value for part in parts for key, value in part.sums.items()}
     sums = {data.name: _total(problem, every, data.name) for data in problem.data}
-    num_data = {name: _num_data(problem, name, total) for name, total in sums.items()}
+    num_data = {}
+    for name, total in sums.items():  # what the model says under subsampling, else what was seen
+        layout = problem.layouts[name]
+        num_data[name] = layout.full if total is None or layout.full != layout.seen else total.seen
     fitted = num_data[problem.fitted] if problem.num_data is None else problem.num_data
     estimates: dict[tuple[str, str], Estimate] = {}
     likelihood = {}
@@ -268,12 +267,6 @@ def _total(problem: Problem, every: Mapping[tuple[str, int], Sums], name: str) -
     """The sums of all batches of a data set; None where no loss looks at draws."""
     mine = [every[key] for key in sorted(key for key in every if key[0] == name)]
     return reduce(partial(merge, problem.losses), mine) if mine else None
-
-
-def _num_data(problem: Problem, name: str, total: Sums | None) -> int:
-    """Number of data that the model stands for: what it says under subsampling, else what was seen."""
-    layout = problem.layouts[name]
-    return layout.full if total is None or layout.full != layout.seen else total.seen
 
 
 def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np.ndarray:

@@ -128,21 +128,14 @@ def evaluate_plane(
         BarrierError: Options, data, model and plane do not fit together.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align import evaluate_plane
         >>> from pyro_align.paths import plane
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean.sum(), 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> evaluate_plane(model, plane(fit(), fit(), fit()), y, grid=(4, 3))["kl"].shape
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b, c = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(3))
+        >>> evaluate_plane(model, plane(a, b, c), x, y, grid=(4, 3))["kl"].shape
         (3, 4)
     """
     if not isinstance(plane, Plane):

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pyro_align.axes import Atom, Kind, map_atoms
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import Outcome
-from pyro_align.draws.stack import Features
+from pyro_align.draws.stack import Features, Labels
 from pyro_align.draws.units import Units
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import polar
@@ -137,11 +136,8 @@ class Frame:
     """The rotations of all units, and the passes that renew them.
 
     Attributes:
-        units: What is rotated.
-        rows: What of it decides.
         table: The rotations, changed in place, ``(units, n, n)``.
         fixed: Whether the reference stays.
-        most: Passes after which to stop.
     """
 
     units: Units

@@ -30,7 +30,10 @@ def write_draws(aligned: AlignedDraws, path: str | os.PathLike[str]) -> None:
         unfinished = os.fspath(folder)
         for k, (group, dataset) in enumerate(_groups(aligned).items()):
             if k == 0 and group is not None:
-                xr.Dataset(attrs=_root_attrs(aligned)).to_zarr(unfinished, mode="w", consolidated=False)
+                given = aligned.source.original
+                known = isinstance(given, xr.DataTree) or hasattr(given, "groups")
+                attrs = dict(getattr(given, "attrs", {})) if known else {}
+                xr.Dataset(attrs=attrs).to_zarr(unfinished, mode="w", consolidated=False)
             for n, part in enumerate(_parts(aligned, group, dataset)):
                 _append(part, unfinished, group, first=n == 0)
         _consolidate(unfinished)
@@ -47,12 +50,6 @@ def _groups(aligned: AlignedDraws) -> dict[str | None, xr.Dataset | None]:
     if hasattr(given, "groups") and hasattr(given, "posterior"):  # InferenceData
         return {name: given[name] for name in given.groups()}
     return {"posterior": None, "sample_stats": sample_stats(aligned)}
-
-
-def _root_attrs(aligned: AlignedDraws) -> dict[str, Any]:
-    given = aligned.source.original
-    known = isinstance(given, xr.DataTree) or hasattr(given, "groups")
-    return dict(getattr(given, "attrs", {})) if known else {}
 
 
 def sample_stats(aligned: AlignedDraws) -> xr.Dataset:

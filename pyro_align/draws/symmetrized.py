@@ -13,7 +13,7 @@ So a finite mixture bounds the full one from below, the more tightly the larger 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class SymmetrizedELBO:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class SymmetrizedGuide:
     """The equal mixture of a guide's relabelings, as a Pyro guide. Made by :func:`symmetrize`.
 
@@ -95,12 +96,8 @@ class SymmetrizedGuide:
 
     posterior: Gaussian
     symmetry: Symmetry
-    exhaustive: bool
     permutations: tuple[Permutation, ...]
-
-    def __init__(self, posterior: Gaussian, symmetry: Symmetry, permutations: Sequence[Permutation], exhaustive: bool):
-        self.posterior, self.symmetry = posterior, symmetry
-        self.permutations, self.exhaustive = tuple(permutations), exhaustive
+    exhaustive: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once, as Pyro guides do: every site, with the mixture's log density on the first."""
@@ -225,4 +222,4 @@ def symmetrize(
         candidate = symmetry.random(generator)
         if not any(candidate == p for p in drawn):
             drawn.append(candidate)
-    return SymmetrizedGuide(posterior, symmetry, drawn, False)
+    return SymmetrizedGuide(posterior, symmetry, tuple(drawn), False)

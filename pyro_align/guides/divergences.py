@@ -69,18 +69,6 @@ def divergence_of(name: str) -> Divergence:
 # With KL(q0 || q1) = sum log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2, whatever holds one side alone is constant.
 
 
-def _moments(m: Tensor, s: Tensor) -> Tensors:
-    return m, s
-
-
-def _location(m: Tensor, s: Tensor) -> Tensors:
-    return (m,)
-
-
-def _signal_to_noise(m: Tensor, s: Tensor) -> Tensors:
-    return (m / s,)
-
-
 def _averaged(m: Tensor, s: Tensor) -> Tensors:
     """Of the posterior over which a KL is averaged."""
     return -(s**2 + m**2), 2 * m
@@ -91,17 +79,20 @@ def _judged(m: Tensor, s: Tensor) -> Tensors:
     return 0.5 / s**2, 0.5 * m / s**2
 
 
-def _averaged_and_judged(m: Tensor, s: Tensor) -> Tensors:
-    return *_averaged(m, s), *_judged(m, s)
+def _alike(name: str, features: Callable[[Tensor, Tensor], Tensors], odd: tuple[bool, ...]) -> None:
+    register_divergence(Divergence(name, features, features, odd))
 
 
-def _judged_and_averaged(m: Tensor, s: Tensor) -> Tensors:
-    return *_judged(m, s), *_averaged(m, s)
-
-
-register_divergence(Divergence("w2", _moments, _moments, (True, False)))
-register_divergence(Divergence("means", _location, _location, (True,)))
+_alike("w2", lambda m, s: (m, s), (True, False))
+_alike("means", lambda m, s: (m,), (True,))
 register_divergence(Divergence("kl", _averaged, _judged, (False, True)))
 register_divergence(Divergence("reverse_kl", _judged, _averaged, (False, True)))
-register_divergence(Divergence("jeffreys", _averaged_and_judged, _judged_and_averaged, (False, True, False, True)))
-register_divergence(Divergence("snr", _signal_to_noise, _signal_to_noise, (True,)))
+register_divergence(
+    Divergence(
+        "jeffreys",
+        lambda m, s: (*_averaged(m, s), *_judged(m, s)),
+        lambda m, s: (*_judged(m, s), *_averaged(m, s)),
+        (False, True, False, True),
+    )
+)
+_alike("snr", lambda m, s: (m / s,), (True,))

@@ -161,7 +161,7 @@ def _check_commutes(p: Permutation, action: Permutation, spec: SiteSpec) -> None
     after = spec.constrain(action.apply_site(spec.name, point))
     if torch.allclose(before, after, rtol=1e-9, atol=1e-9):
         return
-    if _changes_sign(p, spec.name):
+    if any(atom.odd and atom.name in p.signs for term in p.symmetry.sites[spec.name] for atom in leaves(term)):
         raise GuideError(
             f"site '{spec.name}': its support {spec.support} does not allow a change of sign; "
             "leave the signs out of this site's axes, or use a symmetry without signs"
@@ -169,10 +169,6 @@ def _check_commutes(p: Permutation, action: Permutation, spec: SiteSpec) -> None
     raise GuideError(
         f"site '{spec.name}': its support {spec.support} is not the same for all interchangeable entries; {REMEDY}"
     )
-
-
-def _changes_sign(p: Permutation, site: str) -> bool:
-    return any(atom.odd and atom.name in p.signs for term in p.symmetry.sites[site] for atom in leaves(term))
 
 
 def _fitted(p: Permutation, site: str, shape: tuple[int, ...]) -> Permutation:

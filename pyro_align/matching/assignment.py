@@ -70,7 +70,11 @@ def _distinct(index: Tensor) -> int:
 
 def _solve(gain: Tensor, wanted: float) -> np.ndarray:
     """The best assignment of one matrix; ``wanted`` is the share of columns that are the best of some row."""
-    cost = (gain.amax(1, keepdim=True) - gain) if wanted > _EASY or len(gain) < _WIDE else _priced(gain)
+    return solved((gain.amax(1, keepdim=True) - gain) if wanted > _EASY or len(gain) < _WIDE else _priced(gain))
+
+
+def solved(cost: Tensor) -> np.ndarray:
+    """The cheapest assignment of one matrix on the CPU."""
     if (fast := _fast_solver()) is not None:
         return fast(cost.numpy(), return_cost=False)[1]
     # subtracting what every assignment must pay anyway leaves SciPy's solver less to search

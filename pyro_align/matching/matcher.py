@@ -25,6 +25,7 @@ from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.element import Permutation
 
 if TYPE_CHECKING:
+    from pyro_align.matching.population import Pool
     from pyro_align.matching.updates import Update
 
 MATCHERS: dict[str, type[Matcher]] = {}
@@ -47,6 +48,7 @@ class Run:
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.
         updates: The moves of the sweeps, whose gains may still hold at the end.
+        pool: The population that a search of a small problem begins with, and the one that it leaves.
     """
 
     problem: Problem
@@ -60,6 +62,7 @@ class Run:
     value: float = 0.0
     history: list[float] = field(default_factory=list)
     updates: Sequence[Update] = ()
+    pool: Pool | None = None
 
     def record(self) -> None:
         """Notes the value at the end of a sweep; the first entry is that of the start."""

@@ -3,15 +3,18 @@
 Below some ten thousand values a search spends its time on bookkeeping, not on arithmetic. A population shares the
 bookkeeping: each gain matrix is one batched product, and only the assignments are made one by one. Members begin where
 every partner is equally likely and are annealed (see :mod:`pyro_align.matching.soft`). Wave by wave the best are then
-kicked (iterated local search: Lourenco, Martin & Stuetzle 2003) or crossed: a child's atoms are assigned one after
-another, those not yet assigned being the mean of its two parents' matrices. Children climb, and the best of all stay.
-What this is worth is measured by ``benchmarks/optimum.py``.
+kicked (iterated local search: Lourenco, Martin & Stuetzle 2003) or crossed: a child is annealed from the mean of its
+two parents' matrices, at a low temperature, so that what they have in common mostly stays. Children climb, and the
+best of all stay. A restart begins with a population of its own, which those of earlier searches then join. What this
+is worth is measured by ``benchmarks/optimum.py``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -36,9 +39,11 @@ from pyro_align.matching.starts import kicked
 
 SMALL = 12_000  # values of all sites up to which a population is searched
 _WAVES = 12  # of children after annealing
-_PATIENCE = 5  # waves without a rise that end the search
+_ALONE = 4  # waves after which the members of earlier searches join
+_PATIENCE = 5  # waves without a rise that end a first search
 _ANNEALS = 3  # populations that the first search anneals; a restart anneals two
 _KEPT, _CHILDREN = 8, 12  # members that stay, and children of a wave
+_MILD, _CROSSING = (0.1, 0.4), 4  # temperatures from which crossed members are annealed, and rounds
 _CROSSED = 0.5  # share of waves in which members are crossed, not kicked
 _WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
@@ -75,8 +80,11 @@ def fits(problem: Problem) -> bool:
     return plain and _size(problem) <= SMALL
 
 
+Pool = tuple[Members, Tensor]  # and their values, best first
+
+
 def search(run: Run) -> bool:
-    """Replaces the relabeling by the best of a population that it is a member of.
+    """Replaces the relabeling by the best of a population that it and, later, the members of ``run.pool`` belong to.
 
     Returns:
         Whether it came to its end before the time limit.
@@ -86,32 +94,36 @@ def search(run: Run) -> bool:
         return True
     tables = (run.labels.indices, run.labels.signs)
     members = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in tables))
-    values = population.values(members)
-    anneals, idle = 2 if run.random_order else _ANNEALS, 0
+    earlier, run.pool, idle = run.pool, (members, population.values(members)), 0
+    anneals = 2 if run.random_order else _ANNEALS
     for wave in range(-anneals, _WAVES):
         if run.clock.expired:
             break
         with run.clock("gain"):
+            if wave == _ALONE and earlier:
+                run.pool = fittest([run.pool, earlier])
+            best = run.pool[1][0]
             if wave < 0:
                 children = population.annealed(run.generator, random=run.random_order or wave > -anneals)
             else:
-                children = population.children(members, run.generator)
+                children = population.children(run.pool[0], run.generator)
             population.climb(children)
             found = population.values(children)
-            rises = found.max() - values[0] > _ROUNDING * values[0].abs()
-            members, values = _best(members.join(children), torch.cat([values, found]))
+            members, values = run.pool = fittest([run.pool, (children, found)])
+        rises = values[0] - best > _ROUNDING * best.abs()
         if rises:
             run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
         idle = 0 if rises or wave < 0 else idle + 1
         alike = found.max() - found.min() <= _ROUNDING * torch.max(found.abs())
-        if idle == _PATIENCE or (wave == -_ANNEALS and alike):  # wherever the search begins it ends here
+        if not earlier and (idle == _PATIENCE or (wave == -_ANNEALS and alike)):  # every start would end here
             break
     return not run.clock.expired
 
 
-def _best(members: Members, values: Tensor) -> tuple[Members, Tensor]:
-    """The best of them, best first, without those of equal value."""
-    values, rows = values.sort(descending=True)
+def fittest(pools: Sequence[Pool]) -> Pool:
+    """The best of some pools, best first, without those of equal value."""
+    members = reduce(Members.join, (m for m, _ in pools))
+    values, rows = torch.cat([v for _, v in pools]).sort(descending=True)
     apart = torch.ones_like(values, dtype=torch.bool)
     apart[1:] = values[:-1] - values[1:] > _ROUNDING * values[1:].abs()
     kept = apart.nonzero().flatten()[:_KEPT]
@@ -222,7 +234,7 @@ class Population:
         return Members(indices, signs)
 
     def children(self, members: Members, generator: torch.Generator) -> Members:
-        """Copies of random members, kicked; or, as often, children of two each."""
+        """Copies of random members, kicked; or, as often, children of two each, annealed from little heat."""
         count = len(next(iter(members.indices.values())))
         one = torch.randint(count, (_CHILDREN,), generator=generator, device="cpu")
         parent = members.take(one.to(self.problem.device))
@@ -230,15 +242,13 @@ class Population:
             share = 0.1 + 0.3 * _draw(generator)
             return Members({k: kicked(v, share, generator) for k, v in parent.indices.items()}, parent.signs)
         two = (one + 1 + torch.randint(count - 1, (_CHILDREN,), generator=generator, device="cpu")) % count
-        other, like = (
-            members.take(two.to(self.problem.device)),
-            torch.ones(_CHILDREN, device=self.problem.device).float(),
-        )
-        soft = {}
+        other, soft = members.take(two.to(self.problem.device)), {}
+        heat = torch.rand(_CHILDREN, generator=generator, device="cpu", dtype=torch.float64)
+        heat = torch.lerp(*map(heat.new_tensor, _MILD), heat).to(self.problem.device, torch.float32)
         for n in shuffled(list(self.sizes), generator):
-            matrices = (hard(p.indices[n], p.signs.get(n), like) for p in (parent, other))
+            matrices = (hard(p.indices[n], p.signs.get(n), heat) for p in (parent, other))
             soft[n] = tuple((a + b) / 2 for a, b in zip(*matrices, strict=True))
-        return self._anneal(soft, like, 1)
+        return self._anneal(soft, heat, _CROSSING)
 
 
 def _relabeled(term: Term, members: Members) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from pyro_align.errors import MatchError
 from pyro_align.matching.clock import Clock
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
-from pyro_align.matching.population import fits
+from pyro_align.matching.population import Pool, fits
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.starts import kick
@@ -47,12 +47,14 @@ class Task:
             problem's start is kicked.
         generator: The search's randomness; None while the task travels.
         matcher: Another matcher than the caller's, or None.
+        pool: The population that earlier searches of a small problem left, or None.
     """
 
     start: Permutation | None
     random_order: bool
     generator: torch.Generator | None
     matcher: Matcher | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,10 @@ class Searches:
         """The search from the caller's start."""
         return Task(init, False, generator)
 
-    def restart(self, k: int, init: Permutation | None, best: Match) -> Task:
+    def restart(self, k: int, best: Match, pool: Pool | None) -> Task:
         """The k-th restart.
 
-        On small problems populations of their own and such that the best so far belongs to take turns. Elsewhere most
+        On small problems each begins with a population of its own, which the best of those before join. Elsewhere most
         shuffle a tenth of the units of the best so far and climb again, which is cheap, and some are annealed from
         another temperature, more slowly, and give those that follow a better place to begin. The second, for coordinate
         ascent, is Frank-Wolfe as the caller would run it with the same seed: it is now and then the better of the two,
@@ -82,7 +84,7 @@ class Searches:
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * k) % 2**63)
         kind = k % 8
         if self.matcher.name == "coordinate" and k != 2 and fits(self.problem):
-            return Task(None if k % 2 else best.permutation, True, generator)
+            return Task(None, True, generator, pool=pool)
         if kind == 0:
             return Task(self.problem.symmetry.random(generator), False, generator)
         if kind in (1, 4):
@@ -91,8 +93,8 @@ class Searches:
             return Task(None, False, torch.Generator().manual_seed(self.seed), MATCHERS["frank_wolfe"]())
         return Task(kick(best.permutation, 0.05 if kind == 5 else 0.1, generator), False, generator)
 
-    def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[Match]:
-        """What each task found, in order."""
+    def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[Match, Pool | None]]:
+        """What each task found, in order, and the population that it leaves."""
         if executor is None or len(tasks) == 1:
             for task in tasks:
                 yield self.search(task)
@@ -106,24 +108,24 @@ class Searches:
                 yield future.result()
         except KeyboardInterrupt:
             start = Task(self.problem.symmetry.identity(), False, torch.Generator())
-            found = self.search(start, sweeps=0)
-            yield replace(found, status="interrupted")
+            found, pool = self.search(start, sweeps=0)
+            yield replace(found, status="interrupted"), pool
         finally:
             for future in futures:
                 future.cancel()
 
-    def search(self, task: Task, sweeps: int | None = None) -> Match:
+    def search(self, task: Task, sweeps: int | None = None) -> tuple[Match, Pool | None]:
         """One search, here."""
         labels = start_labels(self.problem, task.start)
         sweeps = self.max_sweeps if sweeps is None else sweeps
         run = Run(self.problem, labels, self.clock, task.generator, sweeps, task.start is None)
-        run.random_order, run.progress = task.random_order, self.report
+        run.random_order, run.progress, run.pool = task.random_order, self.report, task.pool
         with torch.no_grad():
             found = _search(task.matcher or self.matcher, run, task.start, self.seed)
-        return replace(found, matcher=self.matcher.name)
+        return replace(found, matcher=self.matcher.name), run.pool
 
 
-def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> Match:
+def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> tuple[Match, Pool | None]:
     """One search in another process or thread."""
     generator = torch.Generator()
     generator.set_state(state)

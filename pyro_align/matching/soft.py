@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from pyro_align.matching.assignment import FAINT
+from pyro_align.matching.assignment import FAINT, solved
 
 Parts = tuple[Tensor | None, Tensor | None]  # even and odd part of gains, (members, new, old)
 Pair = tuple[Tensor, Tensor]  # matrices (members, new, old) for even features and for odd ones
@@ -115,8 +114,8 @@ def total_gain(parts: Parts) -> Tensor:
 
 def assigned(gain: Tensor) -> Tensor:
     """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
-    found = [linear_sum_assignment(g.cpu().numpy(), maximize=True)[1] for g in gain.double()]
-    return torch.from_numpy(np.stack(found)).to(gain.device)
+    costs = (gain.amax(2, keepdim=True) - gain).cpu()
+    return torch.from_numpy(np.stack([solved(cost) for cost in costs])).to(gain.device, torch.int64)
 
 
 def picked(gain: Tensor, index: Tensor) -> Tensor:

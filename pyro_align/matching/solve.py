@@ -15,6 +15,7 @@ from pyro_align.matching.coordinate import Coordinate
 from pyro_align.matching.enumeration import best_of_cover, least_cover
 from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import Matcher, as_matcher, reporting
+from pyro_align.matching.population import Pool, fittest
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.rotations import match_rotated
@@ -129,9 +130,12 @@ def _proven_or_searched(
         return proven
     best: Match | None = None
     rises: list[float] = []
+    pool: Pool | None = None
     for numbers in waves(0 if cover == () else restarts, wave):  # without a cover one search settles every atom
-        tasks = [searches.first(init, generator) if best is None else searches.restart(k, init, best) for k in numbers]
-        for found in searches.run(tasks, executor):
+        tasks = [searches.first(init, generator) if best is None else searches.restart(k, best, pool) for k in numbers]
+        pools: list[Pool] = []
+        for found, left in searches.run(tasks, executor):
+            pools += [left] if left else []
             if select is not None:
                 found = replace(found, loss=float(select(found.permutation)))
             if best is not None:
@@ -139,6 +143,8 @@ def _proven_or_searched(
             best = found if best is None or _better(found, best) else best
             if found.status in ("interrupted", "time_limit"):
                 return replace(best, status=found.status, rises=tuple(rises))
+        if pools and select is None:  # a loss wants candidates that differ
+            pool = fittest(pools)
     assert best is not None  # there is always a first search
     status = "optimal" if cover == () and best.status == "converged" else best.status
     return replace(best, status=status, rises=tuple(rises))

@@ -174,17 +174,13 @@ def path_through(guides: Any, *, spacing: str = "equal", coupling: str = "optima
         GuideError: Two guides share parameters, or do not fit each other.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align.paths import path_through
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> path_through([fit(), fit(), fit()]).breaks
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b, c = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(3))
+        >>> path_through([a, b, c]).breaks
         (0.0, 0.5, 1.0)
     """
     guides = list(guides)

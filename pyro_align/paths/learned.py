@@ -146,22 +146,15 @@ def learn_path(
         TraceError: The model cannot be run.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align import learn_path
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.randn(20)
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide(y)
-        ...     return guide
-        >>> path = learn_path(model, fit(), fit(), y, max_steps=5)
-        >>> path.kind
-        'bezier'
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(2))
+        >>> path = learn_path(model, a, b, x, y, kind="chain", max_steps=5)
+        >>> len(path.losses), type(path(0.5)).__name__
+        (5, 'AutoNormal')
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

@@ -115,17 +115,13 @@ def plane(guide_a: Any, guide_b: Any, guide_c: Any) -> Plane:
             or lie on one line.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoNormal, init_to_sample
+        >>> import torch
+        >>> from pyro_align.demo.network import bayesian_mlp
+        >>> from pyro_align.demo.training import Recipe, fit
         >>> from pyro_align.paths import plane
-        >>> def model():
-        ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2))
-        >>> def fit():
-        ...     with pyro.get_param_store().scope():
-        ...         guide = AutoNormal(model, init_loc_fn=init_to_sample)
-        ...         _ = guide()
-        ...     return guide
-        >>> type(plane(fit(), fit(), fit())(1.0, 1.0)).__name__
+        >>> model, x, y = bayesian_mlp([4, 8, 3]), torch.randn(50, 4), torch.arange(50) % 3
+        >>> a, b, c = (fit(model, x, y, seed=s, recipe=Recipe(epochs=1), progress=False) for s in range(3))
+        >>> type(plane(a, b, c)(1.0, 1.0)).__name__
         'AutoNormal'
     """
     guides = (guide_a, guide_b, guide_c)

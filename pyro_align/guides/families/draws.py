@@ -70,8 +70,6 @@ class KnownByDraws(Posterior):
     def _kept(self) -> dict[int, Values]:
         return {}
 
-    # -- geometry --------------------------------------------------------------------------------------------------
-
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of one site's unconstrained coordinates, estimated from draws."""
         spec = self.sites[site]

@@ -45,11 +45,7 @@ class StoredForm(ABC):
 
 
 class FlatNormal(Posterior):
-    """A Gaussian over the concatenated unconstrained coordinates of all sites.
-
-    Attributes:
-        loc: Location, ``(D,)``.
-    """
+    """A Gaussian over the ``D`` concatenated unconstrained coordinates of all sites."""
 
     loc: Tensor
     in_unconstrained = True
@@ -140,8 +136,6 @@ class DenseNormal(FlatNormal):
     def extra(self) -> int:
         return self.root.shape[1] - self.root.shape[0]
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> DenseNormal:
         moved = row_action(self.sites, p)
         if moved is None:
@@ -152,8 +146,6 @@ class DenseNormal(FlatNormal):
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)  # the rows of the root move, its columns do not
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         shift = flat_noise(self.sites, noise) @ self.root.T
         return constrain_flat(self.sites, self.loc + shift, self._log_prob_at(shift))
@@ -161,8 +153,6 @@ class DenseNormal(FlatNormal):
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.tril, shift.T, upper=False)
         return -0.5 * white.square().sum(0) - self.tril.diagonal().log().sum() - len(self.loc) * _HALF_LOG_2PI
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     # features for "w2" are those of the marginals: the start from which `coupled_features` finds the true W2
 
@@ -220,9 +210,14 @@ def in_order(q: DenseNormal, sites: Mapping[str, SiteSpec]) -> DenseNormal:
     """The same posterior with its sites concatenated in the order of ``sites``."""
     if list(q.sites) == list(sites):
         return q
-    places = split_flat(q.sites, torch.arange(len(q.loc), device=q.loc.device))
-    index = torch.cat([places[name].flatten() for name in sites])
+    index = places_of(q.sites, sites, q.loc.device)
     return replace(q, sites={k: q.sites[k] for k in sites}, loc=q.loc[index], root=q.root[index], stored=None)
+
+
+def places_of(given: Mapping[str, SiteSpec], wanted: Mapping[str, SiteSpec], device: torch.device) -> Tensor:
+    """Where the coordinates of sites in a wanted order are among those in the given one, ``(D,)``."""
+    places = split_flat(given, torch.arange(sum(spec.numel for spec in given.values()), device=device))
+    return torch.cat([places[name].flatten() for name in wanted])
 
 
 def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:

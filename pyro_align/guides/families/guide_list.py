@@ -121,8 +121,6 @@ class Independent(Posterior):
             total = total + log_prob
         return values, total
 
-    # -- geometry --------------------------------------------------------------------------------------------------
-
     def _features(self, divergence: str, side: str) -> Features:
         return _united([part.features(divergence, side) for part in self.parts])
 

@@ -26,6 +26,7 @@ from pyro_align.guides.families.gaussian import (
     constrain_flat,
     coupling,
     flat_noise,
+    places_of,
     row_action,
 )
 from pyro_align.guides.families.mean_field import split_flat
@@ -99,8 +100,6 @@ class LowRankNormal(FlatNormal):
     def deviations(self) -> Tensor:
         return self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
 
-    # -- relabeling -----------------------------------------------------------------------------------------------
-
     def _permute(self, p: Permutation) -> LowRankNormal:
         moved = row_action(self.sites, p)
         if moved is None:
@@ -117,8 +116,6 @@ class LowRankNormal(FlatNormal):
         parts = split_flat(self.sites, moved(eps[:, :size].T).T)
         return {**noise, **parts}
 
-    # -- draws -----------------------------------------------------------------------------------------------------
-
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         eps, size = flat_noise(self.sites, noise), len(self.loc)
         latent = self.loc + eps[:, :size] * self.scale.value + eps[:, size:] @ self.low_rank_part.T
@@ -127,8 +124,6 @@ class LowRankNormal(FlatNormal):
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         center, variance = torch.zeros_like(self.loc), self.scale.value**2
         return LowRankMultivariateNormal(center, self.low_rank_part, variance, validate_args=False).log_prob(shift)
-
-    # -- geometry --------------------------------------------------------------------------------------------------
 
     def coupled_features(self, other: Posterior, p: Permutation) -> tuple[Features, Features]:
         self.check_compatible(other)
@@ -176,10 +171,7 @@ class LowRankNormal(FlatNormal):
 
     def _with_values_of(self, other: LowRankNormal) -> LowRankNormal:
         """The other's values, in the order of this posterior's sites and with its writer."""
-        index = torch.arange(len(other.loc), device=other.loc.device)
-        if list(other.sites) != list(self.sites):
-            places = split_flat(other.sites, index)
-            index = torch.cat([places[name].flatten() for name in self.sites])
+        index = places_of(other.sites, self.sites, other.loc.device)
         scale, factor = self.scale.adopt(other.scale), self.factor.adopt(other.factor)
         return replace(
             self,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from pyro.nn import PyroModule
-from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_align.errors import GuideError
@@ -64,22 +63,13 @@ class MultivariateWriter:
     def __call__(self, q: DenseNormal) -> Guide:
         if isinstance(q.stored, dict) and self._alike(q.stored):
             return self.prototype.build(q.stored)
-        scale, tril = self._split(q.tril)
-        return self.prototype.build(
-            {
-                "loc": self.like["loc"].with_value(q.loc),
-                "scale": self.like["scale"].with_value(scale),
-                "scale_tril": self.like["scale_tril"].with_value(tril),
-            }
-        )
+        unit_diagonal = "UnitLowerCholesky" in type(self.like["scale_tril"].constraint).__name__
+        scale = q.tril.diagonal() if unit_diagonal else q.tril.square().sum(-1).sqrt()
+        values = {"loc": q.loc, "scale": scale.clone(), "scale_tril": q.tril / scale.unsqueeze(-1)}
+        return self.prototype.build({name: self.like[name].with_value(value) for name, value in values.items()})
 
     def _alike(self, stored: dict[str, RawParameter]) -> bool:
         return all(self.like[k].adopt(v).raw is v.raw and self.like[k].kind == v.kind for k, v in stored.items())
-
-    def _split(self, tril: Tensor) -> tuple[Tensor, Tensor]:
-        unit_diagonal = "UnitLowerCholesky" in type(self.like["scale_tril"].constraint).__name__
-        scale = tril.diagonal() if unit_diagonal else tril.square().sum(-1).sqrt()
-        return scale.clone(), tril / scale.unsqueeze(-1)
 
 
 def dense_writer(prototype: Prototype) -> MultivariateWriter:

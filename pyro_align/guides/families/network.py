@@ -34,20 +34,15 @@ def read_network(module: nn.Module) -> Point:
     if is_bayesian_module(module):
         raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
     points = {}
+    parts = [(f"{prefix}." if prefix else "", m) for prefix, m in module.named_modules() if isinstance(m, PyroModule)]
+    constrained = {f"{prefix}{name}_unconstrained" for prefix, part in parts for name in part._pyro_params}
     for name, value in module.state_dict().items():
         if value.is_floating_point():
-            site = name.removesuffix("_unconstrained")
-            constrained = site != name and site in _constrained(module)
-            points[site if constrained else name] = read_parameter(module, site if constrained else name)
+            site = name.removesuffix("_unconstrained") if name in constrained else name
+            points[site] = read_parameter(module, site)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
     return Point(sites_of(points), points, partial(_write_network, _copy(module)))
-
-
-def _constrained(module: nn.Module) -> set[str]:
-    """Names of the parameters that a PyroModule holds unconstrained."""
-    parts = (item for item in module.named_modules() if isinstance(item[1], PyroModule))
-    return {f"{prefix}.{name}" if prefix else name for prefix, part in parts for name in part._pyro_params}
 
 
 @register_guide(OrderedDict)
