@@ -224,9 +224,7 @@ def site_sum(message: Message) -> Tensor:
 
 def unexpanded(value: Tensor) -> Tensor:
     """A tensor without the entries that `expand` repeats: size 1 where the stride is 0."""
-    for dim, step in enumerate(value.stride()):
-        value = value if step else value.narrow(dim, 0, min(1, value.shape[dim]))
-    return value
+    return value[tuple(slice(0, 1) if step == 0 else slice(None) for step in value.stride())]
 
 
 def site_mask(message: Message) -> Tensor | None:
