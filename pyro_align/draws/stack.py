@@ -30,13 +30,7 @@ def restricted(symmetry: Symmetry) -> Symmetry:
 
 
 def per_unit(symmetry: Symmetry, units: int) -> Symmetry:
-    """The symmetry of a stack ``(units, *site_shape)`` whose members are relabeled one by one.
-
-    Example:
-        >>> symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
-        >>> per_unit(symmetry, 5).outer_shape("unit")
-        (5,)
-    """
+    """The symmetry of a stack ``(units, *site_shape)`` whose members are relabeled one by one."""
     outer = Atom(DRAW, units, fixed=True)
 
     def nest(atom: Atom) -> Atom:
@@ -85,17 +79,9 @@ def choose(p: Permutation, q: Permutation, where: Tensor) -> Permutation:
 
 
 def transpositions(index: Tensor) -> Tensor:
-    """The least number of swaps that make each permutation: its size less its number of cycles (Xiao et al. 2023).
+    """The least number of swaps that make each permutation ``(*batch, n)``: its size less its number of cycles.
 
-    Args:
-        index: int64 ``(*batch, n)``.
-
-    Returns:
-        int64 ``(*batch,)``.
-
-    Example:
-        >>> transpositions(torch.tensor([[0, 1, 2], [1, 0, 2], [1, 2, 0]]))
-        tensor([0, 1, 2])
+    It is the count of Xiao et al. (2023), ``(*batch,)``.
     """
     index = index.long()
     n = index.shape[-1]
