@@ -16,8 +16,7 @@ from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.elbo import kl_per_draw
-from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
-from pyro_align.losses.sums import Sums, finish, merge, sums_of
+from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Sums, Totals, finish, merge, sums_of, to_numpy
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
