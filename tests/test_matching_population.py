@@ -6,10 +6,9 @@ from matching_problems import STRUCTURES, features
 
 from pyro_align import Symmetry
 from pyro_align.matching import match
-from pyro_align.matching.clock import Clock
 from pyro_align.matching.coordinate import make_updates
 from pyro_align.matching.labels import Labels
-from pyro_align.matching.matcher import Run
+from pyro_align.matching.matcher import Clock, Run
 from pyro_align.matching.population import Members, Population, fits, fittest, search
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.soft import soften

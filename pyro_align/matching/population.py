@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pyro_align.matching.assignment import best_sign, picked
 from pyro_align.matching.gains import Gains, Term
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
@@ -28,9 +29,7 @@ from pyro_align.matching.soft import (
     Parts,
     anneal,
     assigned,
-    best_sign,
     hard,
-    picked,
     shuffled,
     total_gain,
     uniform,
@@ -263,6 +262,6 @@ def _along(parts: Parts, index: Tensor, sign: Tensor | None) -> Tensor:
     total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
     for part, flip in zip(parts, (None, sign), strict=True):
         if part is not None:
-            value = picked(part, index).double()
+            value = picked(part, index)
             total = total + (value if flip is None else value * flip).sum(1)
     return total

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.clock import Clock
-from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
+from pyro_align.matching.matcher import MATCHERS, Clock, Matcher, Run, start_labels
 from pyro_align.matching.population import Pool, fits
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
