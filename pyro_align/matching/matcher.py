@@ -88,7 +88,7 @@ class Run:
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.
         updates: The moves of the sweeps, whose gains may still hold at the end.
-        pool: The population that a search of a small problem begins with, and the one that it leaves.
+        pool: The best of each earlier search of a small problem and, in the end, of this one.
     """
 
     problem: Problem

@@ -21,7 +21,7 @@ from pyro_align.matching.population import Pool, fittest
 from pyro_align.matching.problem import Features, Problem
 from pyro_align.matching.result import Match
 from pyro_align.matching.rotations import match_rotated
-from pyro_align.matching.searches import Searches, waves
+from pyro_align.matching.searches import Searches, Task, waves
 from pyro_align.matching.starts import named_start
 from pyro_align.matching.updates import Update
 from pyro_align.symmetry.element import Permutation
@@ -135,7 +135,7 @@ def _proven_or_searched(
     rises: list[float] = []
     pool: Pool | None = None
     for numbers in waves(0 if cover == () else restarts, wave):  # without a cover one search settles every atom
-        tasks = [searches.first(init, generator) if best is None else searches.restart(k, best, pool) for k in numbers]
+        tasks = [Task(init, False, generator) if best is None else searches.restart(k, best, pool) for k in numbers]
         pools: list[Pool] = []
         for found, left in searches.run(tasks, executor):
             pools += [left] if left else []
