@@ -120,16 +120,14 @@ def test_the_conditional_kl_of_a_hierarchical_prior_is_unbiased():
 # -- against Pyro ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
-def test_the_negative_elbo_is_pyros(network, elbo, tau):
+def test_the_negative_elbo_is_pyros(network):
     path, x, y = network
     curve = evaluate_barrier(classifier, path, x, y, taus=3, num_samples=256)["negative_elbo"]
-    guide = path(tau)
-    theirs = [elbo().loss(classifier, guide, x, y) / len(x) for _ in range(256)]
-    k = int(np.flatnonzero(curve.taus == tau)[0])
-    error = math.hypot(curve.se[k], np.std(theirs, ddof=1) / 16)
-    assert abs(curve.value[k] - np.mean(theirs)) < 4.5 * error
+    for k, elbo in ((0, Trace_ELBO), (1, Trace_ELBO), (2, Trace_ELBO), (1, TraceMeanField_ELBO)):
+        guide = path(float(curve.taus[k]))
+        theirs = [elbo().loss(classifier, guide, x, y) / len(x) for _ in range(256)]
+        error = math.hypot(curve.se[k], np.std(theirs, ddof=1) / 16)
+        assert abs(curve.value[k] - np.mean(theirs)) < 4.5 * error
 
 
 def test_scales_and_subsampling_count_as_in_pyro():

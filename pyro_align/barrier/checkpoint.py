@@ -32,11 +32,7 @@ _HEAD, _PIECE = "problem.safetensors", "tau_{}.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of pieces.
-
-    Attributes:
-        folder: Where.
-    """
+    """A folder of pieces."""
 
     folder: Path
 

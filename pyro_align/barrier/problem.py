@@ -16,8 +16,7 @@ from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.elbo import kl_per_draw
-from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Totals, to_numpy
-from pyro_align.losses.sums import Sums, finish, merge, sums_of
+from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Sums, Totals, finish, merge, sums_of, to_numpy
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
@@ -184,14 +183,11 @@ class Part:
     """What some of the batches give at one tau.
 
     Attributes:
-        tau: Where on the path.
-        log_q: Log posterior density of each draw, ``(draws,)`` nats.
-        log_prior: Log prior density of each draw; NaN where another part, or none, has it.
+        log_prior: As all that a :class:`Piece` has too, but NaN where another part, or none, has it.
         kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
         guides: (evaluation, loss of the guide) -> its values for all data, ``(draws,)``, in the part that has the first
             batches.
         sums: (evaluation, number of the batch) -> its sums.
-        vectorized: Whether the draws went through the model together.
     """
 
     tau: float

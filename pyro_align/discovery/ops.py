@@ -110,24 +110,25 @@ def spatial_axes(operation: Any) -> int:
     return next(n for suffix, n in SPATIAL.items() if suffix in name)
 
 
-def _aten(names: str) -> list[str]:
+def aten(names: str) -> list[str]:
+    """Names of operations of PyTorch's own."""
     return [f"aten.{name}" for name in names.split()]
 
 
 # -- the tables --------------------------------------------------------------------------------------------------------
 
-declare("same", *_aten("clone alias detach lift_fresh_copy lift_fresh contiguous"))
-declare("cast", *_aten("_to_copy to"), "prims.convert_element_type", "prims.device_put")
-declare("reshape", *_aten("view.default _unsafe_view reshape _reshape_alias view_copy.default _reshape_copy"))
-declare("moves", *_aten("flip roll"))  # and those declared with their rules of axes
-declare("zeros", *_aten("zeros_like new_zeros zero"))
-declare("ones", *_aten("ones_like new_ones"))
-declare("full", *_aten("full_like fill new_full"))
-declare("empty", *_aten("empty_like new_empty new_empty_strided"))
+declare("same", *aten("clone alias detach lift_fresh_copy lift_fresh contiguous"))
+declare("cast", *aten("_to_copy to"), "prims.convert_element_type", "prims.device_put")
+declare("reshape", *aten("view.default _unsafe_view reshape _reshape_alias view_copy.default _reshape_copy"))
+declare("moves", *aten("flip roll"))  # and those declared with their rules of axes
+declare("zeros", *aten("zeros_like new_zeros zero"))
+declare("ones", *aten("ones_like new_ones"))
+declare("full", *aten("full_like fill new_full"))
+declare("empty", *aten("empty_like new_empty new_empty_strided"))
 
 declare(  # f(-x) = -f(x)
     "odd",
-    *_aten(
+    *aten(
         "neg sin tan sinh tanh asin atan asinh atanh arcsin arctan arcsinh arctanh erf erfinv special_erf "
         "special_erfinv sign sgn trunc fix frac round.default positive deg2rad rad2deg special_i1 special_i1e "
         "special_bessel_j1 hardshrink softshrink"
@@ -135,35 +136,35 @@ declare(  # f(-x) = -f(x)
 )
 declare(  # f(-x) = f(x), in each argument
     "even",
-    *_aten(
+    *aten(
         "abs absolute square cos cosh sinc special_sinc i0 special_i0 special_i0e special_bessel_j0 isnan isinf "
         "isfinite logical_not logical_and logical_or logical_xor hypot"
     ),
 )
-declare("add", *_aten("add sub rsub"))
-declare("multiply", *_aten("mul multiply"))
-declare("divide", *_aten("div divide true_divide"))
+declare("add", *aten("add sub rsub"))
+declare("multiply", *aten("mul multiply"))
+declare("divide", *aten("div divide true_divide"))
 
-declare("sum", *_aten("sum mean nansum"))
-declare("product", *_aten("prod"))
-declare("extremum", *_aten("amax amin logsumexp max.default min.default median.default"))
-declare("norm", *_aten("linalg_vector_norm norm.Scalar norm.ScalarOpt_dim count_nonzero any all"))
-declare("variance", *_aten("var std"))
-declare("variance and mean", *_aten("var_mean std_mean"))
-declare("softmax", *_aten("_softmax _log_softmax _safe_softmax"))
+declare("sum", *aten("sum mean nansum"))
+declare("product", *aten("prod"))
+declare("extremum", *aten("amax amin logsumexp max.default min.default median.default"))
+declare("norm", *aten("linalg_vector_norm norm.Scalar norm.ScalarOpt_dim count_nonzero any all"))
+declare("variance", *aten("var std"))
+declare("variance and mean", *aten("var_mean std_mean"))
+declare("softmax", *aten("_softmax _log_softmax _safe_softmax"))
 
 declare(  # weighted sums over positions
     "over positions",
-    *_aten(
+    *aten(
         "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "
         "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d "
         "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"
     ),
 )
-declare("copies at borders", *_aten(" ".join(f"{k}_pad{d}d" for k in ("reflection", "replication") for d in (1, 2, 3))))
+declare("copies at borders", *aten(" ".join(f"{k}_pad{d}d" for k in ("reflection", "replication") for d in (1, 2, 3))))
 declare(
     "largest of positions",
-    *_aten("max_pool2d_with_indices adaptive_max_pool2d max_pool3d_with_indices adaptive_max_pool3d"),
+    *aten("max_pool2d_with_indices adaptive_max_pool2d max_pool3d_with_indices adaptive_max_pool3d"),
 )
 
 for _name, _equation in {

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from pyro_align.discovery.concrete import ConcreteData, densities_as_operations, is_library
 from pyro_align.discovery.graphs import ReadModule, finish
 from pyro_align.discovery.hoist import hoist_selections
+from pyro_align.discovery.writes import without_writes
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
 from pyro_align.model.guards import gradless, uncompiled, untouched
@@ -201,7 +202,7 @@ def _quiet():
 def _functional_graph(function, sites, data) -> GraphModule:
     """The graph without in-place operations."""
     module = _make_graph(function, sites, data)
-    if any(_is_mutable(node) for node in module.graph.nodes):
+    if not without_writes(module, _decompositions()):
         _detach_attributes(module)
         functional = torch.func.functionalize(module, remove="mutations")
         module = _make_graph(functional, sites, data)
@@ -255,11 +256,6 @@ def _make_graph(function: Callable[..., Any], sites: list[Tensor], data: list[Te
         tracing_mode="fake",
         _allow_non_fake_inputs=True,
     )(sites, data)
-
-
-def _is_mutable(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def _detach_attributes(module: GraphModule) -> None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pyro_align.axes import AxisLike
 from pyro_align.draws.carried import find_carried
 from pyro_align.draws.coordinates import coordinates
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import BY_ALLOCATION, Outcome
 from pyro_align.draws.reference import choose_pivot
 from pyro_align.draws.result import AlignedDraws, nonfinite, only_atom
 from pyro_align.draws.rotations import BY_ROTATION, rotating
 from pyro_align.draws.sources import Source, read_draws
-from pyro_align.draws.stack import restricted
+from pyro_align.draws.stack import Labels, restricted
 from pyro_align.draws.task import Options, Task
 from pyro_align.errors import DiagnosticWarning, SymmetryError
 from pyro_align.symmetry.group import Symmetry

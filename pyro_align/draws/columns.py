@@ -53,12 +53,7 @@ def read_table(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def join_columns(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """``mu[1]``, ``mu[2]`` ... joined to ``mu``, with the axes of the indices last; everything else as it is.
-
-    Example:
-        >>> {k: v.tolist() for k, v in join_columns({"mu[1]": np.zeros(2), "mu[2]": np.ones(2)}).items()}
-        {'mu': [[0.0, 1.0], [0.0, 1.0]]}
-    """
+    """``mu[1]``, ``mu[2]`` ... joined to ``mu``, with the axes of the indices last; everything else as it is."""
     found: dict[str, dict[tuple[int, ...], str]] = {}
     for column in arrays:
         match = _BRACKETS.match(column) or _DOTS.match(column)

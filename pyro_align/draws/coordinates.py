@@ -36,14 +36,7 @@ def coordinates(symmetry: Symmetry, supports: Mapping[str, constraints.Constrain
 
 
 def coordinate(support: constraints.Constraint) -> Coordinate:
-    """The coordinates of one support.
-
-    Example:
-        >>> coordinate(constraints.positive)(torch.tensor([1.0]))
-        tensor([0.])
-        >>> coordinate(constraints.simplex)(torch.tensor([0.5, 0.5]))
-        tensor([0., 0.])
-    """
+    """The coordinates of one support."""
     base = _base(support)
     if base is constraints.real:
         return _identity

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.search import UnitMatcher
-from pyro_align.draws.stack import Features
+from pyro_align.draws.stack import Features, Labels
 from pyro_align.draws.units import Sums, Units, assign_all
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.group import Symmetry

@@ -17,10 +17,9 @@ from pyro_align.draws.carried import Carried, numbered_from, renumbered
 from pyro_align.draws.coordinates import check_support
 from pyro_align.draws.diagnostics import _THIN, Modes, split_modes
 from pyro_align.draws.invariance import Invariance
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
-from pyro_align.draws.stack import per_unit, restricted, transpositions
+from pyro_align.draws.stack import Labels, per_unit, restricted, transpositions
 from pyro_align.draws.store import write_draws
 from pyro_align.draws.summary import report, to_arviz
 from pyro_align.errors import SymmetryError

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pyro_align.axes import Atom, Kind, map_atoms
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import Outcome
-from pyro_align.draws.stack import Features
+from pyro_align.draws.stack import Features, Labels
 from pyro_align.draws.units import Units
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.element import polar
@@ -137,11 +136,8 @@ class Frame:
     """The rotations of all units, and the passes that renew them.
 
     Attributes:
-        units: What is rotated.
-        rows: What of it decides.
         table: The rotations, changed in place, ``(units, n, n)``.
         fixed: Whether the reference stays.
-        most: Passes after which to stop.
     """
 
     units: Units
@@ -179,12 +175,6 @@ def procrustes(value: Tensor, reference: Tensor, kind: Kind = "rotation") -> Ten
     """The orthogonal matrices ``(units, n, n)`` that bring ``value @ q`` nearest to a reference (Schoenemann 1966).
 
     They are of the kind that the atom has.
-
-    Example:
-        >>> reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-        >>> turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
-        >>> bool((reference @ turn @ procrustes((reference @ turn)[None], reference)[0] - reference).abs().max() < 1e-6)
-        True
     """
     return polar(value.mT @ reference, kind)
 

@@ -16,14 +16,13 @@ from pyro_align.axes import Atom, Fixed
 from pyro_align.draws.allocations import allocations
 from pyro_align.draws.carried import Carried, component_axes
 from pyro_align.draws.invariance import Invariance, check_invariance
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.methods import BY_VALUE, METHODS, WEIGHTS, Outcome, by_allocations, by_ordering, by_values
 from pyro_align.draws.result import AlignedDraws, only_atom
 from pyro_align.draws.rotations import BY_ROTATION, Rows, by_rotation, rotations_left
 from pyro_align.draws.search import UnitMatcher, is_exhaustive, least_loss
 from pyro_align.draws.shapes import as_tensor
 from pyro_align.draws.sources import Source
-from pyro_align.draws.stack import Features, restricted
+from pyro_align.draws.stack import Features, Labels, restricted
 from pyro_align.draws.units import Units, by_chain, cut
 from pyro_align.errors import GuideError, SymmetryError
 from pyro_align.symmetry.group import Symmetry

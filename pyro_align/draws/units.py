@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_align.draws.labels import Labels
 from pyro_align.draws.search import UnitMatcher
-from pyro_align.draws.stack import Features
+from pyro_align.draws.stack import Features, Labels
 from pyro_align.symmetry.group import Symmetry
 
 _NUMBERS = 1 << 20  # held at a time when draws are streamed

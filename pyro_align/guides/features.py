@@ -27,11 +27,6 @@ class Features(Mapping[str, tuple[Tensor, ...]]):
 
     Attributes:
         odd: Site -> which of its tensors are odd.
-
-    Example:
-        >>> import torch
-        >>> Features(["w"], lambda site: (torch.ones(2),), (True,))["w"]
-        (tensor([1., 1.]),)
     """
 
     def __init__(self, sites: Iterable[str], make: Callable[[str], tuple[Tensor, ...]], odd: Odd | Mapping[str, Odd]):

@@ -29,6 +29,7 @@ class TaskLoss(Loss):
         better: Which way is better.
 
     Example:
+        >>> from pyro_align.losses import Totals
         >>> def brier(probabilities, observed):
         ...     return (probabilities - torch.nn.functional.one_hot(observed, probabilities.shape[-1])).square().sum(-1)
         >>> loss = TaskLoss("brier", brier, title="Brier score", unit="squared probability")

@@ -29,24 +29,15 @@ from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
 @dataclass(frozen=True)
 class LatentSite:
-    """What a model says about one of its latent sites.
-
-    Attributes:
-        name: Site name.
-        shape: Shape of the constrained value.
-        support: The site's support.
-        dtype: Dtype of the value.
-        device: Device of the value.
-        is_param: Whether it is a learnable ``pyro.param`` that takes part as a site with a point posterior.
-        example: A value in the support, of the run that found the site.
-    """
+    """What a model says about one of its latent sites."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the constrained value
     support: constraints.Constraint
     dtype: torch.dtype
     device: torch.device
-    is_param: bool = False
+    is_param: bool = False  # a learnable ``pyro.param`` that takes part as a site with a point posterior
+    # a value in the support, of the run that found the site
     example: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,27 +51,26 @@ class RepairedPath(PosteriorPath):
     symmetry: Symmetry = field(repr=False)
     num_samples: int = 8
     seed: int = 0
-    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[float, MeanFieldNormal] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}  # graphs do not travel; they are traced again where the path arrives
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_probe", "_ends")}
+        return {**kept, "_cache": {}}  # graphs do not travel; they are traced again where the path arrives
 
     @property
     def layers(self) -> tuple[Any, ...]:
         """Which weight and bias sites set which units' pre-activations, in the order of the network."""
         return self._probe.layers
 
-    @property
+    @cached_property
     def _probe(self) -> PreactivationProbe:
-        if "probe" not in self._cache:
-            probe = probe_preactivations(self.model, *self.args, symmetry=self.symmetry, **self.kwargs)
-            if not probe.layers:
-                raise GuideError(
-                    "repair found no layer whose units' pre-activations are set by a weight site of their own; units "
-                    "must be an axis of a site that enters one sum of products with data"
-                )
-            self._cache["probe"] = probe
-        return self._cache["probe"]
+        probe = probe_preactivations(self.model, *self.args, symmetry=self.symmetry, **self.kwargs)
+        if not probe.layers:
+            raise GuideError(
+                "repair found no layer whose units' pre-activations are set by a weight site of their own; units "
+                "must be an axis of a site that enters one sum of products with data"
+            )
+        return probe
 
     def posterior(self, tau: float) -> MeanFieldNormal:
         """The posterior at ``tau``; the end points are exact, and kept are those asked for before.
@@ -95,11 +95,9 @@ class RepairedPath(PosteriorPath):
         values = q.push(q.noise(self.num_samples, generator=self.seed))
         return self._probe.moments(({k: v[s] for k, v in values.items()} for s in range(self.num_samples)), adjust)
 
-    @property
+    @cached_property
     def _ends(self) -> list[list[tuple[Tensor, Tensor]]]:
-        if "ends" not in self._cache:
-            self._cache["ends"] = [self._moments(_checked(self.path.posterior(t))) for t in (0.0, 1.0)]
-        return self._cache["ends"]
+        return [self._moments(_checked(self.path.posterior(t))) for t in (0.0, 1.0)]
 
     def _repaired(self, q: MeanFieldNormal, tau: float) -> MeanFieldNormal:
         """Layer by layer: what a layer sees is repaired already."""

@@ -103,22 +103,10 @@ def point_to_arviz(
     chord: Mapping[str, float] | None = None,
     thin: int = 1,
 ) -> Any:
-    """One point of a path as an ArviZ object.
+    """One point of a path as an ArviZ object; its groups are those of :meth:`pyro_align.barrier.Barrier.at`.
 
-    Args:
-        tau: Where on the path.
-        evaluation: Name of the data set.
-        name: Name of the variable in ``log_likelihood``.
-        plates: Names of the datum's dims.
-        log_likelihood: ``(draws, *datum)`` nats.
-        observed: Observed site -> its values.
-        lp: Log joint of each draw, ``(draws,)`` nats.
-        log_q: Log posterior density of each draw, ``(draws,)`` nats.
-        log_prior: Log prior density of each draw, ``(draws,)`` nats, or None.
-        posterior: Latent site -> draws ``(draws, *site_shape)``, or None.
-        predictive: Observed site -> draws of the data ``(draws, *shape)``, or None.
-        chord: Loss -> its straight line between the endpoints at ``tau``, per datum, or None.
-        thin: Every how manieth draw the posterior keeps; the other groups keep all.
+    Log densities are ``(draws,)`` nats, the log likelihood, a variable called ``name``, is ``(draws, *datum)``, with
+    the ``plates`` as dims; draws of sites, latent and predictive, are ``(draws, *site_shape)``.
     """
     attrs = {"tau": tau, "evaluation": evaluation}
     shape = log_likelihood.shape[1:]

@@ -91,12 +91,7 @@ def claims(alone: Alone) -> tuple[list[Symmetry], bool]:
     Where either of two atoms could be nested in the other, a group has to choose. In a model the choice may be made
     by other operations, so that both must hold: the second group chooses the other way round.
     """
-    inference = Unfinished(alone.traced)
-    found = {name: axes for name, axes in alone.by_name(inference.outputs).items() if axes is not None}
-    # a uniform axis of an output claims that any relabeling leaves it alone: an atom that only the output has
-    outputs = {name: [resolve(instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
-    sites = {**inference.sites, **outputs}
-    tensors = [*inference.tensors, *outputs.values()]
+    inference, sites, tensors = read_alone(alone)
     groups = []
     for turn in (lambda items: list(items), lambda items: list(reversed(items))):
         ordered = {name: turn(axes) for name, axes in turn(sites.items())}
@@ -127,6 +122,17 @@ def _blame(alone: Alone, permutation: Permutation, change: float) -> str:
         f"{f'atom {places}' if guilty else 'its atoms, taken together,'} changes the output by {change:.2g} of its "
         f"size. Its claim:\n{symmetry}"
     )
+
+
+def read_alone(alone: Alone) -> tuple[Unfinished, dict[str, list[Term]], list[Sequence[Term]]]:
+    """The axes of a call, those of its inputs and outputs by name, and of all tensors.
+
+    A uniform axis of an output claims that any relabeling leaves it alone: an atom that only the output has.
+    """
+    inference = Unfinished(alone.traced)
+    found = {name: axes for name, axes in alone.by_name(inference.outputs).items() if axes is not None}
+    outputs = {name: [resolve(instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
+    return inference, {**inference.sites, **outputs}, [*inference.tensors, *outputs.values()]
 
 
 class Unfinished(Inference):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_align.axes import Atom, map_atoms
 from pyro_align.discovery.axes.assemble import name_atoms, write_axes
-from pyro_align.discovery.axes.checking import Unfinished
-from pyro_align.discovery.axes.terms import Var, instantiate, resolve, variables
+from pyro_align.discovery.axes.checking import read_alone
+from pyro_align.discovery.axes.terms import Var, resolve, variables
 from pyro_align.discovery.checking import Action, Alone, Values
 from pyro_align.discovery.registry import rotation_rule
 from pyro_align.discovery.rotations.domain import SQUARE, VECTOR, RotationDomain, RotationTensor
@@ -96,11 +96,8 @@ class _Claim:
     """What a rule says of one call: which atoms may be rotated, and how the outputs then follow."""
 
     def __init__(self, alone: Alone):
-        inference = Unfinished(alone.traced)
-        found = {name: axes for name, axes in alone.by_name(inference.outputs).items() if axes is not None}
-        outputs = {name: [resolve(instantiate(resolve(t))) for t in axes] for name, axes in found.items()}
-        sites = {**inference.sites, **outputs}
-        tensors = [*inference.tensors, *outputs.values()]
+        inference, sites, tensors = read_alone(alone)
+        outputs = {name: axes for name, axes in sites.items() if name not in inference.sites}
         atoms, _ = name_atoms(SimpleNamespace(sites=sites, tensors=tensors, named=None))
         carried = {v for axes in inference.sites.values() for t in axes for v in variables(resolve(t))}
         around = {name for atom in atoms.values() for name in atom.within}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_align.discovery.ops import contraction_of
+from pyro_align.discovery.ops import aten, contraction_of
 from pyro_align.discovery.registry import rotation_rule
 from pyro_align.discovery.rotations.domain import (
     SQUARE,
@@ -24,19 +24,8 @@ from pyro_align.discovery.rotations.domain import (
     "family.split",
     "family.over positions",
     "family.copies at borders",
-    "aten.neg",
-    "aten.repeat",
-    "aten.flip",
-    "aten.roll",
-    "aten.tril",
-    "aten.triu",
-    "aten.select.int",
-    "aten.select_copy.int",
-    "aten.unbind.int",
-    "aten.unbind_copy.int",
-    "aten.pixel_shuffle",
-    "aten.cumsum",
-    "aten.unfold",
+    *aten("neg repeat flip roll tril triu select.int select_copy.int unbind.int unbind_copy.int"),
+    *aten("pixel_shuffle cumsum unfold"),
 )
 def passes(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The same entries elsewhere, or a linear map along axes that keep their order."""

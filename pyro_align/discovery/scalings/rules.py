@@ -6,7 +6,6 @@ What moves, adds or multiplies entries does to degrees what it does to parities,
 from __future__ import annotations
 
 import math
-import numbers
 from fractions import Fraction
 from typing import Any
 
@@ -107,14 +106,7 @@ def fixed_power(call: Any, x: Any) -> Any:
 @scale_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor")
 def power(call: Any, x: Any, exponent: Any) -> Any:
     """Powers by one number."""
-    if isinstance(exponent, SignTensor):
-        value = exponent.constant()
-        if value is None or not value.numel() or not bool((value == value.flatten()[0]).all()):
-            raise call.unsupported("the exponent is not one number")
-        exponent = value.flatten()[0].item()
-    if not isinstance(exponent, numbers.Real) or not math.isfinite(exponent):
-        raise call.unsupported()
-    return call.expand(_power(call, x, Fraction(exponent)))
+    return call.expand(_power(call, x, Fraction(call.number(exponent))))
 
 
 @scale_rule(

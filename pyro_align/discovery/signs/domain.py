@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,6 +95,17 @@ class SignCall(Call):
     def contract(self, left: SignTensor, left_labels: str, right: SignTensor, right_labels: str, out: str) -> Any:
         """A two-operand einsum."""
         return SignTensor(self.parities.contract(left.ids, left_labels, right.ids, right_labels, out))
+
+    def number(self, x: Any) -> float:
+        """The one finite number that an operand is: given as such, or as a constant."""
+        if isinstance(x, SignTensor):
+            value = x.constant()
+            if value is None or not value.numel() or not bool((value == value.flatten()[0]).all()):
+                raise self.unsupported("not one number")
+            x = value.flatten()[0].item()
+        if not isinstance(x, numbers.Real) or not math.isfinite(x):
+            raise self.unsupported()
+        return x
 
     def rearrange(self, *args: Any, **kwargs: Any) -> SignTensor | list[SignTensor]:
         """The operation itself, which only moves entries, drops some, or fills in zeros, applied to the parities."""

@@ -27,17 +27,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.entrywise import write_entries
+from pyro_align.guides.families.entrywise import read_entries
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.pyro_state.modules import (
-    Prototype,
-    RawParameter,
-    latent_nodes,
-    raw_parameters,
-    read_parameter,
-    site_specs,
-    sites_of,
-)
+from pyro_align.guides.pyro_state.modules import Prototype, latent_nodes, raw_parameters, sites_of
 from pyro_align.guides.registry import register_outside
 from pyro_align.model.supports import base_support
 
@@ -156,25 +148,11 @@ def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tupl
 @register_outside("tyxe.guides.AutoNormal")
 def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
     """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter."""
-    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
-    locs = {k: _read(guide, f"{k}.loc") for k in sites}
-    scales = {k: _read(guide, f"{k}.scale") for k in sites}
+    latent_nodes(guide)  # refuses one that has not run
     prototype = Prototype.of(guide)
     _unwrap_supports(prototype.attributes["prototype_trace"])
-    return MeanFieldNormal(
-        sites, locs, scales, partial(write_entries, prototype, {"locs": "{}.loc", "scales": "{}.scale"})
-    )
-
-
-def _read(guide, path: str) -> RawParameter:
-    *parents, name = path.split(".")
-    owner = guide
-    for part in parents:
-        owner = owner._modules.get(part)
-    fixed = None if owner is None else owner.__dict__.get(name)
-    if isinstance(fixed, Tensor):  # train_loc=False, train_scale=False
-        return RawParameter(fixed.detach().clone(), kind="plain")
-    return read_parameter(guide, path)
+    paths = {"locs": "{}.loc", "scales": "{}.scale"}
+    return read_entries(MeanFieldNormal, guide, paths, full_plates=False, prototype=prototype)
 
 
 def _unwrap_supports(trace: poutine.Trace) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from pyro.infer.autoguide import AutoDiscreteParallel
 from torch import Tensor
 
 from pyro_align.guides.divergences import known_divergences
-from pyro_align.guides.families.entrywise import Entrywise, write_entries
+from pyro_align.guides.families.entrywise import Entrywise, read_entries
 from pyro_align.guides.features import Features
 from pyro_align.guides.labels import Labels, check_labels, label_moves
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
@@ -137,13 +136,12 @@ class Discrete(Entrywise):
 @register_guide(AutoDiscreteParallel)
 def read_auto_discrete_parallel(guide: AutoDiscreteParallel) -> Discrete:
     """Reads ``<site>_probs`` of every site."""
-    sites = site_specs(latent_nodes(guide), guide, full_plates=False)
-    kinds = {site["name"]: kind for site, kind, _ in guide._discrete_sites}
-    probs = {k: read_parameter(guide, f"{k}_probs") for k in sites}
+    latent_nodes(guide)  # refuses one that has not run
     prototype = Prototype.of(guide)
     slim = [
         ({"name": site["name"]}, kind, [(name, None, constraint) for name, _, constraint in params])
         for site, kind, params in guide._discrete_sites
     ]
     prototype = replace(prototype, attributes={**prototype.attributes, "_discrete_sites": slim})
-    return Discrete(sites, probs, kinds, partial(write_entries, prototype, {"probs": "{}_probs"}))
+    kinds = {site["name"]: kind for site, kind, _ in guide._discrete_sites}
+    return read_entries(Discrete, guide, {"probs": "{}_probs"}, full_plates=False, prototype=prototype, kinds=kinds)

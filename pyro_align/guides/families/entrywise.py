@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,7 +13,13 @@ from torch import Tensor
 
 from pyro_align.guides.features import squared_distance
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import Prototype, RawParameter
+from pyro_align.guides.pyro_state.modules import (
+    Prototype,
+    RawParameter,
+    latent_nodes,
+    read_parameter,
+    site_specs,
+)
 from pyro_align.guides.sites import check_tau
 
 _RUN = 1 << 22  # entries evaluated at a time for a distance
@@ -81,8 +88,24 @@ def _runs(parameter: RawParameter) -> Iterator[Tensor]:
         yield parameter.with_raw(part).value
 
 
+def read_entries(
+    family: type[_E],
+    guide: Any,
+    paths: Mapping[str, str],
+    *,
+    full_plates: bool = True,
+    prototype: Prototype | None = None,
+    **facts: Any,
+) -> _E:
+    """Reads a guide that stores every part under a path made of the site's name: ``{"locs": "locs.{}"}``."""
+    sites = site_specs(latent_nodes(guide), guide, full_plates=full_plates)
+    for part, path in paths.items():
+        facts[part] = {site: read_parameter(guide, path.format(site)) for site in sites}
+    return family(sites=sites, write=partial(write_entries, prototype or Prototype.of(guide), paths), **facts)
+
+
 def write_entries(prototype: Prototype, paths: Mapping[str, str], q: Entrywise) -> Any:
-    """A guide that stores every part under a path made of the site's name: ``{"locs": "locs.{}"}``."""
+    """A guide that stores every part under its path."""
     return prototype.build(
         {path.format(site): v for part, path in paths.items() for site, v in getattr(q, part).items()}
     )

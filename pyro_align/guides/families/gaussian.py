@@ -45,11 +45,7 @@ class StoredForm(ABC):
 
 
 class FlatNormal(Posterior):
-    """A Gaussian over the concatenated unconstrained coordinates of all sites.
-
-    Attributes:
-        loc: Location, ``(D,)``.
-    """
+    """A Gaussian over the ``D`` concatenated unconstrained coordinates of all sites."""
 
     loc: Tensor
     in_unconstrained = True
@@ -214,9 +210,14 @@ def in_order(q: DenseNormal, sites: Mapping[str, SiteSpec]) -> DenseNormal:
     """The same posterior with its sites concatenated in the order of ``sites``."""
     if list(q.sites) == list(sites):
         return q
-    places = split_flat(q.sites, torch.arange(len(q.loc), device=q.loc.device))
-    index = torch.cat([places[name].flatten() for name in sites])
+    index = places_of(q.sites, sites, q.loc.device)
     return replace(q, sites={k: q.sites[k] for k in sites}, loc=q.loc[index], root=q.root[index], stored=None)
+
+
+def places_of(given: Mapping[str, SiteSpec], wanted: Mapping[str, SiteSpec], device: torch.device) -> Tensor:
+    """Where the coordinates of sites in a wanted order are among those in the given one, ``(D,)``."""
+    places = split_flat(given, torch.arange(sum(spec.numel for spec in given.values()), device=device))
+    return torch.cat([places[name].flatten() for name in wanted])
 
 
 def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:

@@ -26,6 +26,7 @@ from pyro_align.guides.families.gaussian import (
     constrain_flat,
     coupling,
     flat_noise,
+    places_of,
     row_action,
 )
 from pyro_align.guides.families.mean_field import split_flat
@@ -170,10 +171,7 @@ class LowRankNormal(FlatNormal):
 
     def _with_values_of(self, other: LowRankNormal) -> LowRankNormal:
         """The other's values, in the order of this posterior's sites and with its writer."""
-        index = torch.arange(len(other.loc), device=other.loc.device)
-        if list(other.sites) != list(self.sites):
-            places = split_flat(other.sites, index)
-            index = torch.cat([places[name].flatten() for name in self.sites])
+        index = places_of(other.sites, self.sites, other.loc.device)
         scale, factor = self.scale.adopt(other.scale), self.factor.adopt(other.factor)
         return replace(
             self,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.divergences import divergence_of, known_divergences
-from pyro_align.guides.families.entrywise import Entrywise, write_entries
+from pyro_align.guides.families.entrywise import Entrywise, read_entries
 from pyro_align.guides.features import Features
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
@@ -131,12 +131,10 @@ AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
 @register_guide(AutoNormal, AutoNormalMessenger)
 def read_auto_normal(guide: AutoNormal | AutoNormalMessenger) -> MeanFieldNormal:
     """Reads ``locs.<site>`` and ``scales.<site>``, whatever constraint the scales have."""
-    sites = site_specs(latent_nodes(guide), guide)
-    locs = {k: read_parameter(guide, f"locs.{k}") for k in sites}
-    scales = {k: read_parameter(guide, f"scales.{k}") for k in sites}
-    if isinstance(guide, AutoNormalMessenger):
-        sites = {k: own_plates_only(guide, spec, locs[k].raw) for k, spec in sites.items()}
-    return MeanFieldNormal(sites, locs, scales, partial(write_entries, Prototype.of(guide), AUTO_NORMAL))
+    q = read_entries(MeanFieldNormal, guide, AUTO_NORMAL)
+    if not isinstance(guide, AutoNormalMessenger):
+        return q
+    return replace(q, sites={k: own_plates_only(guide, spec, q.locs[k].raw) for k, spec in q.sites.items()})
 
 
 def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSpec:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.entrywise import Entrywise, write_entries
+from pyro_align.guides.families.entrywise import Entrywise, read_entries
 from pyro_align.guides.features import Features
-from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
+from pyro_align.guides.pyro_state.modules import RawParameter
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
@@ -95,9 +94,4 @@ class Point(Entrywise):
 @register_guide(AutoDelta)
 def read_auto_delta(guide: AutoDelta) -> Point:
     """Reads one parameter per site, named like the site."""
-    sites = site_specs(latent_nodes(guide), guide)
-    return Point(
-        sites,
-        {k: read_parameter(guide, k) for k in sites},
-        partial(write_entries, Prototype.of(guide), {"points": "{}"}),
-    )
+    return read_entries(Point, guide, {"points": "{}"})

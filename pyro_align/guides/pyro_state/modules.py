@@ -84,6 +84,8 @@ def read_parameter(module: nn.Module, path: str) -> RawParameter:
         return RawParameter(_own(owner._parameters[name]), kind="parameter")
     if owner._buffers.get(name) is not None:
         return RawParameter(_own(owner._buffers[name]), kind="buffer")
+    if isinstance(owner.__dict__.get(name), Tensor):  # a constant in place of a parameter
+        return RawParameter(_own(owner.__dict__[name]), kind="plain")
     raise GuideError(f"{type(module).__name__} has no parameter '{path}': {UNTRAINED}")
 
 

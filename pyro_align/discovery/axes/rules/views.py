@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_align.discovery.axes.rules.elementwise import carried, expand_to
 from pyro_align.discovery.axes.terms import ONE, Prod, Uniform, has_uniform, is_fixed, resolve, size_of
+from pyro_align.discovery.ops import aten
 from pyro_align.discovery.registry import rule
 
 if TYPE_CHECKING:
@@ -211,14 +212,8 @@ def select(call: AxisCall, x: Any, dim: Any, index: Any) -> Any:
 
 
 @rule(
-    "aten.split.Tensor",
-    "aten.split_with_sizes",
-    "aten.split_copy.Tensor",
-    "aten.split_with_sizes_copy",
-    "aten.unsafe_split.Tensor",
-    "aten.unsafe_split_with_sizes",
-    "aten.chunk",
-    "aten.unsafe_chunk",
+    *aten("split.Tensor split_with_sizes split_copy.Tensor split_with_sizes_copy unsafe_split.Tensor"),
+    *aten("unsafe_split_with_sizes chunk unsafe_chunk"),
     family="split",
 )
 def split(call: AxisCall, x: Any, sizes: Any, dim: Any = 0) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import torch
@@ -61,12 +59,8 @@ def _inverted(x):
 @sign_rule("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.float_power.Tensor_Scalar")
 def power(call: SignCall, x: Any, exponent: Any) -> Any:
     """Whole powers: odd ones keep the parity, even ones drop it."""
-    if isinstance(exponent, SignTensor):
-        value = exponent.constant()
-        if value is None or not value.numel() or not bool((value == value.flatten()[0]).all()):
-            raise call.unsupported("the exponent is not one number")
-        exponent = value.flatten()[0].item()
-    if not isinstance(exponent, numbers.Real) or not math.isfinite(exponent) or exponent != int(exponent):
+    exponent = call.number(exponent)
+    if exponent != int(exponent):
         raise call.unsupported()
     if exponent % 2 == 0:
         return call.even()
