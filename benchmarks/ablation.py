@@ -17,7 +17,6 @@ import torch
 from pyro_align.matching import (
     Coordinate,
     assignment,
-    blocks,
     coordinate,
     evidence,
     match,
@@ -72,7 +71,7 @@ TRICKS: dict[str, Callable] = {
     ),
     "gains kept while neighbors stand still": _put(evidence.Evidence, __init__=_unkept),
     "products over moved units alone": _put(parts.Part, moved=lambda *_: None),
-    "small blocks stacked": _put(blocks, _VECTOR=-1),
+    "small blocks stacked": _put(problem, _VECTOR=-1),
     "small parts as one product": _put(evidence, SMALL=-1),
     "views kept": _put(problem.Problem, views=lambda self, b: self._stack(b) if b.members else self._cut(b)),
     "sums in slabs": _put(cuts, _SLAB=_NEVER),

@@ -1,5 +1,6 @@
 """What every test starts from: float64, one thread, fixed seeds, an empty param store; and what it leaves behind."""
 
+import gc
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -13,6 +14,12 @@ from pyro_align.guides.families import draws
 SEED = 0
 
 torch.set_num_threads(1)  # one thread a worker: the workers of pytest-xdist share the cores
+
+
+def pytest_collection_finish():
+    """What imports have made stays: no collection of garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

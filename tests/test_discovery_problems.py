@@ -67,9 +67,17 @@ LOOSE_SIGNS = {
 }
 
 
+# Larger than a problem of the same kind: the small ResNet, and the LSTM of two layers or directions.
+LONG = {
+    *("resnet_20_with_group_norm", "bidirectional_gru", "gru_of_two_layers", "bidirectional_elman"),
+    "elman_of_two_layers",
+}
+
+
 def case(problem, missed):
     why = missed.get(problem.name)
     marks = [pytest.mark.xfail(strict=True, reason=why, raises=AssertionError)] if why else []
+    marks += [pytest.mark.slow] if problem.name in LONG else []
     return pytest.param(problem, id=problem.name, marks=marks)
 
 

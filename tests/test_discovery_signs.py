@@ -273,16 +273,12 @@ def test_without_signs_nothing_changes():
         ]
 
 
-def test_log_order_counts_signs():
+def test_signs_are_counted_and_printed():
     model, args = PROBLEMS["functional_mlp"].build()
-    assert find_symmetry(model, *args, signs=True).log_order == pytest.approx(math.log(math.factorial(5) * 2**5))
-
-
-def test_it_prints_odd_atoms():
-    model, args = PROBLEMS["functional_mlp"].build()
-    text = str(find_symmetry(model, *args, signs=True))
-    assert "±w1 | fixed 3" in text
-    assert "fixed 2 | ±w1" in text
+    symmetry = find_symmetry(model, *args, signs=True)
+    assert symmetry.log_order == pytest.approx(math.log(math.factorial(5) * 2**5))
+    assert "±w1 | fixed 3" in str(symmetry)
+    assert "fixed 2 | ±w1" in str(symmetry)
 
 
 def test_of_several_ways_the_one_that_turns_most_entries_is_taken():

@@ -291,7 +291,7 @@ def test_small_sites_that_are_alike_are_matched_as_one(monkeypatch):
     fixed, moving = features(symmetries[0], 0), features(symmetries[0], 1)
     found = match(symmetries[0], fixed, moving)
     assert len(Problem(symmetries[0], fixed, moving).blocks) == 3
-    monkeypatch.setattr("pyro_align.matching.blocks._VECTOR", 0)
+    monkeypatch.setattr("pyro_align.matching.problem._VECTOR", 0)
     alone = match(symmetries[1], fixed, moving)
     assert len(Problem(symmetries[1], fixed, moving).blocks) == 8
     assert all(torch.equal(found.permutation.indices[k], alone.permutation.indices[k]) for k in ("a", "d"))

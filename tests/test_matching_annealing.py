@@ -9,11 +9,10 @@ from matching_problems import STRUCTURES, features, relabel
 
 from pyro_align.matching import Coordinate, match, objective
 from pyro_align.matching.annealing import Soft, Sparse, _expected_gains, anneal, crowded, soften
-from pyro_align.matching.clock import Clock
 from pyro_align.matching.coordinate import anchored_pass, make_updates
 from pyro_align.matching.evidence import Gains
 from pyro_align.matching.labels import Labels
-from pyro_align.matching.matcher import Run
+from pyro_align.matching.matcher import Clock, Run
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.group import Symmetry
 

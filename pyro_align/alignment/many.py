@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -371,12 +371,6 @@ def _submit(executor: Executor, job: tuple[Any, ...], options: dict[str, Any]) -
             match, goal.symmetry, goal.fixed, goal.moving, odd=goal.fixed.odd, init=goal.start(init), **rest
         )
     except RuntimeError as error:  # a pool that broke refuses new work
-        return _raiser(error)
+        future = Future()
+        future.set_exception(error)
     return lambda: goal.finish(future.result())
-
-
-def _raiser(error: Exception) -> Callable[[], Match]:
-    def fail() -> Match:
-        raise error
-
-    return fail

@@ -20,7 +20,8 @@ from torch import Tensor
 from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening
 from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
 from pyro_align.matching import elements, match
-from pyro_align.matching.soft import picked, total_gain
+from pyro_align.matching.assignment import picked, swap_costs
+from pyro_align.matching.soft import total_gain
 from pyro_align.matching.starts import kick
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
@@ -239,13 +240,9 @@ def least_loss(matcher: UnitMatcher, fixed: Features, moving: Features, p: Permu
         parts = gains.gains.expected(name, hard)
         gain, index, odd = total_gain(parts).double(), p.indices[name], parts[1]
         if gain.shape[-1] > 1:
-            now = picked(gain, index)
-            taken = gain.gather(2, index.unsqueeze(1).expand_as(gain))  # what each unit gains from another's partner
-            costs = now.unsqueeze(2) + now.unsqueeze(1) - taken - taken.transpose(1, 2)
-            costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-            loss = torch.minimum(loss, costs.flatten(1).amin(1))
+            loss = torch.minimum(loss, swap_costs(gain, index).flatten(1).amin(1))
         if odd is not None:
-            loss = torch.minimum(loss, 2 * picked(odd.double(), index).abs().amin(1))
+            loss = torch.minimum(loss, 2 * picked(odd, index).abs().amin(1))
     return loss
 
 

@@ -6,12 +6,11 @@
 from pyro_align.matching.coordinate import Coordinate
 from pyro_align.matching.enumeration import Exhaustive, elements
 from pyro_align.matching.frank_wolfe import FrankWolfe
-from pyro_align.matching.margins import margins
 from pyro_align.matching.matcher import MATCHERS, Matcher, Run, register
 from pyro_align.matching.problem import Features, Problem, objective
 from pyro_align.matching.result import Match
 from pyro_align.matching.sinkhorn import Sinkhorn
-from pyro_align.matching.solve import match
+from pyro_align.matching.solve import margins, match
 from pyro_align.matching.straight_through import StraightThrough
 
 __all__ = [

@@ -108,7 +108,14 @@ def _fast_solver() -> Callable[..., tuple[np.ndarray, np.ndarray]] | None:
 
 def picked(gain: Tensor, index: Tensor) -> Tensor:
     """The entries of each matrix along an assignment, ``(*batch, n)`` in float64."""
-    return gain.gather(-1, index.unsqueeze(-1)).squeeze(-1).double()
+    return gain.expand(*index.shape, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1).double()
+
+
+def best_sign(odd: Tensor | None, index: Tensor) -> Tensor:
+    """The better sign of each unit of an assignment; plus where nothing speaks for either."""
+    if odd is None:
+        return torch.ones_like(index, dtype=torch.int8)
+    return torch.where(picked(odd, index) < 0, -1, 1).to(torch.int8)
 
 
 def swap_costs(gain: Tensor, index: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from pyro_align.axes import Atom, map_atoms
 from pyro_align.errors import MatchError
-from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
-from pyro_align.matching.matcher import Matcher, Run, register
+from pyro_align.matching.matcher import Clock, Matcher, Run, register
 from pyro_align.matching.moves import Move
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.updates import Update

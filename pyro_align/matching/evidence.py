@@ -130,9 +130,9 @@ class Evidence:
             self._forget()
         return self.bring(labels, fixed)
 
-    def pending(self, parts: Iterable[Part] | None = None) -> list[Part]:
+    def pending(self) -> list[Part]:
         """The parts not yet added."""
-        return [p for p in (self.parts if parts is None else parts) if p not in self._seen]
+        return [p for p in self.parts if p not in self._seen]
 
     def current(self, labels: Labels) -> bool:
         """Whether the gains hold all parts, under this very relabeling."""

@@ -13,6 +13,7 @@ site the gains are not linear and the step's length is only approximate; the pol
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +44,7 @@ class FrankWolfe(Matcher):
         updates = make_updates(run.problem)
         points = [_Point(u, run.labels if not run.anchored else None) for u in updates if u.joint]
         if self._climb(run, points):
-            indices, signs = {}, {}
-            for point in points:
-                more = point.best(point.x)
-                indices |= more[0]
-                signs |= more[1]
+            indices, signs = _joined(point.best(point.x) for point in points)
             run.labels.replace(indices, signs)
             anchored_pass(run, updates, set(indices))  # siblings of nested atoms have no share of the point
         return sweep_until_converged(run, updates)
@@ -60,12 +57,7 @@ class FrankWolfe(Matcher):
             if run.clock.expired:
                 break
             with run.clock("assignment"):
-                indices, signs = {}, {}
-                for point in points:
-                    more = point.best(point.gains)
-                    indices |= more[0]
-                    signs |= more[1]
-            vertex.replace(indices, signs)
+                vertex.replace(*_joined(point.best(point.gains) for point in points))
             slope = curve = size = 0.0
             with run.clock("gain"):
                 for point in points:
@@ -94,7 +86,7 @@ class _Point:
         self.linear = Evidence(self.problem, whole, keep=update.linear.keep)
         self.curved = Evidence(self.problem, (p for p in update.curved.parts if not p.carries), keep=False)
         self.gains = self._barycentre_gains() if start is None else self._gains(start)
-        self.x = _filled(self.gains, 0.0)
+        self.x = Gains(*({k: torch.zeros_like(v) for k, v in t.items()} for t in (self.gains.even, self.gains.odd)))
         for table, name in self._tables():
             n = table[name].shape[-1]
             if start is not None:
@@ -139,9 +131,7 @@ class _Point:
         return [(t, name) for t in (self.x.even, self.x.odd) for name in list(t)]
 
     def _gains(self, labels: Labels) -> Gains:
-        linear = self.linear.bring(labels)
-        total = linear + self.curved.bring(labels)
-        return Gains({k: v.clone() for k, v in total.even.items()}, {k: v.clone() for k, v in total.odd.items()})
+        return (self.linear.bring(labels) + self.curved.bring(labels)).copy()
 
     def _matrix(self, labels: Labels, name: str, odd: bool) -> Tensor:
         """A relabeling of the chain down to an atom as permutation matrices ``(batch, n, n)``, signed for odd ones."""
@@ -169,5 +159,10 @@ class _Point:
         return gains
 
 
-def _filled(like: Gains, value: float) -> Gains:
-    return Gains(*({k: torch.full_like(v, value) for k, v in t.items()} for t in (like.even, like.odd)))
+def _joined(found: Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
+    """The indices and the signs of several families."""
+    tables: list[dict[str, Tensor]] = [{}, {}]
+    for pair in found:
+        for table, more in zip(tables, pair, strict=True):
+            table |= more
+    return tables

@@ -9,6 +9,7 @@ returns its status.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.clock import Clock
 from pyro_align.matching.labels import Labels
 from pyro_align.matching.problem import Problem
 from pyro_align.symmetry.element import Permutation
@@ -29,6 +29,46 @@ if TYPE_CHECKING:
     from pyro_align.matching.updates import Update
 
 MATCHERS: dict[str, type[Matcher]] = {}
+
+
+class Clock:
+    """Wall time in seconds since it was made, split by part.
+
+    Args:
+        limit: Seconds after which :attr:`expired` holds, or None.
+    """
+
+    def __init__(self, limit: float | None = None):
+        self._start = time.perf_counter()
+        self._limit = limit
+        self._parts = {"gain": 0.0, "assignment": 0.0}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._parts[part] += time.perf_counter() - start
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the limit, positive, or None without one."""
+        return None if self._limit is None else max(1e-9, self._limit - self.elapsed)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the limit has passed."""
+        return self._limit is not None and self.elapsed >= self._limit
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part; ``rest`` is what is neither gain matrices nor assignments."""
+        return {**self._parts, "rest": max(0.0, self.elapsed - sum(self._parts.values()))}
 
 
 @dataclass
@@ -48,7 +88,7 @@ class Run:
         value: Objective at present, up to a constant; the search adds each rise to it.
         history: Value at the start and after each sweep.
         updates: The moves of the sweeps, whose gains may still hold at the end.
-        pool: The population that a search of a small problem begins with, and the one that it leaves.
+        pool: The best of each earlier search of a small problem and, in the end, of this one.
     """
 
     problem: Problem

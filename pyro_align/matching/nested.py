@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyro_align.matching.assignment import assign, picked
+from pyro_align.matching.assignment import assign, best_sign, picked
 from pyro_align.matching.evidence import Gains
 from pyro_align.symmetry.group import Symmetry
 
@@ -137,6 +137,4 @@ def _signs(gains: Gains, name: str, index: Tensor) -> Tensor | None:
     odd = gains.odd.get(name)
     if odd is None:
         return None
-    parts = _pairs(odd, index.shape[1], index.shape[-1])
-    sign = parts.gather(-1, index.unsqueeze(-1)).squeeze(-1).sign()
-    return torch.where(sign == 0, 1, sign).to(torch.int8)
+    return best_sign(_pairs(odd, index.shape[1], index.shape[-1]), index)

@@ -5,8 +5,8 @@ bookkeeping: each gain matrix is one batched product, and only the assignments a
 every partner is equally likely and are annealed (see :mod:`pyro_align.matching.soft`). Wave by wave the best are then
 kicked (iterated local search: Lourenco, Martin & Stuetzle 2003) or crossed: a child is annealed from the mean of its
 two parents' matrices, at a low temperature, so that what they have in common mostly stays. Children climb, and the
-best of all stay. A restart begins with a population of its own, which those of earlier searches then join. What this
-is worth is measured by ``benchmarks/optimum.py``.
+best of all stay. A restart begins with a population of its own, whose members are then crossed with the best of each
+earlier search. What this is worth is measured by ``benchmarks/optimum.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pyro_align.matching.assignment import best_sign, picked
 from pyro_align.matching.gains import Gains, Term
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
@@ -28,9 +29,7 @@ from pyro_align.matching.soft import (
     Parts,
     anneal,
     assigned,
-    best_sign,
     hard,
-    picked,
     shuffled,
     total_gain,
     uniform,
@@ -39,7 +38,7 @@ from pyro_align.matching.starts import kicked
 
 SMALL = 12_000  # values of all sites up to which a population is searched
 _WAVES = 12  # of children after annealing
-_ALONE = 4  # waves after which the members of earlier searches join
+_ALONE = 4  # waves after which a restart's members are crossed with the best of earlier searches
 _PATIENCE = 5  # waves without a rise that end a first search
 _ANNEALS = 3  # populations that the first search anneals; a restart anneals two
 _KEPT, _CHILDREN = 8, 12  # members that stay, and children of a wave
@@ -58,7 +57,7 @@ class Members:
     indices: dict[str, Tensor] = field(default_factory=dict)
     signs: dict[str, Tensor] = field(default_factory=dict)
 
-    def take(self, rows: Tensor) -> Members:
+    def take(self, rows: Tensor | slice) -> Members:
         """Some of them."""
         return Members(*({k: v[rows] for k, v in table.items()} for table in (self.indices, self.signs)))
 
@@ -84,7 +83,7 @@ Pool = tuple[Members, Tensor]  # and their values, best first
 
 
 def search(run: Run) -> bool:
-    """Replaces the relabeling by the best of a population that it and, later, the members of ``run.pool`` belong to.
+    """Replaces the relabeling by the best of a population, and adds it to ``run.pool``, with which they are crossed.
 
     Returns:
         Whether it came to its end before the time limit.
@@ -94,22 +93,23 @@ def search(run: Run) -> bool:
         return True
     tables = (run.labels.indices, run.labels.signs)
     members = Members(*({k: v.unsqueeze(0) for k, v in t.items()} for t in tables))
-    earlier, run.pool, idle = run.pool, (members, population.values(members)), 0
+    earlier, own, idle = run.pool, (members, population.values(members)), 0
     anneals = 2 if run.random_order else _ANNEALS
     for wave in range(-anneals, _WAVES):
         if run.clock.expired:
             break
         with run.clock("gain"):
-            if wave == _ALONE and earlier:
-                run.pool = fittest([run.pool, earlier])
-            best = run.pool[1][0]
+            best = own[1][0]
             if wave < 0:
                 children = population.annealed(run.generator, random=run.random_order or wave > -anneals)
             else:
-                children = population.children(run.pool[0], run.generator)
+                mates = earlier[0] if earlier and wave >= _ALONE else own[0]
+                children = population.children(own[0], mates, run.generator)
             population.climb(children)
             found = population.values(children)
-            members, values = run.pool = fittest([run.pool, (children, found)])
+            members, values = own = fittest([own, (children, found)])
+            first = members.take(slice(1)), values[:1]
+            run.pool = fittest([earlier, first]) if earlier else first
         rises = values[0] - best > _ROUNDING * best.abs()
         if rises:
             run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
@@ -233,16 +233,17 @@ class Population:
             signs[name] = best_sign(None, indices[name])
         return Members(indices, signs)
 
-    def children(self, members: Members, generator: torch.Generator) -> Members:
-        """Copies of random members, kicked; or, as often, children of two each, annealed from little heat."""
-        count = len(next(iter(members.indices.values())))
-        one = torch.randint(count, (_CHILDREN,), generator=generator, device="cpu")
-        parent = members.take(one.to(self.problem.device))
-        if count == 1 or _draw(generator) > _CROSSED:
+    def children(self, members: Members, mates: Members, generator: torch.Generator) -> Members:
+        """Random members, kicked; or, as often, children of a member and a mate, annealed from little heat."""
+        one, two = (
+            torch.randint(len(next(iter(m.indices.values()))), (_CHILDREN,), generator=generator, device="cpu")
+            for m in (members, mates)
+        )
+        parent, other = members.take(one.to(self.problem.device)), mates.take(two.to(self.problem.device))
+        if _draw(generator) > _CROSSED:
             share = 0.1 + 0.3 * _draw(generator)
             return Members({k: kicked(v, share, generator) for k, v in parent.indices.items()}, parent.signs)
-        two = (one + 1 + torch.randint(count - 1, (_CHILDREN,), generator=generator, device="cpu")) % count
-        other, soft = members.take(two.to(self.problem.device)), {}
+        soft = {}
         heat = torch.rand(_CHILDREN, generator=generator, device="cpu", dtype=torch.float64)
         heat = torch.lerp(*map(heat.new_tensor, _MILD), heat).to(self.problem.device, torch.float32)
         for n in shuffled(list(self.sizes), generator):
@@ -263,6 +264,6 @@ def _along(parts: Parts, index: Tensor, sign: Tensor | None) -> Tensor:
     total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
     for part, flip in zip(parts, (None, sign), strict=True):
         if part is not None:
-            value = picked(part, index).double()
+            value = picked(part, index)
             total = total + (value if flip is None else value * flip).sum(1)
     return total

@@ -10,15 +10,15 @@ and a step that does not raise the exact objective is taken again with a growing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from pyro_align.axes import Atom
 from pyro_align.errors import MatchError
-from pyro_align.matching.assignment import assign, picked
-from pyro_align.matching.clock import Clock
+from pyro_align.matching.assignment import assign, best_sign, picked
+from pyro_align.matching.evidence import Gains
+from pyro_align.matching.matcher import Clock
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
 from pyro_align.symmetry.action import Tables, act_on_block
@@ -50,21 +50,13 @@ def check_rotatable(problem: Problem) -> None:
 
 
 @dataclass
-class _Gains:
+class _Gains(Gains):
     """Gain by atom: ``(*batch, new, old)``, for a nested one ``(*batch, new, old, *ordered, new inside, old inside)``.
 
     What is ordered are the atoms around the nested one that do not move: the pairs of a rotary embedding.
     """
 
-    even: dict[str, Tensor] = field(default_factory=dict)
-    odd: dict[str, Tensor] = field(default_factory=dict)
     values: int = 0  # how many values speak
-
-    def total(self, name: str) -> Tensor | None:
-        even, odd = self.even.get(name), self.odd.get(name)
-        if odd is None:
-            return even
-        return odd.abs() if even is None else even + odd.abs()
 
 
 def match_rotated(
@@ -92,14 +84,14 @@ def match_rotated(
             start = drawn if k % 2 else _with(best.permutation, *_parts(drawn, one))
         found = _search(problem, families, start, clock, seed, max_sweeps, report)
         loss = None if select is None else float(select(found.permutation))
-        found = Match(**{**vars(found), "loss": loss})
+        found = replace(found, loss=loss)
         if best is not None:
             rises.append(max(0.0, found.objective - best.objective))
         if best is None or (found.objective > best.objective if loss is None else loss < best.loss):
             best = found
         if found.status == "time_limit" or (found.status == "optimal" and select is None):
             break
-    return Match(**{**vars(best), "rises": tuple(rises)})
+    return replace(best, rises=tuple(rises))
 
 
 def _families(symmetry: Symmetry) -> dict[str, tuple[str, ...]]:
@@ -245,7 +237,7 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
     index = assign(total)
     indices, signs, rotations = {root: index}, {}, {}
     if root in gains.odd and len(family) == 1:
-        signs[root] = _sign(gains.odd[root], index)
+        signs[root] = best_sign(gains.odd[root], index)
     for c, g in inner.items():
         rest = g.shape[len(shape) + 2 :]
         pair = index.reshape(*index.shape, *[1] * (1 + len(rest))).expand(*index.shape, 1, *rest)
@@ -256,13 +248,8 @@ def _best(problem: Problem, family: tuple[str, ...], gains: _Gains, p: Permutati
         indices[c] = assign(mine)
         if c in gains.odd:
             odd = gains.odd[c].gather(len(shape) + 1, pair)
-            signs[c] = _sign(odd.squeeze(len(shape) + 1), indices[c])
+            signs[c] = best_sign(odd.squeeze(len(shape) + 1), indices[c])
     return indices, signs, rotations
-
-
-def _sign(odd: Tensor, index: Tensor) -> Tensor:
-    sign = odd.gather(-1, index.unsqueeze(-1)).squeeze(-1).sign()
-    return torch.where(sign == 0, 1, sign).to(torch.int8)
 
 
 def _parts(p: Permutation, names: Iterable[str]):

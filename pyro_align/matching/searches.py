@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from pyro_align.errors import MatchError
-from pyro_align.matching.clock import Clock
-from pyro_align.matching.matcher import MATCHERS, Matcher, Run, start_labels
+from pyro_align.matching.matcher import MATCHERS, Clock, Matcher, Run, start_labels
 from pyro_align.matching.population import Pool, fits
 from pyro_align.matching.problem import Problem
 from pyro_align.matching.result import Match
@@ -47,7 +46,7 @@ class Task:
             problem's start is kicked.
         generator: The search's randomness; None while the task travels.
         matcher: Another matcher than the caller's, or None.
-        pool: The population that earlier searches of a small problem left, or None.
+        pool: The best of each earlier search of a small problem, or None.
     """
 
     start: Permutation | None
@@ -68,14 +67,10 @@ class Searches:
     max_sweeps: int
     report: Any = None
 
-    def first(self, init: Permutation | None, generator: torch.Generator) -> Task:
-        """The search from the caller's start."""
-        return Task(init, False, generator)
-
     def restart(self, k: int, best: Match, pool: Pool | None) -> Task:
         """The k-th restart.
 
-        On small problems each begins with a population of its own, which the best of those before join. Elsewhere most
+        On small problems each has a population of its own, crossed with the best of those before. Elsewhere most
         shuffle a tenth of the units of the best so far and climb again, which is cheap, and some are annealed from
         another temperature, more slowly, and give those that follow a better place to begin. The second, for coordinate
         ascent, is Frank-Wolfe as the caller would run it with the same seed: it is now and then the better of the two,
@@ -94,7 +89,7 @@ class Searches:
         return Task(kick(best.permutation, 0.05 if kind == 5 else 0.1, generator), False, generator)
 
     def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[Match, Pool | None]]:
-        """What each task found, in order, and the population that it leaves."""
+        """What each task found, in order, and the best of it and of those before."""
         if executor is None or len(tasks) == 1:
             for task in tasks:
                 yield self.search(task)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from pyro_align.matching.assignment import FAINT, solved
+from pyro_align.matching.assignment import FAINT, best_sign, solved
 
 Parts = tuple[Tensor | None, Tensor | None]  # even and odd part of gains, (members, new, old)
 Pair = tuple[Tensor, Tensor]  # matrices (members, new, old) for even features and for odd ones
@@ -116,15 +116,3 @@ def assigned(gain: Tensor) -> Tensor:
     """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
     costs = (gain.amax(2, keepdim=True) - gain).cpu()
     return torch.from_numpy(np.stack([solved(cost) for cost in costs])).to(gain.device, torch.int64)
-
-
-def picked(gain: Tensor, index: Tensor) -> Tensor:
-    """The gain of each unit with its partner, ``(members, units)``."""
-    return gain.expand(len(index), -1, -1).gather(2, index.unsqueeze(2)).squeeze(2)
-
-
-def best_sign(odd: Tensor | None, index: Tensor) -> Tensor:
-    """The better sign of each unit."""
-    if odd is None:
-        return torch.ones_like(index, dtype=torch.int8)
-    return torch.where(picked(odd, index) < 0, -1, 1).to(torch.int8)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from pyro_align.matching.assignment import argmax_assignment, assign, picked, share_wanted, swap_costs
-from pyro_align.matching.clock import Clock
 from pyro_align.matching.curvature import second_order, swap_curvature
 from pyro_align.matching.evidence import Evidence, Gains
 from pyro_align.matching.labels import Labels
+from pyro_align.matching.matcher import Clock
 from pyro_align.matching.moves import Move
 from pyro_align.matching.nested import solve_tree
 from pyro_align.matching.parts import Part

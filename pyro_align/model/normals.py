@@ -39,11 +39,9 @@ def normal_kl(message: Mapping[str, Any], loc: Tensor, scale: Tensor) -> Tensor 
 
 def normal_prior(message: Mapping[str, Any]) -> tuple[Tensor, Tensor, float | Tensor] | None:
     """Location, scale and weight of a site's Normal prior, or None where it is none or is masked."""
-    fn = message["fn"]
-    base = unwrapped(fn)
-    if type(base).__name__ != "Normal" or message["mask"] is not None or has_mask(fn):
-        return None
-    return base.loc, base.scale, message["scale"]
+    *outer, base = layers(message["fn"])
+    masked = message["mask"] is not None or any(type(layer).__name__ == "MaskedDistribution" for layer in outer)
+    return None if masked or type(base).__name__ != "Normal" else (base.loc, base.scale, message["scale"])
 
 
 def layers(fn: Any) -> Iterator[Any]:

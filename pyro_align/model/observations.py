@@ -98,16 +98,21 @@ def observations(records: Records, enumerated: Enumerated | None, *, by_hand: bo
         total = total + scaled * factor
         count = count + factor * log_prob.numel()
     stand = count / sum(part.numel() for part in parts)
-    masked = any(mask is not None for mask in masks)
-    masks = [torch.ones_like(p, dtype=torch.bool) if m is None else m for p, m in zip(parts, masks, strict=True)]
-    if plates:
-        log_likelihood, mask = sum(parts[1:], parts[0]), torch.stack(masks).any(0)
-    elif len(parts) == 1:
-        log_likelihood, mask = (t[None] if t.dim() == 0 else t for t in (parts[0], masks[0]))
+    if all(mask is None for mask in masks):
+        whole = None
     else:
-        log_likelihood, mask = (torch.cat([t.reshape(-1) for t in ts]) for ts in (parts, masks))
+        whole = [torch.ones_like(p, dtype=torch.bool) if m is None else m for p, m in zip(parts, masks, strict=True)]
+    if plates:
+        log_likelihood, mask = sum(parts[1:], parts[0]), whole and torch.stack(whole).any(0)
+    else:
+        log_likelihood, mask = _joined(parts), whole and _joined(whole)
     total = total if stand == 1 else total / stand
-    return Observations(log_likelihood, total, mask if masked else None, plates, stand)
+    return Observations(log_likelihood, total, mask, plates, stand)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of what is known of each datum; a single group keeps its shape."""
+    return torch.atleast_1d(parts[0]) if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
 
 
 def _groups(records: Records, enumerated: Enumerated | None) -> list[tuple[list[str], frozenset[str]]]:

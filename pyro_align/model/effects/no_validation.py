@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -22,9 +21,7 @@ def without_validation(fn: Any) -> Any:
     """A shallow copy of a distribution, and of those inside it, that does not check its arguments."""
     if not isinstance(fn, torch.distributions.Distribution):
         return fn
-    fn = copy.copy(fn)
-    for key, value in list(fn.__dict__.items()):
-        if isinstance(value, torch.distributions.Distribution):
-            fn.__dict__[key] = without_validation(value)
-    fn.__dict__["_validate_args"] = False
-    return fn
+    made = object.__new__(type(fn))  # as `copy.copy`, in a fraction of its time: for each site of each draw
+    inside = {k: without_validation(v) for k, v in vars(fn).items() if isinstance(v, torch.distributions.Distribution)}
+    made.__dict__.update(vars(fn), **inside, _validate_args=False)
+    return made
