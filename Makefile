@@ -25,7 +25,7 @@ demo: $(STAMP)-demo
 	$(BIN)/python -m pyro_align.demo --out demo-out $(ARGS)
 
 test: $(STAMP)-test
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON=$(PYTHON_LOWEST)
@@ -35,7 +35,7 @@ test-newest:
 
 coverage: $(STAMP)-test
 	$(PIP) pytest-cov
-	$(BIN)/python -m pytest -n 2 --cov=pyro_align --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=pyro_align --cov-report=term:skip-covered $(ARGS)
 
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .
