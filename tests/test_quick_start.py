@@ -62,7 +62,6 @@ def table():
         "10_are_my_fits_the_same.py:model": (torch.full((7, 40), 2.0), 3),
         "pyro_align.alignment.pair:model": pair,
         "pyro_align.barrier.evaluate:model": points,
-        "pyro_align.barrier.surface:model": points,
         "pyro_align.discovery:model": (),
         "pyro_align.draws.symmetrized:model": (),
         "pyro_align.guides.families.network:LastLayer": (column,),

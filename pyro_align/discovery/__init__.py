@@ -208,7 +208,7 @@ def certify(
         TraceError: As for :func:`find_symmetry`.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model():
         ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(w.square().sum(), 1.0), obs=torch.tensor(1.0))
