@@ -83,7 +83,7 @@ Pool = tuple[Members, Tensor]  # and their values, best first
 
 
 def search(run: Run) -> bool:
-    """Replaces the relabeling by the best of a population, and adds it to ``run.pool``, with which they are crossed.
+    """Replaces the relabeling by the best of a population, in time crossed with ``run.pool``, which that best joins.
 
     Returns:
         Whether it came to its end before the time limit.
