@@ -158,9 +158,9 @@ def test_quick_start(key, models):
     alignment = pyro_align.align(*guides, symmetry, parameters=tuple(ends) if learned else None)
     assert alignment.distance <= alignment.distance_before * (1 + 1e-9)
     path = alignment.path if learned else pyro_align.displacement(guides[0], alignment.guide)
-    barrier = pyro_align.evaluate_barrier(ends[0], path, *args, taus=3, num_samples=4)
+    barrier = pyro_align.evaluate_barrier(ends[0], path, *args, taus=3, num_samples=25)  # ArviZ 1.x takes no fewer
     assert not barrier.summary().isna().all(axis=None)
-    assert set(barrier.to_arviz().groups()) if hasattr(barrier.to_arviz(), "groups") else True
-    assert "log_likelihood" in str(barrier.at(0.5))
+    assert barrier.at(0.5).log_likelihood.sizes["draw"] == 25
+    assert {"loss_draws", "log_prior"} <= set(barrier.to_arviz().sample_stats)
     assert list(barrier.loo().index) == [0.0, 0.5, 1.0]
     assert barrier.plot() is not None

@@ -105,7 +105,7 @@ def jpeg(image):
     return file.getvalue()
 
 
-LONG = ("families", "objectives", "resnet", "transformer")  # over ten seconds
+LONG = ("families", "objectives", "priors", "resnet", "transformer")  # over ten seconds
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in STUDIES])

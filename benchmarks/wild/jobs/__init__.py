@@ -119,7 +119,7 @@ def _stages(job: Job):
     yield "align", alignment
     path = alignment.path if job.parameters else pyro_align.displacement(a, alignment.guide)
     yield "displacement", path
-    barrier = pyro_align.evaluate_barrier(model, path, *job.args, taus=3, num_samples=4)
+    barrier = pyro_align.evaluate_barrier(model, path, *job.args, taus=3, num_samples=25)
     yield "barrier", barrier
     frame = barrier.summary()
     assert len(frame)
