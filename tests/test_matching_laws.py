@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from matching_problems import STRUCTURES, features, relabel
 
 from pyro_align.matching import MATCHERS, FrankWolfe, Sinkhorn, StraightThrough, match, objective
 from pyro_align.symmetry.element import Permutation
+from pyro_align.symmetry.group import Symmetry
 
 # the gradient matchers with few steps: the laws hold from the first
 QUICK = {
@@ -168,3 +170,17 @@ def test_inputs_are_left_alone(matcher):
     before = {s: tuple(t.clone() for t in v) for s, v in moving.items()}
     match(case.symmetry, fixed, moving, matcher=matcher)
     assert all(torch.equal(a, b) for s in moving for a, b in zip(before[s], moving[s], strict=True))
+
+
+def test_every_speed_trick_of_the_benchmark_can_be_switched_off(monkeypatch):
+    """What is switched off by name is still there under that name, and matching does without it."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    import ablation
+
+    axes, shapes = {"w1": ("h", None), "w2": ("g", "h")}, {"w1": (40, 300), "w2": (40, 40)}
+    fixed, moving = ({k: (torch.randn(s),) for k, s in shapes.items()} for _ in range(2))
+    expected = match(Symmetry.from_axes(axes, shapes=shapes), fixed, moving).objective
+    for trick in ablation.TRICKS.values():
+        with trick():  # how sites are cut is kept with a symmetry
+            found = match(Symmetry.from_axes(axes, shapes=shapes), fixed, moving).objective
+        assert found > 0.9 * expected
