@@ -284,20 +284,6 @@ def test_the_curvature_of_swaps_is_that_of_the_moves():
         assert value == pytest.approx(second_order(problem, blocks, "h", labels, swapped))
 
 
-def test_small_sites_that_are_alike_are_matched_as_one(monkeypatch):
-    axes = {"w": ("a", None), **{f"b{i}": ("a",) for i in range(5)}, "heads": ("a", "d"), "more": ("a", "d")}
-    shapes = {"w": (4, 3), **{f"b{i}": (4,) for i in range(5)}, "heads": (4, 3), "more": (4, 3)}
-    symmetries = [Symmetry.from_axes(axes, shapes=shapes, within={"d": "a"}) for _ in range(2)]
-    fixed, moving = features(symmetries[0], 0), features(symmetries[0], 1)
-    found = match(symmetries[0], fixed, moving)
-    assert len(Problem(symmetries[0], fixed, moving).blocks) == 3
-    monkeypatch.setattr("pyro_align.matching.problem._VECTOR", 0)
-    alone = match(symmetries[1], fixed, moving)
-    assert len(Problem(symmetries[1], fixed, moving).blocks) == 8
-    assert all(torch.equal(found.permutation.indices[k], alone.permutation.indices[k]) for k in ("a", "d"))
-    assert found.objective == pytest.approx(alone.objective, rel=1e-12)
-
-
 def test_sums_by_unit_do_not_depend_on_how_a_site_is_cut(monkeypatch):
     symmetry = Symmetry.from_axes({"w": ("a", "b", None), "v": (None, "a")}, shapes={"w": (7, 5, 3), "v": (4, 7)})
     problem = Problem(symmetry, features(symmetry, 0), features(symmetry, 1))

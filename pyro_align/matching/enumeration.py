@@ -141,10 +141,6 @@ def best_of_cover(problem: Problem, cover: tuple[str, ...], clock: Clock) -> Per
     return None if best is None else best[1]
 
 
-def _site(block) -> str:
-    return block.members[0].site if block.members else block.site
-
-
 def _families(symmetry: Symmetry) -> dict[str, tuple[str, ...]]:
     """Outermost free atom -> it and the atoms nested in it."""
     roots = [n for n, a in symmetry.atoms.items() if not any(o in symmetry.atoms for o in a.within)]
@@ -180,7 +176,7 @@ def least_cover(problem: Problem) -> tuple[str, ...] | None:
 
 
 def _numel(problem: Problem) -> int:
-    return max(1, sum(math.prod(d.size for d in b.dims) * problem.counts[_site(b)] for b in problem.blocks))
+    return max(1, sum(math.prod(d.size for d in b.dims) * problem.counts[b.site] for b in problem.blocks))
 
 
 def _choices(symmetry: Symmetry, name: str, limit: float = LIMIT) -> int:

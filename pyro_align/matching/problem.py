@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,15 +13,14 @@ from torch import Tensor
 
 from pyro_align.errors import MatchError
 from pyro_align.matching.sums import UnitSums, inner
-from pyro_align.symmetry.blocks import Block, Dim
+from pyro_align.symmetry.blocks import Block
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec, bound
 
 Features = Mapping[str, Sequence[Tensor]]
 _SMALL = 1 << 16  # views of up to this many entries are kept: looking them up again would cost more than holding them
-_VECTOR = 1 << 13  # blocks of up to this many entries are stacked where they are alike
-_KEPT: WeakKeyDictionary[Symmetry, dict[str, Any]] = WeakKeyDictionary()  # a symmetry never changes, nor do its blocks
+_KEPT: WeakKeyDictionary[Symmetry, tuple[Block, ...]] = WeakKeyDictionary()  # neither ever changes
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -42,7 +40,7 @@ class Problem:
     Attributes:
         as_given: The objective of the identity.
         all_blocks: The blocks of all sites.
-        blocks: Those that carry a free atom, small ones stacked.
+        blocks: Those that carry a free atom.
 
     Raises:
         MatchError: A site is missing, shapes or devices differ, a value is not finite.
@@ -68,7 +66,8 @@ class Problem:
             self.as_given = sum(self._check(site, shape) for site, shape in symmetry.shapes.items())
         self.device = self.device or torch.device("cpu")
         self.dtype = self.dtype or torch.get_default_dtype()
-        self.all_blocks, self.blocks = symmetry_blocks(symmetry, self._odd)
+        self.all_blocks = symmetry_blocks(symmetry)
+        self.blocks = tuple(b for b in self.all_blocks if b.names)
 
     @property
     def odd(self) -> Mapping[str, tuple[bool, ...]]:
@@ -104,17 +103,10 @@ class Problem:
         """``(fixed, moving, odd)`` for each feature of a block, as views."""
         found = self._views.get(block)
         if found is None:
-            found = self._stack(block) if block.members else self._cut(block)
-            kept = block.members or (self._plain and self.dtype in _EXACT)
-            if kept or all(f.numel() <= _SMALL for f, _, _ in found):
+            found = self._cut(block)
+            if (self._plain and self.dtype in _EXACT) or all(f.numel() <= _SMALL for f, _, _ in found):
                 self._views[block] = found
         return found
-
-    def _stack(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
-        by_feature = zip(*(self._cut(member) for member in block.members), strict=True)
-        return [
-            (torch.stack(f), torch.stack(m), o[0]) for f, m, o in (zip(*views, strict=True) for views in by_feature)
-        ]
 
     def _cut(self, block: Block) -> list[tuple[Tensor, Tensor, bool]]:
         return [(block.view(f), block.view(m), o) for f, m, o in self.features(block.site)]
@@ -217,32 +209,8 @@ def _read_odd(symmetry: Symmetry, odd):
     return read
 
 
-def symmetry_blocks(
-    symmetry: Symmetry, odd: Mapping[str, tuple[bool, ...]]
-) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
-    """The blocks of all sites, and those that carry a free atom, small ones of the same dimensions stacked.
-
-    A network has many vectors for each atom. Both live as long as the symmetry, with all that is planned on them.
-
-    Args:
-        symmetry: The group, with known sizes.
-        odd: Site -> which of its features change sign with signed atoms.
-    """
-    kept, flags = _KEPT.setdefault(symmetry, {}), tuple(odd[site] for site in symmetry.sites)
-    if flags not in kept:
-        blocks = tuple(b for site in symmetry.sites for b in symmetry.blocks(site))
-        alike: dict[Any, list[Block]] = {}
-        for block in blocks:
-            small = math.prod(d.size for d in block.dims) <= _VECTOR
-            if block.names:
-                alike.setdefault((block.dims, odd[block.site]) if small else block, []).append(block)
-        kept[flags] = blocks, tuple(_stack(group) for group in alike.values())
-    return kept[flags]
-
-
-def _stack(blocks: Sequence[Block]) -> Block:
-    """Blocks with the same dimensions as one, with a first dimension of fixed order for which is which."""
-    if len(blocks) == 1:
-        return blocks[0]
-    dims = (replace(d, outer=tuple(o + 1 for o in d.outer)) for d in blocks[0].dims)
-    return Block(" + ".join(b.site for b in blocks), (Dim("", len(blocks)), *dims), members=tuple(blocks))
+def symmetry_blocks(symmetry: Symmetry) -> tuple[Block, ...]:
+    """The blocks of all sites, which live as long as the symmetry, with all that is planned on them."""
+    if symmetry not in _KEPT:
+        _KEPT[symmetry] = tuple(b for site in symmetry.sites for b in symmetry.blocks(site))
+    return _KEPT[symmetry]

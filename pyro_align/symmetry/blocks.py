@@ -47,8 +47,6 @@ class Block:
     dims: tuple[Dim, ...]  # one entry per dimension of the view
     # how the view is cut from the site's tensor: ``("split", dim, sizes)`` and ``("narrow", dim, start, n)``
     steps: tuple[tuple[Any, ...], ...] = ()
-    # the blocks that are stacked along the first dimension, where this one stands for several
-    members: tuple[Block, ...] = ()
 
     def view(self, value: Tensor, batch_dims: int = 0) -> Tensor:
         """The piece of the site's tensor ``(*batch, *site_shape)``, sharing its memory."""
