@@ -44,6 +44,12 @@ class Contraction:
         second = second[max(0, len(second) - ranks[1]) :]
         return first, second, "".join(c for c in out if c in first + second)
 
+    def read(self, args: Sequence[Any]) -> tuple[tuple[Any, str, Any, str, str], Any]:
+        """The first factor and its labels, the second and its, those of the product; and what is added, or None."""
+        left, right = (args[i] for i in self.factors)
+        first, second, out = self.labels((left.ndim, right.ndim))
+        return (left, first, right, second, out), self.added_to(args)
+
     def added_to(self, args: Sequence[Any]) -> Any:
         """The argument that is added to the product, or None."""
         return args[self.added] if self.added is not None and self.added < len(args) else None

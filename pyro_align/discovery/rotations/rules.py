@@ -178,13 +178,11 @@ def variance(call: RotationCall, x: Any, *args: Any, **kwargs: Any) -> Any:
 @rotation_rule("family.contraction")
 def contraction(call: RotationCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
-    spec = contraction_of(call.node.target)
-    left, right = (args[i] for i in spec.factors)
-    first, second, out = spec.labels((left.ndim, right.ndim))
-    product, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    factors, added = contraction_of(call.node.target).read(args)
+    product = call.contract(*factors)
     if added is None:
         return product
-    shape = len(out)
+    shape = len(factors[-1])
     return call.add(RotationTensor(call.axes[0][len(call.axes[0]) - shape :], product.states, product.zero), added)
 
 

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 @rule("family.contraction")
 def contraction(call: AxisCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
-    spec = contraction_of(call.node.target)
-    left, right = (args[i] for i in spec.factors)
-    first, second, out = spec.labels((left.ndim, right.ndim))
-    axes, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    factors, added = contraction_of(call.node.target).read(args)
+    axes = call.contract(*factors)
     return axes if added is None else call.broadcast(call.tensor(axes), added)
 
 

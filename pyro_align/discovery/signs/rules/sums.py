@@ -43,10 +43,8 @@ def spread(call: SignCall, x: Any, *args: Any, **kwargs: Any) -> Any:
 @sign_rule("family.contraction")
 def contraction(call: SignCall, *args: Any, **kwargs: Any) -> Any:
     """An einsum of two factors, plus a broadcast term."""
-    spec = contraction_of(call.node.target)
-    left, right = (args[i] for i in spec.factors)
-    first, second, out = spec.labels((left.ndim, right.ndim))
-    total, added = call.contract(left, first, right, second, out), spec.added_to(args)
+    factors, added = contraction_of(call.node.target).read(args)
+    total = call.contract(*factors)
     return total if added is None else call.add(total, added)
 
 
