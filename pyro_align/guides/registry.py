@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import is_network, shared_tensors, warn_if_stale
+from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
 from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
@@ -103,7 +104,7 @@ def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None =
     cls = type(guide)
     reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
     if reader is None:
-        reader = _RULES[nn.Module if is_network(guide, args, kwargs) else object]
+        reader = _RULES[nn.Module if isinstance(guide, nn.Module) and not isinstance(guide, PyroModule) else object]
     posterior = reader(guide, *args, **kwargs) if reader in _RUNNING else reader(guide)
     return posterior.with_labels(labels) if labels else posterior
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from pyro_align.guides.adapters.mean_field import is_bayesian_module
 from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.point import Point
-from pyro_align.guides.posterior import Guide
+from pyro_align.guides.families.wrapped import trace_guide, wrapped_run
+from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.pyro_state.copies import private_copy
 from pyro_align.guides.pyro_state.modules import raw_parameters, read_parameter, sites_of
 from pyro_align.guides.registry import read_guide, register_guide, relabelable
@@ -28,7 +30,26 @@ from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
 
 
-@register_guide(nn.Module)
+@register_guide(nn.Module, runs=True)
+def read_module(module: nn.Module, *args: Any, **kwargs: Any) -> Posterior:
+    """Reads a module without a rule of its own: a network where it samples nothing with these arguments, else a guide.
+
+    One that does not run without any is a network, too: ``forward(self, *inputs)`` or ``forward(self, tokens=None)``.
+    """
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return read_network(module)
+    try:
+        trace = trace_guide(module, args, kwargs)
+    except GuideError:
+        if args or kwargs:
+            raise
+        return read_network(module)
+    samples = any(node["type"] == "sample" for node in trace.nodes.values())
+    return wrapped_run(module, trace, args, kwargs) if samples else read_network(module)
+
+
 def read_network(module: nn.Module) -> Point:
     """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
     if is_bayesian_module(module):

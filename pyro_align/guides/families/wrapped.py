@@ -266,7 +266,11 @@ def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
         >>> pyro.poutine.trace(moved).get_trace().nodes["w"]["value"].argsort()
         tensor([1, 2, 0])
     """
-    trace = trace_guide(guide, args, kwargs)
+    return wrapped_run(guide, trace_guide(guide, args, kwargs), args, kwargs)
+
+
+def wrapped_run(guide: Any, trace: poutine.Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Wrapped:
+    """:func:`wrap_guide` of a guide that has been run."""
     nodes = latent_sites(trace)
     if not nodes:
         raise GuideError(f"this {type(guide).__name__} has no latent sites")
@@ -296,7 +300,7 @@ def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
         raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
     runner = _named(private_copy(guide)) if isinstance(guide, PyroModule) else guide
     try:
-        with untouched(seed=seed), torch.no_grad():
+        with untouched(guide, seed=seed), torch.no_grad():
             return poutine.trace(runner).get_trace(*args, **kwargs)
     except Exception as error:
         raise GuideError(
