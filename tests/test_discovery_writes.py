@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_align import find_symmetry
-from pyro_align.discovery import tracing
+from pyro_align.discovery.recording import Recording
 from pyro_align.discovery.writes import is_mutable, without_writes
 
 
@@ -80,8 +80,8 @@ def test_a_recurrent_layer_is_traced_once(kind, monkeypatch):
         def forward(self, x):
             return self.out(self.layer(x)[0])
 
-    runs, make = [], tracing._make_graph
-    monkeypatch.setattr(tracing, "_make_graph", lambda *given: runs.append(given) or make(*given))
+    runs, run = [], Recording.run
+    monkeypatch.setattr(Recording, "run", lambda *given: runs.append(given) or run(*given))
     symmetry = find_symmetry(Net(), torch.randn(2, 3, 3))
     assert len(runs) == 1
     assert [atom.size for atom in symmetry.atoms.values()] == [4]

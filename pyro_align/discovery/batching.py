@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_align.discovery.graphs import call, constant, shape_of
 from pyro_align.discovery.hoist import sliced
 from pyro_align.discovery.ops import is_a
+from pyro_align.discovery.recording import Recording
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
 
@@ -238,7 +238,8 @@ class Batching:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                batched = make_fx(function)(*(n.meta["val"] for n in inputs))
+                like = [n.meta["val"] for n in inputs]
+                batched = Recording({}, fake=like[0].fake_mode).run(function, *like)
             except (RuntimeError, NotImplementedError):
                 return None
         env: dict[Node, Node] = dict(

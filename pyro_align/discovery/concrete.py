@@ -1,13 +1,12 @@
 """What a model may do while it is traced: look at its data, not at its latents.
 
 ``int(lengths.max())`` has a value, ``float(weight[0])`` has none.
-
-The same mode notes from which line of the model each operation comes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pyro_align.discovery.recording import Recording
 from pyro_align.errors import TraceError
 
 _LOOKS = {
@@ -61,62 +60,44 @@ class ConcreteData(TorchFunctionMode):
     may be selected (``x[mask]``).
     """
 
-    data: list[Tensor]  # values of the placeholders that follow
-    sites: list[str]  # names of the sites, whose placeholders come first
-
-    def __init__(self, sites: Sequence[str], data: Sequence[Tensor]):
+    def __init__(self, recording: Recording, sites: Sequence[str], data: Sequence[Tensor]):
+        """Of a recording whose first placeholders are the named sites, and the following the data."""
         super().__init__()
-        self.sites, self.data = list(sites), list(data)
+        self.recording, self.sites, self.data = recording, list(sites), list(data)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        mode = get_proxy_mode()
-        if mode is None:
-            return func(*args, **kwargs)
         if func in REPLACED:
             with self:
                 return REPLACED[func](*args, **kwargs)
         if func in _SIZED:
-            numbers = _Numbers(lambda t: self._known(t, mode.tracer))
+            numbers = _Numbers(self._known)
             own = args[: getattr(Tensor, func.__name__, None) is func]  # of a method, not the tensor itself
             args, kwargs = (*own, *numbers(args[len(own) :])), numbers(kwargs)
         if func in _LOOKS or func in _FINDS or (func is torch.where and len(args) == 1):
-            args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._known(t, mode.tracer), (args, kwargs))
+            args, kwargs = pytree.tree_map_only(Tensor, self._known, (args, kwargs))
             with torch.utils._python_dispatch._disable_current_modes():
                 return func(*args, **kwargs)
         if func in _SELECTS:
-            args = _SELECTS[func](args, lambda t: self._known(t, mode.tracer))
+            args = _SELECTS[func](args, self._known)
         try:
-            return self._located(func, args, kwargs, mode)
+            return func(*args, **kwargs)
         except _UNDECIDED:
-            numbers = _Numbers(lambda t: self._known(t, mode.tracer))
+            numbers = _Numbers(self._known)
             args, kwargs = numbers(args), numbers(kwargs)
             if not numbers.count:
                 raise
-            return self._located(func, args, kwargs, mode)
+            return func(*args, **kwargs)
 
-    def _located(self, func, args, kwargs, mode):
-        """Calls a function, and notes in each node that this makes the line of the model that it comes from."""
-        nodes = mode.tracer.graph.nodes
-        before = next(iter(reversed(nodes)), None)
-        result = func(*args, **kwargs)
-        where = None
-        for node in reversed(nodes):
-            if node is before:
-                break
-            where = where or _caller()
-            node.stack_trace = where
-        return result
-
-    def _known(self, tensor: Tensor, tracer) -> Tensor:
+    def _known(self, tensor: Tensor) -> Tensor:
         """A tensor's value; the tensor itself where it is not part of the graph."""
-        slot = get_proxy_slot(tensor, tracer, None)
-        if slot is None:
+        node = self.recording.node_of(tensor)
+        if node is None:
             return tensor
         with torch.utils._python_dispatch._disable_current_modes():
-            return self._value(slot.proxy.node, tracer)
+            return self._value(node)
 
-    def _value(self, node: Node, tracer):
+    def _value(self, node: Node) -> Any:
         placeholders = [n for n in node.graph.nodes if n.op == "placeholder"]
         known = dict(zip(placeholders[len(self.sites) :], self.data, strict=True))
         names = dict(zip(placeholders, self.sites, strict=False))
@@ -131,10 +112,7 @@ class ConcreteData(TorchFunctionMode):
                 )
             if n not in known:
                 if n.op == "get_attr":
-                    found = tracer.root
-                    for part in n.target.split("."):
-                        found = getattr(found, part)
-                    known[n] = found
+                    known[n] = getattr(self.recording.root, n.target)
                 else:
                     a, k = torch.fx.node.map_arg((n.args, n.kwargs), value)
                     known[n] = n.target(*a, **k)
@@ -231,6 +209,7 @@ REPLACED: dict[str, Any] = {
 _SELECTS = {Tensor.__getitem__: _selected}
 
 
+@functools.cache
 def is_library(path: str) -> bool:
     """Whether a source file is an installed package's, Python's or this one's, and not the caller's."""
     return "site-packages" in path or path.startswith((_PACKAGE, _STANDARD, "<frozen"))
@@ -240,7 +219,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STANDARD = os.path.dirname(os.__file__)
 
 
-def _caller() -> str:
+def calling_line() -> str:
     """The innermost line outside libraries, in the form of a traceback's; in a log density the site's name."""
     frame = sys._getframe(1)
     while frame is not None:

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.distributions.constraints import Constraint
-from torch.fx import GraphModule, Node
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.concrete import ConcreteData, densities_as_operations, is_library
-from pyro_align.discovery.graphs import ReadModule, finish
+from pyro_align.discovery.concrete import ConcreteData, calling_line, densities_as_operations, is_library
+from pyro_align.discovery.graphs import finish
 from pyro_align.discovery.hoist import hoist_selections
+from pyro_align.discovery.recording import Recording
 from pyro_align.discovery.writes import without_writes
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.density import Density
@@ -132,27 +131,19 @@ def _updated(module: nn.Module, args, kwargs) -> tuple[str, ...]:
 def _trace(
     function: Callable[..., Any], values: Mapping[str, Tensor], data: list[Tensor], model, seed: int
 ) -> GraphModule:
-    sites = list(values.values())
-
-    def looking(s: list[Tensor], d: list[Tensor]):
-        with ConcreteData(list(values), data):
-            return function(s, d)
-
     with (
         warnings.catch_warnings(),
         untouched(model, seed=seed),
         _decomposed_kernels(),
         _quiet(),
         uncompiled(),
-        _use_lazy_graph_module(True),  # no Python code is made of the graph, which is read
     ):
         try:
-            module = gradless(_functional_graph, looking, sites, data)
+            module = gradless(_functional_graph, function, values, data)
         except PyroAlignError as error:  # Pyro appends the shapes of its trace to every message
             raise type(error)(str(error).split("\n")[0]) from None
         except Exception as error:
             raise TraceError(f"the model could not be traced: {_described(error)}. {_ADVICE}") from error
-    module = ReadModule(module, module.graph)
     _free_constants(module)
     finish(module)
     _free_of_strides(module)
@@ -199,13 +190,19 @@ def _quiet():
             logger.disabled = flag
 
 
-def _functional_graph(function, sites, data) -> GraphModule:
+def _functional_graph(function: Callable[..., Any], values: Mapping[str, Tensor], data: list[Tensor]) -> GraphModule:
     """The graph without in-place operations."""
-    module = _make_graph(function, sites, data)
+    recording = Recording(_decompositions(), where=calling_line)
+
+    def looking(sites: list[Tensor], given: list[Tensor]) -> Any:
+        with ConcreteData(recording, list(values), data):
+            return function(sites, given)
+
+    module = recording.run(looking, list(values.values()), data)
     if not without_writes(module, _decompositions()):
         _detach_attributes(module)
-        functional = torch.func.functionalize(module, remove="mutations")
-        module = _make_graph(functional, sites, data)
+        functional = torch.func.functionalize(Interpreter(module).run, remove="mutations")
+        module = Recording(_decompositions()).run(functional, *values.values(), *data)
     return module
 
 
@@ -247,15 +244,6 @@ def _number_of(kind: str, node: Node) -> float | None:
 
 def _is_random(node: Node) -> bool:
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _make_graph(function: Callable[..., Any], sites: list[Tensor], data: list[Tensor]) -> GraphModule:
-    return make_fx(
-        function,
-        decomposition_table=_decompositions(),
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-    )(sites, data)
 
 
 def _detach_attributes(module: GraphModule) -> None:
@@ -350,7 +338,6 @@ def _assemble(
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     names = list(values)
     nodes: dict[str, tuple[Node, ...]] = {name: (placeholders[i],) for i, name in enumerate(names)}
-    # make_fx keeps every placeholder, used or not, in the order of the flattened arguments
     data_nodes = dict(zip(placeholders[len(names) :], data, strict=True))
     values = dict(values)
     for name in params:

@@ -78,14 +78,8 @@ def uncollected() -> Iterator[None]:
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """What ``torch.compile`` compiled runs as it was written."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:  # nothing was compiled
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
-        if hasattr(torch.compiler, "set_stance"):  # torch 2.6
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield
 
 
@@ -140,9 +134,7 @@ def _forked_rng() -> Iterator[None]:
 
 def _accelerator() -> str | None:
     """Device type of this machine's accelerator (``"cuda"``, ``"mps"``, ``"xpu"``, ...), or None."""
-    if hasattr(torch, "accelerator"):  # torch 2.6
-        return str(torch.accelerator.current_accelerator().type) if torch.accelerator.is_available() else None
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    return str(torch.accelerator.current_accelerator().type) if torch.accelerator.is_available() else None
 
 
 def seed_everywhere(seed: int) -> None:
