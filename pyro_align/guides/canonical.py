@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import GuideError, SymmetryError
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.families.point import Point
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import read_guide
 from pyro_align.model.supports import is_real

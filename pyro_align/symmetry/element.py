@@ -146,15 +146,6 @@ class Permutation:
         shape = self.symmetry.shapes[site]
         return self.apply_site(site, torch.arange(math.prod(shape), device="cpu").reshape(shape), signs=False).flatten()
 
-    def flat_sign(self, site: str) -> Tensor | None:
-        """Sign of every element of the site's flattened new value, ``(numel,)``, or None if all are +1."""
-        if not self.signs:
-            return None
-        shape = self.symmetry.shapes[site]
-        moved = self.apply_site(site, torch.arange(1, math.prod(shape) + 1, device="cpu").reshape(shape)).flatten()
-        sign = moved.sign()
-        return None if bool((sign > 0).all()) else sign
-
     @cached_property
     def moving(self) -> Tables:
         """The tables of the atoms that move."""

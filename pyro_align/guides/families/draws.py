@@ -24,10 +24,9 @@ from torch.distributions.constraints import simplex
 from pyro_align.errors import GuideError
 from pyro_align.guides.drawing import SampledGuide, make_noise
 from pyro_align.guides.features import Features
-from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import register_guide
-from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves, move_labels
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
 from pyro_align.model.supports import base_support, centered_log_ratio

@@ -25,7 +25,7 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, standard_normal
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, split_flat, standard_normal
 from pyro_align.symmetry.element import Permutation
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -168,17 +168,3 @@ def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter
     return prototype.build(
         {k: p.with_raw(torch.cat([v.raw.flatten() for v in parts.values()])) for k, (p, parts) in made.items()}
     )
-
-
-def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
-    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
-    total = sum(spec.numel for spec in sites.values())
-    if vector.shape[-1] != total:
-        raise GuideError(
-            f"the guide's parameters have {vector.shape[-1]} entries, its sites {list(sites)} have {total}"
-        )
-    parts = vector.split([spec.numel for spec in sites.values()], dim=-1)
-    lead = vector.shape[:-1]
-    return {
-        k: part.reshape((*lead, *sites[k].unconstrained_shape)).clone() for k, part in zip(sites, parts, strict=True)
-    }
