@@ -143,6 +143,16 @@ def standard_normal(sites: Mapping[str, SiteSpec], num_samples: int, generator: 
     }
 
 
+def check_scale(site: str, scale: Tensor) -> None:
+    """Raises a :class:`GuideError` where a scale is not finite and positive."""
+    check_finite("scale", site, scale)
+    if not bool((scale > 0).all()):
+        raise GuideError(
+            f"site '{site}': {int((scale <= 0).sum())} of its scales are not positive (underflow?); "
+            "use float64 or a larger initial scale"
+        )
+
+
 def check_finite(what: str, site: str, tensor: Tensor) -> None:
     """Raises a :class:`GuideError` where a tensor holds NaN or infinity."""
     if bool(tensor.sum().isfinite()):  # tells of any NaN or infinity without a copy; only a suspect sum is looked into

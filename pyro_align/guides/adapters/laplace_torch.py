@@ -95,13 +95,7 @@ def refuse(laplace: Any) -> Posterior:
 
 @dataclass(frozen=True, eq=False)
 class KronBlock:
-    """The curvature of one parameter: one factor for a vector, two for a matrix (rows; the rest, flattened).
-
-    Attributes:
-        factors: The Kronecker factors.
-        vectors: Their eigenvectors, in columns.
-        values: Their eigenvalues.
-    """
+    """The curvature of one parameter: one factor for a vector, two for a matrix (rows; the rest), and their spectra."""
 
     factors: tuple[Tensor, ...] = field(repr=False)
     vectors: tuple[Tensor, ...] = field(repr=False)

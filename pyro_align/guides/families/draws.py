@@ -38,11 +38,7 @@ REMAINDER = 0.02  # energy coefficient above which a path says that its map does
 
 
 class KnownByDraws(Posterior):
-    """What all posteriors that are known by draws have in common.
-
-    Attributes:
-        labels: Discrete site -> the atom whose units its values number, or None.
-    """
+    """What all posteriors that are known by draws have in common."""
 
     labels: Labels
     known_by_draws = True
@@ -268,9 +264,6 @@ class Between(KnownByDraws):
         return {k: out[k] for k in self.sites}, log_prob - volume.to(log_prob)
 
 
-# -- coordinates -------------------------------------------------------------------------------------------------------
-
-
 def movable(sites: Mapping[str, SiteSpec]) -> list[str]:
     """The sites that a path moves: labels have no geometry, they come with the side that a draw comes from."""
     return [name for name, spec in sites.items() if not spec.is_discrete]
@@ -305,9 +298,6 @@ def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(mask: Tensor, values: Tensor) -> Tensor:
     return mask.reshape(-1, *(1,) * (values.dim() - 1))
-
-
-# -- draws as guides ---------------------------------------------------------------------------------------------------
 
 
 @register_guide(dict)

@@ -122,9 +122,6 @@ def write_entries(prototype: Prototype, paths: Mapping[str, str], q: Entrywise) 
     )
 
 
-# -- AutoDelta ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Point(Entrywise):
     """A point mass at one value per site.

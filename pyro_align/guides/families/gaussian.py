@@ -222,9 +222,6 @@ class DenseNormal(FlatNormal):
         return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
 
 
-# -- roots -------------------------------------------------------------------------------------------------------------
-
-
 def lower_root(root: Tensor) -> Tensor:
     """The lower-triangular root of ``root @ root.T`` with a positive diagonal, by QR in float64."""
     n = root.shape[0]

@@ -32,7 +32,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, check_finite, check_tau, split_flat
+from pyro_align.guides.sites import Noise, SiteSpec, check_finite, check_scale, check_tau, split_flat
 from pyro_align.symmetry.element import Permutation
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ class LowRankNormal(FlatNormal):
         return self.factor.raw.shape[-1]
 
     def __post_init__(self) -> None:
-        for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
+        for what, rows in (("location", self.loc), ("factor", self.factor.value.T)):
             for name, part in split_flat(self.sites, rows).items():
                 check_finite(what, name, part)
-        if not bool((self.scale.value > 0).all()):
-            raise GuideError("some of the guide's scales are not positive (underflow?); use float64")
+        for name, part in split_flat(self.sites, self.scale.value).items():
+            check_scale(name, part)
 
     @property
     def low_rank_part(self) -> Tensor:

@@ -25,7 +25,7 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, split_flat, standard_normal
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_scale, split_flat, standard_normal
 from pyro_align.symmetry.element import Permutation
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -58,13 +58,7 @@ class MeanFieldNormal(Entrywise):
     def __post_init__(self) -> None:
         for name in self.sites:
             check_finite("location", name, self.locs[name].value)
-            scale = self.scales[name].value
-            check_finite("scale", name, scale)
-            if not bool((scale > 0).all()):
-                raise GuideError(
-                    f"site '{name}': {int((scale <= 0).sum())} of its scales are not positive (underflow?); "
-                    "use float64 or a larger initial scale"
-                )
+            check_scale(name, self.scales[name].value)
 
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
@@ -122,9 +116,6 @@ class MeanFieldNormal(Entrywise):
         return replace(self, locs={**self.locs, **locs}, scales={**self.scales, **scales})
 
 
-# -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
-
-
 AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
 
 
@@ -148,9 +139,6 @@ def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSp
             "cannot be relabeled one by one; relabel the guide by wrapping: wrap_guide(guide, *args)"
         )
     return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
-
-
-# -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
 
 
 @register_guide(AutoDiagonalNormal)

@@ -194,9 +194,6 @@ def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
         setattr(root, name, module)
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 @register_guide(AutoGaussianDense)
 def read_auto_gaussian(guide: AutoGaussianDense) -> DenseNormal:
     """Reads locations, scales and every factor; ``AutoGaussian(model)`` makes guides of this type."""

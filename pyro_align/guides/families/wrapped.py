@@ -256,7 +256,7 @@ def wrapped_run(guide: Any, trace: poutine.Trace, args: tuple[Any, ...], kwargs:
     if not nodes:
         raise GuideError(f"this {type(guide).__name__} has no latent sites")
     sites = site_specs(_with_supports(guide, nodes), full_plates=False)
-    inner = private_copy(guide) if isinstance(guide, PyroModule) else private_callable(guide)
+    inner = private_callable(guide)
     modules = [] if isinstance(guide, PyroModule) else held_modules(inner)
     weights = {} if modules or isinstance(guide, PyroModule) else registered_weights(trace, guide)
     stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules or weights))
