@@ -11,10 +11,12 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoGaussian,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
 )
 from pyro.nn import PyroModule
 from torch.distributions import Normal, kl_divergence
@@ -117,7 +119,9 @@ def test_a_copied_guide_is_still_read():
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [AutoNormal, AutoDiagonalNormal, AutoDelta, AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    "make", [AutoNormal, AutoDiagonalNormal, AutoDelta, AutoMultivariateNormal, AutoGaussian, AutoStructured]
+)
 def test_an_untrained_guide_is_refused(make):
     with pytest.raises(GuideError, match="no parameters yet"):
         read_guide(make(model))
@@ -275,8 +279,6 @@ def test_signs_turn_locations_and_not_scales():
     q, moved = read_guide(guide), read_guide(permute_guide(guide, p))
     torch.testing.assert_close(moved.marginal("v")[0], q.marginal("v")[0][[2, 0, 1]] * torch.tensor([-1.0, 1, -1]))
     assert torch.equal(moved.marginal("v")[1], q.marginal("v")[1][[2, 0, 1]])
-    noise = q.noise(4)
-    values, log_prob = q.push_with_log_prob(noise)
     for family in (AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta):
         q = read_guide(scoped(lambda family=family: family(model)))
         noise = q.noise(4)
@@ -321,15 +323,6 @@ def test_subsampled_plates_keep_their_full_parameters(make):
     svi = SVI(local_model, new, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     svi.step(x)
     assert new(x)["z"].shape == (2, 3)
-
-
-def test_float32_is_kept():
-    torch.set_default_dtype(torch.float32)
-    for make in (AutoNormal, AutoDiagonalNormal, AutoDelta, AutoMultivariateNormal, AutoLowRankMultivariateNormal):
-        a, b = scoped(lambda make=make: make(model), seed=1), scoped(lambda make=make: make(model), seed=2)
-        guide = displacement(permute_guide(a, symmetry().random(1)), b)(0.3)
-        assert {v.dtype for v in guide.state_dict().values()} == {torch.float32}
-        assert guide()["w"].dtype == torch.float32
 
 
 def test_data_is_not_kept():
@@ -387,30 +380,6 @@ def test_unknown_divergences_are_named():
         q.features("kl")
     with pytest.raises(ValueError, match="side"):
         q.features("w2", "left")
-
-
-@pytest.mark.parametrize("make", [AutoMultivariateNormal, lambda m: AutoLowRankMultivariateNormal(m, rank=2)])
-def test_coupled_features_are_the_true_w2(make):
-    """At the relabeling where the coupling was found they equal W2; elsewhere they bound it from above."""
-    a, b = (read_guide(scoped(lambda: make(model), seed=seed)) for seed in (1, 2))
-    s = symmetry()
-    here = s.random(3)
-    fixed, moving = a.coupled_features(b, here)
-
-    def inner(p):
-        return sum(
-            float((f * p.apply_site(k, m, signs=o)).sum())
-            for k in a.sites
-            for f, m, o in zip(fixed[k], moving[k], fixed.odd[k], strict=True)
-        )
-
-    def half_w2(p):
-        return a.distance(b.permute(p)) ** 2 / 2
-
-    constant = inner(here) + half_w2(here)
-    gaps = [constant - inner(p) - half_w2(p) for p in (s.random(seed) for seed in range(8))]
-    assert min(gaps) > -1e-9
-    assert max(gaps) > 1e-6
 
 
 def test_simplex_features_have_the_site_shape():

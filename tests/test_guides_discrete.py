@@ -20,13 +20,15 @@ Y = torch.tensor([0.0, 5.0, 10.0, 1.0, 4.0, 11.0], dtype=torch.float64)
 SYMMETRY = Symmetry.from_axes({"w": ("k",), "loc": ("k",)}, shapes={"w": (3,), "loc": (3,)})
 
 
-@config_enumerate
-def mixture(y):
+def plain(y):
     w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
     loc = pyro.sample("loc", dist.Normal(0.0, 5.0).expand([3]).to_event(1))
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Categorical(w))
         pyro.sample("y", dist.Normal(loc[z], 1.0), obs=y)
+
+
+mixture = config_enumerate(plain)
 
 
 def listed(model, continuous, discrete, seed, *args):
@@ -139,14 +141,6 @@ def test_the_symmetry_that_is_found_serves():
 
 
 # -- drawn, not enumerated ---------------------------------------------------------------------------------------------
-
-
-def plain(y):
-    w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
-    loc = pyro.sample("loc", dist.Normal(0.0, 5.0).expand([3]).to_event(1))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Categorical(w))
-        pyro.sample("y", dist.Normal(loc[z], 1.0), obs=y)
 
 
 def by_hand(y):

@@ -70,6 +70,7 @@ def test_blocks_move_with_their_units(make):
 
 def test_the_snapshot_is_the_gaussian_that_pyro_draws_from():
     guide = fitted(lambda: AutoGaussian(in_plates), 0)
+    assert isinstance(read_guide(guide).stored, PrecisionFactors)
     with torch.no_grad():
         aux = guide._dense_get_mvn()
         scale, loc = (
@@ -187,12 +188,6 @@ def _data():
 
 
 @pytest.mark.parametrize("make", [AutoGaussian, AutoStructured])
-def test_untrained_guides_are_refused(make):
-    with pytest.raises(GuideError, match="untrained"):
-        read_guide(make(in_plates))
-
-
-@pytest.mark.parametrize("make", [AutoGaussian, AutoStructured])
 def test_parts_of_a_list(make):
     def parts():
         guide = AutoGuideList(in_plates)
@@ -205,29 +200,6 @@ def test_parts_of_a_list(make):
     assert [type(part) for part in new] == [type(part) for part in guide]
     assert isinstance(read_guide(new).parts[0], DenseNormal)
     assert torch.isfinite(torch.tensor(Trace_ELBO().loss(in_plates, new)))
-
-
-def test_the_elbo_is_the_old_one():
-    """With common draws: the log joint and the log density of a relabeled draw are those of the draw."""
-    guide = fitted(lambda: AutoGaussian(in_plates), 0)
-    p = UNIT.random(2)
-    q = read_guide(guide)
-    assert isinstance(q.stored, PrecisionFactors)
-    noise = q.noise(20)
-    values, log_q = q.push_with_log_prob(noise)
-    moved, moved_log_q = q.permute(p).push_with_log_prob(noise)
-    torch.testing.assert_close(moved_log_q, log_q, rtol=1e-10, atol=1e-10)
-    assert not torch.equal(moved["gain"], values["gain"])
-    losses = [float(_log_joint(draws).mean()) for draws in (values, moved)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
-
-
-def _log_joint(draws):
-    totals = []
-    for i in range(len(draws["w"])):
-        conditioned = poutine.condition(in_plates, {k: v[i] for k, v in draws.items()})
-        totals.append(poutine.trace(conditioned).get_trace().log_prob_sum())
-    return torch.stack(totals)
 
 
 def test_a_part_that_can_only_be_wrapped_is_refused():

@@ -6,10 +6,10 @@ from pyro_align.guides.canonical import canonical
 from pyro_align.guides.divergences import Divergence, register_divergence
 from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
-from pyro_align.guides.families.draws import Between, Draws
-from pyro_align.guides.families.ensemble import Ensemble
+from pyro_align.guides.families.draws import Between
 from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.gaussian import DenseNormal
+from pyro_align.guides.families.given import Draws, Ensemble
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.hand_written import mean_field_guide
 from pyro_align.guides.families.low_rank import LowRankNormal

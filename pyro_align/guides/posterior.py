@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.features import Features
-from pyro_align.guides.sites import Noise, SiteSpec, Values
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_tau
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.stacks import refused
 
@@ -96,12 +96,12 @@ class Posterior(ABC):
     def _permute(self, p: Permutation) -> Posterior:
         """`permute` without the check that all moved sites are there (members of a guide list hold a part of them)."""
 
-    @abstractmethod
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        """The noise for which the relabeled posterior gives the relabeled draws.
+        """The noise for which the relabeled posterior gives the relabeled draws: the same, where it is not by entries.
 
         ``q.permute(p).push(q.permute_noise(p, noise)) == p.apply(q.push(noise))``.
         """
+        return dict(noise)
 
     def with_labels(self, labels: Mapping[str, str | None]) -> Posterior:
         """The same posterior, told which of its discrete sites have labels as values.
@@ -238,9 +238,15 @@ class Posterior(ABC):
         """What should be told of the path to another posterior: what it leaves out, what is approximate."""
         return ()
 
-    @abstractmethod
     def displace(self, other: Posterior, tau: float) -> Posterior:
         """The point at ``tau`` in [0, 1] on the Wasserstein-2 geodesic to ``other``; the end points are exact."""
+        self.check_compatible(other)
+        tau = check_tau(tau)
+        return self if tau == 0.0 else self._displace(other, tau)
+
+    @abstractmethod
+    def _displace(self, other: Any, tau: float) -> Posterior:
+        """:meth:`displace` to a posterior that fits, at ``tau`` above 0."""
 
     def _toward(self, end: object, make: Callable[[], _T]) -> _T:
         """What is made once for all points of a path to an end."""

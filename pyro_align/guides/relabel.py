@@ -93,14 +93,22 @@ class Relabeling:
 
     def rows(self, tensor: Tensor, *, signs: bool = True) -> Tensor:
         """The relabeled rows of a tensor ``(D, ...)`` over the concatenated, flattened coordinates."""
+        if self.p.moving.rotations:
+            return self._by_site(tensor, signs)
+        index, sign = self.flat
+        moved = tensor[index.to(tensor.device)]
+        return moved * sign.to(moved).reshape(-1, *(1,) * (moved.dim() - 1)) if signs and self.p.signs else moved
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """The action on these coordinates as an index ``(D,)`` and signs ``(D,)``."""
+        moved = self._by_site(torch.arange(1, 1 + sum(spec.numel for spec in self.sites.values()), device="cpu"))
+        return moved.abs() - 1, moved.sign()
+
+    def _by_site(self, tensor: Tensor, signs: bool = True) -> Tensor:
         parts = self.renamed(split_flat(self.sites, tensor.reshape(len(tensor), -1).T))
         moved = [self.unconstrained(k, v, batch_dims=1, signs=signs).reshape(len(v), -1) for k, v in parts.items()]
         return torch.cat(moved, dim=-1).T.reshape(tensor.shape).contiguous()
-
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """The action on these coordinates as an index ``(D,)`` and signs ``(D,)``."""
-        moved = self.rows(torch.arange(1, 1 + sum(spec.numel for spec in self.sites.values()), device="cpu"))
-        return moved.abs() - 1, moved.sign()
 
     def _action(self, site: str) -> Permutation:
         spec = stacked_spec(self.p.symmetry, self.sites[site])

@@ -102,7 +102,7 @@ class LearnedPath(PosteriorPath):
     def posterior(self, tau: float) -> MeanFieldNormal:
         tau = check_tau(tau)
         if tau in (0.0, 1.0):
-            return self.start.displace(self.end, tau)
+            return cast(MeanFieldNormal, self.start.displace(self.end, tau))
         moments = blend(_moments(self.start), _moments(self.control), _moments(self.end), tau, self.kind)
         return self.start.with_moments(moments)
 

@@ -131,11 +131,9 @@ class KronNormal(DenseNormal):
         }
         return replace(moved, blocks=blocks)
 
-    def displace(self, other: Posterior, tau: float) -> DenseNormal:
+    def _displace(self, other: KronNormal, tau: float) -> DenseNormal:
         """Between the endpoints a :class:`DenseNormal`, written back as a ``FullLaplace``."""
-        point = super().displace(other, tau)
-        if point is self:
-            return self
+        point = super()._displace(other, tau)
         if tau == 1.0:
             return replace(point, blocks=other.blocks)
         return DenseNormal(point.sites, point.loc, point.root, _FullWriter(self.write.like))

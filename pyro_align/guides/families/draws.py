@@ -18,7 +18,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 from torch.distributions.constraints import simplex
 
 from pyro_align.errors import GuideError
@@ -27,13 +26,12 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves, move_labels
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
+from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
 from pyro_align.model.supports import base_support, centered_log_ratio
 from pyro_align.symmetry.element import Permutation
 
 NUM_DRAWS = 256  # draws on which moments and maps are fitted, where a posterior makes its own
-CHAINS = 17  # so many rows are draws: samplers are run in fewer chains, and tell little by fewer draws
 REMAINDER = 0.02  # energy coefficient above which a path says that its map does not carry one law into the other
 
 
@@ -47,9 +45,6 @@ class KnownByDraws(Posterior):
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
         return make_noise(num_samples, generator)
-
-    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        return dict(noise)
 
     def with_labels(self, labels: Labels) -> KnownByDraws:
         return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
@@ -110,15 +105,8 @@ class KnownByDraws(Posterior):
         values = self.drawn(0)
         return torch.cat([self._linear(k, values[k]).double().reshape(len(values[k]), -1) for k in other.sites], dim=-1)
 
-    def displace(self, other: Posterior, tau: float) -> Posterior:
-        """Between the endpoints, the law described at the top of this module."""
-        tau = check_tau(tau)
-        if tau == 0.0:
-            return self
-        if tau == 1.0:
-            return other
-        self.check_compatible(other)
-        return Between(self, other, tau, self._transport(other)[0])
+    def _displace(self, other: KnownByDraws, tau: float) -> Posterior:
+        return other if tau == 1.0 else Between(self, other, tau, self._transport(other)[0])
 
     def _transport(self, other: KnownByDraws) -> tuple[Transport, float]:
         """The map to another posterior, and the energy coefficient of what it does not carry over."""
@@ -156,51 +144,6 @@ class KnownByDraws(Posterior):
 
     def to_guide(self) -> SampledGuide:
         return SampledGuide(self)
-
-
-@dataclass(frozen=True, eq=False)
-class Draws(KnownByDraws):
-    """A set of draws of equal weight from a posterior that is not known otherwise, as MCMC gives.
-
-    Attributes:
-        sites: The sites.
-        draws: Site -> constrained draws, ``(draws, *site_shape)``.
-        labels: Discrete site -> the atom whose units its values number, or None.
-    """
-
-    sites: Mapping[str, SiteSpec]
-    draws: Mapping[str, Tensor] = field(repr=False)
-    labels: Labels = field(default_factory=dict)
-
-    has_density = False
-
-    def __post_init__(self) -> None:
-        sizes = {name: len(value) for name, value in self.draws.items()}
-        if len(set(sizes.values())) != 1 or 0 in sizes.values():
-            raise GuideError(f"every site needs the same positive number of draws, got {sizes}")
-        for name, value in self.draws.items():
-            check_finite("draws", name, value)
-
-    @property
-    def num_draws(self) -> int:
-        """Number of draws."""
-        return len(next(iter(self.draws.values())))
-
-    @property
-    def max_samples(self) -> int:
-        return self.num_draws
-
-    def drawn(self, seed: int) -> Values:
-        return dict(self.draws)
-
-    def _permute(self, p: Permutation) -> Draws:
-        return replace(self, draws=relabeled(p, self.sites, self.labels, self.draws))
-
-    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
-        """The draws picked, none twice where there are enough; there is no density, so the second value is zero."""
-        picked = (noise["_draw"] * self.num_draws).long().clamp_max(self.num_draws - 1)
-        values = {k: v[picked.to(v.device)] for k, v in self.draws.items()}
-        return values, torch.zeros(len(picked), dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,36 +241,6 @@ def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(mask: Tensor, values: Tensor) -> Tensor:
     return mask.reshape(-1, *(1,) * (values.dim() - 1))
-
-
-@register_guide(dict)
-def read_draws(draws: Mapping[str, Tensor], *, known: bool = False) -> Draws:
-    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
-    if not draws:
-        raise GuideError("there are no draws: the dict is empty")
-    for name, value in draws.items():
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            raise GuideError(f"site '{name}': expected a tensor (draws, *site_shape), got {type(value).__name__}")
-    lead = {tuple(value.shape[:2]) for value in draws.values()}
-    if not known and len(lead) == 1 and len(shape := lead.pop()) == 2 and 1 < shape[0] < min(shape[1], CHAINS):
-        raise GuideError(
-            f"site '{next(iter(draws))}': shape {tuple(next(iter(draws.values())).shape)} can be read as {shape[0]} "
-            f"chains of {shape[1]} draws or as {shape[0]} draws. Give chains as value.flatten(0, 1), and draws as a "
-            "list of dicts, one a draw; align and align_draws tell them by the symmetry"
-        )
-    return Draws(plain_sites(draws), {k: v.detach().clone() for k, v in draws.items()})
-
-
-def plain_sites(draws: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
-    """Sites of which draws ``(draws, *site_shape)`` are all that is known."""
-    sites = {}
-    for name, value in draws.items():
-        shape, event_dim, support = tuple(value.shape[1:]), value.dim() - 1, constraints.real
-        if not value.is_floating_point():
-            support = constraints.boolean if value.dtype == torch.bool else constraints.nonnegative_integer
-            event_dim = 0
-        sites[name] = SiteSpec(name, shape, support, event_dim, value.dtype, value.device)
-    return sites
 
 
 @register_guide(SampledGuide)

@@ -30,7 +30,7 @@ from pyro_align.guides.pyro_state.modules import (
 )
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite, check_tau
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
 from pyro_align.symmetry.element import Permutation
 
 _RUN = 1 << 22  # entries evaluated at a time for a distance
@@ -70,11 +70,9 @@ class Entrywise(Posterior):
         """A new value, once it is known to be in the family."""
         return value
 
-    def displace(self: _E, other: Posterior, tau: float) -> _E:
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau in (0.0, 1.0):  # raw tensors, so that the end points are exact
-            return self._from(lambda _, own, end: own.adopt(end), [other if tau else self], self.entries)
+    def _displace(self: _E, other: Any, tau: float) -> _E:
+        if tau == 1.0:  # raw tensors, so that the end is exact
+            return self._from(lambda _, own, end: own.adopt(end), [other], self.entries)
         return self.changed(lambda _, a, b: torch.lerp(a, b, tau), other, what=f"point at tau = {tau:g}")
 
     def distance(self, other: Posterior) -> float:
@@ -160,9 +158,6 @@ class Point(Entrywise):
             if torch.equal(raw.value, moved) or torch.allclose(raw.value, moved, rtol=1e-6, atol=0.0):
                 return raw
         return parameter.with_value(moved)
-
-    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        return dict(noise)
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
         as_generator(generator)

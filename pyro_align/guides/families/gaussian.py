@@ -31,7 +31,6 @@ from pyro_align.guides.sites import (
     Values,
     as_generator,
     check_finite,
-    check_tau,
     split_flat,
     standard_normal,
 )
@@ -181,9 +180,6 @@ class DenseNormal(FlatNormal):
         stored = self.stored.permute(p) if isinstance(self.stored, StoredForm) else None
         return replace(self, loc=act.rows(self.loc), root=act.rows(self.root), stored=stored)
 
-    def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        return dict(noise)  # the rows of the root move, its columns do not
-
     def _shift(self, eps: Tensor) -> Tensor:
         return eps @ self.root.T
 
@@ -205,12 +201,8 @@ class DenseNormal(FlatNormal):
         gap = self.root.double() - theirs.root.double() @ coupling(self.root.double(), theirs.root.double())
         return math.sqrt(float((self.loc.double() - theirs.loc.double()).square().sum() + gap.square().sum()))
 
-    def displace(self, other: Posterior, tau: float) -> DenseNormal:
-        self.check_compatible(other)
-        tau = check_tau(tau)
+    def _displace(self, other: DenseNormal, tau: float) -> DenseNormal:
         theirs = in_order(other, self.sites)
-        if tau == 0.0:
-            return self
         # one SVD serves every tau of a path
         turned = theirs.root @ self._toward(other, lambda: coupling(self.root, theirs.root))
         if tau == 1.0:  # turned, so that the same noise gives the coupled draws; what is written back is the end itself

@@ -134,8 +134,7 @@ class Independent(Posterior):
         self.check_compatible(other)
         return math.sqrt(sum(a.distance(b) ** 2 for a, b in zip(self.parts, other.parts, strict=True)))
 
-    def displace(self, other: Posterior, tau: float) -> Independent:
-        self.check_compatible(other)
+    def _displace(self, other: Independent, tau: float) -> Independent:
         return replace(self, parts=tuple(a.displace(b, tau) for a, b in zip(self.parts, other.parts, strict=True)))
 
     def check_compatible(self, other: Posterior) -> None:

@@ -124,11 +124,7 @@ class LowRankNormal(FlatNormal):
         self.check_compatible(other)
         return self.dense.distance(other.dense)
 
-    def displace(self, other: Posterior, tau: float) -> Posterior:
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau == 0.0:
-            return self
+    def _displace(self, other: LowRankNormal, tau: float) -> Posterior:
         between = self.dense.displace(other.dense, tau)
         if tau == 1.0:
             end = self._with_values_of(other)

@@ -27,7 +27,7 @@ from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Values, check_tau
+from pyro_align.guides.sites import Values
 from pyro_align.model.effects import SubstituteMessenger
 from pyro_align.model.guards import untouched
 from pyro_align.symmetry.element import Permutation
@@ -89,15 +89,14 @@ class Messenger(Wrapped):
 
     def _log_prob(self, guide: AutoMessenger, values: Values) -> Tensor:
         with untouched(), torch.no_grad(), SubstituteMessenger(values):
-            guide(*self.args, **self.kwargs)
+            args, kwargs = self.arguments
+            guide(*args, **kwargs)
             return guide.get_traces()[1].log_prob_sum()
 
-    def displace(self, other: Posterior, tau: float) -> Posterior:
+    def _displace(self, other: Messenger, tau: float) -> Posterior:
         """Parameters linear in tau, not the geodesic; the endpoints are the guides themselves."""
-        tau = check_tau(tau)
-        if tau in (0.0, 1.0):
-            return other if tau else self
-        self.check_compatible(other)
+        if tau == 1.0:
+            return other
         here, there = self.relabeled, other.relabeled
         between = {
             k: v.with_value(torch.lerp(v.value, there[k].value, tau)) if k in there else v for k, v in here.items()
@@ -117,10 +116,6 @@ class Messenger(Wrapped):
                 f"the guides are a {self.prototype.cls.__name__} and a {other.prototype.cls.__name__} with "
                 "other parameters; fit both with guides of one type and the same options"
             )
-
-    @property
-    def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        return self.args, self.kwargs
 
     def to_guide(self) -> AutoMessenger:
         return self.prototype.build(self.relabeled)
@@ -168,4 +163,4 @@ def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenge
             parameters[f"{part}.{name}"] = read_parameter(guide, f"{part}.{name}")
         sites[name] = own_plates_only(guide, spec, parameters[f"locs.{name}"].raw)
     q = wrap_guide(guide, *args, **kwargs)
-    return Messenger(sites, q.guide, q.args, q.kwargs, prototype=Prototype.of(guide), parameters=parameters)
+    return Messenger(sites, q.guide, q.arguments, prototype=Prototype.of(guide), parameters=parameters)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
-from pyro_align.guides.families.draws import read_draws
 from pyro_align.guides.families.entrywise import Point
+from pyro_align.guides.families.given import read_draws
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.wrapped import trace_guide, wrapped_run
 from pyro_align.guides.posterior import Guide, Posterior

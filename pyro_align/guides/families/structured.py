@@ -57,7 +57,7 @@ class PrecisionFactors(StoredForm):
 
     def permute(self, p: Permutation) -> PrecisionFactors:
         act = Relabeling(p, self.sites)
-        index, sign = act.flat()
+        index, sign = act.flat
         moved = {d: self._move_factor(d, index, sign) for d in self.places}
         return replace(
             self,

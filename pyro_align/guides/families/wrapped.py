@@ -145,16 +145,14 @@ class Wrapped(KnownByDraws):
     Attributes:
         sites: The sites.
         guide: A private copy of the guide.
-        args: Arguments with which the guide is run for draws.
-        kwargs: Keyword arguments with which the guide is run for draws.
+        arguments: Arguments and keyword arguments with which the guide is run for draws.
         chain: Relabelings, applied one after the other.
         labels: Discrete site -> the atom whose units its values number, or None.
     """
 
     sites: Mapping[str, SiteSpec]
     guide: PyroModule = field(repr=False)
-    args: tuple[Any, ...] = field(default=(), repr=False)
-    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = field(default=((), {}), repr=False)
     chain: tuple[Permutation, ...] = ()
     labels: Labels = field(default_factory=dict)
 
@@ -206,11 +204,12 @@ class Wrapped(KnownByDraws):
             for p in self.chain:
                 found = relabeled(p, self.sites, self.labels, found)
             return {name: found[name] for name in self.sites}, log_prob
+        args, kwargs = self.arguments
         values: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         log_probs = []
         for seed in seeds:
             with poutine.block(), untouched(seed=seed), torch.no_grad():  # also inside of another guide
-                trace = poutine.trace(self._runner).get_trace(*self.args, **self.kwargs)
+                trace = poutine.trace(self._runner).get_trace(*args, **kwargs)
             for name, drawn in values.items():
                 drawn.append(trace.nodes[name]["value"].detach())
             log_probs.append(trace.log_prob_sum(_is_the_guides).detach())
@@ -262,7 +261,7 @@ def wrapped_run(guide: Any, trace: poutine.Trace, args: tuple[Any, ...], kwargs:
     stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules or weights))
     if stored or not isinstance(guide, PyroModule):
         inner = StoredGuide(inner, stored, modules, weights)
-    return Wrapped(sites, inner, args, dict(kwargs))
+    return Wrapped(sites, inner, (args, dict(kwargs)))
 
 
 @register_guide(RelabeledGuide)

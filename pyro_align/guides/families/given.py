@@ -1,30 +1,79 @@
-"""Ensembles: lists of point guides or of state dicts. Members are paired, not smoothed.
+"""Given draws: samples of MCMC, and ensembles, lists of point guides or of state dicts.
 
-The law is the few points themselves. Between two ensembles of equally many members the optimal coupling is an
-assignment, and the displacement moves each member on a straight line to its partner (McCann 1997; the discrete case is
-an exact W2 geodesic). Lines are straight in unconstrained coordinates where the bijection is elementwise, and in the
-constrained ones else.
+Members of an ensemble are paired, not smoothed: the law is the few points themselves. Between two ensembles of equally
+many members the optimal coupling is an assignment, and the displacement moves each member on a straight line to its
+partner (McCann 1997; the discrete case is an exact W2 geodesic). Lines are straight in unconstrained coordinates where
+the bijection is elementwise, and in the constrained ones else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.draws import Draws, plain_sites, straight
+from pyro_align.guides.families.draws import KnownByDraws, relabeled, straight
 from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import read_guide, register_guide
-from pyro_align.guides.sites import SiteSpec, check_tau
+from pyro_align.guides.relabel import Labels
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite
 from pyro_align.symmetry.element import Permutation
+
+CHAINS = 17  # so many rows are draws: samplers are run in fewer chains, and tell little by fewer draws
+
+
+@dataclass(frozen=True, eq=False)
+class Draws(KnownByDraws):
+    """A set of draws of equal weight from a posterior that is not known otherwise, as MCMC gives.
+
+    Attributes:
+        sites: The sites.
+        draws: Site -> constrained draws, ``(draws, *site_shape)``.
+        labels: Discrete site -> the atom whose units its values number, or None.
+    """
+
+    sites: Mapping[str, SiteSpec]
+    draws: Mapping[str, Tensor] = field(repr=False)
+    labels: Labels = field(default_factory=dict)
+
+    has_density = False
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(value) for name, value in self.draws.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise GuideError(f"every site needs the same positive number of draws, got {sizes}")
+        for name, value in self.draws.items():
+            check_finite("draws", name, value)
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws."""
+        return len(next(iter(self.draws.values())))
+
+    @property
+    def max_samples(self) -> int:
+        return self.num_draws
+
+    def drawn(self, seed: int) -> Values:
+        return dict(self.draws)
+
+    def _permute(self, p: Permutation) -> Draws:
+        return replace(self, draws=relabeled(p, self.sites, self.labels, self.draws))
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        """The draws picked, none twice where there are enough; there is no density, so the second value is zero."""
+        picked = (noise["_draw"] * self.num_draws).long().clamp_max(self.num_draws - 1)
+        values = {k: v[picked.to(v.device)] for k, v in self.draws.items()}
+        return values, torch.zeros(len(picked), dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +104,7 @@ class Ensemble(Draws):
     def distance_error(self, other: Posterior) -> float:
         return 0.0
 
-    def displace(self, other: Posterior, tau: float) -> Ensemble:
-        self.check_compatible(other)
-        tau = check_tau(tau)
-        if tau == 0.0:
-            return self
+    def _displace(self, other: Ensemble, tau: float) -> Ensemble:
         partners, draws = self._toward(other, lambda: self._partners(other)), {}
         for name, spec in self.sites.items():
             there = other.draws[name][partners.to(other.draws[name].device)]
@@ -89,6 +134,36 @@ def _between(spec: SiteSpec, here: Tensor, there: Tensor, tau: float) -> Tensor:
             raise GuideError(f"site '{spec.name}': its support {spec.support} is not convex, draws cannot be displaced")
         return value
     return spec.constrain(torch.lerp(spec.unconstrain(here), spec.unconstrain(there), tau))
+
+
+@register_guide(dict)
+def read_draws(draws: Mapping[str, Tensor], *, known: bool = False) -> Draws:
+    """Reads site -> draws ``(draws, *site_shape)``, as ``MCMC.get_samples()`` and ``Predictive`` return them."""
+    if not draws:
+        raise GuideError("there are no draws: the dict is empty")
+    for name, value in draws.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise GuideError(f"site '{name}': expected a tensor (draws, *site_shape), got {type(value).__name__}")
+    lead = {tuple(value.shape[:2]) for value in draws.values()}
+    if not known and len(lead) == 1 and len(shape := lead.pop()) == 2 and 1 < shape[0] < min(shape[1], CHAINS):
+        raise GuideError(
+            f"site '{next(iter(draws))}': shape {tuple(next(iter(draws.values())).shape)} can be read as {shape[0]} "
+            f"chains of {shape[1]} draws or as {shape[0]} draws. Give chains as value.flatten(0, 1), and draws as a "
+            "list of dicts, one a draw; align and align_draws tell them by the symmetry"
+        )
+    return Draws(plain_sites(draws), {k: v.detach().clone() for k, v in draws.items()})
+
+
+def plain_sites(draws: Mapping[str, Tensor]) -> dict[str, SiteSpec]:
+    """Sites of which draws ``(draws, *site_shape)`` are all that is known."""
+    sites = {}
+    for name, value in draws.items():
+        shape, event_dim, support = tuple(value.shape[1:]), value.dim() - 1, constraints.real
+        if not value.is_floating_point():
+            support = constraints.boolean if value.dtype == torch.bool else constraints.nonnegative_integer
+            event_dim = 0
+        sites[name] = SiteSpec(name, shape, support, event_dim, value.dtype, value.device)
+    return sites
 
 
 @register_guide(list, tuple)
