@@ -12,6 +12,7 @@ that is rotated as a whole (:func:`Rotated`).
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -178,9 +179,7 @@ def as_axis(spec: AxisLike) -> Axis:
         return spec
     if spec is None:
         return Fixed()
-    if isinstance(spec, bool):
-        raise SymmetryError(f"an axis is a name, None, an int, a tuple (product) or a list (sum); got {spec!r}")
-    if isinstance(spec, int):
+    if isinstance(spec, int) and not isinstance(spec, bool):
         return Fixed(spec)
     if isinstance(spec, str):
         if not spec:
@@ -256,14 +255,9 @@ def _solve(axis: Axis, size: int) -> int | None:
         parts = [measure(t, guess) for t in children(term)]
         return math.prod(parts) if isinstance(term, Product) else sum(parts)
 
-    low, high = 1, size  # the size of a term grows with its unknown, so bisection finds it
-    while low < high:
-        middle = (low + high) // 2
-        if measure(axis, middle) < size:
-            low = middle + 1
-        else:
-            high = middle
-    return low if measure(axis, low) == size else None
+    # the size of a term grows with its unknown, so bisection finds it
+    guess = 1 + bisect.bisect_left(range(1, size), size, key=lambda n: measure(axis, n))
+    return guess if measure(axis, guess) == size else None
 
 
 def coordinates(axis: Axis) -> dict[str, Tensor]:

@@ -28,10 +28,9 @@ from pyro_align.guides import GuideAndModel, Posterior, RelabeledGuide, read_gui
 from pyro_align.guides.families.network import ModelAt
 from pyro_align.guides.registry import by_draws, read_again
 from pyro_align.matching import Match
-from pyro_align.symmetry.completeness import Completeness, Missing
 from pyro_align.symmetry.element import Permutation
-from pyro_align.symmetry.group import Certificate, Resting, Symmetry
-from pyro_align.symmetry.reasons import OpaqueOperation, Reason
+from pyro_align.symmetry.findings import Certificate, Completeness, Missing, OpaqueOperation, Reason, Resting
+from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.scalings import Scaling
 
 

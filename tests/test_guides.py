@@ -151,7 +151,7 @@ def test_mismatches_are_named():
     with pytest.raises(GuideError, match="two families, MeanFieldNormal and Point"):
         displacement(a, scoped(lambda: AutoDelta(model)))
     torch.set_default_dtype(torch.float32)
-    with pytest.raises(GuideError, match=r"site 'w': torch.float64 in the first posterior, torch.float32"):
+    with pytest.raises(GuideError, match=r"site 'w': dtype torch.float64 in the first posterior, torch.float32"):
         displacement(a, scoped(lambda: AutoNormal(model)))
 
 

@@ -30,7 +30,8 @@ from pyro_align.guides import permute_guide, read_guide
 from pyro_align.io import load, save
 from pyro_align.objectives import Activations
 from pyro_align.symmetry import SymmetrySpec
-from pyro_align.symmetry.group import Certificate, OpaqueOperation, Symmetry, same_group
+from pyro_align.symmetry.findings import Certificate, OpaqueOperation
+from pyro_align.symmetry.group import Symmetry, same_group
 
 MODEL = """
 def model():

@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_align
 from pyro_align.errors import GuideError
-from pyro_align.guides import GuideAndModel, Point, permute_guide, read_guide
+from pyro_align.guides import GuideAndModel, Point, Wrapped, permute_guide, read_guide
 from pyro_align.paths import evaluate_networks, reset_batch_norm
 
 X = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(20, 2)
@@ -269,3 +269,25 @@ def test_learned_decoders_and_amortized_guides():
     torch.testing.assert_close(other.value[-1], barrier.value[0])
     assert abs(other.value[1] - other.value[0]) > 1e-3
     assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+
+
+class Normed(nn.Module):
+    """Has statistics that a run in training mode would move."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples, self.norm = samples, nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        out = self.norm(x).sum(0)
+        return pyro.sample("w", dist.Normal(out, 1.0).to_event(1)) if self.samples else out
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_module_is_run_once_to_be_read_and_stays_as_it_is(samples):
+    module, runs = Normed(samples), []
+    module.register_forward_hook(lambda *_: runs.append(1))
+    assert isinstance(read_guide(module, X), Wrapped if samples else Point)
+    assert runs == [1]
+    assert int(module.norm.num_batches_tracked) == 0
+    assert torch.equal(module.norm.running_var, torch.ones(2))

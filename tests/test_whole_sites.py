@@ -189,7 +189,7 @@ def test_a_wrapped_guide_runs(symmetry):
     before = guide(X, X[:, 0])
     pyro.set_rng_seed(0)
     trace = pyro.poutine.trace(moved).get_trace(X, X[:, 0])
-    for name, value in p.apply({k: before[k].detach() for k in moved._sites}).items():
+    for name, value in p.apply({k: before[k].detach() for k in moved._posterior.sites}).items():
         torch.testing.assert_close(trace.nodes[name]["value"], value)
 
 

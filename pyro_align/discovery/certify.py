@@ -20,7 +20,8 @@ from pyro_align.discovery.walk import Constants, double
 from pyro_align.errors import SymmetryError, TraceError
 from pyro_align.model.guards import gradless, untouched
 from pyro_align.symmetry.element import Permutation
-from pyro_align.symmetry.group import Certificate, Symmetry
+from pyro_align.symmetry.findings import Certificate
+from pyro_align.symmetry.group import Symmetry
 
 RELATIVE = 1e-10  # of the log joint's magnitude; a forgotten site changes it by tenths of a nat
 RELATIVE_SINGLE = 1e-5  # for a model that runs in float32 alone

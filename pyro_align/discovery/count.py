@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_align.errors import TraceError
 from pyro_align.symmetry.action import Tables, act
-from pyro_align.symmetry.completeness import Completeness, Missing
+from pyro_align.symmetry.findings import Completeness, Missing
 from pyro_align.symmetry.group import Symmetry
 
 GENERATORS = 1500  # unknown entries of matrices: as many gradients, and a singular value decomposition of that size

@@ -21,7 +21,8 @@ from pyro_align.discovery.constants import is_scaled_identity, runs
 from pyro_align.discovery.tracing import TracedGraph, attribute
 from pyro_align.errors import SymmetryError
 from pyro_align.model.learnables import learnables
-from pyro_align.symmetry.group import Resting, Symmetry
+from pyro_align.symmetry.findings import Resting
+from pyro_align.symmetry.group import Symmetry
 
 
 def find_resting(symmetry: Symmetry, traced: TracedGraph, named: Mapping[int, str]) -> tuple[Resting, ...]:

@@ -21,7 +21,8 @@ from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.learnables import module_tensors
 from pyro_align.model.reached import reached_modules
 from pyro_align.model.supports import is_cone
-from pyro_align.symmetry.group import Resting, Symmetry
+from pyro_align.symmetry.findings import Resting
+from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.stacks import Stacks, stack_tensors, stacked, unstacked
 
 

@@ -8,6 +8,7 @@ from pyro_align.guides.drawing import SampledGuide
 from pyro_align.guides.families.discrete import Discrete
 from pyro_align.guides.families.draws import Between, Draws
 from pyro_align.guides.families.ensemble import Ensemble
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.families.guide_list import Independent
 from pyro_align.guides.families.hand_written import mean_field_guide
@@ -15,9 +16,7 @@ from pyro_align.guides.families.low_rank import LowRankNormal
 from pyro_align.guides.families.mean_field import MeanFieldNormal
 from pyro_align.guides.families.messengers import Messenger, messenger_guide
 from pyro_align.guides.families.network import GuideAndModel, permute_guide
-from pyro_align.guides.families.point import Point
-from pyro_align.guides.families.precision import PrecisionFactors
-from pyro_align.guides.families.regressions import LinearRegressions
+from pyro_align.guides.families.structured import LinearRegressions, PrecisionFactors
 from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import check_distinct, read_guide, register_guide, registered_guides

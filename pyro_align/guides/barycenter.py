@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import GuideError
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.gaussian import DenseNormal, coupling, in_order
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.families.point import Point
 from pyro_align.guides.posterior import Posterior
 
 _ROUNDS, _TOLERANCE = 200, 1e-12

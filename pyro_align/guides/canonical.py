@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import GuideError, SymmetryError
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.mean_field import MeanFieldNormal
-from pyro_align.guides.families.point import Point
 from pyro_align.guides.posterior import Guide, Posterior
 from pyro_align.guides.registry import read_guide
 from pyro_align.model.supports import is_real
@@ -96,18 +96,16 @@ def one_scale(
         for site, powers in part.powers.items():
             factor = (powers @ part.total).exp()
             factors[site] = factors[site] * factor if site in factors else factor
-    return _scaled(q, factors), {str(part.scaling): part.total.exp() for part in parts}
+
+    def times(site: str, value: Tensor) -> Tensor:
+        return value * factors[site].to(value) if site in factors else value
+
+    return q.changed(times), {str(part.scaling): part.total.exp() for part in parts}
 
 
 @dataclass
 class _Part:
-    """One scaling on its way.
-
-    Attributes:
-        scaling: The scaling.
-        powers: Site -> exponents, ``(*site_shape, size)`` by broadcasting.
-        total: The logarithms so far, ``(size,)``.
-    """
+    """One scaling on its way: site -> exponents ``(*site_shape, size)`` by broadcasting, and the logarithms so far."""
 
     scaling: Scaling
     powers: dict[str, Tensor]
@@ -177,10 +175,3 @@ def _check(q: Posterior, symmetry: Symmetry) -> None:
                     f"site '{site}' is scaled with '{scaling.atom}', and its support is {spec.support}: write it as "
                     "the exponential of a real site"
                 )
-
-
-def _scaled(q: Point | MeanFieldNormal, factors: Mapping[str, Tensor]) -> Posterior:
-    def times(site: str, value: Tensor) -> Tensor:
-        return value * factors[site].to(value) if site in factors else value
-
-    return q.changed(times)

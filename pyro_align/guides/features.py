@@ -54,11 +54,8 @@ class Features(Mapping[str, tuple[Tensor, ...]]):
         return len(self._sites)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a worker gets the tensors: what makes them cannot be pickled
-        return _kept, ({site: self[site] for site in self}, self.odd)
-
-
-def _kept(tensors: Mapping[str, tuple[Tensor, ...]], odd: Mapping[str, Odd]) -> Features:
-    return Features(tensors, tensors.__getitem__, odd)
+        made = {site: self[site] for site in self}
+        return Features, (list(made), made.__getitem__, self.odd)
 
 
 def stacked_features(features: Features, stacks: Stacks) -> Features:

@@ -268,17 +268,10 @@ class Posterior(ABC):
                 f"the posteriors have different sites: only the first has {only_here}, only the second {only_there}"
             )
         for name, spec in self.sites.items():
-            there = other.sites[name]
-            if spec.shape != there.shape:
-                raise GuideError(
-                    f"site '{name}': shape {spec.shape} in the first posterior, {there.shape} in the second"
-                )
-            if spec.dtype != there.dtype:
-                raise GuideError(f"site '{name}': {spec.dtype} in the first posterior, {there.dtype} in the second")
-            if spec.device != there.device:
-                raise GuideError(
-                    f"site '{name}': on {spec.device} in the first posterior, on {there.device} in the second"
-                )
+            for what in ("shape", "dtype", "device"):
+                here, there = getattr(spec, what), getattr(other.sites[name], what)
+                if here != there:
+                    raise GuideError(f"site '{name}': {what} {here} in the first posterior, {there} in the second")
 
     # -- back to Pyro ----------------------------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import is_network, shared_tensors, warn_if_stale
+from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
 from pyro_align.guides.relabel import mixed_axis
 from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
@@ -21,16 +22,17 @@ from pyro_align.symmetry.group import Symmetry
 Reader = Callable[..., Posterior]
 
 
-_RULES: dict[type[Any], Reader] = {}  # by exact type: dispatch that follows inheritance would misread subclasses
+# By exact type, as dispatch that follows inheritance would misread subclasses; by name for packages not imported here.
+_RULES: dict[type[Any] | str, Reader] = {}
 _RUNNING: set[Reader] = set()  # readers that run the guide, and so take its arguments
-_OUTSIDE: dict[str, Reader] = {}  # by dotted name, for types of packages that are not imported here
 
 
-def register_guide(*types: type[Any], runs: bool = False) -> Callable[[Reader], Reader]:
+def register_guide(*types: type[Any] | str, runs: bool = False) -> Callable[[Reader], Reader]:
     """Registers a reader ``guide -> Posterior`` for concrete guide types; subclasses need a registration of their own.
 
     Args:
-        types: The types. ``object`` stands for all that have no rule.
+        types: The types, or their names, ``"module.qualname"``, so that their package need not be there. ``object``
+            stands for all that have no rule.
         runs: Whether the reader runs the guide: it is then called with the guide's arguments, ``reader(guide, *args)``.
 
     Example:
@@ -51,19 +53,9 @@ def register_guide(*types: type[Any], runs: bool = False) -> Callable[[Reader], 
     return register
 
 
-def register_outside(*names: str) -> Callable[[Reader], Reader]:
-    """Registers a reader for types by ``module.qualname``, so that their package need not be there."""
-
-    def register(reader: Reader) -> Reader:
-        _OUTSIDE.update(dict.fromkeys(names, reader))
-        return reader
-
-    return register
-
-
 def registered_guides() -> tuple[type[Any], ...]:
     """The guide types that have a rule."""
-    return tuple(cls for cls in _RULES if cls not in (object, nn.Module))
+    return tuple(cls for cls in _RULES if isinstance(cls, type) and cls not in (object, nn.Module))
 
 
 @options_apart
@@ -101,9 +93,9 @@ def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None =
         return guide.with_labels(labels) if labels else guide
     warn_if_stale(guide)
     cls = type(guide)
-    reader = _RULES.get(cls) or _OUTSIDE.get(f"{cls.__module__}.{cls.__qualname__}")
+    reader = _RULES.get(cls) or _RULES.get(f"{cls.__module__}.{cls.__qualname__}")
     if reader is None:
-        reader = _RULES[nn.Module if is_network(guide, args, kwargs) else object]
+        reader = _RULES[nn.Module if isinstance(guide, nn.Module) and not isinstance(guide, PyroModule) else object]
     posterior = reader(guide, *args, **kwargs) if reader in _RUNNING else reader(guide)
     return posterior.with_labels(labels) if labels else posterior
 

@@ -6,19 +6,22 @@ that mixes an axis (stick-breaking, ordered, Cholesky) commutes only with relabe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_align.axes import Fixed, axis_size, leaves
 from pyro_align.errors import GuideError, SymmetryError
-from pyro_align.guides.sites import SiteSpec
+from pyro_align.guides.sites import SiteSpec, split_flat
 from pyro_align.symmetry.element import Permutation
 from pyro_align.symmetry.group import Symmetry
+
+Labels = Mapping[str, str | None]  # discrete site -> the atom whose units its values number
 
 REMEDY = (
     "use a parametrization in which relabeling is linear (softmax or exponentials of real sites), "
@@ -63,45 +66,41 @@ class Relabeling:
 
     def constrained(self, site: str, value: Tensor, *, batch_dims: int = 0) -> Tensor:
         """The relabeled constrained values ``(*batch, *shape)``, a new tensor."""
-        if not self.moves(site):
-            return value.clone()
         shape = tuple(value.shape[batch_dims:])
-        stack, k = place_of(self.p.symmetry, site)
-        if k is not None:
-            return self._as_member(self.p, stack, k, value, batch_dims=batch_dims)
-        return _fitted(self.p, site, shape).apply_site(site, value, batch_dims=batch_dims)
+
+        def action(stack: str, lead: tuple[int, ...]) -> Permutation:
+            return _fitted(self.p, stack, (*lead, *shape))
+
+        return self._moved(site, value, action, batch_dims)
 
     def unconstrained(self, site: str, value: Tensor, *, batch_dims: int = 0, signs: bool = True) -> Tensor:
         """The relabeled coordinates ``(*batch, *unconstrained_shape)``, a new tensor."""
+        return self._moved(site, value, lambda *_: self._action(site), batch_dims, signs)
+
+    def _moved(
+        self, site: str, value: Tensor, action: Callable[..., Permutation], batch_dims: int, signs: bool = True
+    ) -> Tensor:
+        """What a value becomes at a site; of a stack's member, one that has come to its place."""
         if not self.moves(site):
             return value.clone()
         stack, k = place_of(self.p.symmetry, site)
-        if k is not None:
-            return self._as_member(self._action(site), stack, k, value, batch_dims=batch_dims, signs=signs)
-        return self._action(site).apply_site(site, value, batch_dims=batch_dims, signs=signs)
-
-    def _as_member(
-        self, action: Permutation, stack: str, k: int, value: Tensor, *, batch_dims: int, signs: bool = True
-    ) -> Tensor:
-        """What a value becomes that has come to the k-th place of a stack."""
+        if k is None:
+            return action(site, ()).apply_site(site, value, batch_dims=batch_dims, signs=signs)
         count = len(self.p.symmetry.stacks[stack])
         whole = value.unsqueeze(batch_dims).expand(*value.shape[:batch_dims], count, *value.shape[batch_dims:])
-        return action.apply_site(stack, whole, batch_dims=batch_dims, signs=signs).select(batch_dims, k).clone()
+        moved = action(stack, (count,)).apply_site(stack, whole, batch_dims=batch_dims, signs=signs)
+        return moved.select(batch_dims, k).clone()
 
-    def flat(self, order: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """The action on the concatenated, flattened coordinates: index ``(D,)``, and signs ``(D,)`` or None."""
-        places, offset = {}, 1
-        for site in order:
-            spec = self.sites[site]
-            numbers = torch.arange(offset, offset + spec.numel, device="cpu")
-            places[site], offset = numbers.reshape(spec.unconstrained_shape), offset + spec.numel
-        indices, signs = [], []
-        for site, numbers in self.renamed(places).items():
-            moved = self.unconstrained(site, numbers).flatten()
-            indices.append(moved.abs() - 1)
-            signs.append(moved.sign())
-        sign = torch.cat(signs)
-        return torch.cat(indices), None if bool((sign > 0).all()) else sign
+    def rows(self, tensor: Tensor, *, signs: bool = True) -> Tensor:
+        """The relabeled rows of a tensor ``(D, ...)`` over the concatenated, flattened coordinates."""
+        parts = self.renamed(split_flat(self.sites, tensor.reshape(len(tensor), -1).T))
+        moved = [self.unconstrained(k, v, batch_dims=1, signs=signs).reshape(len(v), -1) for k, v in parts.items()]
+        return torch.cat(moved, dim=-1).T.reshape(tensor.shape).contiguous()
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """The action on these coordinates as an index ``(D,)`` and signs ``(D,)``."""
+        moved = self.rows(torch.arange(1, 1 + sum(spec.numel for spec in self.sites.values()), device="cpu"))
+        return moved.abs() - 1, moved.sign()
 
     def _action(self, site: str) -> Permutation:
         spec = stacked_spec(self.p.symmetry, self.sites[site])
@@ -196,3 +195,74 @@ def _restricted(p: Permutation, site: str, terms: tuple[Any, ...]) -> Permutatio
         {name: sign for name, sign in p.signs.items() if name in symmetry.signed},
         {name: matrix for name, matrix in p.rotations.items() if name in symmetry.atoms},
     )
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+#
+# A symmetry says which axes of a site's value stand for units. Where the value itself is the number of a unit,
+# relabeling the units must change the value; whether it is one, nothing in a guide tells. So it has to be said.
+
+
+def check_labels(labels: Labels, sites: Mapping[str, SiteSpec]) -> dict[str, str | None]:
+    """The labels, checked against a guide's sites."""
+    for name in labels:
+        if name not in sites or not sites[name].is_discrete:
+            discrete = [k for k, spec in sites.items() if spec.is_discrete]
+            raise GuideError(f"labels= names the site '{name}'; the guide's discrete sites are {discrete}")
+    return dict(labels)
+
+
+def label_moves(p: Permutation, sites: Mapping[str, SiteSpec], labels: Labels) -> dict[str, Tensor]:
+    """Site -> which old unit each new unit is, for the discrete sites whose values a relabeling changes."""
+    moved = {name for name, count in p.moved().items() if count}
+    found: dict[str, Tensor] = {}
+    for name, spec in sites.items():
+        if not moved or not spec.is_discrete:
+            continue
+        if name not in labels:
+            if any(not atom.fixed for term in p.symmetry.sites.get(name, ()) for atom in leaves(term)):
+                continue  # its axes stand for units: its values say something of them
+            raise GuideError(
+                f"site '{name}' is discrete, and its values may be labels of the relabeled units "
+                f"({', '.join(sorted(moved))}), which would have to change, too. Say so: "
+                f"read_guide(guide, labels={{'{name}': '{min(moved)}'}}), or labels={{'{name}': None}} if they are not"
+            )
+        atom = labels[name]
+        if atom is None:
+            continue
+        if atom not in p.indices:
+            raise GuideError(
+                f"labels= says that the values of '{name}' are units of '{atom}'; the symmetry has {list(p.indices)}"
+            )
+        if p.indices[atom].dim() != 1:
+            raise GuideError(f"the values of '{name}' cannot be units of '{atom}', which is nested in another atom")
+        if atom in moved:
+            found[name] = p.indices[atom]
+            size = _categories(spec)
+            if size is not None and size != len(found[name]):
+                raise GuideError(
+                    f"the values of '{name}' cannot be units of '{atom}': there are {size} values and "
+                    f"{len(found[name])} units"
+                )
+    return found
+
+
+def move_labels(spec: SiteSpec, index: Tensor, value: Tensor) -> Tensor:
+    """The values of a discrete site after its labels have moved; ``index`` says which old unit each new one is."""
+    index = index.to(value.device)
+    if spec.event_dim:  # one entry per unit: one-hot vectors, counts
+        return value[..., index]
+    return index.argsort()[value.long()].to(value.dtype)
+
+
+def _categories(spec: SiteSpec) -> int | None:
+    """How many values a site has, where its support tells."""
+    support = spec.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 2
+    if spec.event_dim:
+        return spec.shape[-1]
+    bound = getattr(support, "upper_bound", None)
+    return None if bound is None else int(bound) + 1

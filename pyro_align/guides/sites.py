@@ -143,6 +143,16 @@ def standard_normal(sites: Mapping[str, SiteSpec], num_samples: int, generator: 
     }
 
 
+def check_scale(site: str, scale: Tensor) -> None:
+    """Raises a :class:`GuideError` where a scale is not finite and positive."""
+    check_finite("scale", site, scale)
+    if not bool((scale > 0).all()):
+        raise GuideError(
+            f"site '{site}': {int((scale <= 0).sum())} of its scales are not positive (underflow?); "
+            "use float64 or a larger initial scale"
+        )
+
+
 def check_finite(what: str, site: str, tensor: Tensor) -> None:
     """Raises a :class:`GuideError` where a tensor holds NaN or infinity."""
     if bool(tensor.sum().isfinite()):  # tells of any NaN or infinity without a copy; only a suspect sum is looked into
@@ -153,3 +163,17 @@ def check_finite(what: str, site: str, tensor: Tensor) -> None:
             f"site '{site}': {bad} of {tensor.numel()} entries of its {what} are NaN or infinite; "
             "the fit has diverged (a smaller learning rate, or clipped gradients, usually helps)"
         )
+
+
+def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
+    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
+    total = sum(spec.numel for spec in sites.values())
+    if vector.shape[-1] != total:
+        raise GuideError(
+            f"the guide's parameters have {vector.shape[-1]} entries, its sites {list(sites)} have {total}"
+        )
+    parts = vector.split([spec.numel for spec in sites.values()], dim=-1)
+    lead = vector.shape[:-1]
+    return {
+        k: part.reshape((*lead, *sites[k].unconstrained_shape)).clone() for k, part in zip(sites, parts, strict=True)
+    }

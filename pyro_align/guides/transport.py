@@ -32,13 +32,9 @@ class Transport:
     linear: Tensor = field(repr=False)
 
     def displace(self, u: Tensor, tau: float, *, from_end: bool = False) -> tuple[Tensor, Tensor]:
-        """Where draws are at ``tau`` on their straight way from ``u`` to ``T(u)``.
+        """Where draws of the first law are at ``tau`` on their way to the second, or of the second where ``from_end``.
 
-        Args:
-            u: Draws of the first law, ``(draws, D)``; of the second where ``from_end``.
-
-        Returns:
-            The draws, and the log of the volume change from ``u``, the same for all draws.
+        Also the log of the volume change, the same for all draws.
         """
         between = torch.lerp(self._identity, self.linear, tau)
         gap, volume = u - self.center, _log_det(between)
@@ -53,11 +49,7 @@ class Transport:
 
 
 def fit_transport(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Transport:
-    """The map from the law of ``x`` to that of ``y``.
-
-    Args:
-        x: Draws of the first law, ``(draws, D)`` in float64.
-    """
+    """The map from the law of ``x`` to that of ``y``, from draws ``(draws, D)`` in float64."""
     count, (mx, my), (sx, sy) = len(x), (x.mean(0), y.mean(0)), (x.std(0, correction=0), y.std(0, correction=0))
     known = (sx > 0) & (sy > 0)
     sx, sy = torch.where(known, sx, 1.0), torch.where(known, sy, 1.0)
@@ -79,13 +71,10 @@ def fit_transport(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Transport:
 
 
 def squared_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Squared W2 distance of the Gaussian marginals of two laws, from draws, and its standard error.
+    """Squared W2 distance of the Gaussian marginals of two laws, from draws ``(draws, D)``, and its standard error.
 
     A lower bound of the squared W2 distance of the laws themselves (Gelbrich 1990), estimated without the bias that
     comes from squaring a noisy difference.
-
-    Args:
-        x: Draws of the first law, ``(draws, D)`` in float64.
     """
     count, (mx, my), (sx, sy) = len(x), (x.mean(0), y.mean(0)), (x.std(0, correction=0), y.std(0, correction=0))
     gap = torch.cat([my - mx, sy - sx])
@@ -102,11 +91,7 @@ def squared_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def energy_coefficient(x: Tensor, y: Tensor) -> float:
-    """How different two laws are, from 0, equal, to 1, estimated from draws (Szekely & Rizzo 2013).
-
-    Args:
-        x: Draws of the first law, ``(draws, D)``.
-    """
+    """How different two laws are, from 0, equal, to 1, estimated from draws (Szekely & Rizzo 2013)."""
     count = len(x)
     if count < 2:
         return 0.0

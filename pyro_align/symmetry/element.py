@@ -146,22 +146,13 @@ class Permutation:
         shape = self.symmetry.shapes[site]
         return self.apply_site(site, torch.arange(math.prod(shape), device="cpu").reshape(shape), signs=False).flatten()
 
-    def flat_sign(self, site: str) -> Tensor | None:
-        """Sign of every element of the site's flattened new value, ``(numel,)``, or None if all are +1."""
-        if not self.signs:
-            return None
-        shape = self.symmetry.shapes[site]
-        moved = self.apply_site(site, torch.arange(1, math.prod(shape) + 1, device="cpu").reshape(shape)).flatten()
-        sign = moved.sign()
-        return None if bool((sign > 0).all()) else sign
-
     @cached_property
     def moving(self) -> Tables:
         """The tables of the atoms that move."""
         return Tables(
-            {k: v for k, v in self.indices.items() if not _keeps_order(v)},
+            {k: v for k, v in self.indices.items() if bool((v != torch.arange(v.shape[-1], device="cpu")).any())},
             self.signs,
-            {k: v for k, v in self.rotations.items() if not _is_unit(v)},
+            {k: v for k, v in self.rotations.items() if self.moved()[k]},
         )
 
     # -- the group -------------------------------------------------------------------------------------------------
@@ -219,8 +210,7 @@ class Permutation:
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        moving = self.moving
-        return not (moving.indices or moving.signs or moving.rotations)
+        return not any(self.moved().values())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):
@@ -245,13 +235,15 @@ class Permutation:
     def _counts(self) -> dict[str, int]:
         out = {}
         for name in self.symmetry.atoms:
-            if name in self.rotations:
-                out[name] = int(((self.rotations[name] - _unit(self.rotations[name])).abs() > _SAME).any(-1).sum())
-                continue
-            index = self.indices[name]
-            change = index != torch.arange(index.shape[-1], device="cpu")
-            if name in self.signs:
-                change = change | (self.signs[name] < 0)
+            if (matrix := self.rotations.get(name)) is not None:
+                change = ((matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype, device="cpu")).abs() > _SAME).any(
+                    -1
+                )
+            else:
+                index = self.indices[name]
+                change = index != torch.arange(index.shape[-1], device="cpu")
+                if name in self.signs:
+                    change = change | (self.signs[name] < 0)
             out[name] = int(change.sum())
         return out
 
@@ -322,18 +314,6 @@ def _put(moves: tuple[Any, ...], table: Tensor) -> Tensor:
     out = torch.empty_like(table)
     out[moves] = table
     return out
-
-
-def _keeps_order(index: Tensor) -> bool:
-    return bool((index == torch.arange(index.shape[-1], device="cpu")).all())
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device="cpu")
-
-
-def _is_unit(matrix: Tensor) -> bool:
-    return bool(((matrix - _unit(matrix)).abs() <= _SAME).all())
 
 
 def _is_counter(name: str) -> bool:

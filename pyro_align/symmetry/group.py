@@ -14,9 +14,8 @@ import torch
 from pyro_align.axes import OPEN, Atom, Axis, AxisLike, axis_size, leaves
 from pyro_align.errors import SymmetryError
 from pyro_align.symmetry.blocks import Block, site_blocks
-from pyro_align.symmetry.completeness import Completeness
 from pyro_align.symmetry.element import Permutation, polar
-from pyro_align.symmetry.reasons import OpaqueOperation, Reason, Why
+from pyro_align.symmetry.findings import Certificate, OpaqueOperation, Reason, Resting, Why
 from pyro_align.symmetry.scalings import Scaling
 from pyro_align.symmetry.stacks import Stacks
 from pyro_align.symmetry.terms import collect_atoms, fill_sizes, read_axes
@@ -25,59 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCOPES = ("joint", "likelihood")
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The numerical check that a symmetry passed for one model and its data.
-
-    Attributes:
-        trials: Number of random relabelings tried.
-        log_joint: Log joint (nats) of the draw that was relabeled; NaN for a module, whose outputs are compared.
-        error: Largest absolute change of the log joint over the trials, in nats.
-        tolerance: The change that float64 rounding allows, in nats.
-        seed: Seed of the draw and of the relabelings.
-        completeness: How the group compares with all linear symmetries of the model; None where they were not counted.
-    """
-
-    trials: int
-    log_joint: float
-    error: float
-    tolerance: float
-    seed: int
-    completeness: Completeness | None = None
-
-    def __str__(self) -> str:
-        what = "outputs" if math.isnan(self.log_joint) else f"log joint {self.log_joint:.6g} nats"
-        text = (
-            f"certified by {self.trials} random relabelings: {what} changed by at most "
-            f"{self.error:.1e} (rounding allows {self.tolerance:.1e})"
-        )
-        return text if self.completeness is None else f"{text}\n{self.completeness}"
-
-
-@dataclass(frozen=True)
-class Resting:
-    """Something learnable that a symmetry takes for constant: the symmetry ends where training changes it.
-
-    Attributes:
-        tensor: Name of a parameter or buffer.
-        axis: Axis along which it is constant.
-        runs: Lengths of the runs along which it is constant; empty where it is a multiple of the identity.
-        atoms: Atoms whose units it would distinguish.
-    """
-
-    tensor: str
-    axis: int
-    runs: tuple[int, ...]
-    atoms: tuple[str, ...]
-
-    @property
-    def described(self) -> str:
-        """What it was, in words."""
-        if not self.runs:
-            return "a multiple of the identity"
-        return "constant" if len(self.runs) == 1 else f"constant in runs of {', '.join(map(str, self.runs))}"
 
 
 @dataclass(frozen=True, eq=False)

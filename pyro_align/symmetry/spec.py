@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -62,7 +63,7 @@ class SymmetrySpec:
         object.__setattr__(self, "scope", scope)
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied
-        return _made, (dict(self.sites), self.scope)
+        return partial(SymmetrySpec, scope=self.scope), (dict(self.sites),)
 
     def bind(self, shapes: Mapping[str, Iterable[int]]) -> Symmetry:
         """The symmetry of values with these shapes.
@@ -77,10 +78,6 @@ class SymmetrySpec:
     def __str__(self) -> str:
         lines = [f"  {site}: {' | '.join(map(str, terms)) or 'scalar'}" for site, terms in self.sites.items()]
         return "\n".join([f"SymmetrySpec (scope: {self.scope}, sizes open)", *lines])
-
-
-def _made(sites: Mapping[str, tuple[Axis, ...]], scope: str) -> SymmetrySpec:
-    return SymmetrySpec(sites, scope=scope)
 
 
 def check_symmetry(symmetry: Any) -> None:

@@ -11,7 +11,7 @@ from pyro_align.axes import Atom
 from pyro_align.discovery.axes.causes import Cause
 from pyro_align.discovery.axes.nesting import told_everywhere
 from pyro_align.discovery.axes.terms import Cat, Term, Var, is_fixed, resolve, variables
-from pyro_align.symmetry.reasons import WHOLE_SITES, OpaqueOperation, Reason
+from pyro_align.symmetry.findings import WHOLE_SITES, OpaqueOperation, Reason
 
 # Operations that take indices one by one. Where they take all of an axis, what is made of them may well be symmetric.
 # Indexing by a tensor is not among them: the entries of data, such as labels, do tell the indices apart.

@@ -28,14 +28,15 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import EXP
 from pyro_align.guides.families.gaussian import DenseNormal
 from pyro_align.guides.families.low_rank import LARGEST_DENSE
-from pyro_align.guides.families.mean_field import MeanFieldNormal, split_flat
+from pyro_align.guides.families.mean_field import MeanFieldNormal
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import RawParameter, raw_parameters, sites_of
-from pyro_align.guides.registry import register_outside
+from pyro_align.guides.registry import register_guide
+from pyro_align.guides.sites import split_flat
 from pyro_align.symmetry.element import Permutation
 
 
-@register_outside("laplace.baselaplace.DiagLaplace")
+@register_guide("laplace.baselaplace.DiagLaplace")
 def read_diag(laplace: Any) -> MeanFieldNormal:
     """Reads a ``DiagLaplace``."""
     locs = _means(laplace)
@@ -45,7 +46,7 @@ def read_diag(laplace: Any) -> MeanFieldNormal:
     return MeanFieldNormal(sites, locs, logs, _DiagWriter(_twin(laplace), scales))
 
 
-@register_outside("laplace.baselaplace.FullLaplace")
+@register_guide("laplace.baselaplace.FullLaplace")
 def read_full(laplace: Any) -> DenseNormal:
     """Reads a ``FullLaplace``: its root is the one that it draws with."""
     locs = _means(laplace)
@@ -54,7 +55,7 @@ def read_full(laplace: Any) -> DenseNormal:
     return DenseNormal(sites_of(locs), _flat(locs), root, _FullWriter(_twin(laplace)), stored)
 
 
-@register_outside("laplace.baselaplace.KronLaplace")
+@register_guide("laplace.baselaplace.KronLaplace")
 def read_kron(laplace: Any) -> KronNormal:
     """Reads a ``KronLaplace``."""
     locs = _means(laplace)
@@ -71,7 +72,7 @@ def read_kron(laplace: Any) -> KronNormal:
     return KronNormal(sites_of(locs), _flat(locs), root, _KronWriter(_twin(laplace)), None, blocks)
 
 
-@register_outside(
+@register_guide(
     "laplace.baselaplace.LowRankLaplace",
     "laplace.baselaplace.FunctionalLaplace",
     "laplace.lllaplace.FunctionalLLLaplace",
@@ -94,13 +95,7 @@ def refuse(laplace: Any) -> Posterior:
 
 @dataclass(frozen=True, eq=False)
 class KronBlock:
-    """The curvature of one parameter: one factor for a vector, two for a matrix (rows; the rest, flattened).
-
-    Attributes:
-        factors: The Kronecker factors.
-        vectors: Their eigenvectors, in columns.
-        values: Their eigenvalues.
-    """
+    """The curvature of one parameter: one factor for a vector, two for a matrix (rows; the rest), and their spectra."""
 
     factors: tuple[Tensor, ...] = field(repr=False)
     vectors: tuple[Tensor, ...] = field(repr=False)

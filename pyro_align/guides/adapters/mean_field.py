@@ -30,7 +30,7 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.families.entrywise import read_entries
 from pyro_align.guides.families.mean_field import MeanFieldNormal
 from pyro_align.guides.pyro_state.modules import Prototype, latent_nodes, raw_parameters, sites_of
-from pyro_align.guides.registry import register_outside
+from pyro_align.guides.registry import register_guide
 from pyro_align.model.supports import base_support
 
 EXP: constraints.Constraint = constraints.positive  # its transform is the exponential
@@ -40,7 +40,7 @@ _MU_RHO = re.compile(r"(?P<left>(?:.*\.)?)(?:mu_(?P<a>\w+)|(?P<b>\w+)_mu)$")
 # -- posteriors --------------------------------------------------------------------------------------------------------
 
 
-@register_outside("posteriors.vi.diag.VIDiagState")
+@register_guide("posteriors.vi.diag.VIDiagState")
 def read_vi_diag_state(state: Any) -> MeanFieldNormal:
     """Reads ``params`` and ``log_sd_diag``, flat mappings from parameter names to tensors."""
     params, log_sds = dict(state.params.items()), dict(state.log_sd_diag.items())
@@ -145,7 +145,7 @@ def _twins(module: nn.Module, pairs: Mapping[str, tuple[str, str]]) -> list[tupl
 # -- TyXe --------------------------------------------------------------------------------------------------------------
 
 
-@register_outside("tyxe.guides.AutoNormal")
+@register_guide("tyxe.guides.AutoNormal")
 def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
     """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter."""
     latent_nodes(guide)  # refuses one that has not run

@@ -1,6 +1,6 @@
 """``AutoDiscreteParallel``: independent categorical distributions, which Pyro sums over by enumeration.
 
-Relabeling indexes the categories where they are labels (:mod:`pyro_align.guides.labels`), and batch axes where these
+Relabeling indexes the categories where they are labels (:mod:`pyro_align.guides.relabel`), and batch axes where these
 stand for units. Labels have no geometry: distances and features leave them out, so an alignment is that of the
 continuous sites, and labels follow. On a path probabilities are linear in tau.
 """
@@ -19,11 +19,10 @@ from torch import Tensor
 from pyro_align.guides.divergences import known_divergences
 from pyro_align.guides.families.entrywise import Entrywise, read_entries
 from pyro_align.guides.features import Features
-from pyro_align.guides.labels import Labels, check_labels, label_moves
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes
 from pyro_align.guides.registry import register_guide
-from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, check_finite
 from pyro_align.symmetry.element import Permutation
 

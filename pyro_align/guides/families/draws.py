@@ -24,10 +24,9 @@ from torch.distributions.constraints import simplex
 from pyro_align.errors import GuideError
 from pyro_align.guides.drawing import SampledGuide, make_noise
 from pyro_align.guides.features import Features
-from pyro_align.guides.labels import Labels, check_labels, label_moves, move_labels
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import register_guide
-from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves, move_labels
 from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
 from pyro_align.model.supports import base_support, centered_log_ratio
@@ -39,11 +38,7 @@ REMAINDER = 0.02  # energy coefficient above which a path says that its map does
 
 
 class KnownByDraws(Posterior):
-    """What all posteriors that are known by draws have in common.
-
-    Attributes:
-        labels: Discrete site -> the atom whose units its values number, or None.
-    """
+    """What all posteriors that are known by draws have in common."""
 
     labels: Labels
     known_by_draws = True
@@ -269,9 +264,6 @@ class Between(KnownByDraws):
         return {k: out[k] for k in self.sites}, log_prob - volume.to(log_prob)
 
 
-# -- coordinates -------------------------------------------------------------------------------------------------------
-
-
 def movable(sites: Mapping[str, SiteSpec]) -> list[str]:
     """The sites that a path moves: labels have no geometry, they come with the side that a draw comes from."""
     return [name for name, spec in sites.items() if not spec.is_discrete]
@@ -306,9 +298,6 @@ def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(mask: Tensor, values: Tensor) -> Tensor:
     return mask.reshape(-1, *(1,) * (values.dim() - 1))
-
-
-# -- draws as guides ---------------------------------------------------------------------------------------------------
 
 
 @register_guide(dict)

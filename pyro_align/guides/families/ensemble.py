@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.draws import Draws, plain_sites, straight
-from pyro_align.guides.families.point import Point
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import read_guide, register_guide

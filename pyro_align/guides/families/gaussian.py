@@ -21,19 +21,41 @@ import torch
 from torch import Tensor
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_finite, check_tau, standard_normal
+from pyro_align.guides.sites import (
+    Noise,
+    SiteSpec,
+    Values,
+    as_generator,
+    check_finite,
+    check_tau,
+    split_flat,
+    standard_normal,
+)
 from pyro_align.symmetry.element import Permutation
 
 RANK_NOISE = "_rank"  # the noise of the root's columns beyond one per coordinate
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
+@dataclass(frozen=True, eq=False)
 class StoredForm(ABC):
-    """How a guide stores a Gaussian, where that form can be relabeled: the relabeled guide is of the same type."""
+    """How a guide stores a Gaussian, where that form can be relabeled: the relabeled guide is of the same type.
+
+    Attributes:
+        prototype: Makes the guide.
+        sites: The sites, in the order in which coordinates are concatenated.
+        locs: Site -> location.
+        scales: Site -> scale.
+    """
+
+    prototype: Prototype
+    sites: Mapping[str, SiteSpec]
+    locs: Mapping[str, RawParameter] = field(repr=False)
+    scales: Mapping[str, RawParameter] = field(repr=False)
 
     @abstractmethod
     def permute(self, p: Permutation) -> StoredForm:
@@ -42,6 +64,10 @@ class StoredForm(ABC):
     @abstractmethod
     def build(self) -> object:
         """A new guide that stores this form, bit for bit."""
+
+    @abstractmethod
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Location ``(D,)`` and lower root ``(D, D)`` of the covariance."""
 
 
 class FlatNormal(Posterior):
@@ -73,6 +99,18 @@ class FlatNormal(Posterior):
             rank = torch.randn((num_samples, self.extra), generator=generator, dtype=self.dtype, device="cpu")
             noise[RANK_NOISE] = rank.to(self.device)
         return noise
+
+    @abstractmethod
+    def _shift(self, eps: Tensor) -> Tensor:
+        """How far from the location noise ``(draws, R)`` leads: ``(draws, D)``."""
+
+    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
+        shift = self._shift(flat_noise(self.sites, noise))
+        values, log_prob = {}, self._log_prob_at(shift)
+        for name, part in split_flat(self.sites, self.loc + shift).items():
+            values[name] = self.sites[name].constrain(part)
+            log_prob = log_prob - self.sites[name].log_volume(part, values[name])
+        return values, log_prob
 
     @abstractmethod
     def _log_prob_at(self, shift: Tensor) -> Tensor:
@@ -137,18 +175,17 @@ class DenseNormal(FlatNormal):
         return self.root.shape[1] - self.root.shape[0]
 
     def _permute(self, p: Permutation) -> DenseNormal:
-        moved = row_action(self.sites, p)
-        if moved is None:
+        act = Relabeling(p, self.sites)
+        if not any(map(act.moves, self.sites)):
             return self
         stored = self.stored.permute(p) if isinstance(self.stored, StoredForm) else None
-        return replace(self, loc=moved(self.loc), root=moved(self.root), stored=stored)
+        return replace(self, loc=act.rows(self.loc), root=act.rows(self.root), stored=stored)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
         return dict(noise)  # the rows of the root move, its columns do not
 
-    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
-        shift = flat_noise(self.sites, noise) @ self.root.T
-        return constrain_flat(self.sites, self.loc + shift, self._log_prob_at(shift))
+    def _shift(self, eps: Tensor) -> Tensor:
+        return eps @ self.root.T
 
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.tril, shift.T, upper=False)
@@ -185,9 +222,6 @@ class DenseNormal(FlatNormal):
         return self.stored.build() if isinstance(self.stored, StoredForm) else self.write(self)
 
 
-# -- roots -------------------------------------------------------------------------------------------------------------
-
-
 def lower_root(root: Tensor) -> Tensor:
     """The lower-triangular root of ``root @ root.T`` with a positive diagonal, by QR in float64."""
     n = root.shape[0]
@@ -220,37 +254,6 @@ def places_of(given: Mapping[str, SiteSpec], wanted: Mapping[str, SiteSpec], dev
     return torch.cat([places[name].flatten() for name in wanted])
 
 
-def row_action(sites: Mapping[str, SiteSpec], p: Permutation) -> Callable[[Tensor], Tensor] | None:
-    """The relabeling of the rows of a flat tensor, or None where nothing moves."""
-    action = Relabeling(p, sites)
-    if p.moving.rotations:
-
-        def rotate(rows: Tensor, *, signs: bool = True) -> Tensor:
-            parts = []
-            for name, part in action.renamed(split_flat(sites, rows.reshape(len(rows), -1).T)).items():
-                moved = action.unconstrained(name, part, batch_dims=1, signs=signs)
-                parts.append(moved.reshape(len(part), -1))
-            return torch.cat(parts, dim=-1).T.reshape(rows.shape)
-
-        return rotate
-    rows = Rows(*action.flat(list(sites)))
-    return None if rows.rest else rows
-
-
-class Rows:
-    """A relabeling of flat coordinates, along the first axis of a tensor."""
-
-    def __init__(self, index: Tensor, sign: Tensor | None):
-        self.index, self.sign = index, sign
-        self.rest = sign is None and torch.equal(index, torch.arange(len(index), device="cpu"))
-
-    def __call__(self, tensor: Tensor, *, signs: bool = True) -> Tensor:
-        moved = tensor[self.index.to(tensor.device)]
-        if self.sign is None or not signs:
-            return moved
-        return moved * self.sign.to(moved).reshape(-1, *(1,) * (moved.dim() - 1))
-
-
 def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Features:
     """Site -> the location and every column of the root, in the shape of the site."""
     parts = split_flat(sites, torch.cat([loc.unsqueeze(-1), root], dim=-1).T)
@@ -258,19 +261,7 @@ def _columns(sites: Mapping[str, SiteSpec], loc: Tensor, root: Tensor) -> Featur
     return Features(sites, lambda name: tuple(sites[name].as_feature(column) for column in parts[name]), odd)
 
 
-# -- noise and draws on flat vectors -----------------------------------------------------------------------------------
-
-
 def flat_noise(sites: Mapping[str, SiteSpec], noise: Noise) -> Tensor:
     """The noise as ``(draws, R)``."""
     parts = [noise[k].flatten(1) if noise[k].dim() > 1 else noise[k].unsqueeze(-1) for k in sites]
     return torch.cat(parts + ([noise[RANK_NOISE]] if RANK_NOISE in noise else []), dim=-1)
-
-
-def constrain_flat(sites: Mapping[str, SiteSpec], latent: Tensor, log_prob: Tensor) -> tuple[Values, Tensor]:
-    """Constrained draws from flat unconstrained ones ``(draws, D)``, and their log density."""
-    values = {}
-    for name, part in split_flat(sites, latent).items():
-        values[name] = sites[name].constrain(part)
-        log_prob = log_prob - sites[name].log_volume(part, values[name])
-    return values, log_prob

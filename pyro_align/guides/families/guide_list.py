@@ -19,10 +19,10 @@ from torch import Tensor
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.wrapped import Wrapped
 from pyro_align.guides.features import Features
-from pyro_align.guides.labels import Labels, check_labels
-from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import UNTRAINED, Prototype
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
+from pyro_align.guides.relabel import Labels, check_labels
 from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator
 from pyro_align.symmetry.element import Permutation
 
@@ -145,9 +145,6 @@ class Independent(Posterior):
         for here, there in zip(self.parts, other.parts, strict=True):
             here.check_compatible(there)
 
-    def to_guide(self) -> Guide:
-        return self.write(self)
-
 
 def _own(noise: Noise, part: int) -> Noise:
     prefix = f"{part}/"
@@ -165,20 +162,16 @@ def read_auto_guide_list(guide: AutoGuideList) -> Independent:
     children = list(guide._modules.values())
     if guide.prototype_trace is None or not children:
         raise GuideError(f"this AutoGuideList is untrained or empty: {UNTRAINED}")
+    parts = []
     for i, part in enumerate(children):
-        if type(part) not in registered_guides():
-            raise GuideError(
-                f"part {i} of the guide list is a {type(part).__name__}, which has no rule; wrap the whole list: "
-                "wrap_guide(guide, *args)"
-            )
-    parts = tuple(read_guide(part) for part in children)
-    for i, (part, q) in enumerate(zip(children, parts, strict=True)):
-        if isinstance(q, Wrapped):
+        q = read_guide(part) if type(part) in registered_guides() else None
+        if q is None or isinstance(q, Wrapped):
             raise GuideError(
                 f"part {i} of the guide list ({type(part).__name__}) can only be wrapped; wrap the whole list: "
                 "wrap_guide(guide, *args)"
             )
-    return Independent(parts, partial(_write, Prototype.of(guide)))
+        parts.append(q)
+    return Independent(tuple(parts), partial(_write, Prototype.of(guide)))
 
 
 def _write(prototype: Prototype, q: Independent) -> PyroModule:

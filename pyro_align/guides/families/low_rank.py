@@ -23,18 +23,16 @@ from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import (
     DenseNormal,
     FlatNormal,
-    constrain_flat,
     coupling,
     flat_noise,
     places_of,
-    row_action,
 )
-from pyro_align.guides.families.mean_field import split_flat
 from pyro_align.guides.families.multivariate import dense_writer
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_tau
+from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.sites import Noise, SiteSpec, check_finite, check_scale, check_tau, split_flat
 from pyro_align.symmetry.element import Permutation
 
 if TYPE_CHECKING:
@@ -70,11 +68,11 @@ class LowRankNormal(FlatNormal):
         return self.factor.raw.shape[-1]
 
     def __post_init__(self) -> None:
-        for what, rows in (("location", self.loc), ("scale", self.scale.value), ("factor", self.factor.value.T)):
+        for what, rows in (("location", self.loc), ("factor", self.factor.value.T)):
             for name, part in split_flat(self.sites, rows).items():
                 check_finite(what, name, part)
-        if not bool((self.scale.value > 0).all()):
-            raise GuideError("some of the guide's scales are not positive (underflow?); use float64")
+        for name, part in split_flat(self.sites, self.scale.value).items():
+            check_scale(name, part)
 
     @property
     def low_rank_part(self) -> Tensor:
@@ -101,25 +99,18 @@ class LowRankNormal(FlatNormal):
         return self.scale.value * (1 + self.factor.value.square().sum(-1)).sqrt()
 
     def _permute(self, p: Permutation) -> LowRankNormal:
-        moved = row_action(self.sites, p)
-        if moved is None:
-            return self
-        scale = self.scale.with_raw(moved(self.scale.raw, signs=False))
-        return replace(self, loc=moved(self.loc), scale=scale, factor=self.factor.with_raw(moved(self.factor.raw)))
+        act = Relabeling(p, self.sites)
+        scale = self.scale.with_raw(act.rows(self.scale.raw, signs=False))
+        factor = self.factor.with_raw(act.rows(self.factor.raw))
+        return replace(self, loc=act.rows(self.loc), scale=scale, factor=factor)
 
     def permute_noise(self, p: Permutation, noise: Noise) -> Noise:
-        moved = row_action(self.sites, p)
-        if moved is None:
-            return dict(noise)
-        eps = flat_noise(self.sites, noise)
-        size = len(self.loc)
-        parts = split_flat(self.sites, moved(eps[:, :size].T).T)
-        return {**noise, **parts}
+        eps = flat_noise(self.sites, noise)[:, : len(self.loc)]
+        return {**noise, **split_flat(self.sites, Relabeling(p, self.sites).rows(eps.T).T)}
 
-    def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
-        eps, size = flat_noise(self.sites, noise), len(self.loc)
-        latent = self.loc + eps[:, :size] * self.scale.value + eps[:, size:] @ self.low_rank_part.T
-        return constrain_flat(self.sites, latent, self._log_prob_at(latent - self.loc))
+    def _shift(self, eps: Tensor) -> Tensor:
+        size = len(self.loc)
+        return eps[:, :size] * self.scale.value + eps[:, size:] @ self.low_rank_part.T
 
     def _log_prob_at(self, shift: Tensor) -> Tensor:
         center, variance = torch.zeros_like(self.loc), self.scale.value**2

@@ -25,7 +25,7 @@ from pyro_align.guides.features import Features
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, standard_normal
+from pyro_align.guides.sites import Noise, SiteSpec, Values, check_finite, check_scale, split_flat, standard_normal
 from pyro_align.symmetry.element import Permutation
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -58,13 +58,7 @@ class MeanFieldNormal(Entrywise):
     def __post_init__(self) -> None:
         for name in self.sites:
             check_finite("location", name, self.locs[name].value)
-            scale = self.scales[name].value
-            check_finite("scale", name, scale)
-            if not bool((scale > 0).all()):
-                raise GuideError(
-                    f"site '{name}': {int((scale <= 0).sum())} of its scales are not positive (underflow?); "
-                    "use float64 or a larger initial scale"
-                )
+            check_scale(name, self.scales[name].value)
 
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Location and scale of one site in unconstrained coordinates, ``unconstrained_shape`` each."""
@@ -122,9 +116,6 @@ class MeanFieldNormal(Entrywise):
         return replace(self, locs={**self.locs, **locs}, scales={**self.scales, **scales})
 
 
-# -- AutoNormal: one location and one scale per site -------------------------------------------------------------------
-
-
 AUTO_NORMAL = {"locs": "locs.{}", "scales": "scales.{}"}
 
 
@@ -150,9 +141,6 @@ def own_plates_only(guide: AutoMessenger, spec: SiteSpec, loc: Tensor) -> SiteSp
     return replace(spec, shape=tuple(spec.transform.forward_shape(loc.shape)))
 
 
-# -- AutoDiagonalNormal: one flat vector -------------------------------------------------------------------------------
-
-
 @register_guide(AutoDiagonalNormal)
 def read_auto_diagonal_normal(guide: AutoDiagonalNormal) -> MeanFieldNormal:
     """Reads the flat ``loc`` and ``scale``, which concatenate the sites in the order of the prototype trace."""
@@ -168,17 +156,3 @@ def _write_diagonal(prototype: Prototype, loc: RawParameter, scale: RawParameter
     return prototype.build(
         {k: p.with_raw(torch.cat([v.raw.flatten() for v in parts.values()])) for k, (p, parts) in made.items()}
     )
-
-
-def split_flat(sites: Mapping[str, SiteSpec], vector: Tensor) -> dict[str, Tensor]:
-    """The parts ``(*batch, *unconstrained_shape)`` of a vector ``(*batch, D)`` that concatenates the sites."""
-    total = sum(spec.numel for spec in sites.values())
-    if vector.shape[-1] != total:
-        raise GuideError(
-            f"the guide's parameters have {vector.shape[-1]} entries, its sites {list(sites)} have {total}"
-        )
-    parts = vector.split([spec.numel for spec in sites.values()], dim=-1)
-    lead = vector.shape[:-1]
-    return {
-        k: part.reshape((*lead, *sites[k].unconstrained_shape)).clone() for k, part in zip(sites, parts, strict=True)
-    }

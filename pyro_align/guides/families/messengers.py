@@ -160,16 +160,12 @@ def messenger_guide(guide: AutoMessenger, *args: Any, **kwargs: Any) -> Messenge
             f"{type(guide).__name__}; use read_guide(guide), or wrap_guide(guide, *args)"
         )
     known = site_specs(latent_nodes(guide), guide)
+    hierarchical = getattr(guide, "_hierarchical_sites", ()) if hasattr(guide, "_init_weight") else ()
     parameters, sites = {}, {}
     for name, spec in known.items():
-        for part in _parts(guide, name):
+        weighted = hierarchical is None or name in hierarchical
+        for part in ("locs", "scales", "weights") if weighted else ("locs", "scales"):
             parameters[f"{part}.{name}"] = read_parameter(guide, f"{part}.{name}")
         sites[name] = own_plates_only(guide, spec, parameters[f"locs.{name}"].raw)
     q = wrap_guide(guide, *args, **kwargs)
     return Messenger(sites, q.guide, q.args, q.kwargs, prototype=Prototype.of(guide), parameters=parameters)
-
-
-def _parts(guide: AutoMessenger, site: str) -> tuple[str, ...]:
-    """Which parameters a site has."""
-    hierarchical = getattr(guide, "_hierarchical_sites", ()) if hasattr(guide, "_init_weight") else ()
-    return ("locs", "scales", "weights") if hierarchical is None or site in hierarchical else ("locs", "scales")

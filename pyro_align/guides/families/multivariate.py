@@ -6,28 +6,15 @@ diagonal in ``scale_tril``; a Laplace approximation keeps buffers, the rows of i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
-from pyro.nn import PyroModule
-from torch.distributions import biject_to
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.gaussian import DenseNormal
-from pyro_align.guides.pyro_state.modules import (
-    UNTRAINED,
-    Prototype,
-    RawParameter,
-    bare_node,
-    latent_nodes,
-    read_parameter,
-    site_specs,
-    trace_of,
-)
+from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 
 if TYPE_CHECKING:
@@ -81,35 +68,3 @@ def dense_writer(prototype: Prototype) -> MultivariateWriter:
         "scale_tril": RawParameter(nothing, AutoMultivariateNormal.scale_tril_constraint),
     }
     return MultivariateWriter(replace(prototype, cls=AutoMultivariateNormal), like)
-
-
-# -- guides that empty their prototype traces --------------------------------------------------------------------------
-
-
-def prototype_nodes(
-    guide: PyroModule, latent: Mapping[str, dict[str, Any]], shapes: Mapping[str, tuple[Any, ...]]
-) -> dict[str, dict[str, Any]]:
-    """Nodes of a prototype trace for the latent sites: these guides empty theirs."""
-    if not latent:
-        raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
-    nodes = {}
-    for name, site in latent.items():
-        batch, event = shapes[name]
-        like = read_parameter(guide, f"locs.{name}").raw
-        shape = biject_to(site["fn"].support).forward_shape(torch.Size((*batch, *event)))
-        nodes[name] = bare_node(name, site["fn"], like, shape, site["cond_indep_stack"])
-    return nodes
-
-
-def dense_writer_over(prototype: Prototype, nodes: Mapping[str, dict[str, Any]]) -> MultivariateWriter:
-    """Writes an ``AutoMultivariateNormal`` over the same sites."""
-    kept = ("_model", "create_plates", "_prototype_frames", "_init_scale")
-    shapes = {k: biject_to(n["fn"].support).inverse_shape(n["value"].shape) for k, n in nodes.items()}
-    attributes = {
-        **{k: prototype.attributes[k] for k in kept if k in prototype.attributes},
-        "prototype_trace": trace_of(nodes),
-        "_unconstrained_shapes": shapes,
-        "_cond_indep_stacks": {k: n["cond_indep_stack"] for k, n in nodes.items()},
-        "latent_dim": sum(math.prod(shape) for shape in shapes.values()),
-    }
-    return dense_writer(replace(prototype, attributes=attributes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pyro_align.errors import GuideError
 from pyro_align.guides.adapters.mean_field import is_bayesian_module
 from pyro_align.guides.families.draws import read_draws
+from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.guide_list import Independent
-from pyro_align.guides.families.point import Point
-from pyro_align.guides.posterior import Guide
-from pyro_align.guides.pyro_state.copies import private_copy
+from pyro_align.guides.families.wrapped import trace_guide, wrapped_run
+from pyro_align.guides.posterior import Guide, Posterior
+from pyro_align.guides.pyro_state.copies import private_callable
 from pyro_align.guides.pyro_state.modules import raw_parameters, read_parameter, sites_of
 from pyro_align.guides.registry import read_guide, register_guide, relabelable
 from pyro_align.model.learnables import module_tensors, with_tensors
@@ -28,7 +29,26 @@ from pyro_align.symmetry.group import Symmetry
 from pyro_align.symmetry.spec import SymmetrySpec
 
 
-@register_guide(nn.Module)
+@register_guide(nn.Module, runs=True)
+def read_module(module: nn.Module, *args: Any, **kwargs: Any) -> Posterior:
+    """Reads a module without a rule of its own: a network where it samples nothing with these arguments, else a guide.
+
+    One that does not run without any is a network, too: ``forward(self, *inputs)`` or ``forward(self, tokens=None)``.
+    """
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return read_network(module)
+    try:
+        trace = trace_guide(module, args, kwargs)
+    except GuideError:
+        if args or kwargs:
+            raise
+        return read_network(module)
+    samples = any(node["type"] == "sample" for node in trace.nodes.values())
+    return wrapped_run(module, trace, args, kwargs) if samples else read_network(module)
+
+
 def read_network(module: nn.Module) -> Point:
     """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
     if is_bayesian_module(module):
@@ -42,7 +62,7 @@ def read_network(module: nn.Module) -> Point:
             points[site] = read_parameter(module, site)
     if not points:
         raise GuideError(f"this {type(module).__name__} has no parameters")
-    return Point(sites_of(points), points, partial(_write_network, _copy(module)))
+    return Point(sites_of(points), points, partial(_write_network, private_callable(module)))
 
 
 @register_guide(OrderedDict)
@@ -68,12 +88,8 @@ def by_axes(guide: Any, symmetry: Symmetry | SymmetrySpec) -> Any:
     return read_draws(guide, known=True) if lead in ({1}, {2}) else guide
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    return private_copy(module) if isinstance(module, PyroModule) else copy.deepcopy(module)
-
-
 def _write_network(module: nn.Module, q: Point) -> nn.Module:
-    made = _copy(module)
+    made = private_callable(module)
     held = {**dict(made.named_parameters()), **dict(made.named_buffers())}
     with torch.no_grad():
         for name, point in q.points.items():
@@ -83,9 +99,6 @@ def _write_network(module: nn.Module, q: Point) -> nn.Module:
 
 def _write_state_dict(state: Mapping[str, Tensor], q: Point) -> dict[str, Tensor]:
     return OrderedDict((k, q.points[k].raw.clone() if k in q.points else v.clone()) for k, v in state.items())
-
-
-# -- a guide and its model ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +162,7 @@ def _read_model(model: Callable[..., Any]) -> Point:
 
 
 class ModelAt:
-    """A model with the tensors of its modules at other values; the modules themselves stay as they are.
-
-    Attributes:
-        model: The model.
-        tensors: Name -> value.
-    """
+    """A model with the tensors of its modules at other values; the modules themselves stay as they are."""
 
     tensors: dict[str, Tensor]
 

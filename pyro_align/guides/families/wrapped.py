@@ -28,7 +28,6 @@ from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.draws import KnownByDraws, relabeled
-from pyro_align.guides.labels import Labels, label_moves, move_labels
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.copies import (
     StoredGuide,
@@ -41,7 +40,7 @@ from pyro_align.guides.pyro_state.copies import (
 )
 from pyro_align.guides.pyro_state.modules import UNTRAINED, latent_sites, prior_of, site_specs
 from pyro_align.guides.registry import read_guide, register_guide, registered_guides
-from pyro_align.guides.relabel import Relabeling
+from pyro_align.guides.relabel import Labels, Relabeling, label_moves, move_labels
 from pyro_align.guides.sites import Noise, SiteSpec, Values
 from pyro_align.model.guards import untouched
 from pyro_align.symmetry.element import Permutation
@@ -55,39 +54,26 @@ class RelabeledGuide(PyroModule):
     """A Pyro guide that draws from another guide and relabels the draws.
 
     Args:
-        guide: The guide, which becomes a part of this module: pass a private copy.
-        sites: The guide's sites.
-        chain: Relabelings, applied one after the other.
-        args: Arguments to run the guide with when it is read again.
-        kwargs: Keyword arguments to run the guide with when it is read again.
-        labels: Discrete site -> the atom whose units its values number, or None.
+        posterior: The posterior, whose guide is copied.
 
     Attributes:
         relabelings: The relabelings, applied one after the other.
     """
 
-    def __init__(
-        self,
-        guide: PyroModule,
-        sites: Mapping[str, SiteSpec],
-        chain: tuple[Permutation, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        labels: Labels | None = None,
-    ):
+    def __init__(self, posterior: Wrapped):
         super().__init__(name=f"RelabeledGuide_{uuid.uuid4().hex[:12]}")
-        self.guide = guide
-        self._sites = dict(sites)
-        self.relabelings = chain
-        self._args, self._kwargs, self._labels = args, dict(kwargs or {}), dict(labels or {})
+        self.guide = private_copy(posterior.guide)
+        self.relabelings = posterior.chain
+        self._posterior = replace(posterior, guide=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws once; returns site -> relabeled value."""
-        acts = [Relabeling(p, self._sites) for p in self.relabelings]
-        moves = [label_moves(p, self._sites, self._labels) for p in self.relabelings]
+        sites = self._posterior.sites
+        acts = [Relabeling(p, sites) for p in self.relabelings]
+        moves = [label_moves(p, sites, self._posterior.labels) for p in self.relabelings]
         # all sites step aside, also those that stay as they are, so that the guide's order of sites is kept
-        anything = any(moves) or any(act.moves(name) for act in acts for name in self._sites)
-        names = set(self._sites) if anything else set()
+        anything = any(moves) or any(act.moves(name) for act in acts for name in sites)
+        names = set(sites) if anything else set()
         outside = {plate.name for plate in get_plates()}
         with _Aside(names, runs_model(self.guide)) as aside:
             self.guide(*args, **kwargs)
@@ -96,10 +82,10 @@ class RelabeledGuide(PyroModule):
         for act, labels in zip(acts, moves, strict=True):
             result = act.renamed(result)
             for name in names:
-                batch_dims = result[name].dim() - len(self._sites[name].shape)
+                batch_dims = result[name].dim() - len(sites[name].shape)
                 result[name] = act.constrained(name, result[name], batch_dims=batch_dims)
                 if name in labels:
-                    result[name] = move_labels(self._sites[name], labels[name], result[name])
+                    result[name] = move_labels(sites[name], labels[name], result[name])
         for name, node in aside.nodes.items():
             if name in names:
                 with ExitStack() as stack:
@@ -225,22 +211,17 @@ class Wrapped(KnownByDraws):
         for seed in seeds:
             with poutine.block(), untouched(seed=seed), torch.no_grad():  # also inside of another guide
                 trace = poutine.trace(self._runner).get_trace(*self.args, **self.kwargs)
-                trace.compute_log_prob()
             for name, drawn in values.items():
                 drawn.append(trace.nodes[name]["value"].detach())
-            log_probs.append(_guide_log_prob(trace))
+            log_probs.append(trace.log_prob_sum(_is_the_guides).detach())
         return {name: torch.stack(drawn) for name, drawn in values.items()}, torch.stack(log_probs)
 
     def to_guide(self) -> RelabeledGuide:
-        return RelabeledGuide(private_copy(self.guide), self.sites, self.chain, self.args, self.kwargs, self.labels)
+        return RelabeledGuide(self)
 
 
-def _guide_log_prob(trace: poutine.Trace) -> Tensor:
-    return sum(
-        node["log_prob_sum"].detach()
-        for node in trace.nodes.values()
-        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
-    )
+def _is_the_guides(name: str, site: Mapping[str, Any]) -> bool:
+    return not site["is_observed"] and not site_is_subsample(site)
 
 
 @register_guide(object, runs=True)
@@ -266,12 +247,16 @@ def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
         >>> pyro.poutine.trace(moved).get_trace().nodes["w"]["value"].argsort()
         tensor([1, 2, 0])
     """
-    trace = trace_guide(guide, args, kwargs)
+    return wrapped_run(guide, trace_guide(guide, args, kwargs), args, kwargs)
+
+
+def wrapped_run(guide: Any, trace: poutine.Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Wrapped:
+    """:func:`wrap_guide` of a guide that has been run."""
     nodes = latent_sites(trace)
     if not nodes:
         raise GuideError(f"this {type(guide).__name__} has no latent sites")
     sites = site_specs(_with_supports(guide, nodes), full_plates=False)
-    inner = private_copy(guide) if isinstance(guide, PyroModule) else private_callable(guide)
+    inner = private_callable(guide)
     modules = [] if isinstance(guide, PyroModule) else held_modules(inner)
     weights = {} if modules or isinstance(guide, PyroModule) else registered_weights(trace, guide)
     stored = store_parameters(trace, own_name=_OWN, owns_modules=bool(modules or weights))
@@ -283,8 +268,7 @@ def wrap_guide(guide: Any, *args: Any, **kwargs: Any) -> Wrapped:
 @register_guide(RelabeledGuide)
 def read_relabeled_guide(guide: RelabeledGuide) -> Wrapped:
     """Reads the guide inside and the relabelings."""
-    inner = private_copy(guide.guide)
-    return Wrapped(guide._sites, inner, guide._args, guide._kwargs, guide.relabelings, guide._labels)
+    return replace(guide._posterior, guide=private_copy(guide.guide), chain=guide.relabelings)
 
 
 def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> poutine.Trace:
@@ -294,9 +278,12 @@ def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
     prototype = guide.__dict__.get("prototype_trace", ...) if isinstance(guide, PyroModule) else ...
     if prototype is None:
         raise GuideError(f"this {type(guide).__name__} is untrained: {UNTRAINED}")
-    runner = _named(private_copy(guide)) if isinstance(guide, PyroModule) else guide
+    runner = guide
+    if isinstance(guide, PyroModule):  # a copy under a name of its own, so that the store's values stay out of it
+        runner = private_copy(guide)
+        runner._pyro_set_supermodule(_OWN, runner._pyro_context)
     try:
-        with untouched(seed=seed), torch.no_grad():
+        with untouched(guide, seed=seed), torch.no_grad():
             return poutine.trace(runner).get_trace(*args, **kwargs)
     except Exception as error:
         raise GuideError(
@@ -304,12 +291,6 @@ def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
             "pass the guide's own arguments: wrap_guide(guide, *args)"
             + (", or messenger_guide(guide, *args)" if isinstance(guide, GuideMessenger) else "")
         ) from error
-
-
-def _named(guide: PyroModule) -> PyroModule:
-    """The guide under a name of its own, so that the store's values stay out of it."""
-    guide._pyro_set_supermodule(_OWN, guide._pyro_context)
-    return guide
 
 
 def _with_supports(guide: Any, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

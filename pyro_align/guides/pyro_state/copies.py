@@ -102,6 +102,8 @@ def held_modules(guide: Any) -> list[nn.Module]:
 
 def private_callable(guide: Callable[..., Any]) -> Callable[..., Any]:
     """A callable with copies of the modules that it holds; the original stays as it is."""
+    if isinstance(guide, PyroModule):
+        return private_copy(guide)
     if not held_modules(guide):
         return guide
     try:
@@ -150,11 +152,7 @@ def runs_model(guide: Any) -> bool:
 
 
 class _OwnParameters(Messenger):
-    """Answers a function's ``pyro.param`` statements from given values instead of the store.
-
-    Args:
-        values: Name -> value.
-    """
+    """Answers a function's ``pyro.param`` statements from given values instead of the store."""
 
     def __init__(self, values: Mapping[str, Tensor], owns_modules: bool):
         super().__init__()

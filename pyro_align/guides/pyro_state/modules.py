@@ -7,7 +7,6 @@ module gets its tensors raw, so that nothing is rounded by a constraint's invers
 
 from __future__ import annotations
 
-import inspect
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,6 @@ from torch.distributions import constraints, transform_to
 
 from pyro_align.errors import DiagnosticWarning, GuideError
 from pyro_align.guides.sites import SiteSpec
-from pyro_align.model.guards import untouched
 
 UNTRAINED = "it has no parameters yet; call it once, guide(*args), or fit it first"
 
@@ -130,26 +128,6 @@ def sites_of(parameters: Mapping[str, RawParameter]) -> dict[str, SiteSpec]:
 
 
 # -- whole modules -----------------------------------------------------------------------------------------------------
-
-
-def is_network(module: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Whether something is a plain network rather than a guide: a module that samples nothing with these arguments.
-
-    One that does not run without any is a network, too: ``forward(self, *inputs)`` or ``forward(self, tokens=None)``.
-    """
-    if not isinstance(module, nn.Module) or isinstance(module, PyroModule):
-        return False
-    kwargs = kwargs or {}
-    try:
-        inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError:
-        return True
-    try:
-        with untouched(module, seed=0), torch.no_grad():
-            trace = poutine.trace(module).get_trace(*args, **kwargs)
-    except Exception:
-        return not (args or kwargs)
-    return not any(node["type"] == "sample" for node in trace.nodes.values())
 
 
 def own_tensors(guide: Any) -> dict[str, Tensor]:
