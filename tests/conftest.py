@@ -33,7 +33,7 @@ def clean_slate():
     pyro.clear_param_store()
     seed_everywhere(SEED)
     random.seed(SEED)
-    np.random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - what other libraries draw from
     yield
     pyro.clear_param_store()
     torch.set_default_dtype(dtype)

@@ -57,7 +57,7 @@ class Contraction:
 
 FAMILIES: dict[str, str] = {}  # operation -> family
 CONTRACTIONS: dict[str, Contraction] = {}
-UNTAGGED = {"aten.leaky_relu.default", "aten.ldexp.Tensor"}  # pointwise operations of which older versions do not say so
+UNTAGGED = {"aten.leaky_relu.default", "aten.ldexp.Tensor"}  # pointwise, of which older versions do not say so
 SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
