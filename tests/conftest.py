@@ -2,14 +2,17 @@
 
 import gc
 import os
+import random
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
 from pyro_align.guides.families import draws
+from pyro_align.model.guards import seed_everywhere
 
 SEED = 0
 
@@ -28,7 +31,9 @@ def clean_slate():
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
-    pyro.set_rng_seed(SEED)  # seeds torch, random and numpy
+    seed_everywhere(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - what other libraries draw from
     yield
     pyro.clear_param_store()
     torch.set_default_dtype(dtype)

@@ -46,8 +46,21 @@ def test_guides_do_not_depend_on_the_default_device(name):
         check_on_host(guide)
 
 
+def adam_needs_the_default_device():
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    with torch.device("meta"):
+        try:
+            torch.optim.Adam([weight]).step()
+        except RuntimeError:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("matcher", ["coordinate", "frank_wolfe", "sinkhorn", "straight_through", "exhaustive"])
 def test_matchers_do_not_depend_on_the_default_device(matcher):
+    if matcher in ("sinkhorn", "straight_through") and adam_needs_the_default_device():
+        pytest.skip("this PyTorch's Adam keeps its count of steps on the default device")
     a, b = GUIDES["AutoNormal"](0), GUIDES["AutoNormal"](1)
     expected = align(a, b, SYMMETRY, matcher=matcher, restarts=2).permutation
     with torch.device("meta"):

@@ -91,7 +91,7 @@ def _data_values(problem: Problem, data, values, masks: list[Tensor | None], pre
                         batch.setdefault(name, []).append(_kept(message["fn"].sample(), masks[b]).cpu())
                 # of each draw and batch: noise that batches shared would add up in their mean
                 own = np.random.SeedSequence([part % 2**63 for part in (problem.seed, s + 1, b)])
-                seed_everywhere(int(own.generate_state(1, np.uint64)[0] >> 1))
+                seed_everywhere(int(own.generate_state(1, np.uint64)[0]) >> 1)
         for name, samples in batch.items():
             drawn.setdefault(name, []).append(torch.stack(samples))
     joined = {

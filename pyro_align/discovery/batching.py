@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from pyro_align.discovery.graphs import call, constant, shape_of
 from pyro_align.discovery.hoist import sliced
-from pyro_align.discovery.ops import is_a
+from pyro_align.discovery.ops import is_a, is_pointwise
 from pyro_align.discovery.recording import Recording
 from pyro_align.discovery.tracing import TracedGraph
 from pyro_align.discovery.walk import Constants
@@ -164,7 +164,7 @@ class Batching:
         for parts in zip(*(n.args for n in nodes), strict=True):
             number = all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts)
             if number and len(set(parts)) > 1:
-                if torch.Tag.pointwise not in getattr(target, "tags", ()):
+                if not is_pointwise(target):
                     raise _Unlike
                 target = first.target.overloadpacket
                 args.append(self.input(body, lambda parts=parts: self.constant(torch.tensor(parts)), first))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pyro_align.discovery.graphs import call, shape_of
-from pyro_align.discovery.ops import is_a
+from pyro_align.discovery.ops import is_a, is_pointwise
 
 aten: Any = torch.ops.aten
 
@@ -159,7 +159,7 @@ class _Hoist:
             aten.slice.Tensor: self._sliced,
             aten.cat.default: self._cat,
         }.get(source.target)
-        if through is None and torch.Tag.pointwise in getattr(source.target, "tags", ()):
+        if through is None and is_pointwise(source.target):
             through = self._pointwise
         return through and through(source, dim, start)
 

@@ -57,6 +57,7 @@ class Contraction:
 
 FAMILIES: dict[str, str] = {}  # operation -> family
 CONTRACTIONS: dict[str, Contraction] = {}
+UNTAGGED = {"aten.leaky_relu.default", "aten.ldexp.Tensor"}  # pointwise, of which older versions do not say so
 SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
@@ -96,8 +97,12 @@ def names_of(operation: Any) -> tuple[str, str]:
 def families_of(operation: Any) -> tuple[str, ...]:
     """The families of an operator: the one declared, then ``pointwise`` where PyTorch tags it so."""
     declared = tuple(FAMILIES[name] for name in names_of(operation) if name in FAMILIES)[:1]
-    tagged = torch.Tag.pointwise in getattr(operation, "tags", ())
-    return (*declared, "pointwise") if tagged else declared
+    return (*declared, "pointwise") if is_pointwise(operation) else declared
+
+
+def is_pointwise(operation: Any) -> bool:
+    """Whether an operator works on each entry by itself, as PyTorch tags it."""
+    return torch.Tag.pointwise in getattr(operation, "tags", ()) or str(operation) in UNTAGGED
 
 
 def is_a(operation: Any, *families: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from pyro_align.discovery.ops import is_a
+from pyro_align.discovery.ops import is_a, is_pointwise
 from pyro_align.discovery.registry import Registry
 from pyro_align.discovery.tracing import TracedGraph, attribute
 from pyro_align.model.forward import unexpanded
@@ -122,7 +122,7 @@ class Constants:
             return node.target(*args, **kwargs)
         if node.target is aten.full.default:
             return double(node.target([], *args[1:], **kwargs)).expand(like.shape)
-        if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and not is_a(node.target, "same", "cast"):
+        if not is_pointwise(node.target) and not is_a(node.target, "same", "cast"):
             return node.target(*args, **kwargs)
         args, kwargs = pytree.tree_map_only(Tensor, unexpanded, (args, kwargs))
         return node.target(*args, **kwargs).expand(like.shape)

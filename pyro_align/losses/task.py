@@ -34,8 +34,8 @@ class TaskLoss(Loss):
         ...     return (probabilities - torch.nn.functional.one_hot(observed, probabilities.shape[-1])).square().sum(-1)
         >>> loss = TaskLoss("brier", brier, title="Brier score", unit="squared probability")
         >>> batch = Batch(torch.zeros(2, 1), bootstrap_weights(2, 0), torch.full((2, 1, 2), 0.5), torch.tensor([1]))
-        >>> loss.finish(loss.contribution(batch), Totals(1, 1, None, None)).draws.mean().round(6)
-        np.float64(0.5)
+        >>> float(loss.finish(loss.contribution(batch), Totals(1, 1, None, None)).draws.mean().round(6))
+        0.5
     """
 
     name: str

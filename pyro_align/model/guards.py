@@ -138,8 +138,9 @@ def _accelerator() -> str | None:
 
 
 def seed_everywhere(seed: int) -> None:
-    """`torch.manual_seed`, which on machines without an accelerator formats the whole stack at each call."""
-    if _accelerator() is not None:
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
+    """`torch.manual_seed` of what is in use; for every kind of device that is not, that formats the whole stack."""
+    torch.default_generator.manual_seed(seed)
+    if (kind := _accelerator()) is not None:
+        module = torch.get_device_module(kind)
+        if not getattr(module, "_is_in_bad_fork", bool)():  # a forked process cannot use the device
+            getattr(module, "manual_seed_all", module.manual_seed)(seed)

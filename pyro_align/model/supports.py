@@ -10,6 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import IndependentTransform, Transform, biject_to, constraints, transform_to
 
+# what newer versions of PyTorch say of a mixture's values, older ones as of its components'
+_OF_MIXTURES: type = getattr(constraints, "MixtureSameFamilyConstraint", constraints.independent)
+
 
 def is_real(support: constraints.Constraint) -> bool:
     """Whether a support is all real numbers, for each entry of a value."""
@@ -33,7 +36,7 @@ def is_cone(support: constraints.Constraint) -> bool:
 
 def base_support(support: constraints.Constraint) -> constraints.Constraint:
     """A support without the wrappers that only reinterpret batch axes as event axes."""
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+    while isinstance(support, (constraints.independent, _OF_MIXTURES)):
         support = support.base_constraint
     return support
 
@@ -46,11 +49,11 @@ def centered_log_ratio(value: Tensor) -> Tensor:
 
 def transform_onto(support: constraints.Constraint) -> Transform | None:
     """A map from the real line onto a support; not one to one where torch has none that is. None where it has none."""
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        return transform_onto(support.base_constraint)
     if isinstance(support, constraints.independent):
         base = transform_onto(support.base_constraint)
         return None if base is None else IndependentTransform(base, support.reinterpreted_batch_ndims)
+    if isinstance(support, _OF_MIXTURES):
+        return transform_onto(support.base_constraint)
     for registry in (biject_to, transform_to):
         with contextlib.suppress(NotImplementedError):
             return registry(support)
