@@ -114,10 +114,10 @@ class Permutation:
             made = copy.deepcopy(values)
             made.load_state_dict(self.apply(values.state_dict()))
             return made
-        moved = {
-            site: value.clone() if _is_counter(site) else self.apply_site(site, value, batch_dims=batch_dims)
-            for site, value in stack_tensors(values, self.symmetry.stacks, batch_dims).items()
-        }
+        moved = {}
+        for site, value in stack_tensors(values, self.symmetry.stacks, batch_dims).items():
+            counts = site.rpartition(".")[2] == "num_batches_tracked"  # batches seen by batch normalization
+            moved[site] = value.clone() if counts else self.apply_site(site, value, batch_dims=batch_dims)
         if self.symmetry.stacks:
             parted = unstacked(moved, self.symmetry.stacks, batch_dims)
             moved = {site: parted[site] if site in parted else moved[site] for site in values}
@@ -314,8 +314,3 @@ def _put(moves: tuple[Any, ...], table: Tensor) -> Tensor:
     out = torch.empty_like(table)
     out[moves] = table
     return out
-
-
-def _is_counter(name: str) -> bool:
-    """Whether an entry of a state dict counts the batches that batch normalization has seen."""
-    return name.rpartition(".")[2] == "num_batches_tracked"
