@@ -7,7 +7,8 @@ and stores something else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -117,8 +118,8 @@ def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
     """
     if not _leaves_family(posterior, symmetry):
         return posterior
-    if posterior.separate_parts:
-        return posterior.with_parts([relabelable(part, symmetry) for part in posterior.separate_parts])
+    if posterior.separate:
+        return _with_parts(posterior, [relabelable(part, symmetry) for part in posterior.parts])
     return by_draws(posterior)
 
 
@@ -131,21 +132,25 @@ def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
 
 def by_draws(posterior: Posterior) -> Posterior:
     """The posterior as one that is known by its draws and their log densities; of one beside a model's, the guide's."""
-    if posterior.separate_parts:
-        guide, *others = posterior.separate_parts
-        return posterior.with_parts([by_draws(guide), *others])
+    if posterior.separate:
+        guide, *others = posterior.parts
+        return _with_parts(posterior, [by_draws(guide), *others])
     found = _RULES[object](posterior.to_guide())
     return found.with_labels(posterior.labels) if posterior.labels else found
 
 
 def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
     """The posteriors; where one is known by its draws, all are, part by part."""
-    if all(q.separate_parts for q in posteriors) and len({len(q.separate_parts) for q in posteriors}) == 1:
-        columns = [alike(*column) for column in zip(*(q.separate_parts for q in posteriors), strict=True)]
-        return tuple(q.with_parts(parts) for q, parts in zip(posteriors, zip(*columns, strict=True), strict=True))
+    if all(q.separate for q in posteriors) and len({len(q.parts) for q in posteriors}) == 1:
+        columns = [alike(*column) for column in zip(*(q.parts for q in posteriors), strict=True)]
+        return tuple(map(_with_parts, posteriors, zip(*columns, strict=True)))
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
     return tuple(q if q.known_by_draws else by_draws(q) for q in posteriors)
+
+
+def _with_parts(posterior: Any, parts: Sequence[Posterior]) -> Posterior:
+    return replace(posterior, parts=tuple(parts))
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:

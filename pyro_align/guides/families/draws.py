@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.distributions.constraints import simplex
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.drawing import SampledGuide, make_noise
+from pyro_align.guides.drawing import SEEDS, SampledGuide
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves, move_labels
-from pyro_align.guides.sites import Noise, SiteSpec, Values, split_flat
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, split_flat
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
 from pyro_align.model.supports import base_support, centered_log_ratio
 from pyro_align.symmetry.element import Permutation
@@ -43,8 +43,20 @@ class KnownByDraws(Posterior):
     moves_whole_sites = True
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
-        """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
-        return make_noise(num_samples, generator)
+        """For each draw a seed, a place among given draws, and the side of a path that it comes from.
+
+        Places are evenly spaced from a common offset, so that no given draw is taken twice where there are enough.
+        """
+        generator, n = as_generator(generator), check_draws(num_samples)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+        return {
+            "_seed": torch.randint(0, SEEDS, (n,), generator=generator, device="cpu"),
+            "_draw": (uniform(n).argsort() + uniform()) / n,
+            "_side": (uniform(n).argsort() + uniform(n)) / n,
+        }
 
     def with_labels(self, labels: Labels) -> KnownByDraws:
         return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
