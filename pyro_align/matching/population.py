@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.matching.assignment import best_sign, picked
+from pyro_align.matching.assignment import assigned, best_sign, picked
 from pyro_align.matching.gains import Gains, Term
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
@@ -28,7 +28,6 @@ from pyro_align.matching.soft import (
     Pair,
     Parts,
     anneal,
-    assigned,
     hard,
     shuffled,
     total_gain,

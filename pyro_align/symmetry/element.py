@@ -258,9 +258,22 @@ def _index(name: str, given, shape: tuple[int, ...]) -> Tensor:
     index = torch.as_tensor(identity if given is None else given, dtype=torch.int64, device="cpu").detach()
     if index.shape != shape:
         raise SymmetryError(f"atom '{name}': expected indices of shape {shape}, got {tuple(index.shape)}")
-    if given is not None and not torch.equal(index.sort(-1).values, identity):
+    if given is not None and not bool(is_permutation(index).all()):
         raise SymmetryError(f"atom '{name}': the indices are not a permutation of 0..{shape[-1] - 1}")
     return index.contiguous()
+
+
+def is_permutation(index: Tensor) -> Tensor:
+    """Which rows of ``(*batch, n)`` are permutations of 0..n-1, ``(*batch,)`` bool.
+
+    Example:
+        >>> is_permutation(torch.tensor([[1, 0, 2], [1, 1, 2], [0, 1, 3], [-1, 1, 2]]))
+        tensor([ True, False, False, False])
+    """
+    n = index.shape[-1]
+    inside = index.clamp(0, max(0, n - 1))
+    seen = torch.zeros(index.shape, dtype=torch.bool, device=index.device).scatter_(-1, inside, True)
+    return (seen & (inside == index)).all(-1)
 
 
 def _rotation(atom: Atom, given, shape: tuple[int, ...]) -> Tensor:
