@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
+# bytecode is kept whatever the environment says: dozens of tests start another Python
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
 .PHONY: help demo test test-lowest test-newest coverage lint format docs tutorials clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -25,7 +28,7 @@ demo: $(STAMP)-demo
 	$(BIN)/python -m pyro_align.demo --out demo-out $(ARGS)
 
 test: $(STAMP)-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON=$(PYTHON_LOWEST)
@@ -35,7 +38,7 @@ test-newest:
 
 coverage: $(STAMP)-test
 	$(PIP) pytest-cov
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=pyro_align --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov=pyro_align --cov-report=term:skip-covered $(ARGS)
 
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .

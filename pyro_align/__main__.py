@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws.add_argument("--method", default="pivot", help="see align_draws; default: %(default)s")
     draws.add_argument("--by", help="site that decides, for ordering, procrustes and varimax")
     draws.add_argument("--label", action="append", default=[], metavar="VARIABLE=ATOM", help="values number units")
-    draws.add_argument("--restarts", type=int, default=0)
-    draws.add_argument("--seed", type=int, default=0)
     draws.set_defaults(run_command=_align_draws)
     weights = commands.add_parser("align-weights", help="align a network with another, and merge them")
     weights.add_argument("weights", nargs=2, metavar=("A", "B"), help="state dicts: .safetensors, or .pt of torch.save")
@@ -43,12 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights.add_argument("--symmetry", help="JSON, instead of --input: the symmetry by hand")
     weights.add_argument("--out", required=True, help=".safetensors file to write")
     weights.add_argument("--tau", type=float, default=0.5, help="0 is A, 1 is B aligned with A; default: %(default)s")
-    weights.add_argument("--restarts", type=int, default=0)
-    weights.add_argument("--seed", type=int, default=0)
     weights.add_argument("--progress", action="store_true")
     weights.set_defaults(run_command=_align_weights)
+    for command in (draws, weights):
+        command.add_argument("--restarts", type=int, default=0)
+        command.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
+        if os.path.exists(options.out):
+            raise FileExistsError(f"'{options.out}' exists; give another path")
         options.run_command(options)
     except (PyroAlignError, ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _align_draws(options: argparse.Namespace) -> None:
-    if os.path.exists(options.out):
-        raise FileExistsError(f"'{options.out}' exists; give another path")
     bad = [text for text in options.label if "=" not in text]
     if bad:
         raise ValueError(f"--label {bad[0]}: expected VARIABLE=ATOM")
@@ -84,8 +83,6 @@ def _align_weights(options: argparse.Namespace) -> None:
     from pyro_align.alignment import align  # Pyro is loaded for networks, not for draws
     from pyro_align.discovery import find_symmetry
 
-    if os.path.exists(options.out):
-        raise FileExistsError(f"'{options.out}' exists; give another path")
     if not 0 <= options.tau <= 1:
         raise ValueError(f"--tau: expected a number from 0 to 1, got {options.tau}")
     a, b = (_network(options, path) for path in options.weights)

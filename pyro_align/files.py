@@ -209,8 +209,9 @@ def _tensors(header: Mapping[str, Any], data: bytearray) -> list[Tensor]:
         count = math.prod(shape)
         if end - begin != count * dtype.itemsize or end > len(data):
             raise ValueError(f"tensor {i} of shape {shape} and dtype {entry['dtype']} has {end - begin} bytes")
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=begin) if count else torch.empty(0, dtype=dtype)
-        out.append(flat.reshape(shape).clone())
+        own = data[begin:end]  # a copy, which begins where a number may, as a part of the file need not
+        flat = torch.frombuffer(own, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        out.append(flat.reshape(shape))
         start = end
     if start != len(data):
         raise ValueError(f"{len(data) - start} bytes are left over")

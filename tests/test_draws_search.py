@@ -70,7 +70,6 @@ def test_gains_are_derivatives_of_the_objective():
     point, _, moved = noisy(symmetry, 5, 0.5)
     stack = per_unit(symmetry, 5)
     fixed, moving = {k: (v,) for k, v in point.items()}, {k: (v,) for k, v in moved.items()}
-    spread = {k: (v[0].expand(5, *v[0].shape),) for k, v in fixed.items()}
     p = stack.random(3)
     gains = StackGains.of(symmetry, fixed, moving, (True,))
     even, odd = gains.gains.expected("a", gains.hard(p))
@@ -83,7 +82,7 @@ def test_gains_are_derivatives_of_the_objective():
         signed = odd.gather(2, places).squeeze(-1) * signs["a"]
         return (even.gather(2, places).squeeze(-1) + signed).sum(1).double()
 
-    change = unit_objective(q, spread, moving, (True,)) - unit_objective(p, spread, moving, (True,))
+    change = unit_objective(q, fixed, moving, (True,)) - unit_objective(p, fixed, moving, (True,))
     torch.testing.assert_close(value(q.indices, q.signs) - value(p.indices, p.signs), change, rtol=1e-4, atol=1e-4)
 
 

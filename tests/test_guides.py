@@ -208,6 +208,7 @@ def test_a_registration_is_for_its_type_alone():
     class Child(Parent):
         pass
 
+    name = f"{Child.__module__}.{Child.__qualname__}"  # as of a package that is not imported
     marker = read_guide(scoped(lambda: AutoNormal(model)))
     register_guide(Parent)(lambda guide: marker)
     from pyro_align.guides import registry
@@ -216,8 +217,10 @@ def test_a_registration_is_for_its_type_alone():
         assert read_guide(Parent()) is marker
         with pytest.raises(TypeError, match="callable"):
             read_guide(Child())
+        register_guide(name)(lambda guide: marker)
+        assert read_guide(Child()) is marker
     finally:
-        del registry._RULES[Parent]
+        del registry._RULES[Parent], registry._RULES[name]
 
 
 # -- supports, plates, signs -------------------------------------------------------------------------------------------

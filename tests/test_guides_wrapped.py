@@ -494,6 +494,10 @@ def test_one_dict_of_draws_means_one_thing():
     assert torch.equal(found[0].posterior.draws["w"], found[1].posterior.draws["w"])
     assert found[0].posterior.num_draws == 400
     assert align_draws(by_chain, spec).draws["w"].shape == (4, 100, 3)
+    p = found[0].permutation
+    assert p == found[1].permutation
+    moved = permute_guide({"w": by_chain["w"]}, p).draws["w"]
+    assert torch.equal(moved, p.apply_site("w", flat["w"], batch_dims=1))
     with pytest.raises(GuideError, match=r"site 'w': shape \(4, 100, 3\) can be read as 4 chains of 100 draws"):
         read_guide(by_chain)
     assert read_guide(flat).num_draws == 400

@@ -172,20 +172,6 @@ def test_draws_and_guides_can_be_compared():
     assert pyro_align.displacement(guide, {"w": draws["w"] + 1.0}).length == pytest.approx(3**0.5, rel=0.05)
 
 
-def test_chains_are_told_by_the_symmetrys_shapes():
-    """One dict of draws, with or without an axis of chains, is the same posterior."""
-    symmetry = Symmetry.from_axes({"w": ("unit",)}, shapes={"w": (3,)})
-    at = torch.tensor([0.0, 3.0, 6.0]).double()
-    a, b = gaussian_draws(0, 3) + at, gaussian_draws(1, 3) + at[[2, 0, 1]]
-    flat = pyro_align.align({"w": a}, {"w": b}, symmetry)
-    chains = pyro_align.align({"w": a.reshape(4, 100, 3)}, {"w": b.reshape(4, 100, 3)}, symmetry)
-    assert flat.permutation == chains.permutation
-    assert flat.permutation.indices["unit"].tolist() == [1, 2, 0]
-    assert flat.distance == chains.distance < 0.5
-    moved = pyro_align.permute_guide({"w": b.reshape(4, 100, 3)}, flat.permutation)
-    assert torch.equal(read_guide(moved).draws["w"], flat.permutation.apply_site("w", b, batch_dims=1))
-
-
 # -- simplices under mean-field guides ---------------------------------------------------------------------------------
 
 

@@ -87,6 +87,18 @@ def test_restarts_say_what_they_found():
     assert "of 6 restarts" in str(more)
 
 
+def test_restarts_end_where_every_search_finds_the_planted_copy():
+    symmetry = network(4, 12, 12, 3)
+    fixed, p = features(symmetry, 0), symmetry.random(3)
+    g = torch.Generator().manual_seed(5)
+    noisy = {k: tuple(f + 0.5 * torch.randn(f.shape, generator=g, dtype=f.dtype) for f in v) for k, v in fixed.items()}
+    moving = {k: tuple(p.apply_site(k, f) for f in v) for k, v in noisy.items()}
+    found = match(symmetry, fixed, moving, restarts=6)
+    assert found.permutation == p.inverse()
+    assert found.rises == (0.0,)
+    assert match(symmetry, fixed, moving, restarts=3, select=lambda p: 0.0).rises != (0.0,)
+
+
 @pytest.mark.parametrize("name", ["two layers", "recurrent", "gates"])
 def test_margins_are_what_the_cheapest_swap_costs(name):
     """Against the objective itself, also where an atom is on two axes of a site."""

@@ -10,8 +10,9 @@ to be trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class UnitMatcher:
             init: A relabeling of the stack to improve on.
         """
         units = len(next(iter(moving.values()))[0])
-        trial = Trial.of(self, self.stack(units), fixed, moving)
+        trial = Trial(self, self.stack(units), fixed, moving)
         trial.offer(trial.stack.identity() if init is None else init)
         none = torch.zeros(units, dtype=torch.bool, device="cpu")
         if is_linear(self.symmetry):
@@ -124,8 +125,9 @@ class UnitMatcher:
         if bool(doubtful.any()):
             rows = doubtful.nonzero().flatten()
             improved[rows] = self._again(trial, rows, fixed, moving, generator, 2 + self.restarts)
-        norms = sum(f.double().square().flatten(1).sum(1) for parts in moving.values() for f in parts)
-        likeness = trial.score.double() / norms.sqrt().clamp_min(1e-300)
+        parts = (f.flatten(1) for features in moving.values() for f in features)
+        norms = torch.stack([torch.linalg.vector_norm(f, dim=1, dtype=torch.float64) for f in parts]).norm(dim=0)
+        likeness = trial.score / norms.clamp_min(1e-300)
         others = (~doubtful).nonzero().flatten()
         order = others[likeness[others].argsort(stable=True)]
         at, count = 0, max(8, len(order) // 200)
@@ -142,7 +144,7 @@ class UnitMatcher:
         self, trial: Trial, rows: Tensor, fixed: Features, moving: Features, generator: torch.Generator, searches: int
     ) -> Tensor:
         """Searches some members again; says which of them the second of these searches improved."""
-        part = Trial.of(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
+        part = Trial(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
         part.offer(part.stack.permutation(*(_rows(t, rows) for t in (trial.best.indices, trial.best.signs))))
         found = [part.climb(part.start(k, generator)) for k in range(searches)]
         trial.best, trial.score = _put(trial.best, part.best, rows), trial.score.index_copy(0, rows, part.score)
@@ -157,16 +159,13 @@ class Trial:
     stack: Symmetry
     fixed: Features
     moving: Features
-    gains: Callable[[], StackGains]
     best: Permutation | None = None
     score: Tensor | None = None
 
-    @classmethod
-    def of(cls, matcher: UnitMatcher, stack: Symmetry, fixed: Features, moving: Features) -> Trial:
-        spread = {
-            s: tuple(f.to(m.dtype).expand(m.shape) for f, m in zip(fixed[s], moving[s], strict=True)) for s in moving
-        }
-        return cls(matcher, stack, spread, moving, lambda: StackGains.of(matcher.symmetry, fixed, moving, matcher.odd))
+    @cached_property
+    def gains(self) -> StackGains:
+        """The gains of the members as they came."""
+        return StackGains.of(self.matcher.symmetry, self.fixed, self.moving, self.matcher.odd)
 
     def offer(self, candidate: Permutation) -> Tensor:
         """Takes a relabeling over where it is better; says where it was, ``(units,)`` bool."""
@@ -181,7 +180,11 @@ class Trial:
     def climb(self, init: Permutation | None, **options: Any) -> Tensor:
         """Coordinate ascent from a relabeling, or from an anchored start; says where it is better than all before."""
         odd = self.matcher.odd if self.stack.signed else None
-        found = match(self.stack, self.fixed, self.moving, odd=odd, seed=self.matcher.seed, init=init, **options)
+        spread = {
+            s: tuple(f.to(m.dtype).expand(m.shape) for f, m in zip(self.fixed[s], v, strict=True))
+            for s, v in self.moving.items()
+        }
+        found = match(self.stack, spread, self.moving, odd=odd, seed=self.matcher.seed, init=init, **options)
         if found.status == "interrupted":  # of a stack, half a search is no answer
             raise KeyboardInterrupt
         return self.offer(found.permutation)
@@ -192,16 +195,14 @@ class Trial:
         if not names or k % 4 == 3:
             return kicked(self.best, _KICK, generator)
         warmest = WARMEST if k == 0 else WARMEST * (0.5 + float(torch.rand((), generator=generator)))
-        gains = self.gains()
         if len(names) == len(self.matcher.symmetry.atoms):
-            return annealed(gains, self.stack, warmest, generator)
+            return annealed(self.gains, self.stack, warmest, generator)
         matcher, best = self.matcher, self.best
         moved = {
             site: tuple(best.apply_site(site, f, signs=o) for f, o in zip(parts, matcher.odd, strict=True))
             for site, parts in self.moving.items()
         }
-        fixed = {site: tuple(f[0] for f in parts) for site, parts in self.fixed.items()}
-        gains = StackGains.of(matcher.symmetry, fixed, moved, matcher.odd)
+        gains = StackGains.of(matcher.symmetry, self.fixed, moved, matcher.odd)
         return annealed(gains, self.stack, warmest, generator) @ best
 
     def doubtful(self) -> Tensor:
@@ -213,10 +214,9 @@ class Trial:
         doubt = torch.full_like(self.score, len(softening(symmetry)) < len(symmetry.atoms), dtype=torch.bool)
         if bool(doubt.all()):
             return doubt
-        gains = self.gains()
-        hard = gains.hard(self.best)
+        hard = self.gains.hard(self.best)
         for name in hard:
-            wanted = total_gain(gains.gains.expected(name, hard)).argmax(2)
+            wanted = total_gain(self.gains.gains.expected(name, hard)).argmax(2)
             doubt |= (wanted != self.best.indices[name]).any(1)
         return doubt
 

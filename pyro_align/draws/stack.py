@@ -44,7 +44,7 @@ def unit_objective(p: Permutation, fixed: Features, moving: Features, odd: Seque
     total = next(iter(moving.values()))[0].new_zeros((), dtype=torch.float64)
     for site in moving:
         for f, m, o in zip(fixed[site], moving[site], odd, strict=True):
-            total = total + (f * p.apply_site(site, m, signs=o)).flatten(1).double().sum(-1)
+            total = total + p.apply_site(site, m, signs=o).flatten(1).double() @ f.flatten().double()
     return total
 
 

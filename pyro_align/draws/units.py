@@ -13,7 +13,7 @@ from pyro_align.draws.search import UnitMatcher
 from pyro_align.draws.stack import Features, Labels
 from pyro_align.symmetry.group import Symmetry
 
-_NUMBERS = 1 << 20  # held at a time when draws are streamed
+_NUMBERS = 1 << 21  # held at a time when draws are streamed: a slice of few draws costs as much as one of many
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +121,9 @@ def assign_all(units: Units, matcher: UnitMatcher, fixed: Features, labels: Labe
             for k, v in features.items()
         }
         for site, parts in only(moved, units.trusted[here]).items():
-            sums = tuple(f.double().sum(0) / count for f in parts)
+            sums = tuple(f.sum(0, dtype=torch.float64) / count for f in parts)
             mean[site] = tuple(a + b for a, b in zip(mean[site], sums, strict=True)) if site in mean else sums
-            total = float(parts[0].double().square().sum())
+            total = float(torch.linalg.vector_norm(parts[0], dtype=torch.float64).square())
             square[site] = square.get(site, 0.0) + total / (count * max(1, sums[0].numel()))
     return Sums(mean, square, changed, improved)
 

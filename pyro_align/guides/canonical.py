@@ -80,7 +80,11 @@ def one_scale(
         loc, scale = (t.double().cpu() for t in q.marginal(site))
         width = prior.get(site, 1.0) if isinstance(prior, Mapping) else prior
         energy[site] = (loc.square() + scale.square()) / torch.as_tensor(width).double().square()
-    parts = [_Part.of(scaling, symmetry) for scaling in symmetry.scalings]
+    parts = []
+    for scaling in symmetry.scalings:
+        powers = {s: scaling.powers(symmetry.sites, s) for s in dict.fromkeys(s for s, _, _ in scaling.exponents)}
+        size = next(iter(powers.values())).shape[-1]
+        parts.append(_Part(scaling, powers, torch.zeros(size, dtype=torch.float64, device="cpu")))
     for _ in range(_SWEEPS):
         largest = 0.0
         for part in parts:
@@ -110,12 +114,6 @@ class _Part:
     scaling: Scaling
     powers: dict[str, Tensor]
     total: Tensor
-
-    @classmethod
-    def of(cls, scaling: Scaling, symmetry: Symmetry) -> _Part:
-        powers = {s: scaling.powers(symmetry.sites, s) for s in dict.fromkeys(s for s, _, _ in scaling.exponents)}
-        size = next(iter(powers.values())).shape[-1]
-        return cls(scaling, powers, torch.zeros(size, dtype=torch.float64, device="cpu"))
 
     def best(self, energy: Mapping[str, Tensor], entropy: bool) -> Tensor:
         """The step ``t`` that minimizes ``sum e^(2 k t) energy / 2 - k t`` (without entropy, its first part)."""

@@ -12,29 +12,11 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from torch import Tensor
 
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.sites import Noise, Values, as_generator, check_draws
+from pyro_align.guides.sites import Values
 
-_SEEDS = 2**31 - 1
-
-
-def make_noise(num_samples: int, generator: torch.Generator | int) -> Noise:
-    """For each draw a seed, a place among given draws, and the side of a path that it comes from.
-
-    Places are evenly spaced from a common offset, so that no given draw is taken twice where there are enough of them.
-    """
-    generator, n = as_generator(generator), check_draws(num_samples)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-    return {
-        "_seed": torch.randint(0, _SEEDS, (n,), generator=generator, device="cpu"),
-        "_draw": (uniform(n).argsort() + uniform()) / n,
-        "_side": (uniform(n).argsort() + uniform(n)) / n,
-    }
+SEEDS = 2**31 - 1
 
 
 class SampledGuide(PyroModule):
@@ -76,9 +58,7 @@ class SampledGuide(PyroModule):
             noise = pyro.sample(f"_{name}_noise", unit, infer={"is_auxiliary": True}).double().cpu()
         lead = noise.shape[:-1]
         seed, place, side = noise.reshape(-1, 3).unbind(-1)
-        values, log_prob = posterior.push_with_log_prob(
-            {"_seed": (seed * _SEEDS).long(), "_draw": place, "_side": side}
-        )
+        values, log_prob = posterior.push_with_log_prob({"_seed": (seed * SEEDS).long(), "_draw": place, "_side": side})
         if posterior.has_density:
             scored = dist.Delta(torch.zeros_like(log_prob).reshape(lead), log_density=log_prob.reshape(lead))
             pyro.sample(f"_{name}_density", scored, infer={"is_auxiliary": True})

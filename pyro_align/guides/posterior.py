@@ -7,7 +7,7 @@ param store, reaches it; and nothing done with it reaches the guide.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -114,14 +114,9 @@ class Posterior(ABC):
         """
         raise GuideError(f"labels= names the sites {list(labels)}, and the guide has no discrete sites")
 
-    @property
-    def separate_parts(self) -> tuple[Posterior, ...]:
-        """Independent parts, each of which may come to be known by its draws while the others stay as they are."""
-        return ()
-
-    def with_parts(self, parts: Sequence[Posterior]) -> Posterior:
-        """The posterior with others in place of its separate parts."""
-        raise GuideError(f"a {type(self).__name__} has no separate parts")
+    #: Whether it has ``parts`` each of which may come to be known by its draws while the others stay as they are.
+    separate: bool = False
+    parts: tuple[Posterior, ...]
 
     #: Discrete site -> the atom whose units its values number, or None where they number none.
     labels: Mapping[str, str | None] = {}

@@ -6,15 +6,19 @@ and stores something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import pyro
+import torch
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_align.errors import GuideError
+from pyro_align.errors import DiagnosticWarning, GuideError
 from pyro_align.guides.posterior import Posterior
-from pyro_align.guides.pyro_state.modules import shared_tensors, warn_if_stale
+from pyro_align.guides.pyro_state.modules import own_tensors
 from pyro_align.guides.relabel import mixed_axis
 from pyro_align.model.keywords import options_apart
 from pyro_align.symmetry.group import Symmetry
@@ -91,7 +95,7 @@ def read_guide(guide: Any, *args: Any, labels: Mapping[str, str | None] | None =
     """
     if isinstance(guide, Posterior):
         return guide.with_labels(labels) if labels else guide
-    warn_if_stale(guide)
+    _warn_if_stale(guide)
     cls = type(guide)
     reader = _RULES.get(cls) or _RULES.get(f"{cls.__module__}.{cls.__qualname__}")
     if reader is None:
@@ -114,8 +118,8 @@ def relabelable(posterior: Posterior, symmetry: Symmetry) -> Posterior:
     """
     if not _leaves_family(posterior, symmetry):
         return posterior
-    if posterior.separate_parts:
-        return posterior.with_parts([relabelable(part, symmetry) for part in posterior.separate_parts])
+    if posterior.separate:
+        return _with_parts(posterior, [relabelable(part, symmetry) for part in posterior.parts])
     return by_draws(posterior)
 
 
@@ -128,21 +132,25 @@ def _leaves_family(posterior: Posterior, symmetry: Symmetry) -> bool:
 
 def by_draws(posterior: Posterior) -> Posterior:
     """The posterior as one that is known by its draws and their log densities; of one beside a model's, the guide's."""
-    if posterior.separate_parts:
-        guide, *others = posterior.separate_parts
-        return posterior.with_parts([by_draws(guide), *others])
+    if posterior.separate:
+        guide, *others = posterior.parts
+        return _with_parts(posterior, [by_draws(guide), *others])
     found = _RULES[object](posterior.to_guide())
     return found.with_labels(posterior.labels) if posterior.labels else found
 
 
 def alike(*posteriors: Posterior) -> tuple[Posterior, ...]:
     """The posteriors; where one is known by its draws, all are, part by part."""
-    if all(q.separate_parts for q in posteriors) and len({len(q.separate_parts) for q in posteriors}) == 1:
-        columns = [alike(*column) for column in zip(*(q.separate_parts for q in posteriors), strict=True)]
-        return tuple(q.with_parts(parts) for q, parts in zip(posteriors, zip(*columns, strict=True), strict=True))
+    if all(q.separate for q in posteriors) and len({len(q.parts) for q in posteriors}) == 1:
+        columns = [alike(*column) for column in zip(*(q.parts for q in posteriors), strict=True)]
+        return tuple(map(_with_parts, posteriors, zip(*columns, strict=True)))
     if len({q.known_by_draws for q in posteriors}) == 1:
         return posteriors
     return tuple(q if q.known_by_draws else by_draws(q) for q in posteriors)
+
+
+def _with_parts(posterior: Any, parts: Sequence[Posterior]) -> Posterior:
+    return replace(posterior, parts=tuple(parts))
 
 
 def check_distinct(guide_a: Any, guide_b: Any) -> None:
@@ -156,7 +164,7 @@ def check_distinct(guide_a: Any, guide_b: Any) -> None:
     """
     if guide_a is guide_b:
         return
-    shared = shared_tensors(guide_a, guide_b)
+    shared = _shared_tensors(guide_a, guide_b)
     if shared:
         raise GuideError(
             f"the two guides share {len(shared)} parameters through Pyro's param store (first: '{shared[0]}'), so they "
@@ -164,3 +172,43 @@ def check_distinct(guide_a: Any, guide_b: Any) -> None:
             "`with pyro.get_param_store().scope():`, or make them children of one module "
             "(box = PyroModule(); box.a = AutoNormal(model); box.b = AutoNormal(model)), and build both again"
         )
+
+
+def _shared_tensors(first: Any, second: Any) -> list[str]:
+    """Names of the first guide's tensors whose memory is also the second's."""
+    there = {t.untyped_storage().data_ptr() for t in own_tensors(second).values() if t.numel()}
+    return [k for k, t in own_tensors(first).items() if t.numel() and t.untyped_storage().data_ptr() in there]
+
+
+def _warn_if_stale(guide: Any) -> None:
+    """Warns where the param store holds other values under a guide's names: calling the guide would adopt them."""
+    if not isinstance(guide, PyroModule) or not guide._pyro_context.used:
+        return
+    if pyro.settings.get("module_local_params"):
+        return
+    stored = pyro.get_param_store()._params
+    stale = [
+        name
+        for name, own in _store_names(guide)
+        if name in stored and stored[name] is not own and not torch.equal(stored[name].detach(), own.detach())
+    ]
+    if stale:
+        warnings.warn(
+            f"the param store holds other values than this {type(guide).__name__} under {len(stale)} of its names "
+            f"(first: '{stale[0]}'), from another guide of the same name or from a loaded store. The guide's own "
+            "values are read; calling the guide would replace them by the store's. If the store's are meant, call the "
+            "guide once first",
+            DiagnosticWarning,
+            stacklevel=3,
+        )
+
+
+def _store_names(module: PyroModule) -> Iterator[tuple[str, Tensor]]:
+    """Full store name and own tensor of each parameter of a module tree."""
+    for child in module.modules():
+        if not isinstance(child, PyroModule) or not child._pyro_name:
+            continue
+        for name, tensor in child._parameters.items():
+            bare = name.removesuffix("_unconstrained")
+            if tensor is not None:
+                yield f"{child._pyro_name}.{bare if bare in child._pyro_params else name}", tensor

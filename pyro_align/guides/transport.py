@@ -36,16 +36,12 @@ class Transport:
 
         Also the log of the volume change, the same for all draws.
         """
-        between = torch.lerp(self._identity, self.linear, tau)
+        one = torch.ones_like(self.center)
+        between = torch.lerp(one if self.linear.dim() == 1 else one.diag(), self.linear, tau)
         gap, volume = u - self.center, _log_det(between)
         if from_end:
             gap, volume = _solve(self.linear, gap - self.shift), volume - _log_det(self.linear)
         return self.center + tau * self.shift + _apply(between, gap), volume
-
-    @property
-    def _identity(self) -> Tensor:
-        one = torch.ones_like(self.center)
-        return one if self.linear.dim() == 1 else torch.diag(one)
 
 
 def fit_transport(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Transport:

@@ -10,6 +10,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pyro_align.symmetry.element import is_permutation
+
 _EASY = 0.6  # share of columns that some row wants most, above which a solver needs no help
 _WIDE = 192  # smaller matrices are solved sooner than priced
 _PRICING = 0.12  # temperature of the prices, in spreads of the gains
@@ -36,16 +38,20 @@ def assign(gain: Tensor) -> Tensor:
     """
     best = _argmax(gain)
     n = gain.shape[-1]
-    flat = best.reshape(-1, n)
-    matrices = gain.reshape(-1, n, n)
-    if len(flat) == 1:
-        hard = [0]
+    flat, matrices = best.reshape(-1, n), gain.reshape(-1, n, n)
+    hard = (~is_permutation(flat)).nonzero().flatten()
+    if n < _WIDE and len(hard):
+        flat[hard] = assigned(matrices[hard])
     else:
-        hard = (flat.sort(-1).values != torch.arange(n, device=flat.device)).any(-1).nonzero().flatten().tolist()
-    for b in hard:
-        if (wanted := _distinct(flat[b])) < n:
-            flat[b] = torch.from_numpy(_solve(matrices[b].cpu(), wanted / n)).to(flat.device)
+        for b in hard.tolist():
+            flat[b] = torch.from_numpy(_solve(matrices[b].cpu(), _distinct(flat[b]) / n)).to(flat.device)
     return flat.reshape(best.shape)
+
+
+def assigned(gain: Tensor) -> Tensor:
+    """The best assignment of each small matrix ``(batch, n, n)``, without a look at whether one is needed."""
+    costs = (gain.amax(2, keepdim=True) - gain).cpu()
+    return torch.from_numpy(np.stack([solved(cost) for cost in costs])).to(gain.device, torch.int64)
 
 
 def argmax_assignment(gain: Tensor) -> Tensor | None:
@@ -69,8 +75,8 @@ def _distinct(index: Tensor) -> int:
 
 
 def _solve(gain: Tensor, wanted: float) -> np.ndarray:
-    """The best assignment of one matrix; ``wanted`` is the share of columns that are the best of some row."""
-    return solved((gain.amax(1, keepdim=True) - gain) if wanted > _EASY or len(gain) < _WIDE else _priced(gain))
+    """The best assignment of one wide matrix; ``wanted`` is the share of columns that are the best of some row."""
+    return solved((gain.amax(1, keepdim=True) - gain) if wanted > _EASY else _priced(gain))
 
 
 def solved(cost: Tensor) -> np.ndarray:

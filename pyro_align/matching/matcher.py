@@ -89,6 +89,7 @@ class Run:
         history: Value at the start and after each sweep.
         updates: The moves of the sweeps, whose gains may still hold at the end.
         pool: The best of each earlier search of a small problem and, in the end, of this one.
+        settled: Whether all starts of this search ended in the best of the earlier ones: another would as well.
     """
 
     problem: Problem
@@ -103,6 +104,7 @@ class Run:
     history: list[float] = field(default_factory=list)
     updates: Sequence[Update] = ()
     pool: Pool | None = None
+    settled: bool = False
 
     def record(self) -> None:
         """Notes the value at the end of a sweep; the first entry is that of the start."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_align.matching.assignment import assign, best_sign, picked
 from pyro_align.matching.evidence import Gains
+from pyro_align.symmetry.element import is_permutation
 from pyro_align.symmetry.group import Symmetry
 
 Tree = Mapping[str, tuple[str, ...]]
@@ -81,7 +82,7 @@ def _lazily(symmetry, root: str, inside: tuple[str, ...], gains: Gains, device, 
         top = tables[child].max(-1)
         best[child] = top.indices
         value += torch.minimum(top.values.sum(-1), tables[child].amax(-2).sum(-1))
-        exact &= (top.indices.sort(-1).values == torch.arange(size, device=device)).all(-1)
+        exact &= is_permutation(top.indices)
     rows = torch.arange(n, device=device)
     while True:
         index = assign(value)

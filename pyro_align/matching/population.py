@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_align.matching.assignment import best_sign, picked
+from pyro_align.matching.assignment import assigned, best_sign, picked
 from pyro_align.matching.gains import Gains, Term
 from pyro_align.matching.matcher import Run
 from pyro_align.matching.problem import Problem
@@ -28,7 +28,6 @@ from pyro_align.matching.soft import (
     Pair,
     Parts,
     anneal,
-    assigned,
     hard,
     shuffled,
     total_gain,
@@ -43,6 +42,7 @@ _PATIENCE = 5  # waves without a rise that end a first search
 _ANNEALS = 3  # populations that the first search anneals; a restart anneals two
 _KEPT, _CHILDREN = 8, 12  # members that stay, and children of a wave
 _MILD, _CROSSING = (0.1, 0.4), 4  # temperatures from which crossed members are annealed, and rounds
+_HARD = 0.4  # share of the units shuffled in members that must all climb back to an optimum for it to stand
 _CROSSED = 0.5  # share of waves in which members are crossed, not kicked
 _WARMEST = 1.2  # temperature, in standard deviations of a member's gains
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative changes below are rounding
@@ -114,8 +114,10 @@ def search(run: Run) -> bool:
         if rises:
             run.labels.replace(*({n: v[0] for n, v in t.items()} for t in (members.indices, members.signs)))
         idle = 0 if rises or wave < 0 else idle + 1
-        alike = found.max() - found.min() <= _ROUNDING * torch.max(found.abs())
-        if not earlier and (idle == _PATIENCE or (wave == -_ANNEALS and alike)):  # every start would end here
+        if wave == -anneals and population.stands(run.pool, found, run.generator):  # every start would end here
+            run.settled = bool(earlier)
+            break
+        if not earlier and idle == _PATIENCE:
             break
     return not run.clock.expired
 
@@ -226,6 +228,19 @@ class Population:
         return self._anneal(
             {n: uniform(len(warmest), self.sizes[n], n in self.signed, warmest) for n in names}, warmest, _ROUNDS
         )
+
+    def stands(self, pool: Pool, found: Tensor, generator: torch.Generator) -> bool:
+        """Whether all values found are the best that is known, and kicked members all climb back there.
+
+        Annealing alone can lead all members to one local optimum.
+        """
+        best = pool[1][0]
+        if best - found.min() > _ROUNDING * best.abs():
+            return False
+        members = pool[0].take(torch.zeros(_CHILDREN, dtype=torch.int64, device=best.device))
+        members = Members({k: kicked(v, _HARD, generator) for k, v in members.indices.items()}, members.signs)
+        self.climb(members)
+        return bool(best - self.values(members).min() <= _ROUNDING * best.abs())
 
     def _anneal(self, soft: dict[str, Pair], warmest: Tensor, rounds: int) -> Members:
         indices, signs = anneal(self.gains.expected, soft, warmest, rounds)

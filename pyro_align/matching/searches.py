@@ -56,6 +56,9 @@ class Task:
     pool: Pool | None = None
 
 
+Found = tuple[Match, Pool | None, bool]  # with the run's pool, and whether another search would end there as well
+
+
 @dataclass(frozen=True)
 class Searches:
     """What all searches of one matching share."""
@@ -88,7 +91,7 @@ class Searches:
             return Task(None, False, torch.Generator().manual_seed(self.seed), MATCHERS["frank_wolfe"]())
         return Task(kick(best.permutation, 0.05 if kind == 5 else 0.1, generator), False, generator)
 
-    def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[Match, Pool | None]]:
+    def run(self, tasks: Sequence[Task], executor: Executor | None) -> Iterator[Found]:
         """What each task found, in order, and the best of it and of those before."""
         if executor is None or len(tasks) == 1:
             for task in tasks:
@@ -103,13 +106,13 @@ class Searches:
                 yield future.result()
         except KeyboardInterrupt:
             start = Task(self.problem.symmetry.identity(), False, torch.Generator())
-            found, pool = self.search(start, sweeps=0)
-            yield replace(found, status="interrupted"), pool
+            found, *left = self.search(start, sweeps=0)
+            yield replace(found, status="interrupted"), *left
         finally:
             for future in futures:
                 future.cancel()
 
-    def search(self, task: Task, sweeps: int | None = None) -> tuple[Match, Pool | None]:
+    def search(self, task: Task, sweeps: int | None = None) -> Found:
         """One search, here."""
         labels = start_labels(self.problem, task.start)
         sweeps = self.max_sweeps if sweeps is None else sweeps
@@ -117,10 +120,10 @@ class Searches:
         run.random_order, run.progress, run.pool = task.random_order, self.report, task.pool
         with torch.no_grad():
             found = _search(task.matcher or self.matcher, run, task.start, self.seed)
-        return replace(found, matcher=self.matcher.name), run.pool
+        return replace(found, matcher=self.matcher.name), run.pool, run.settled
 
 
-def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> tuple[Match, Pool | None]:
+def _elsewhere(contents, matcher, seed, max_sweeps, limit, task, state) -> Found:
     """One search in another process or thread."""
     generator = torch.Generator()
     generator.set_state(state)

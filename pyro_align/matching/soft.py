@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from pyro_align.matching.assignment import FAINT, best_sign, solved
+from pyro_align.matching.assignment import FAINT, assigned, best_sign
 
 Parts = tuple[Tensor | None, Tensor | None]  # even and odd part of gains, (members, new, old)
 Pair = tuple[Tensor, Tensor]  # matrices (members, new, old) for even features and for odd ones
@@ -110,9 +109,3 @@ def total_gain(parts: Parts) -> Tensor:
         assert even is not None  # every free atom is in some block
         return even
     return odd.abs() if even is None else even + odd.abs()
-
-
-def assigned(gain: Tensor) -> Tensor:
-    """The best assignment of each matrix; at this size it takes no longer than to see whether one is needed."""
-    costs = (gain.amax(2, keepdim=True) - gain).cpu()
-    return torch.from_numpy(np.stack([solved(cost) for cost in costs])).to(gain.device, torch.int64)

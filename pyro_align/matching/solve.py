@@ -66,7 +66,8 @@ def match(
         max_sweeps: Sweeps after which to stop.
         time_limit: Wall time in seconds after which to stop with the best so far, or None.
         restarts: Number of further searches, from kicked, random and otherwise ordered starts; the best is kept. One of
-            those of ``coordinate``, the second, is ``frank_wolfe``.
+            those of ``coordinate``, the second, is ``frank_wolfe``. They end early where on a small problem all starts
+            of one of them led to the best so far.
         select: Loss of a relabeling, lower is better (say, the model's loss at the midpoint): chooses among the
             searches in place of the objective.
         wave: Restarts that begin from the same best so far and can run at the same time. Larger ones lose quality: each
@@ -134,11 +135,15 @@ def _proven_or_searched(
     best: Match | None = None
     rises: list[float] = []
     pool: Pool | None = None
-    for numbers in waves(0 if cover == () else restarts, wave):  # without a cover one search settles every atom
+    settled = cover == ()  # without a cover one search settles every atom
+    for numbers in waves(restarts, wave):
+        if settled and best is not None:
+            break
         tasks = [Task(init, False, generator) if best is None else searches.restart(k, best, pool) for k in numbers]
         pools: list[Pool] = []
-        for found, left in searches.run(tasks, executor):
+        for found, left, sure in searches.run(tasks, executor):
             pools += [left] if left else []
+            settled |= sure and select is None
             if select is not None:
                 found = replace(found, loss=float(select(found.permutation)))
             if best is not None:

@@ -114,10 +114,10 @@ class Permutation:
             made = copy.deepcopy(values)
             made.load_state_dict(self.apply(values.state_dict()))
             return made
-        moved = {
-            site: value.clone() if _is_counter(site) else self.apply_site(site, value, batch_dims=batch_dims)
-            for site, value in stack_tensors(values, self.symmetry.stacks, batch_dims).items()
-        }
+        moved = {}
+        for site, value in stack_tensors(values, self.symmetry.stacks, batch_dims).items():
+            counts = site.rpartition(".")[2] == "num_batches_tracked"  # batches seen by batch normalization
+            moved[site] = value.clone() if counts else self.apply_site(site, value, batch_dims=batch_dims)
         if self.symmetry.stacks:
             parted = unstacked(moved, self.symmetry.stacks, batch_dims)
             moved = {site: parted[site] if site in parted else moved[site] for site in values}
@@ -258,9 +258,22 @@ def _index(name: str, given, shape: tuple[int, ...]) -> Tensor:
     index = torch.as_tensor(identity if given is None else given, dtype=torch.int64, device="cpu").detach()
     if index.shape != shape:
         raise SymmetryError(f"atom '{name}': expected indices of shape {shape}, got {tuple(index.shape)}")
-    if given is not None and not torch.equal(index.sort(-1).values, identity):
+    if given is not None and not bool(is_permutation(index).all()):
         raise SymmetryError(f"atom '{name}': the indices are not a permutation of 0..{shape[-1] - 1}")
     return index.contiguous()
+
+
+def is_permutation(index: Tensor) -> Tensor:
+    """Which rows of ``(*batch, n)`` are permutations of 0..n-1, ``(*batch,)`` bool.
+
+    Example:
+        >>> is_permutation(torch.tensor([[1, 0, 2], [1, 1, 2], [0, 1, 3], [-1, 1, 2]]))
+        tensor([ True, False, False, False])
+    """
+    n = index.shape[-1]
+    inside = index.clamp(0, max(0, n - 1))
+    seen = torch.zeros(index.shape, dtype=torch.bool, device=index.device).scatter_(-1, inside, True)
+    return (seen & (inside == index)).all(-1)
 
 
 def _rotation(atom: Atom, given, shape: tuple[int, ...]) -> Tensor:
@@ -314,8 +327,3 @@ def _put(moves: tuple[Any, ...], table: Tensor) -> Tensor:
     out = torch.empty_like(table)
     out[moves] = table
     return out
-
-
-def _is_counter(name: str) -> bool:
-    """Whether an entry of a state dict counts the batches that batch normalization has seen."""
-    return name.rpartition(".")[2] == "num_batches_tracked"

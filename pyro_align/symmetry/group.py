@@ -261,7 +261,7 @@ class Symmetry:
         import pandas as pd
 
         rows = [
-            {"site": site, "axis": i, "size": axis_size(t), "term": str(t), "atoms": [a.name for a in _free(t)]}
+            [site, i, axis_size(t), str(t), [a.name for a in leaves(t) if a.name in self.atoms]]
             for site, terms in self.sites.items()
             for i, t in enumerate(terms)
         ]
@@ -301,7 +301,3 @@ class Symmetry:
 def same_group(a: Symmetry, b: Symmetry) -> bool:
     """Whether two symmetries have the same sites with the same terms."""
     return a is b or dict(a.sites) == dict(b.sites)
-
-
-def _free(term: Axis) -> list[Atom]:
-    return [a for a in leaves(term) if a.name and not a.fixed]

@@ -46,7 +46,8 @@ def fill_sizes(sites: Sites, shapes: Mapping[str, Iterable[int]]) -> dict[str, t
     while True:  # each round solves at least one atom or is the last
         known = len(sizes)
         for site, terms in filled.items():
-            filled[site] = tuple(_filled(site, i, t, sizes, n) for i, (t, n) in enumerate(_zip(terms, shapes[site])))
+            pairs = zip(terms, shapes[site], strict=True)
+            filled[site] = tuple(_filled(site, i, t, sizes, n) for i, (t, n) in enumerate(pairs))
         if len(sizes) == known:
             break
     for site, terms in filled.items():
@@ -57,10 +58,6 @@ def fill_sizes(sites: Sites, shapes: Mapping[str, Iterable[int]]) -> dict[str, t
                     "write them out with Atom(name, size) or an int"
                 )
     return filled
-
-
-def _zip(terms: Sequence[Axis], shape: Sequence[int]) -> list[tuple[Axis, int]]:
-    return list(zip(terms, shape, strict=True))
 
 
 def _filled(site: str, i: int, term: Axis, sizes: dict[str, int], size: int) -> Axis:

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -80,7 +79,7 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
     Raises:
         GuideError: The module has no such layers.
     """
-    pairs = _mu_rho_pairs(module)
+    pairs = mu_rho_pairs(module)
     if not pairs:
         raise GuideError(
             f"this {type(module).__name__} has no parameters named mu_* and rho_*, or *_mu and *_rho: it holds no "
@@ -99,12 +98,8 @@ def read_bayesian_module(module: nn.Module) -> MeanFieldNormal:
     return MeanFieldNormal(sites_of(locs), locs, scales, writer)
 
 
-def is_bayesian_module(module: nn.Module) -> bool:
-    """Whether a module holds Bayesian layers of these packages."""
-    return bool(_mu_rho_pairs(module))
-
-
-def _mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
+def mu_rho_pairs(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """Site -> names of its two parameters, for the Bayesian layers of these packages in a module."""
     names = dict(module.named_parameters())
     pairs = {}
     for name in names:
@@ -150,16 +145,10 @@ def read_tyxe_auto_normal(guide: Any) -> MeanFieldNormal:
     """Reads ``<site>.loc`` and ``<site>.scale``, either of which may be a constant instead of a parameter."""
     latent_nodes(guide)  # refuses one that has not run
     prototype = Prototype.of(guide)
-    _unwrap_supports(prototype.attributes["prototype_trace"])
-    paths = {"locs": "{}.loc", "scales": "{}.scale"}
-    return read_entries(MeanFieldNormal, guide, paths, full_plates=False, prototype=prototype)
-
-
-def _unwrap_supports(trace: poutine.Trace) -> None:
-    """TyXe looks whether a site's innermost distribution is real, and a slim trace knows the outermost support only.
-
-    Without this its sites would be transformed normals, for which its ELBO finds no closed-form divergence.
-    """
-    for node in trace.nodes.values():
+    # TyXe looks whether a site's innermost distribution is real, and a slim trace knows the outermost support only: its
+    # sites would be transformed normals, for which its ELBO finds no closed-form divergence
+    for node in prototype.attributes["prototype_trace"].nodes.values():
         if base_support(node["fn"].support) is constraints.real:
             node["fn"].support = constraints.real
+    paths = {"locs": "{}.loc", "scales": "{}.scale"}
+    return read_entries(MeanFieldNormal, guide, paths, full_plates=False, prototype=prototype)

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.distributions.constraints import simplex
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.drawing import SampledGuide, make_noise
+from pyro_align.guides.drawing import SEEDS, SampledGuide
 from pyro_align.guides.features import Features
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Labels, Relabeling, check_labels, label_moves, move_labels
-from pyro_align.guides.sites import Noise, SiteSpec, Values
+from pyro_align.guides.sites import Noise, SiteSpec, Values, as_generator, check_draws, split_flat
 from pyro_align.guides.transport import Transport, energy_coefficient, fit_transport, squared_distance
 from pyro_align.model.supports import base_support, centered_log_ratio
 from pyro_align.symmetry.element import Permutation
@@ -43,8 +43,20 @@ class KnownByDraws(Posterior):
     moves_whole_sites = True
 
     def noise(self, num_samples: int, *, generator: torch.Generator | int = 0) -> Noise:
-        """For each draw a seed, a place among given draws, and the side of a path that it comes from."""
-        return make_noise(num_samples, generator)
+        """For each draw a seed, a place among given draws, and the side of a path that it comes from.
+
+        Places are evenly spaced from a common offset, so that no given draw is taken twice where there are enough.
+        """
+        generator, n = as_generator(generator), check_draws(num_samples)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+        return {
+            "_seed": torch.randint(0, SEEDS, (n,), generator=generator, device="cpu"),
+            "_draw": (uniform(n).argsort() + uniform()) / n,
+            "_side": (uniform(n).argsort() + uniform(n)) / n,
+        }
 
     def with_labels(self, labels: Labels) -> KnownByDraws:
         return replace(self, labels={**self.labels, **check_labels(labels, self.sites)})
@@ -113,7 +125,7 @@ class KnownByDraws(Posterior):
 
         def fit() -> tuple[Transport, float]:
             x, y = _evened(*(flat(self.sites, q.drawn(0)) for q in (self, other)))
-            found = fit_transport(x, y, [self.sites[k].numel for k in movable(self.sites)])
+            found = fit_transport(x, y, [spec.numel for spec in movable(self.sites).values()])
             moved, scale = found.displace(x, 1.0)[0], y.std(0, correction=0)
             scale = torch.where(scale > 0, scale, 1.0)
             return found, energy_coefficient(moved / scale, y / scale)
@@ -187,7 +199,7 @@ class Between(KnownByDraws):
     def push_with_log_prob(self, noise: Noise) -> tuple[Values, Tensor]:
         first = (noise["_side"] >= self.tau).to(self.device)
         sides = [self._side(q, noise, q is self.end) for q in (self.start, self.end)]
-        values = {k: v.where(_rows(first, v), sides[1][0][k]) for k, v in sides[0][0].items()}
+        values = {k: v.where(first.reshape(-1, *(1,) * (v.dim() - 1)), sides[1][0][k]) for k, v in sides[0][0].items()}
         for p in self.chain:
             values = relabeled(p, self.sites, self.labels, values)
         return values, sides[0][1].where(first, sides[1][1])
@@ -196,26 +208,23 @@ class Between(KnownByDraws):
         """All draws of one side, moved to where they are at tau, and their log density."""
         values, log_prob = q.push_with_log_prob(noise)
         moved, volume = self.transport.displace(flat(self.sites, values), self.tau, from_end=from_end)
-        out, start = dict(values), 0
-        for name in movable(self.sites):
-            spec = self.sites[name]
-            latent = moved[:, start : start + spec.numel].reshape(-1, *spec.unconstrained_shape).to(spec.dtype)
+        out = dict(values)
+        for name, latent in split_flat(movable(self.sites), moved).items():
+            spec, latent = self.sites[name], latent.to(self.sites[name].dtype)
             out[name] = spec.constrain(latent)
             before = spec.log_volume(spec.unconstrain(values[name]), values[name])
             log_prob = log_prob + before - spec.log_volume(latent, out[name])
-            start += spec.numel
         return {k: out[k] for k in self.sites}, log_prob - volume.to(log_prob)
 
 
-def movable(sites: Mapping[str, SiteSpec]) -> list[str]:
+def movable(sites: Mapping[str, SiteSpec]) -> dict[str, SiteSpec]:
     """The sites that a path moves: labels have no geometry, they come with the side that a draw comes from."""
-    return [name for name, spec in sites.items() if not spec.is_discrete]
+    return {name: spec for name, spec in sites.items() if not spec.is_discrete}
 
 
 def flat(sites: Mapping[str, SiteSpec], values: Values) -> Tensor:
     """The draws' unconstrained coordinates, ``(draws, D)`` in float64."""
-    names = movable(sites)
-    parts = [sites[k].unconstrain(values[k]).double().reshape(len(values[k]), -1) for k in names]
+    parts = [s.unconstrain(values[k]).double().reshape(len(values[k]), -1) for k, s in movable(sites).items()]
     return torch.cat(parts, dim=-1) if parts else torch.zeros(len(next(iter(values.values()))), 0, dtype=torch.float64)
 
 
@@ -237,10 +246,6 @@ def _evened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Equally many draws of either, evenly spaced among those of the longer."""
     count = min(len(x), len(y))
     return tuple(z[torch.arange(count, device=z.device) * len(z) // count] for z in (x, y))
-
-
-def _rows(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (values.dim() - 1))
 
 
 @register_guide(SampledGuide)

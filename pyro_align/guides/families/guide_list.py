@@ -85,13 +85,6 @@ class Independent(Posterior):
             parts.append(part.with_labels(own) if own else part)
         return replace(self, parts=tuple(parts))
 
-    @property
-    def separate_parts(self) -> tuple[Posterior, ...]:
-        return self.parts if self.separate else ()
-
-    def with_parts(self, parts: Sequence[Posterior]) -> Independent:
-        return replace(self, parts=tuple(parts))
-
     def marginal(self, site: str) -> tuple[Tensor, Tensor]:
         """Location and scale of one site, from the part that has it."""
         return next(part for part in self.parts if site in part.sites).marginal(site)

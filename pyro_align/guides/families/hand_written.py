@@ -16,7 +16,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.entrywise import write_entries
@@ -132,7 +132,7 @@ def _from_store(spec: SiteSpec, name: str) -> Tensor:
     store = pyro.get_param_store()
     if name not in store:
         raise GuideError(f"site '{spec.name}': there is no parameter '{name}' in the param store")
-    value = transform_to(store._constraints[name])(store._params[name]).detach()
+    value = RawParameter(store._params[name], store._constraints[name]).value.detach()
     try:
         return value.expand(spec.unconstrained_shape).clone()
     except RuntimeError:

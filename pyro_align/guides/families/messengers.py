@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from pyro.infer.autoguide import AutoRegressiveMessenger
 from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger, AutoMessenger
-from torch import Tensor
 
 from pyro_align.errors import GuideError
 from pyro_align.guides.families.mean_field import own_plates_only
-from pyro_align.guides.families.wrapped import RelabeledGuide, Wrapped, wrap_guide
+from pyro_align.guides.families.wrapped import Wrapped, wrap_guide
 from pyro_align.guides.posterior import Posterior
 from pyro_align.guides.pyro_state.modules import Prototype, RawParameter, latent_nodes, read_parameter, site_specs
 from pyro_align.guides.registry import register_guide
 from pyro_align.guides.relabel import Relabeling
-from pyro_align.guides.sites import Values
 from pyro_align.model.effects import SubstituteMessenger
 from pyro_align.model.guards import untouched
 from pyro_align.symmetry.element import Permutation
@@ -48,10 +46,6 @@ class Messenger(Wrapped):
 
     prototype: Prototype | None = field(default=None, repr=False)
     parameters: Mapping[str, RawParameter] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def _runner(self) -> RelabeledGuide:
-        return super().to_guide()
 
     def _permute(self, p: Permutation) -> Messenger:
         moved = super()._permute(p)
@@ -76,22 +70,18 @@ class Messenger(Wrapped):
         """Raises a :class:`GuideError` unless relabeled parameters make the relabeled guide."""
         noise = self.noise(_CHECKED_DRAWS)
         values, expected = self.push_with_log_prob(noise)
-        guide = self.to_guide()
+        guide, (args, kwargs) = self.to_guide(), self.arguments
         rounding = torch.finfo(self.dtype).eps ** 0.4  # 6e-7 in float64
         for i in range(_CHECKED_DRAWS):
-            found = self._log_prob(guide, {k: v[i] for k, v in values.items()})
+            with untouched(), torch.no_grad(), SubstituteMessenger({k: v[i] for k, v in values.items()}):
+                guide(*args, **kwargs)
+                found = guide.get_traces()[1].log_prob_sum()
             if not torch.allclose(found, expected[i], rtol=rounding, atol=rounding):
                 raise GuideError(
                     f"relabeling the parameters of this {self.prototype.cls.__name__} does not relabel the guide: the "
                     f"log density of a relabeled draw is {float(found):.6g}, of the draw {float(expected[i]):.6g}. The "
                     "priors that it runs tell the units apart; relabel it by wrapping: wrap_guide(guide, *args)"
                 )
-
-    def _log_prob(self, guide: AutoMessenger, values: Values) -> Tensor:
-        with untouched(), torch.no_grad(), SubstituteMessenger(values):
-            args, kwargs = self.arguments
-            guide(*args, **kwargs)
-            return guide.get_traces()[1].log_prob_sum()
 
     def _displace(self, other: Messenger, tau: float) -> Posterior:
         """Parameters linear in tau, not the geodesic; the endpoints are the guides themselves."""

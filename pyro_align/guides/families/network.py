@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_align.errors import GuideError
-from pyro_align.guides.adapters.mean_field import is_bayesian_module
+from pyro_align.guides.adapters.mean_field import mu_rho_pairs
 from pyro_align.guides.families.entrywise import Point
 from pyro_align.guides.families.given import read_draws
 from pyro_align.guides.families.guide_list import Independent
@@ -51,7 +51,7 @@ def read_module(module: nn.Module, *args: Any, **kwargs: Any) -> Posterior:
 
 def read_network(module: nn.Module) -> Point:
     """Reads the parameters and the floating-point buffers that a state dict holds, one site each, by name."""
-    if is_bayesian_module(module):
+    if mu_rho_pairs(module):
         raise GuideError(f"this {type(module).__name__} holds Bayesian layers; give read_bayesian_module(module)")
     points = {}
     parts = [(f"{prefix}." if prefix else "", m) for prefix, m in module.named_modules() if isinstance(m, PyroModule)]

@@ -158,7 +158,7 @@ class Wrapped(KnownByDraws):
 
     @cached_property
     def _runner(self) -> RelabeledGuide:
-        return self.to_guide()
+        return RelabeledGuide(self)
 
     def _permute(self, p: Permutation) -> Wrapped:
         if p.is_identity:

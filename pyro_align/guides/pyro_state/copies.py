@@ -79,14 +79,11 @@ def _tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
     """Tensors in containers and transforms: cached values of flows belong to the graph of the last training step."""
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors_in(part, depth - 1)
-    elif depth and isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors_in(part, depth - 1)
-    elif depth and isinstance(value, torch.distributions.Transform):
-        yield from _tensors_in(dict(value.__dict__), depth - 1)
+    elif isinstance(value, torch.distributions.Transform):
+        value = vars(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in parts if depth else ():
+        yield from _tensors_in(part, depth - 1)
 
 
 def held_modules(guide: Any) -> list[nn.Module]:

@@ -8,13 +8,11 @@ module gets its tensors raw, so that nothing is rounded by a constraint's invers
 from __future__ import annotations
 
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -23,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_align.errors import DiagnosticWarning, GuideError
+from pyro_align.errors import GuideError
 from pyro_align.guides.sites import SiteSpec
 
 UNTRAINED = "it has no parameters yet; call it once, guide(*args), or fit it first"
@@ -135,46 +133,6 @@ def own_tensors(guide: Any) -> dict[str, Tensor]:
     if not isinstance(guide, nn.Module):
         return {}
     return {**dict(guide.named_parameters()), **dict(guide.named_buffers())}
-
-
-def shared_tensors(first: Any, second: Any) -> list[str]:
-    """Names of the first guide's tensors whose memory is also the second's."""
-    there = {t.untyped_storage().data_ptr() for t in own_tensors(second).values() if t.numel()}
-    return [k for k, t in own_tensors(first).items() if t.numel() and t.untyped_storage().data_ptr() in there]
-
-
-def warn_if_stale(guide: Any) -> None:
-    """Warns where the param store holds other values under a guide's names: calling the guide would adopt them."""
-    if not isinstance(guide, PyroModule) or not guide._pyro_context.used:
-        return
-    if pyro.settings.get("module_local_params"):
-        return
-    stored = pyro.get_param_store()._params
-    stale = [
-        name
-        for name, own in _store_names(guide)
-        if name in stored and stored[name] is not own and not torch.equal(stored[name].detach(), own.detach())
-    ]
-    if stale:
-        warnings.warn(
-            f"the param store holds other values than this {type(guide).__name__} under {len(stale)} of its names "
-            f"(first: '{stale[0]}'), from another guide of the same name or from a loaded store. The guide's own "
-            "values are read; calling the guide would replace them by the store's. If the store's are meant, call the "
-            "guide once first",
-            DiagnosticWarning,
-            stacklevel=3,
-        )
-
-
-def _store_names(module: PyroModule) -> Iterator[tuple[str, Tensor]]:
-    """Full store name and own tensor of each parameter of a module tree."""
-    for child in module.modules():
-        if not isinstance(child, PyroModule) or not child._pyro_name:
-            continue
-        for name, tensor in child._parameters.items():
-            bare = name.removesuffix("_unconstrained")
-            if tensor is not None:
-                yield f"{child._pyro_name}.{bare if bare in child._pyro_params else name}", tensor
 
 
 # -- making a new guide ------------------------------------------------------------------------------------------------
