@@ -24,35 +24,36 @@ class Normals:
     """The sites that are independent Normals under one posterior, and their KLs as far as they are known."""
 
     moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # site -> location and scale
-    # site -> prior, and the KL to it; the prior of most sites is the same for every draw and batch
-    known: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    # site -> prior, the KL to it, and the sum of its scale's logarithms; the prior of most sites is the same for every
+    # draw and batch
+    known: dict[str, tuple[Any, Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def kl(self, name: str, message: dict[str, Any]) -> Tensor | None:
-        """E_q[log q - c log p] of a site, as :func:`pyro_align.model.normals.normal_kl` has it."""
+    def kl(self, name: str, message: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """E_q[log q - c log p] of a site, as :func:`~pyro_align.model.normals.normal_kl` has it, and its ``log_scale``
+        for :func:`~pyro_align.model.forward.site_sum`; None where they are not known.
+        """
         prior = normal_prior(message)
         if prior is None:
-            return None
-        fixed = not any(map(is_batched, prior)) and not message["infer"].get("_rows")
-        if fixed and name in self.known and _same(self.known[name][0], prior):
-            return self.known[name][1]
-        kl = normal_kl(message, *self.moments[name])
-        if fixed:
-            self.known[name] = prior, kl
-        return kl
+            return None, None
+        if any(map(is_batched, prior)) or message["infer"].get("_rows"):
+            return normal_kl(message, *self.moments[name]), None
+        if name not in self.known or not all(map(_same, self.known[name][0], prior)):
+            kl = normal_kl(message, *self.moments[name])
+            self.known[name] = prior, kl, forward.sum_log(prior[1])
+        return self.known[name][1:]
 
 
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether two priors are equal, number by number; of expanded tensors, the numbers that are there."""
-    return all(
-        isinstance(x, Tensor) == isinstance(y, Tensor) and (_equal(x, y) if isinstance(x, Tensor) else x == y)
-        for x, y in zip(a, b, strict=True)
-    )
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    if x.stride() == y.stride():  # else one of them may repeat what the other spells out
-        return x.shape == y.shape and torch.equal(forward.unexpanded(x), forward.unexpanded(y))
-    return torch.equal(x, y)
+def _same(x: Any, y: Any) -> bool:
+    """Whether two parameters of priors are equal, number by number; of expanded tensors, the numbers that are there."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return type(x) is type(y) and x == y
+    steps = x.stride()
+    if 0 not in steps or steps != y.stride():  # one of them may repeat what the other spells out
+        return torch.equal(x, y)
+    if x.shape != y.shape:
+        return False
+    shape = [1 if step == 0 else n for n, step in zip(x.shape, steps, strict=True)]
+    return torch.equal(*(v.as_strided(shape, steps, v.storage_offset()) for v in (x, y)))
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,11 @@ def _evaluate(
     """Everything about one draw."""
     enumerated = Enumerated(records) if any(map(forward.is_enumerated, records.latent.values())) else None
     data = observations(records, enumerated, by_hand=by_hand)
-    terms = latent_terms(records, enumerated) if prior else {}
     zero = data.log_likelihood.new_zeros(())
     depends = frozenset() if enumerated is None else enumerated.depends
     own = {name: normals.kl(name, records.latent[name]) for name in normals.moments if name not in depends and prior}
-    kls = {name: kl for name, kl in own.items() if kl is not None}
+    kls = {name: kl for name, (kl, _) in own.items() if kl is not None}
+    terms = latent_terms(records, enumerated, {name: found[1] for name, found in own.items()}) if prior else {}
     log_q = zero
     if len(kls) < len(draw):  # else nothing is left for which the rest of log q would be wanted
         log_q = zero + sum(normal_log_prob(draw[name], *normals.moments[name]) for name in kls)

@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from pyro_align.errors import PyroAlignError, TraceError
 from pyro_align.model.effects.enumerate import is_enumerable
 from pyro_align.model.effects.substitute import full_shape
-from pyro_align.model.forward import Records, check_observed, is_subsample, not_run, run
+from pyro_align.model.forward import Records, check_observed, is_subsample, not_run, run, without_validation
 from pyro_align.model.guards import gradless, uncompiled, untouched
 from pyro_align.model.supports import AnyValueMessenger, is_real, transform_onto
 
@@ -150,6 +150,9 @@ class Density:
         The discrete latents that are summed out hold their whole support along dims left of the plates.
         """
         trace = self.run(values)
+        for node in trace.nodes.values():
+            if node["type"] == "sample" and not is_subsample(node):
+                node["fn"] = without_validation(node["fn"])
         with pyro.validation_enabled(False):
             trace.compute_log_prob()
         return trace

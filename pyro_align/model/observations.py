@@ -8,6 +8,7 @@ indices is one whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +65,17 @@ def scaled_by_hand(whole: Records, part: Records) -> bool:
     return bool(whole.data)
 
 
-def latent_terms(records: Records, enumerated: Enumerated | None) -> dict[str, Tensor]:
-    """Scaled log probability of each latent and factor site, in nats; sites that share discrete latents as one."""
-    messages = {**records.latent, **records.factors}
-    if enumerated is None:
-        return {name: site_sum(m) for name, m in messages.items()}
-    terms = {name: site_sum(m) for name, m in messages.items() if name not in enumerated.depends}
-    for component in enumerated.components:
+def latent_terms(
+    records: Records, enumerated: Enumerated | None, log_scales: Mapping[str, Tensor | None] | None = None
+) -> dict[str, Tensor]:
+    """Scaled log probability of each latent and factor site, in nats; sites that share discrete latents as one.
+
+    ``log_scales`` are those of :func:`site_sum`, as far as they are known.
+    """
+    messages, known = {**records.latent, **records.factors}, log_scales or {}
+    depends = frozenset() if enumerated is None else enumerated.depends
+    terms = {name: site_sum(m, known.get(name)) for name, m in messages.items() if name not in depends}
+    for component in () if enumerated is None else enumerated.components:
         if component.latent:
             scale = enumerated.scale(component, [messages[n]["scale"] for n in component.latent])
             plates = _in_order(component.plates, messages[component.latent[0]])
