@@ -10,7 +10,6 @@ to be trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -145,7 +144,8 @@ class UnitMatcher:
     ) -> Tensor:
         """Searches some members again; says which of them the second of these searches improved."""
         part = Trial(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
-        part.offer(part.stack.permutation(*(_rows(t, rows) for t in (trial.best.indices, trial.best.signs))))
+        tables = (trial.best.indices, trial.best.signs)
+        part.offer(part.stack.permutation(*({k: v[rows] for k, v in t.items()} for t in tables)))
         found = [part.climb(part.start(k, generator)) for k in range(searches)]
         trial.best, trial.score = _put(trial.best, part.best, rows), trial.score.index_copy(0, rows, part.score)
         return found[1] if searches > 1 else torch.zeros_like(found[0])
@@ -255,10 +255,6 @@ def kicked(p: Permutation, fraction: float, generator: torch.Generator) -> Permu
         flip = torch.rand(now.shape, generator=generator, device="cpu") < fraction
         signs[name] = torch.where(flip, -now, now)
     return p.symmetry.permutation(p.indices, signs)
-
-
-def _rows(tables: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {k: v[rows] for k, v in tables.items()}
 
 
 def _put(p: Permutation, part: Permutation, rows: Tensor) -> Permutation:
