@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening
+from pyro_align.draws.soft import WARMEST, StackGains, softening
 from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
 from pyro_align.matching import elements, match
 from pyro_align.matching.assignment import picked, swap_costs
@@ -196,14 +196,14 @@ class Trial:
             return kicked(self.best, _KICK, generator)
         warmest = WARMEST if k == 0 else WARMEST * (0.5 + float(torch.rand((), generator=generator)))
         if len(names) == len(self.matcher.symmetry.atoms):
-            return annealed(self.gains, self.stack, warmest, generator)
+            return self.gains.annealed(self.stack, warmest, generator)
         matcher, best = self.matcher, self.best
         moved = {
             site: tuple(best.apply_site(site, f, signs=o) for f, o in zip(parts, matcher.odd, strict=True))
             for site, parts in self.moving.items()
         }
         gains = StackGains.of(matcher.symmetry, self.fixed, moved, matcher.odd)
-        return annealed(gains, self.stack, warmest, generator) @ best
+        return gains.annealed(self.stack, warmest, generator) @ best
 
     def doubtful(self) -> Tensor:
         """Members in which a unit would rather have another's partner, the others held, ``(units,)`` bool.
