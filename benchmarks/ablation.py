@@ -47,7 +47,9 @@ def _all(patches) -> Iterator[None]:
 
 
 def _solve_all(gain: torch.Tensor) -> torch.Tensor:
-    flat = [assignment._solve(m.cpu(), assignment.share_wanted(m)) for m in gain.reshape(-1, *gain.shape[-2:])]
+    matrices = gain.reshape(-1, *gain.shape[-2:])
+    wide = gain.shape[-1] >= assignment._WIDE  # smaller ones are never priced
+    flat = [assignment._solve(m.cpu(), assignment.share_wanted(m) if wide else 1.0) for m in matrices]
     return torch.stack([torch.from_numpy(f) for f in flat]).reshape(gain.shape[:-1]).to(gain.device)
 
 

@@ -199,7 +199,7 @@ def failed(peer: str, done) -> None:
 def recorded():
     """Notes the shapes of all gain products and copies the matrices of all assignments while the block runs."""
     work = {"products": [], "assignments": []}
-    add, solve = Gains.add, assignment._solve
+    add, solve, solve_small = Gains.add, assignment._solve, assignment.assigned
 
     def noted_add(self, node, odd, left, right):
         work["products"].append((left.shape, right.shape, left.dtype))
@@ -209,11 +209,15 @@ def recorded():
         work["assignments"].append((gain.clone(), wanted))
         return solve(gain, wanted)
 
-    Gains.add, assignment._solve = noted_add, noted_solve
+    def noted_small(gain):
+        work["assignments"] += [(matrix.clone(), 1.0) for matrix in gain]
+        return solve_small(gain)
+
+    Gains.add, assignment._solve, assignment.assigned = noted_add, noted_solve, noted_small
     try:
         yield work
     finally:
-        Gains.add, assignment._solve = add, solve
+        Gains.add, assignment._solve, assignment.assigned = add, solve, solve_small
 
 
 def replay(work) -> float:

@@ -76,7 +76,7 @@ class Members:
 def fits(problem: Problem) -> bool:
     """Whether a problem is small, has no nested atoms, and no block that carries more than two."""
     plain = all(len(b.free) <= 2 and not any(b.dims[i].around for i in b.free) for b in problem.blocks)
-    return plain and _size(problem) <= SMALL
+    return plain and sum(map(math.prod, problem.symmetry.shapes.values())) <= SMALL
 
 
 Pool = tuple[Members, Tensor]  # and their values, best first
@@ -130,10 +130,6 @@ def fittest(pools: Sequence[Pool]) -> Pool:
     apart[1:] = values[:-1] - values[1:] > _ROUNDING * values[1:].abs()
     kept = apart.nonzero().flatten()[:_KEPT]
     return members.take(rows[kept]), values[kept]
-
-
-def _size(problem: Problem) -> int:
-    return sum(math.prod(shape) for shape in problem.symmetry.shapes.values())
 
 
 def _draw(generator: torch.Generator) -> float:
