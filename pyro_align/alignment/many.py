@@ -182,14 +182,15 @@ def align_many(
     with bar:
         if reference is not None:
             start = _from_reference(posteriors, symmetry, first, match_all, restarts)
-            moved = [q.permute(p) for q, p in zip(posteriors, start.permutations, strict=True)]
+            moved = _moved(posteriors, start.permutations)
             frame = replace(start, history=(_spread(posteriors[first], moved),), status="converged")
-            return replace(_result(given, posteriors, frame, posteriors[first]), scales=tuple(scales))
+            return _result(given, moved, frame, posteriors[first], scales)
         best: _Frame | None = None
         rises = []
         generator = torch.Generator().manual_seed(seed)
         k = 0
-        while best is None or k <= restarts or (k < len(posteriors) and _proven(best)):
+        # where matches are cheap enough to be proven, every posterior may be the first reference
+        while best is None or k <= restarts or (k < len(posteriors) and best.proven):
             if k < len(posteriors):
                 start = _from_reference(posteriors, symmetry, k, match_all, restarts if k == 0 else 0)
             else:
@@ -200,8 +201,8 @@ def align_many(
                 rises.append(max(0.0, best.history[-1] - frame.history[-1]))
             best = frame if best is None or frame.history[-1] < best.history[-1] else best
             k += 1
-        center = barycenter([q.permute(p) for q, p in zip(posteriors, best.permutations, strict=True)])
-        return replace(_result(given, posteriors, best, center), falls=tuple(rises), scales=tuple(scales))
+        moved = _moved(posteriors, best.permutations)
+        return replace(_result(given, moved, best, barycenter(moved), scales), falls=tuple(rises))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +214,9 @@ class _Frame:
     history: tuple[float, ...] = ()
     status: str = "max_rounds"
 
-
-def _proven(frame: _Frame) -> bool:
-    """Whether matches are cheap enough to be proven, so that every posterior may be the first reference."""
-    return all(m is not None and m.status == "optimal" for m in frame.matches)
+    @property
+    def proven(self) -> bool:
+        return all(m is not None and m.status == "optimal" for m in self.matches)
 
 
 def _from_reference(posteriors, symmetry: Symmetry, first: int, match_all, restarts: int) -> _Frame:
@@ -234,8 +234,9 @@ def _settle(posteriors: Sequence[Posterior], start: _Frame, match_all, max_round
     permutations, matches, history = list(start.permutations), list(start.matches), []
     everyone = range(len(posteriors))
     for _ in range(max_rounds):
-        center = _center(posteriors, permutations)
-        history.append(_spread(center, [posteriors[i].permute(permutations[i]) for i in everyone]))
+        moved = _moved(posteriors, permutations)
+        center = barycenter(moved)
+        history.append(_spread(center, moved))
         found = match_all(center, everyone, permutations)
         matches = [found[i] for i in everyone]
         renewed = [_nearer(center, posteriors[i], found[i].permutation, permutations[i]) for i in everyone]
@@ -253,19 +254,20 @@ def _one_by_one(posteriors: Sequence[Posterior], permutations: list[Permutation]
     moved = False
     for i in range(len(posteriors)):
         others = [j for j in range(len(posteriors)) if j != i]
-        center = _center([posteriors[j] for j in others], [permutations[j] for j in others])
+        center = barycenter([posteriors[j].permute(permutations[j]) for j in others])
         new = match_all(center, [i], permutations)[i].permutation
         if new == permutations[i]:
             continue
         trial = [*permutations[:i], new, *permutations[i + 1 :]]
-        now = _spread(_center(posteriors, trial), [q.permute(p) for q, p in zip(posteriors, trial, strict=True)])
+        relabeled = _moved(posteriors, trial)
+        now = _spread(barycenter(relabeled), relabeled)
         if now < spread * (1 - _ROUNDING):
             permutations[i], spread, moved = new, now, True
     return moved
 
 
-def _center(posteriors: Sequence[Posterior], permutations: Sequence[Permutation]) -> Posterior:
-    return barycenter([q.permute(p) for q, p in zip(posteriors, permutations, strict=True)])
+def _moved(posteriors: Sequence[Posterior], permutations: Sequence[Permutation]) -> list[Posterior]:
+    return [q.permute(p) for q, p in zip(posteriors, permutations, strict=True)]
 
 
 def _read(guides: Sequence[Any]) -> list[Posterior]:
@@ -312,9 +314,8 @@ def _pairwise(posteriors: Sequence[Posterior]) -> np.ndarray:
 
 
 def _result(
-    given: Sequence[Posterior], posteriors: Sequence[Posterior], frame: _Frame, center: Posterior
+    given: Sequence[Posterior], moved: Sequence[Posterior], frame: _Frame, center: Posterior, scales: Iterable[Scales]
 ) -> ManyAlignments:
-    moved = [q.permute(p) for q, p in zip(posteriors, frame.permutations, strict=True)]
     return ManyAlignments(
         permutations=frame.permutations,
         posteriors=tuple(moved),
@@ -324,6 +325,7 @@ def _result(
         history=frame.history,
         status=frame.status,
         matches=frame.matches,
+        scales=tuple(scales),
     )
 
 

@@ -259,21 +259,9 @@ def align(
     if has_gauge(b, symmetry):
         (a, here), (b, there) = one_scale(a, symmetry), one_scale(b, symmetry)
         scales = here, there
-    found = match_posteriors(
-        a,
-        b,
-        symmetry,
-        divergence=divergence,
-        init=init,
-        matcher=matcher,
-        seed=seed,
-        restarts=restarts,
-        max_sweeps=max_sweeps,
-        time_limit=time_limit,
-        select=select,
-        with_margins=with_margins,
-        progress=progress,
-    )
+    limits = {"restarts": restarts, "max_sweeps": max_sweeps, "time_limit": time_limit}
+    options = {"matcher": matcher, "seed": seed, "with_margins": with_margins, "progress": progress, **limits}
+    found = match_posteriors(a, b, symmetry, divergence=divergence, init=init, select=select, **options)
     moved = b.permute(found.permutation)
     after, sites_after = _distances(a, moved)
     return Alignment(

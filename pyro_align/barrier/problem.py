@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from pyro_align.barrier.data import Data, digest
 from pyro_align.errors import BarrierError
 from pyro_align.guides import MeanFieldNormal
 from pyro_align.losses.elbo import kl_per_draw
-from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Sums, Totals, finish, merge, sums_of, to_numpy
+from pyro_align.losses.protocol import Estimate, GuideLoss, Loss, Sums, finish, merge, sums_of, to_numpy
 from pyro_align.losses.task import bootstrap_weights
 from pyro_align.model import forward
 from pyro_align.model.batch import Draws, Normals, Runner, call_shapes
@@ -185,8 +185,6 @@ class Part:
     Attributes:
         log_prior: As all that a :class:`Piece` has too, but NaN where another part, or none, has it.
         kl: Evaluation -> KL of each draw, ``(draws,)`` nats, in the part that has its first batch.
-        guides: (evaluation, loss of the guide) -> its values for all data, ``(draws,)``, in the part that has the first
-            batches.
         sums: (evaluation, number of the batch) -> its sums.
     """
 
@@ -194,7 +192,6 @@ class Part:
     log_q: np.ndarray
     log_prior: np.ndarray
     kl: dict[str, np.ndarray] = field(default_factory=dict)
-    guides: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     sums: dict[tuple[str, int], Sums] = field(default_factory=dict)
     vectorized: bool = True
 
@@ -210,15 +207,15 @@ def evaluate_part(problem: Problem, tau: float, share: tuple[int, int] = (0, 1))
     with torch.no_grad():
         values, log_q = posterior.push_with_log_prob(problem.noise)
     part = Part(tau, to_numpy(log_q), np.full(problem.num_samples, np.nan))
+    of_guide = {name: loss for name, loss in problem.losses.items() if isinstance(loss, GuideLoss)}
     for data in problem.data:
-        if share[0] == 0:
-            part.guides |= {
-                (data.name, name): _guide_loss(problem, data, tau, loss)
-                for name, loss in problem.losses.items()
-                if isinstance(loss, GuideLoss)
-            }
+        each = {k: {"draws": _guide_loss(problem, data, tau, loss)} for k, loss in of_guide.items() if share[0] == 0}
         if problem.on_draws:
             _add_batches(problem, part, data, share, posterior, values, log_q)
+        if each:
+            nothing = Sums({}, np.full(problem.num_samples, np.nan), problem.layouts[data.name].seen)
+            ran = part.sums.get((data.name, 0), nothing)
+            part.sums[data.name, 0] = replace(ran, losses={**ran.losses, **each})
     part.vectorized = problem.runner.vectorized
     return part
 
@@ -238,39 +235,26 @@ def joined(problem: Problem, parts: Sequence[Part]) -> Piece:
     """All batches at one tau, added in the order of the batches whichever part they come from."""
     first = next((part for part in parts if part.kl), parts[0])  # that of the first batches
     every = {key: value for part in parts for key, value in part.sums.items()}
-    sums = {data.name: _total(problem, every, data.name) for data in problem.data}
-    num_data = {}
-    for name, total in sums.items():  # what the model says under subsampling, else what was seen
-        layout = problem.layouts[name]
-        num_data[name] = layout.full if total is None or layout.full != layout.seen else total.seen
+    sums, num_data = {}, {}
+    for name, layout in problem.layouts.items():
+        mine = [every[key] for key in sorted(every) if key[0] == name]
+        sums[name] = reduce(partial(merge, problem.losses), mine)
+        # what the model says under subsampling, else what was seen
+        num_data[name] = layout.full if layout.full != layout.seen else sums[name].seen
     fitted = num_data[problem.fitted] if problem.num_data is None else problem.num_data
     estimates: dict[tuple[str, str], Estimate] = {}
     likelihood = {}
-    for data in problem.data:
-        name, total, count = data.name, sums[data.name], num_data[data.name]
-        done: dict[str, Estimate] = {}
-        likelihood[name] = np.full(problem.num_samples, np.nan)
-        if total is not None:
-            done = finish(problem.losses, total, fitted, first.kl[name], problem.temperature)
-            likelihood[name] = total.likelihood * (count / total.seen)
-        for part in parts:
-            for (evaluation, loss), values in part.guides.items():
-                if evaluation == name:
-                    totals = Totals(count, count, likelihood[name], values, problem.temperature)
-                    done[loss] = problem.losses[loss].finish({"values": values}, totals)
+    for name, total in sums.items():
+        kl = first.kl.get(name, first.log_prior)  # NaN where no loss looks at draws
+        done = finish(problem.losses, total, fitted, kl, problem.temperature)
+        likelihood[name] = total.likelihood * (num_data[name] / total.seen)
         estimates |= {(name, loss): done[loss] for loss in problem.losses}
     vectorized = all(part.vectorized for part in parts)
     return Piece(first.tau, estimates, likelihood, first.log_prior, first.log_q, num_data, vectorized)
 
 
-def _total(problem: Problem, every: Mapping[tuple[str, int], Sums], name: str) -> Sums | None:
-    """The sums of all batches of a data set; None where no loss looks at draws."""
-    mine = [every[key] for key in sorted(key for key in every if key[0] == name)]
-    return reduce(partial(merge, problem.losses), mine) if mine else None
-
-
 def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np.ndarray:
-    """A loss of the guide ``path(tau)``, once per draw with the draw's own seed, ``(draws,)`` for all data."""
+    """A loss of the guide ``path(tau)``, once per draw with the draw's own seed, ``(draws,)`` per datum."""
     if not callable(problem.path):
         raise BarrierError(f"{loss.name} needs a guide: the path must be callable, path(tau) -> guide")
     batches = list(islice(data.batches(), 2))
@@ -286,7 +270,7 @@ def _guide_loss(problem: Problem, data: Data, tau: float, loss: GuideLoss) -> np
     if share != 1:  # the posterior was fitted to more data or fewer: of its KL, these have their share
         temper = TemperMessenger(share, plates=layout.plates)
         model, guide = temper(model), temper(guide)
-    return loss.values(model, guide, args, kwargs, seeds)
+    return loss.values(model, guide, args, kwargs, seeds) / layout.full
 
 
 def _check_finite(problem: Problem, data: Data, tau: float, draws: Draws, values: Mapping[str, Tensor]) -> None:

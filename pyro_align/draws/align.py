@@ -119,9 +119,7 @@ def align_draws(
             f"expected a Symmetry, got {type(symmetry).__name__}; the order is align_draws(draws, symmetry)"
         )
     stacks = symmetry.stacks if isinstance(symmetry, Symmetry) else {}
-    ranks = {m: len(terms) - (k in stacks) for k, terms in symmetry.sites.items() for m in stacks.get(k, (k,))}
-    source = read_draws(draws, ranks).stacked(stacks)
-    symmetry = fit_symmetry(symmetry, source)
+    source, symmetry = _read(draws, symmetry, stacks)
     if atom is not None:
         only_atom(symmetry, atom)
     _named(None if by is None else {by: None}, "by", symmetry.sites)
@@ -146,26 +144,32 @@ def align_draws(
         raise ValueError("every draw is NaN or infinite in a site of the symmetry: there is nothing to relabel")
     task = Task(source, symmetry, carried, density, maps, ~bad, ~flagged if not flagged.all() else ~bad, options)
     log_probs = task.log_probs() if density is not None else None
-    if not symmetry.atoms:  # nothing to relabel
-        outcome, pivot = Outcome(Labels({}, {}), {}, 0, True), None
-    elif method == "ordering":
-        outcome, pivot = task.order(by, atom), None
-    elif method in BY_ROTATION:
-        given = reference if reference is not None or log_probs is not None else task.first_trusted()
-        pivot, start = choose_pivot(task, given, log_probs)
-        outcome = task.relabel_by_rotation(start, atom, by, fixed=reference is not None)
-        pivot = pivot if reference is not None else None
-    else:
-        pivot, start = choose_pivot(task, reference, log_probs)
-        if method in BY_ALLOCATION:
-            atom = task.component_atom(atom)
-            outcome = task.relabel_by_allocations(pivot, atom, allocations, allocation_site)
-        else:
-            outcome = task.relabel_by_values(start)
+    outcome, pivot = _relabeled(task, reference, log_probs, atom, by, (allocations, allocation_site))
     result = task.result(outcome, pivot, flagged, log_probs)
     _warn_of_unsettled(result)
-    undone = atom if method in BY_ROTATION else None
-    return task.certified(result, log_probs, undone) if certify and density is not None else result
+    if not certify or density is None:
+        return result
+    return task.certified(result, log_probs, atom if method in BY_ROTATION else None)
+
+
+def _relabeled(
+    task: Task, reference: Any, log_probs: Any, atom: str | None, by: str | None, allocations: tuple[Any, str | None]
+) -> tuple[Outcome, tuple[int, int] | None]:
+    """The outcome, and the draw that is the pivot, if one is."""
+    method = task.options.method
+    if not task.symmetry.atoms:  # nothing to relabel
+        return Outcome(Labels({}, {}), {}, 0, True), None
+    if method == "ordering":
+        return task.order(by, atom), None
+    if method in BY_ROTATION:
+        fixed = reference is not None
+        given = reference if fixed or log_probs is not None else task.first_trusted()
+        pivot, start = choose_pivot(task, given, log_probs)
+        return task.relabel_by_rotation(start, atom, by, fixed=fixed), pivot if fixed else None
+    pivot, start = choose_pivot(task, reference, log_probs)
+    if method in BY_ALLOCATION:
+        return task.relabel_by_allocations(pivot, task.component_atom(atom), *allocations), pivot
+    return task.relabel_by_values(start), pivot
 
 
 def _named(given: Mapping[str, Any] | None, option: str, known: Iterable[str]) -> Mapping[str, Any]:
@@ -191,10 +195,12 @@ def _warn_of_unsettled(result: AlignedDraws) -> None:
     )
 
 
-def fit_symmetry(symmetry: Symmetry | SymmetrySpec, source: Source) -> Symmetry:
-    """The symmetry with its sizes over the draws' sites, checked against them."""
+def _read(draws: Any, symmetry: Symmetry | SymmetrySpec, stacks: Stacks) -> tuple[Source, Symmetry]:
+    """The draws, and the symmetry with its sizes over their sites, checked against them."""
+    ranks = {m: len(terms) - (k in stacks) for k, terms in symmetry.sites.items() for m in stacks.get(k, (k,))}
+    source = read_draws(draws, ranks).stacked(stacks)
     symmetry = bound(symmetry, source.shapes, of="set of draws")
-    return replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
+    return source, replace(symmetry, sites={k: v for k, v in symmetry.sites.items() if k in source.arrays})
 
 
 def _density(source: Source, stacks: Stacks, model, args, kwargs, *, needed: bool) -> DrawDensity | None:

@@ -78,7 +78,7 @@ def by_values(
     """
     labels = Labels.identity(units.symmetry, units.count)
     center = {k: tuple(f.double() for f in v) for k, v in start.items()}
-    fixed = _weighted(center, dict.fromkeys(center, 1.0) if isinstance(weights, str) else weights, weights)
+    fixed = _multiplied(center, None, weights)
     estimated = weights in ("pooled", "diagonal")
     improved = 0
     for iteration in range(1, max_iterations + 1):
@@ -87,10 +87,10 @@ def by_values(
         done = (sums.changed == 0 and iteration > 1) or not (averaged or estimated)
         if done or iteration == max_iterations:
             scale = 1.0 if estimated else _scale(center, sums, weights)
-            return Outcome(labels, _first(center), iteration, done, improved, fixed, scale)
+            return Outcome(labels, {k: v[0] for k, v in center.items()}, iteration, done, improved, fixed, scale)
         if averaged:
             center = sums.mean
-        fixed = _renewed(center, sums, weights)
+        fixed = _multiplied(center, sums, weights)
     raise AssertionError("max_iterations is at least one")
 
 
@@ -102,29 +102,20 @@ def _scale(center: Features, sums: Sums, weights: str | Mapping[str, float]) -> 
     return max(total / max(1, sum(numel.values())), 1e-300)
 
 
-def _renewed(center: Features, sums: Sums, weights: str | Mapping[str, float]) -> Features:
-    if weights == "pooled":
-        return _weighted(center, {k: 1.0 / v for k, v in _pooled(center, sums).items()}, weights)
+def _multiplied(center: Features, sums: Sums | None, weights: str | Mapping[str, float]) -> Features:
+    """What features are multiplied with; before the first pass variances are not known, and squares do not count."""
+    pooled = _pooled(center, sums) if sums is not None and weights in ("pooled", "diagonal") else {}
     if weights == "diagonal":
+        if sums is None:
+            return {k: (m, torch.zeros_like(square)) for k, (m, square) in center.items()}
         fixed = {}
-        pooled = _pooled(center, sums)
         for k, (m, *_) in center.items():
             first, second = sums.mean[k]
             variance = (second - 2 * m * first + m.square()).clamp_min(1e-2 * pooled[k])
             fixed[k] = (m / variance, -0.5 / variance)
         return fixed
-    return _weighted(center, dict.fromkeys(center, 1.0) if weights == "equal" else weights, weights)
-
-
-def _first(features: Features) -> dict[str, Tensor]:
-    return {k: v[0] for k, v in features.items()}
-
-
-def _weighted(center: Features, weight: Mapping[str, float], kind: str | Mapping[str, float]) -> Features:
-    fixed = {k: tuple(f * weight.get(k, 1.0) for f in v) for k, v in center.items()}
-    if kind == "diagonal":  # until variances are known the squares do not count
-        fixed = {k: (v[0], torch.zeros_like(v[1])) for k, v in fixed.items()}
-    return fixed
+    weight = {k: 1.0 / v for k, v in pooled.items()} if isinstance(weights, str) else weights
+    return {k: tuple(f * weight.get(k, 1.0) for f in v) for k, v in center.items()}
 
 
 def _pooled(center: Features, sums: Sums) -> dict[str, float]:

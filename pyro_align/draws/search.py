@@ -10,7 +10,6 @@ to be trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_align.draws.soft import WARMEST, StackGains, annealed, softening
+from pyro_align.draws.soft import WARMEST, StackGains, softening
 from pyro_align.draws.stack import Features, choose, everywhere, per_unit, unit_objective
 from pyro_align.matching import elements, match
 from pyro_align.matching.assignment import picked, swap_costs
@@ -145,7 +144,8 @@ class UnitMatcher:
     ) -> Tensor:
         """Searches some members again; says which of them the second of these searches improved."""
         part = Trial(self, self.stack(len(rows)), fixed, {k: tuple(f[rows] for f in v) for k, v in moving.items()})
-        part.offer(part.stack.permutation(*(_rows(t, rows) for t in (trial.best.indices, trial.best.signs))))
+        tables = (trial.best.indices, trial.best.signs)
+        part.offer(part.stack.permutation(*({k: v[rows] for k, v in t.items()} for t in tables)))
         found = [part.climb(part.start(k, generator)) for k in range(searches)]
         trial.best, trial.score = _put(trial.best, part.best, rows), trial.score.index_copy(0, rows, part.score)
         return found[1] if searches > 1 else torch.zeros_like(found[0])
@@ -196,14 +196,14 @@ class Trial:
             return kicked(self.best, _KICK, generator)
         warmest = WARMEST if k == 0 else WARMEST * (0.5 + float(torch.rand((), generator=generator)))
         if len(names) == len(self.matcher.symmetry.atoms):
-            return annealed(self.gains, self.stack, warmest, generator)
+            return self.gains.annealed(self.stack, warmest, generator)
         matcher, best = self.matcher, self.best
         moved = {
             site: tuple(best.apply_site(site, f, signs=o) for f, o in zip(parts, matcher.odd, strict=True))
             for site, parts in self.moving.items()
         }
         gains = StackGains.of(matcher.symmetry, self.fixed, moved, matcher.odd)
-        return annealed(gains, self.stack, warmest, generator) @ best
+        return gains.annealed(self.stack, warmest, generator) @ best
 
     def doubtful(self) -> Tensor:
         """Members in which a unit would rather have another's partner, the others held, ``(units,)`` bool.
@@ -255,10 +255,6 @@ def kicked(p: Permutation, fraction: float, generator: torch.Generator) -> Permu
         flip = torch.rand(now.shape, generator=generator, device="cpu") < fraction
         signs[name] = torch.where(flip, -now, now)
     return p.symmetry.permutation(p.indices, signs)
-
-
-def _rows(tables: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {k: v[rows] for k, v in tables.items()}
 
 
 def _put(p: Permutation, part: Permutation, rows: Tensor) -> Permutation:

@@ -58,24 +58,19 @@ class StackGains:
         first = next(iter(moving.values()))[0]
         return cls(Gains.of(sizes, views), symmetry.signed, sizes, first.new_empty(()), len(first))
 
-    def uniform(self) -> dict[str, Pair]:
-        """Every partner, and either sign, equally likely."""
-        return {name: uniform(self.units, n, name in self.signed, self.like) for name, n in self.sizes.items()}
-
     def hard(self, p: Permutation) -> dict[str, Pair]:
         """The matrices of a relabeling of the stack."""
         return {name: hard(p.indices[name], p.signs.get(name), self.like) for name in self.sizes}
 
+    def annealed(self, stack: Symmetry, warmest: float, generator: torch.Generator) -> Permutation:
+        """A relabeling of each draw; atoms that cannot be soft keep their labels.
 
-def annealed(gains: StackGains, stack: Symmetry, warmest: float, generator: torch.Generator) -> Permutation:
-    """A relabeling of each draw; atoms that cannot be soft keep their labels.
-
-    Args:
-        gains: Those of the draws.
-        stack: The symmetry of the stack.
-        warmest: The first temperature, in standard deviations of a draw's gains.
-        generator: Draws the order of the atoms.
-    """
-    soft = gains.uniform()
-    first = torch.tensor([warmest], dtype=gains.like.dtype, device="cpu")
-    return stack.permutation(*anneal(gains.gains.expected, soft, first, _ROUNDS, generator))
+        Args:
+            stack: The symmetry of the stack.
+            warmest: The first temperature, in standard deviations of a draw's gains.
+            generator: Draws the order of the atoms.
+        """
+        soft = {name: uniform(self.units, n, name in self.signed, self.like) for name, n in self.sizes.items()}
+        return stack.permutation(
+            *anneal(self.gains.expected, soft, self.like.new_tensor([warmest]), _ROUNDS, generator)
+        )

@@ -124,14 +124,17 @@ class SymmetrizedGuide:
             Site -> ``(draws, *site_shape)``, and ``(draws,)`` nats.
         """
         values = self.posterior.push(self.posterior.noise(num_samples, generator=generator))
-        count = len(self.permutations)
-        place = torch.arange(num_samples, device=self.posterior.device)
-        for k in range(count):
-            rows = place % count == k if component is None else torch.full_like(place, k == component, dtype=torch.bool)
-            if bool(rows.any()):
-                moved = self._act(self.permutations[k], {s: v[rows] for s, v in values.items()})
-                values = {s: v.index_put((rows,), moved[s]) for s, v in values.items()}
+        values = self._shared_out(values) if component is None else self._act(self.permutations[component], values)
         return values, self.log_prob(values)
+
+    def _shared_out(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stratified: draw i is moved by relabeling i mod count."""
+        moved = {s: v.clone() for s, v in values.items()}
+        for k, p in enumerate(self.permutations):
+            part = self._act(p, {s: v[k :: len(self.permutations)] for s, v in values.items()})
+            for site, value in part.items():
+                moved[site][k :: len(self.permutations)] = value
+        return moved
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of constrained values ``(draws, *site_shape)`` under the mixture, ``(draws,)`` nats."""
@@ -154,12 +157,7 @@ class SymmetrizedGuide:
         noise = self.posterior.noise(num_samples, generator=torch.Generator().manual_seed(seed))
         values, log_q = self.posterior.push_with_log_prob(noise)
         log_joint, _ = DrawDensity(model, args, kwargs).log_probs(values)
-        count, mixture = len(self.permutations), torch.empty_like(log_q)
-        for k, p in enumerate(self.permutations):  # stratified: draw i comes from relabeling i mod count
-            rows = torch.arange(num_samples, device=mixture.device) % count == k
-            if bool(rows.any()):
-                mixture[rows] = self.log_prob(self._act(p, {s: v[rows] for s, v in values.items()}))
-        plain, mixed = log_joint - log_q.double(), log_joint - mixture.double()
+        plain, mixed = log_joint - log_q.double(), log_joint - self.log_prob(self._shared_out(values)).double()
         root = math.sqrt(num_samples)
         return SymmetrizedELBO(
             float(plain.mean()),
@@ -167,7 +165,7 @@ class SymmetrizedGuide:
             float(mixed.mean()),
             float(mixed.std()) / root,
             float(plain.mean()) + self.symmetry.log_order,
-            count,
+            len(self.permutations),
             self.exhaustive,
         )
 

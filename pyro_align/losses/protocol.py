@@ -193,7 +193,7 @@ class GuideLoss(Loss):
         """The loss of all data, once with each seed, ``(seeds,)``."""
 
     def finish(self, total: Contribution, totals: Totals) -> Estimate:
-        return Estimate(total["values"] / totals.num_data)
+        return Estimate(total["draws"])  # already per datum, of those that the model stands for
 
 
 def to_numpy(value: Tensor) -> np.ndarray:

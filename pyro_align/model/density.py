@@ -78,7 +78,8 @@ class Density:
         self.latents: dict[str, LatentSite] = {}  # site name -> :class:`LatentSite`, in the model's order
         self.observed: list[str] = []  # names of the observed sites
         self.enumerated: list[str] = []  # names of the discrete latent sites that are summed out
-        self._deterministic = {name for name, node in prototype.nodes.items() if is_deterministic(node)}
+        samples = {name: node for name, node in prototype.nodes.items() if node["type"] == "sample"}
+        self._deterministic = {name for name, node in samples.items() if node["infer"].get("_deterministic")}
         dims = [0]
         for name, node in prototype.nodes.items():
             if node["type"] == "param" and parameters:
@@ -199,11 +200,6 @@ class Density:
                 noise /= max(1, torch.Size(shape[1:]).numel()) ** 0.5
             values[name] = transform(noise.to(site.device)).to(dtype or site.dtype)
         return values
-
-
-def is_deterministic(node: Mapping[str, Any]) -> bool:
-    """Whether a node of a trace only records a value."""
-    return node["type"] == "sample" and bool(node["infer"].get("_deterministic"))
 
 
 def _latent(

@@ -115,17 +115,14 @@ class Enumerated:
         with pyro.validation_enabled(False):
             contracted = contract_tensor_tree(self._tree(names), self._summed, ring=_Ring(cache={}))
         terms = [self._kept(term, layout) for terms in contracted.values() for term in terms]
-        sizes = self._sizes(plates)
+        frames = {f.name: f.size for m in self._messages.values() for f in m["cond_indep_stack"] if f.vectorized}
+        sizes = [frames[p] for p in plates]
         return sum((t.expand(sizes) for t in terms[1:]), terms[0].expand(sizes))
 
     def _kept(self, term: Tensor, layout: str) -> Tensor:
         drop = [i for i, symbol in enumerate(term._pyro_dims) if symbol not in layout]
         dims = "".join(s for s in term._pyro_dims if s in layout)
         return _laid_out(term.sum(drop) if drop else term, dims, layout)
-
-    def _sizes(self, plates: Collection[str]) -> list[int]:
-        frames = {f.name: f.size for m in self._messages.values() for f in m["cond_indep_stack"] if f.vectorized}
-        return [frames[p] for p in plates]
 
     def total(self, bumps: dict[str, Tensor] | None = None) -> Tensor:
         """The scaled log joint of all sites, a scalar; ``bumps`` are added to the log densities of the sites named."""

@@ -72,9 +72,13 @@ class Records:
                 self.latent[name] = message
                 continue
             message["fn"] = without_validation(message["fn"])
-            if _is_hidden(message):  # what a reparameterization leaves behind, say
+            hidden = (getattr(layer, "_mask", None) is False for layer in layers(message["fn"]))
+            if message["mask"] is False or any(
+                hidden
+            ):  # whatever its value: what a reparameterization leaves behind, say
                 continue
-            if _is_factor(message["fn"]) and not (message["infer"].get("likelihood") or _in_plates(message)):
+            factor = type(unwrapped(message["fn"])).__name__ in ("Unit", "Delta")
+            if factor and not (message["infer"].get("likelihood") or _in_plates(message)):
                 self.factors[name] = message
             else:
                 self.data[name] = _by_entry(message)
@@ -255,7 +259,8 @@ def site_mask(message: Message) -> Tensor | None:
     """Which cells of a site are observed, broadcastable to its batch shape; None where all are."""
     fn, mask = message["fn"], message["mask"]
     if mask is not None and not isinstance(mask, Tensor):
-        mask = None if mask else torch.zeros(torch.Size(fn.batch_shape), dtype=torch.bool, device=_device(message))
+        device = message["value"].device if isinstance(message["value"], Tensor) else "cpu"
+        mask = None if mask else torch.zeros(torch.Size(fn.batch_shape), dtype=torch.bool, device=device)
     if not has_mask(fn):
         return mask
     event = 0
@@ -266,16 +271,6 @@ def site_mask(message: Message) -> Tensor | None:
             mask = own if mask is None else mask & own
         event += getattr(layer, "reinterpreted_batch_ndims", 0)
     return mask
-
-
-def _device(message: Message) -> torch.device:
-    value = message["value"]
-    return value.device if isinstance(value, Tensor) else torch.device("cpu")
-
-
-def _is_hidden(message: Message) -> bool:
-    """Whether all of an observed site is masked, whatever its value."""
-    return message["mask"] is False or any(getattr(layer, "_mask", None) is False for layer in layers(message["fn"]))
 
 
 def _in_plates(message: Message) -> bool:
@@ -299,7 +294,3 @@ def _by_entry(message: Message) -> Message:
             + (" and plates, whose cells are the data" if _in_plates(message) else "")
         )
     return {**message, "fn": type(fn)(fn.base_dist, most - dims, validate_args=False)}
-
-
-def _is_factor(fn) -> bool:
-    return type(unwrapped(fn)).__name__ in ("Unit", "Delta")

@@ -88,7 +88,7 @@ def observations(records: Records, enumerated: Enumerated | None, *, by_hand: bo
     """The data of a run, discrete latents summed out for each; ``by_hand`` where scales stand for data left out."""
     groups = _groups(records, enumerated)
     if not groups:
-        nothing = torch.zeros((), device=_any_device(records))
+        nothing = torch.zeros((), device=next((m["value"].device for m in records.latent.values()), "cpu"))
         return Observations(nothing.expand(0), nothing, None, (), 1.0)
     shared = frozenset.intersection(*(plates for _, plates in groups))
     plates = _in_order(shared, records.data[groups[0][0][0]])
@@ -178,10 +178,6 @@ def onto_plates(message: Message, value: Tensor, plates: tuple[str, ...], event_
 def _on(scale: float | Tensor, message: Message, plates: tuple[str, ...]) -> float | Tensor:
     """A site's scale as a factor of what has the plates' dims."""
     return onto_plates(message, scale, plates) if isinstance(scale, Tensor) and scale.dim() else scale
-
-
-def _any_device(records: Records) -> torch.device:
-    return next((m["value"].device for m in records.latent.values()), torch.device("cpu"))
 
 
 def _in_order(plates: frozenset[str], message: Message) -> tuple[str, ...]:
