@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule
 
+from pyro_align.discovery.recording import Recording
 from studies.elbo import negative_elbo
 
 Parameters = Mapping[str, Mapping[str, Tensor]]
@@ -46,7 +47,7 @@ class Step:
             self._graphs[len(x)] = self._trace(parameters, values, x, y, temperature)
             torch.set_rng_state(state)  # how often a fit is interrupted and traced again must not change it
         with torch.no_grad():
-            loss, *gradients = self._graphs[len(x)](values, x, y, temperature)
+            loss, *gradients = self._graphs[len(x)](*values, x, y, temperature)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         return loss
@@ -66,7 +67,9 @@ class Step:
                 gradients = torch.autograd.grad(loss, leaves)
             return [loss.detach() / self.size, *gradients]
 
-        return make_fx(loss_and_gradients)(values, x, y, temperature)
+        graph = Recording({}).run(loss_and_gradients, values, x, y, temperature)
+        graph.graph.eliminate_dead_code()
+        return GraphModule(graph, graph.graph)
 
 
 class Captured:
