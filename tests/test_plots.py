@@ -139,6 +139,11 @@ def test_a_symmetry_by_boxes_and_dots():
     assert top > bottom, "the first site stands above the last"
 
 
+def bounds(patch):
+    """Left, bottom, width and height; older matplotlib draws spans as polygons."""
+    return tuple(patch.get_path().get_extents(patch.get_patch_transform()).bounds)
+
+
 def test_products_sums_and_nested_atoms():
     ax = attention().plot()
     labels = [label.get_text() for label in ax.get_xticklabels()]
@@ -149,7 +154,7 @@ def test_products_sums_and_nested_atoms():
     assert words(ax).count("+") == 2
     assert "×" not in words(ax), "a nested atom's box stands inside its outer atom's"
     assert {"3", "2", "scalar"} <= set(words(ax)), "head stands three times in qkv, query twice"
-    boxes = {tuple(patch.get_bbox().bounds): patch for patch in ax.patches}
+    boxes = {bounds(patch): patch for patch in ax.patches}
     color = {
         name: line.get_color() for name in ("head", "query") for line in ax.get_lines() if line.get_label() == name
     }
