@@ -117,12 +117,22 @@ def test_computed_allocations_are_the_same_whether_kept_or_not(data, monkeypatch
     assert torch.equal(kept.permutations["k"], align_draws(data.draws, MIXTURE, **options).permutations["k"])
 
 
+def make_array(group, name, dims=None, **options):
+    """An array of float64, in the words of either version of Zarr; without dims it is nothing that xarray reads."""
+    if hasattr(zarr, "create_array"):
+        return group.create_array(name, dtype="f8", dimension_names=dims, **options)
+    array = group.create_dataset(name, dtype="f8", **options)
+    if dims is not None:
+        array.attrs["_ARRAY_DIMENSIONS"] = list(dims)
+    return array
+
+
 @pytest.mark.parametrize("kind", ["installed ArviZ", "dataset", "lazy tree", "netCDF file", "plain arrays", "tensors"])
 def test_whatever_is_given_can_be_written(kind, data, stored, tmp_path):
     whole = groups(data)
     plain = zarr.open_group(tmp_path / "plain.zarr", mode="w")
     for name, value in data.draws.items():
-        plain.create_array(name, shape=value.shape, chunks=(1, 20, 3), dtype="f8")[:] = value.numpy()
+        make_array(plain, name, shape=value.shape, chunks=(1, 20, 3))[:] = value.numpy()
     tree_of(whole).to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
     given = {
         "installed ArviZ": lambda: assemble(whole),
@@ -154,7 +164,7 @@ def test_what_cannot_be_read_or_written(data, stored, tmp_path, monkeypatch):
     xr.Dataset({"loc": ("n", np.zeros(3))}).to_zarr(tmp_path / "other.zarr", consolidated=False)
     with pytest.raises(ValueError, match="no group 'posterior'"):
         align_draws(tmp_path / "other.zarr", MIXTURE)
-    zarr.open_group(tmp_path / "plain.zarr", mode="w").create_array("loc", shape=(2, 5, 3), dtype="f8")
+    make_array(zarr.open_group(tmp_path / "plain.zarr", mode="w"), "loc", shape=(2, 5, 3))
     with pytest.raises(ValueError, match="do not name their dims"):
         align_draws(tmp_path / "plain.zarr", MIXTURE)
     aligned = align_draws(stored, MIXTURE)
@@ -185,9 +195,7 @@ def write_network(path, chains, draws):
     group = root.create_group("posterior")
     for name, shape in shapes.items():
         dims = ("chain", "draw", "unit", "input")[: 2 + len(shape)]
-        array = group.create_array(
-            name, shape=(chains, draws, *shape), chunks=(1, 25, *shape), dtype="f8", dimension_names=dims
-        )
+        array = make_array(group, name, dims, shape=(chains, draws, *shape), chunks=(1, 25, *shape))
         orders = np.random.default_rng(1)  # alike for all sites
         for c in range(chains):
             for lo in range(0, draws, 25):
