@@ -72,10 +72,8 @@ class Records:
                 self.latent[name] = message
                 continue
             message["fn"] = without_validation(message["fn"])
-            hidden = (getattr(layer, "_mask", None) is False for layer in layers(message["fn"]))
-            if message["mask"] is False or any(
-                hidden
-            ):  # whatever its value: what a reparameterization leaves behind, say
+            # masked whatever its value: what a reparameterization leaves behind, say
+            if message["mask"] is False or any(getattr(f, "_mask", None) is False for f in layers(message["fn"])):
                 continue
             factor = type(unwrapped(message["fn"])).__name__ in ("Unit", "Delta")
             if factor and not (message["infer"].get("likelihood") or _in_plates(message)):
