@@ -6,6 +6,7 @@ import pytest
 from oracle import missed, sign_choices
 from problems import PROBLEMS, same_group
 
+from pyro_align import discovery
 from pyro_align.axes import Atom, Fixed, Product, Sum, children
 from pyro_align.discovery import analyze_signs, find_symmetry
 from pyro_align.discovery.source import Source
@@ -83,15 +84,16 @@ def case(problem, missed):
 
 @pytest.fixture
 def one_trace(monkeypatch):
-    """A model is traced once, whatever is asked of it."""
-    trace, traced = Source.trace, []
+    """A model is traced, and its axes are inferred, once, whatever is asked of it."""
 
-    def once(source):
-        if not traced:
-            traced.append(trace(source))
-        return traced[0]
+    def once(owner, name):
+        function, known = getattr(owner, name), []
+        monkeypatch.setattr(
+            owner, name, lambda *given: known[0] if known else known.append(function(*given)) or known[0]
+        )
 
-    monkeypatch.setattr(Source, "trace", once)
+    once(Source, "trace")
+    once(discovery, "infer")
 
 
 @pytest.mark.usefixtures("one_trace")
