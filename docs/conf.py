@@ -54,6 +54,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"pyro_align\.discovery\.(tracing|walk|axes|rotations|signs\.parity|signs\.analysis)(\..*)?"),
     (r"py:.*", r"pyro_align\.guides\.(pyro_state|features|transport|families\.draws)(\..*)?"),
     (r"py:.*", r"pyro_align\.matching\.(matcher|problem|annealing|enumeration|population|soft)(\..*)?"),
-    (r"py:.*", r"pyro_align\.symmetry\.(blocks|action|reasons|group\.Resting|element\._Module)(\..*)?"),
+    (r"py:.*", r"pyro_align\.symmetry\.(blocks|action|findings\.(Reason|Why|Resting)|element\._Module)(\..*)?"),
     (r"py:.*", r"pyro_align\.(draws\.carried|losses\.protocol\._L)(\..*)?"),
 ]

@@ -81,7 +81,7 @@ class Alone:
         """The outputs at other inputs."""
         leaves = list(self.leaves)
         for i, name in self.slots.items():
-            leaves[i] = values[name].clone()
+            leaves[i] = values[name].clone(memory_format=torch.contiguous_format)
         out = self._call(leaves)
         found = out if isinstance(out, tuple | list) else [out]
         return {f"output{k}": found[k] for k in self.used if isinstance(found[k], Tensor)}

@@ -30,6 +30,8 @@ def hoist_selections(module: GraphModule) -> None:
     graph = module.graph
     changed = False
     for node in list(graph.nodes):
+        if node.target is aten.slice.Tensor and shape_of(node) == shape_of(node.args[0]):  # all of an axis is taken
+            node.replace_all_uses_with(node.args[0])
         if (piece := _piece(module, node)) is None:
             continue
         with graph.inserting_before(node):

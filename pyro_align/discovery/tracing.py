@@ -54,8 +54,9 @@ class TracedGraph:
     supports: Mapping[str, Constraint] = field(default_factory=dict)
 
     def placed(self, values: Mapping[str, Tensor], cast: Callable[[Tensor], Tensor]) -> dict[Node, Tensor]:
-        """The values, cast, of the nodes that stand for sites."""
-        return {node: cast(values[name]) for name, nodes in self.nodes.items() for node in nodes}
+        """The values, cast, of the nodes that stand for sites, laid out as they were traced."""
+        given = {k: values[k].contiguous() if self.values[k].is_contiguous() else values[k] for k in self.nodes}
+        return {node: cast(given[name]) for name, nodes in self.nodes.items() for node in nodes}
 
 
 def trace_density(density: Density, *, scope: str, parameters: bool = False) -> TracedGraph:

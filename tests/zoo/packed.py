@@ -39,7 +39,7 @@ def attention_of_many_queries_and_one_key():
     """One key and one value serve all heads, so that dimensions are the same in each."""
 
     def cut(packed):
-        packed = packed.view(*packed.shape[:2], 5, 2)
+        packed = packed.view(*packed.shape[:2], 5, 2).narrow(1, 0, packed.shape[1])  # all of them
         q, k, v = packed[:, :, :-2], packed[:, :, [-2]], packed[:, :, [-1]]
         return (t.transpose(1, 2) for t in (q, k, v))
 
