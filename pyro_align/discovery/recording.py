@@ -1,6 +1,6 @@
 """From a function of tensors to the graph of the ATen operations that it runs.
 
-PyTorch's ``make_fx`` records the same, with a compiler's bookkeeping, in about twice the time.
+PyTorch's ``make_fx`` records the same with a compiler's bookkeeping, which a graph that is only read does not need.
 """
 
 from __future__ import annotations
